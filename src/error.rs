@@ -1,0 +1,111 @@
+//! The one error of the library: a status of the C ABI and a sentence.
+
+use std::fmt;
+
+/// The outcome of a call, with the numbers that cross the C ABI.
+///
+/// A number never changes its meaning; new ones are appended.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// Success.
+    Ok = 0,
+    /// A pointer is NULL though its length is not 0.
+    Null = -1,
+    /// A length does not agree with the shape.
+    Length = -2,
+    /// A scalar argument or an element is outside its domain.
+    Range = -3,
+    /// Not a live handle, or a handle of another kind.
+    Handle = -4,
+    /// The configuration or option JSON is malformed, or has an unknown key or value.
+    Config = -5,
+    /// A file cannot be opened, read or written.
+    Io = -6,
+    /// A file is not what it claims, is truncated, or is inconsistent.
+    Format = -7,
+    /// Valid, but not something this build or backend can do.
+    Unsupported = -8,
+    /// Host or device memory is exhausted.
+    Memory = -9,
+    /// The CUDA backend was demanded and cannot be used, or failed while running.
+    Backend = -10,
+    /// Not possible now.
+    State = -11,
+    /// Text is not UTF-8.
+    Encoding = -12,
+    /// A bug in the library: a panic was caught.
+    Internal = -99,
+}
+
+/// A failed call: the status that the caller gets and the sentence that explains it.
+///
+/// The sentence names the argument, what was expected and what was found
+/// (`x_len is 63, expected cols = 64`); the boundary puts the function's name before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    status: Status,
+    message: String,
+}
+
+/// The result of everything here that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+macro_rules! constructors {
+    ($($(#[$doc:meta])* $name:ident => $status:ident;)*) => {
+        $($(#[$doc])*
+        #[cold]
+        pub fn $name(message: impl Into<String>) -> Error {
+            Error { status: Status::$status, message: message.into() }
+        })*
+    };
+}
+
+impl Error {
+    constructors! {
+        /// A required pointer is NULL.
+        null => Null;
+        /// A length does not agree with the shape.
+        length => Length;
+        /// A value is outside its domain.
+        range => Range;
+        /// A handle is not live, or of another kind.
+        handle => Handle;
+        /// Configuration or options are wrong.
+        config => Config;
+        /// The system refused a file operation.
+        io => Io;
+        /// The contents of a file are wrong.
+        format => Format;
+        /// Valid, but not possible with this build or machine.
+        unsupported => Unsupported;
+        /// Memory is exhausted.
+        memory => Memory;
+        /// The CUDA backend cannot be used.
+        backend => Backend;
+        /// Not possible in the present state.
+        state => State;
+        /// Text is not UTF-8.
+        encoding => Encoding;
+        /// A bug was caught.
+        internal => Internal;
+    }
+
+    /// The status that crosses the ABI.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// The sentence, without the name of the function that failed.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}

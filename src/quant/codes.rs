@@ -1,0 +1,248 @@
+//! Quantised matrices in the form that crosses the ABI and lies in files: codes row-major, packed
+//! with the first code in the most significant bits, scales and zero points beside them.
+
+use half::f16;
+
+use super::shape::{Bits, Per, Shape};
+
+/// How codes lie in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// One code a byte: `(rows, cols)`.
+    Bytes,
+    /// First code in the most significant bits, each row padded to whole bytes:
+    /// `(rows, ceil(cols * bits / 8))`. The padding bits may hold anything.
+    Msb,
+}
+
+/// Borrowed scales, in the precision they are stored with.
+#[derive(Clone, Copy, Debug)]
+pub enum ScaleValues<'a> {
+    /// Given by a caller: kept as they are.
+    F32(&'a [f32]),
+    /// Made by this library, or read from a file that has them so.
+    F16(&'a [f16]),
+}
+
+impl ScaleValues<'_> {
+    /// The value at `i`, widened.
+    pub fn get(&self, i: usize) -> f32 {
+        match self {
+            ScaleValues::F32(v) => v[i],
+            ScaleValues::F16(v) => v[i].to_f32(),
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            ScaleValues::F32(v) => v.len(),
+            ScaleValues::F16(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A quantised matrix, borrowed.
+///
+/// Whoever makes one has checked the lengths against the shape: the accessors index and would panic.
+#[derive(Clone, Copy, Debug)]
+pub struct Codes<'a> {
+    /// Rows, columns and groups.
+    pub shape: Shape,
+    /// Bits a code.
+    pub bits: Bits,
+    /// How `bytes` holds the codes.
+    pub packing: Packing,
+    /// The codes: `(rows, cols)` or `(rows, ceil(cols * bits / 8))` by `packing`.
+    pub bytes: &'a [u8],
+    /// The scales, as many as `scale_per` asks for.
+    pub scales: ScaleValues<'a>,
+    /// What one scale covers.
+    pub scale_per: Per,
+    /// Zero points with what one of them covers; `None`: `2^(bits-1)` everywhere. Never with one bit.
+    pub zero_points: Option<(&'a [i32], Per)>,
+}
+
+impl<'a> Codes<'a> {
+    /// The bytes of one row of codes.
+    pub fn row_bytes(&self, row: usize) -> &'a [u8] {
+        let n = match self.packing {
+            Packing::Bytes => self.shape.cols,
+            Packing::Msb => packed_row_bytes(self.shape.cols, self.bits),
+        };
+        &self.bytes[row * n..(row + 1) * n]
+    }
+
+    /// The scale of `(row, group)`.
+    pub fn scale(&self, row: usize, group: usize) -> f32 {
+        self.scales
+            .get(self.scale_per.index(row, group, self.shape.groups))
+    }
+
+    /// The zero point of `(row, group)`; meaningless for one bit.
+    pub fn zero_point(&self, row: usize, group: usize) -> i32 {
+        match self.zero_points {
+            None => self.bits.default_zero_point(),
+            Some((values, per)) => values[per.index(row, group, self.shape.groups)],
+        }
+    }
+
+    /// The codes of one row, one a byte; `out` is `(cols)`.
+    pub fn row_codes(&self, row: usize, out: &mut [u8]) {
+        match self.packing {
+            Packing::Bytes => out.copy_from_slice(self.row_bytes(row)),
+            Packing::Msb => unpack_row(self.row_bytes(row), self.bits, out),
+        }
+    }
+
+    /// The weights of one row; `out` is `(cols)`. Each is `scale * level` rounded once to float32.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let mut codes = vec![0; self.shape.cols];
+        self.row_codes(row, &mut codes);
+        for g in 0..self.shape.groups {
+            let (scale, zero) = (self.scale(row, g), self.zero_point(row, g));
+            for c in self.shape.group_columns(g) {
+                out[c] = scale * self.bits.level(codes[c], zero) as f32;
+            }
+        }
+    }
+}
+
+/// Owned scales.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ScalesBuf {
+    /// Float32 scales.
+    F32(Vec<f32>),
+    /// Float16 scales.
+    F16(Vec<f16>),
+}
+
+impl ScalesBuf {
+    /// The same, borrowed.
+    pub fn values(&self) -> ScaleValues<'_> {
+        match self {
+            ScalesBuf::F32(v) => ScaleValues::F32(v),
+            ScalesBuf::F16(v) => ScaleValues::F16(v),
+        }
+    }
+}
+
+/// A quantised matrix, owned: codes packed, one scale a group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CodesBuf {
+    /// Rows, columns and groups.
+    pub shape: Shape,
+    /// Bits a code.
+    pub bits: Bits,
+    /// Packed codes: `(rows, ceil(cols * bits / 8))`.
+    pub bytes: Vec<u8>,
+    /// Scales: `(rows, groups)`.
+    pub scales: ScalesBuf,
+    /// Zero points: `(rows, groups)`; `None`: `2^(bits-1)` everywhere.
+    pub zero_points: Option<Vec<i32>>,
+}
+
+impl CodesBuf {
+    /// The same, borrowed.
+    pub fn as_codes(&self) -> Codes<'_> {
+        Codes {
+            shape: self.shape,
+            bits: self.bits,
+            packing: Packing::Msb,
+            bytes: &self.bytes,
+            scales: self.scales.values(),
+            scale_per: Per::Group,
+            zero_points: self.zero_points.as_deref().map(|z| (z, Per::Group)),
+        }
+    }
+}
+
+/// Bytes of a packed row of `cols` codes.
+pub const fn packed_row_bytes(cols: usize, bits: Bits) -> usize {
+    // cols * bits could overflow where cols alone does not; per byte there are 8 / bits codes.
+    cols.div_ceil(8 / bits.get())
+}
+
+/// Packs one row, first code in the most significant bits; the last byte is padded with zeros.
+///
+/// `codes` is `(cols)`, `out` is `(packed_row_bytes)`. Codes must not exceed `bits.max_code()`.
+pub fn pack_row(codes: &[u8], bits: Bits, out: &mut [u8]) {
+    let (b, per_byte) = (bits.get(), 8 / bits.get());
+    for (byte, chunk) in out.iter_mut().zip(codes.chunks(per_byte)) {
+        *byte = chunk
+            .iter()
+            .enumerate()
+            .fold(0, |acc, (i, &c)| acc | c << (8 - b * (i + 1)));
+    }
+}
+
+/// Unpacks one row; `packed` is `(packed_row_bytes)`, `out` is `(cols)`.
+pub fn unpack_row(packed: &[u8], bits: Bits, out: &mut [u8]) {
+    let (b, per_byte) = (bits.get(), 8 / bits.get());
+    for (chunk, &byte) in out.chunks_mut(per_byte).zip(packed) {
+        for (i, c) in chunk.iter_mut().enumerate() {
+            *c = byte >> (8 - b * (i + 1)) & bits.max_code();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_code_is_most_significant() {
+        let mut out = [0u8; 1];
+        pack_row(&[1, 2], Bits::Four, &mut out);
+        assert_eq!(out, [0x12]);
+        pack_row(&[3, 0, 1], Bits::Two, &mut out);
+        assert_eq!(out, [0b1100_0100]);
+        pack_row(&[1, 0, 0, 0, 0, 0, 0, 1], Bits::One, &mut out);
+        assert_eq!(out, [0x81]);
+    }
+
+    #[test]
+    fn packing_round_trips_at_every_length() {
+        for bits in Bits::ALL {
+            for cols in [0usize, 1, 2, 3, 7, 8, 9, 31, 33, 65] {
+                let codes: Vec<u8> = (0..cols)
+                    .map(|i| (i * 37 + 11) as u8 & bits.max_code())
+                    .collect();
+                let mut packed = vec![0; packed_row_bytes(cols, bits)];
+                pack_row(&codes, bits, &mut packed);
+                if let Some(last) = packed.last_mut() {
+                    let used = cols * bits.get() % 8;
+                    if used != 0 {
+                        *last |= 0xff >> used; // padding may hold anything
+                    }
+                }
+                let mut back = vec![0xee; cols];
+                unpack_row(&packed, bits, &mut back);
+                assert_eq!(back, codes, "{bits:?} {cols}");
+            }
+        }
+    }
+
+    #[test]
+    fn dequantised_row() {
+        let m = Codes {
+            shape: Shape::new(2, 3, 2),
+            bits: Bits::Four,
+            packing: Packing::Bytes,
+            bytes: &[0, 15, 8, 1, 2, 3],
+            scales: ScaleValues::F32(&[1.0, 2.0, 0.5, 4.0]),
+            scale_per: Per::Group,
+            zero_points: Some((&[8, 1], Per::Row)),
+        };
+        let mut row = [0.0; 3];
+        m.dequantize_row(0, &mut row);
+        assert_eq!(row, [-8.0, 7.0, 0.0]);
+        m.dequantize_row(1, &mut row);
+        assert_eq!(row, [0.0, 0.5, 8.0]);
+    }
+}
