@@ -1,5 +1,8 @@
 //! Fast quantised matrix products with a C ABI.
 
+pub mod cpu;
 pub mod error;
+pub mod matmul;
 pub mod memory;
 pub mod quant;
+pub mod runtime;

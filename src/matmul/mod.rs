@@ -1,0 +1,37 @@
+//! Products of quantised matrices with vectors.
+
+mod weights;
+
+pub use weights::{Activations, Weights};
+
+use crate::error::Result;
+use crate::quant::Codes;
+use crate::runtime::Runtime;
+
+/// The one-shot product with float activations: `y[v] = W x[v]` for each of `n` vectors.
+///
+/// `x` is `(n, cols)`, `y` is `(n, rows)`; nothing is converted or kept.
+///
+/// # Errors
+/// `ERR_MEMORY`; `y` then holds what it held.
+pub fn product(rt: &Runtime, codes: &Codes<'_>, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
+    let w = Weights::from_codes(rt, codes, Activations::F32)?;
+    w.multiply(rt, x, y, n)
+}
+
+/// The one-shot product of 1-bit codes with the signs of the activations, exact in integers before the scale.
+///
+/// `codes.bits` is 1 and `codes.packing` is `Msb`; `x` is `(n, cols)`, `y` is `(n, rows)`.
+///
+/// # Errors
+/// `ERR_MEMORY`; `y` then holds what it held.
+pub fn sign_product(
+    rt: &Runtime,
+    codes: &Codes<'_>,
+    x: &[f32],
+    y: &mut [f32],
+    n: usize,
+) -> Result<()> {
+    let w = Weights::from_codes(rt, codes, Activations::Sign)?;
+    w.multiply(rt, x, y, n)
+}
