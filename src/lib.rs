@@ -6,3 +6,6 @@ pub mod matmul;
 pub mod memory;
 pub mod quant;
 pub mod runtime;
+
+#[cfg(test)]
+mod testing;

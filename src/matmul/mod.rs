@@ -1,5 +1,9 @@
 //! Products of quantised matrices with vectors.
 
+mod activations;
+mod buffer;
+mod pack;
+mod tiles;
 mod weights;
 
 pub use weights::{Activations, Weights};

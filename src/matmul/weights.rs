@@ -1,5 +1,7 @@
 //! The weight object: a matrix converted once for multiplication.
 
+use super::tiles::Tiles;
+use crate::cpu::layout::Layout;
 use crate::error::{Error, Result};
 use crate::quant::{Bits, Codes, CodesBuf, ScaleValues, ScalesBuf, pack_row, packed_row_bytes};
 use crate::runtime::Runtime;
@@ -19,6 +21,7 @@ pub enum Activations {
 /// A matrix converted once for multiplication.
 pub struct Weights {
     codes: CodesBuf,
+    tiles: Option<Tiles>,
     activations: Activations,
 }
 
@@ -27,7 +30,7 @@ impl Weights {
     ///
     /// # Errors
     /// `ERR_CONFIG` for sign activations with more than one bit; `ERR_MEMORY`.
-    pub fn from_codes(_rt: &Runtime, c: &Codes<'_>, activations: Activations) -> Result<Weights> {
+    pub fn from_codes(rt: &Runtime, c: &Codes<'_>, activations: Activations) -> Result<Weights> {
         if activations == Activations::Sign && c.bits != Bits::One {
             return Err(Error::config("activations \"sign\" needs weights of 1 bit"));
         }
@@ -49,7 +52,12 @@ impl Weights {
         let zero_points = c
             .zero_points
             .map(|_| each().map(|(r, g)| c.zero_point(r, g)).collect());
+        let tiles = match Layout::new(c) {
+            Some(l) => Some(Tiles::pack(rt.pool(), l, c)?),
+            None => None,
+        };
         Ok(Weights {
+            tiles,
             codes: CodesBuf {
                 shape: s,
                 bits: c.bits,
@@ -97,7 +105,7 @@ impl Weights {
 
     /// Bytes it occupies: codes, scales, zero points and padding.
     pub fn bytes(&self) -> usize {
-        self.codes.bytes.len()
+        self.tiles.as_ref().map_or(self.codes.bytes.len(), |t| t.bytes())
     }
 
     /// The path that products take, for people: `"tiles"` or `"rows"`.
@@ -129,8 +137,12 @@ impl Weights {
     ///
     /// # Errors
     /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`. `y` then holds what it held.
-    pub fn multiply(&self, _rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
+    pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
         let (rows, cols) = (self.rows(), self.cols());
+        if n == 0 { return Ok(()); }
+        if let Some(t) = &self.tiles {
+            return t.multiply(rt.tile_kernels(), rt.pool(), self.activations, x, y, n);
+        }
         let mut row = vec![0.0f32; cols];
         for r in 0..rows {
             self.codes.as_codes().dequantize_row(r, &mut row);

@@ -11,9 +11,11 @@
 //!                              level = +1 for bit 1, -1 for bit 0 (1 bit)
 //! ```
 
+mod activations;
 mod codes;
 mod shape;
 
+pub use activations::{TINY_AMAX, quantize_block};
 pub use codes::{
     Codes, CodesBuf, Packing, ScaleValues, ScalesBuf, pack_row, packed_row_bytes, unpack_row,
 };

@@ -7,12 +7,13 @@ pub use config::{BackendChoice, Config};
 pub use pool::{Pool, Team};
 
 use crate::cpu::Isa;
+use crate::cpu::tile::TileKernels;
 use crate::error::Result;
 
 /// A configured library. Everything that multiplies takes one by reference.
 pub struct Runtime {
     config: Config,
-    isa: Isa,
+    kernels: TileKernels,
     pool: Pool,
 }
 
@@ -24,8 +25,9 @@ impl Runtime {
     /// `ERR_MEMORY` if a thread cannot be started.
     pub fn new(config: Config) -> Result<Runtime> {
         let isa = config.resolve_isa()?;
+        let kernels = TileKernels::for_isa(isa).expect("resolve_isa asked the processor");
         let pool = Pool::new(config.resolve_threads())?;
-        Ok(Runtime { config, isa, pool })
+        Ok(Runtime { config, kernels, pool })
     }
 
     /// The configuration it was made from.
@@ -35,7 +37,12 @@ impl Runtime {
 
     /// The instruction-set level in use.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.kernels.isa()
+    }
+
+    /// The kernels in use.
+    pub fn tile_kernels(&self) -> &TileKernels {
+        &self.kernels
     }
 
     /// The threads.

@@ -1,0 +1,286 @@
+//! float32 activations, exact.
+//!
+//! A field of a dword becomes a float without a conversion: masked into the mantissa of `2^(23 - shift)` it *is* that number
+//! plus the code, and one subtraction of `2^(23 - shift) + zero_point` leaves the level, exactly. On Zen 5 the mask runs on
+//! any of four pipes and the subtraction beside the multiply-adds; a table look-up (`vpermps`) saves an instruction but
+//! serves neither 8 bits nor zero points of a group. One bit is moved into the sign of 1.0 instead.
+
+use super::{scales, zero_points};
+use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
+use crate::cpu::tile::FLUSH_SUBS;
+use std::arch::x86_64::*;
+
+/// Turns the dwords of a sub-block into levels.
+#[derive(Clone, Copy)]
+struct Fields {
+    /// `2^(23 - shift) + zero_point` for the four places of a field in a 16-bit half.
+    base: [__m512; 4],
+}
+
+/// Places that a field takes before the dword is shifted: bit offsets `0, BITS, 2 BITS, 3 BITS`, or 0 and 8 at 8 bits.
+const fn places(bits: usize) -> usize {
+    if bits == 8 { 2 } else { 4 }
+}
+
+impl Fields {
+    /// # Safety
+    /// AVX-512 F.
+    #[inline(always)]
+    unsafe fn new<const BITS: usize>(zero: __m512i) -> Fields {
+        // SAFETY: AVX-512 F.
+        unsafe {
+            let zero = _mm512_cvtepi32_ps(zero);
+            let mut base = [zero; 4];
+            let mut i = 0;
+            while i < places(BITS) {
+                base[i] = _mm512_add_ps(_mm512_castsi512_ps(Self::magic::<BITS>(i)), zero);
+                i += 1;
+            }
+            Fields { base }
+        }
+    }
+
+    /// The bits of `2^(23 - shift)`.
+    ///
+    /// # Safety
+    /// AVX-512 F.
+    #[inline(always)]
+    unsafe fn magic<const BITS: usize>(place: usize) -> __m512i {
+        let exponent = 23 - BITS * place;
+        // SAFETY: AVX-512 F.
+        unsafe { _mm512_set1_epi32(((127 + exponent) << 23) as i32) }
+    }
+
+    /// The levels of column `col` of a sub-block, whose dword `q = (col / 4) % BITS` is `dword`.
+    ///
+    /// # Safety
+    /// AVX-512 F.
+    #[inline(always)]
+    unsafe fn level<const BITS: usize>(&self, dword: __m512i, col: usize) -> __m512 {
+        let bit = 8 * (col % 4) + BITS * (col / 4 / BITS);
+        let window = BITS * places(BITS);
+        let place = bit % window / BITS;
+        // SAFETY: AVX-512 F.
+        unsafe {
+            if BITS == 1 {
+                let top = _mm512_sll_epi32(dword, _mm_cvtsi32_si128(31 - bit as i32));
+                let sign = _mm512_set1_epi32(i32::MIN);
+                let one = _mm512_castps_si512(_mm512_set1_ps(1.0));
+                // one | (!top & sign)
+                return _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xae>(top, sign, one));
+            }
+            let shift = _mm_cvtsi32_si128((bit - bit % window) as i32);
+            let v = if bit < window { dword } else { _mm512_srl_epi32(dword, shift) };
+            let mask = _mm512_set1_epi32(((1 << BITS) - 1) << (BITS * place));
+            // (v & mask) | magic
+            let f = _mm512_ternarylogic_epi32::<0xea>(v, mask, Self::magic::<BITS>(place));
+            _mm512_sub_ps(_mm512_castsi512_ps(f), self.base[place])
+        }
+    }
+}
+
+/// The dword vectors of a half of a sub-block, `q` in order.
+///
+/// # Safety
+/// AVX-512 F; `sub` points to a sub-block of `BITS`.
+#[inline(always)]
+unsafe fn dwords<const BITS: usize>(sub: *const u8, half: usize) -> [__m512i; BITS] {
+    // SAFETY: vector (q, half) lies in the sub-block, 64-byte aligned.
+    unsafe {
+        let mut v = [_mm512_setzero_si512(); BITS];
+        for (q, v) in v.iter_mut().enumerate() {
+            *v = _mm512_load_si512(sub.add((2 * q + half) * 64).cast());
+        }
+        v
+    }
+}
+
+/// Runs `$body` for `$i` = 0..16 with `$i` a constant: the shifts and masks of a column are then immediates.
+macro_rules! sixteen {
+    ($i:ident => $body:block) => {
+        sixteen!(@ $i $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $i:ident $body:block $($n:literal)*) => {
+        $({ const $i: usize = $n; $body })*
+    };
+}
+
+/// Moves the float32 sums of 32 rows into float64.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+pub(super) unsafe fn flush(f: &mut [__m512; 2], sum: &mut [[__m512d; 2]; 2]) {
+    for half in 0..2 {
+        // SAFETY: AVX-512 F.
+        unsafe {
+            let [low, high] = widen(f[half]);
+            sum[half] = [_mm512_add_pd(sum[half][0], low), _mm512_add_pd(sum[half][1], high)];
+            f[half] = _mm512_setzero_ps();
+        }
+    }
+}
+
+/// # Safety
+/// AVX-512 F and DQ.
+#[inline(always)]
+unsafe fn widen(v: __m512) -> [__m512d; 2] {
+    // SAFETY: AVX-512 F and DQ.
+    unsafe {
+        [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v))]
+    }
+}
+
+/// Rounds the sums of 32 rows to float32.
+///
+/// # Safety
+/// AVX-512 F; `out` is (32).
+#[inline(always)]
+pub(super) unsafe fn store(sum: &[[__m512d; 2]; 2], out: *mut f32) {
+    for half in 0..2 {
+        for part in 0..2 {
+            // SAFETY: 8 of the 32 floats of `out`.
+            unsafe {
+                let rounded = _mm512_cvtpd_ps(sum[half][part]);
+                _mm256_storeu_ps(out.add(16 * half + 8 * part), rounded);
+            }
+        }
+    }
+}
+
+/// One tile times one vector.
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
+#[inline(always)]
+pub(super) unsafe fn one<const BITS: usize>(l: &Layout, tile: *const u8, x: *const f32, out: *mut f32) {
+    let sub_bytes = 4 * SUB_COLS * BITS;
+    let ahead = 4096;
+    let (mut p, mut x) = (tile, x);
+    let mut until_flush = FLUSH_SUBS;
+    // SAFETY: `p` and `x` walk through the tile and the vector as the contract lays them out.
+    unsafe {
+        let zero = _mm512_setzero_ps();
+        let mut f = [zero; 2];
+        let mut sum = [[_mm512_setzero_pd(); 2]; 2];
+        for g in 0..l.shape.groups {
+            let subs = l.group_subs(g);
+            let tail = p.add(subs * sub_bytes);
+            let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
+            for _ in 0..subs {
+                for line in 0..2 * BITS {
+                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + 64 * line).cast());
+                }
+                for half in 0..2 {
+                    let v = dwords::<BITS>(p, half);
+                    let fields = Fields::new::<BITS>(zeros[half]);
+                    let (mut a, mut b) = (zero, zero);
+                    sixteen!(I => {
+                        const Q: usize = I / 4;
+                        let w = fields.level::<BITS>(v[Q % BITS], I);
+                        a = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(I)), a);
+                        let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
+                        b = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(I + 16)), b);
+                    });
+                    f[half] = _mm512_fmadd_ps(a, scale[half], f[half]);
+                    f[half] = _mm512_fmadd_ps(b, scale[half], f[half]);
+                }
+                p = p.add(sub_bytes);
+                x = x.add(SUB_COLS);
+                until_flush -= 1;
+                if until_flush == 0 {
+                    flush(&mut f, &mut sum);
+                    until_flush = FLUSH_SUBS;
+                }
+            }
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+            p = p.add(l.tail_bytes());
+        }
+        flush(&mut f, &mut sum);
+        store(&sum, out);
+    }
+}
+
+/// Unpacks sub-blocks for [`panel`].
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
+#[inline(always)]
+pub(super) unsafe fn unpack<const BITS: usize>(
+    l: &Layout,
+    tile: *const u8,
+    first: usize,
+    count: usize,
+    levels: *mut f32,
+    scales_out: *mut f32,
+) {
+    let sub_bytes = 4 * SUB_COLS * BITS;
+    for i in 0..count {
+        let (g, s) = ((first + i) / l.subs, (first + i) % l.subs);
+        // SAFETY: the tile has sub-block first + i, the outputs hold `count` of them.
+        unsafe {
+            let base = tile.add(l.group_offset(g));
+            let tail = base.add(l.group_subs(g) * sub_bytes);
+            let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
+            let out = levels.add(i * SUB_COLS * TILE_ROWS);
+            for half in 0..2 {
+                _mm512_storeu_ps(scales_out.add(i * TILE_ROWS + 16 * half), scale[half]);
+                let v = dwords::<BITS>(base.add(s * sub_bytes), half);
+                let fields = Fields::new::<BITS>(zeros[half]);
+                sixteen!(I => {
+                    const Q: usize = I / 4;
+                    let w = fields.level::<BITS>(v[Q % BITS], I);
+                    _mm512_storeu_ps(out.add(I * TILE_ROWS + 16 * half), w);
+                    let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
+                    _mm512_storeu_ps(out.add((I + 16) * TILE_ROWS + 16 * half), w);
+                });
+            }
+        }
+    }
+}
+
+/// Unpacked sub-blocks times `V` vectors, added to `f`.
+///
+/// The chains of all vectors stay in registers; `f` lives in the first-level cache and is touched once in 16 columns
+/// (1 instruction in 16; chains of 32 would save half of that, but one vector needs the two chains).
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX-512 F.
+#[inline(always)]
+pub(super) unsafe fn panel<const V: usize>(
+    levels: *const f32,
+    scales: *const f32,
+    count: usize,
+    x: *const f32,
+    f: *mut f32,
+) {
+    let (mut w, mut x) = (levels, x);
+    // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (V, 32).
+    unsafe {
+        for s in 0..count {
+            let scale = scales.add(s * TILE_ROWS);
+            let scale = [_mm512_loadu_ps(scale), _mm512_loadu_ps(scale.add(16))];
+            for _ in 0..2 {
+                let mut chain = [[_mm512_setzero_ps(); 2]; V];
+                for _ in 0..16 {
+                    let column = [_mm512_loadu_ps(w), _mm512_loadu_ps(w.add(16))];
+                    for v in 0..V {
+                        let xv = _mm512_set1_ps(*x.add(v));
+                        for half in 0..2 {
+                            chain[v][half] = _mm512_fmadd_ps(column[half], xv, chain[v][half]);
+                        }
+                    }
+                    w = w.add(TILE_ROWS);
+                    x = x.add(V);
+                }
+                for v in 0..V {
+                    for half in 0..2 {
+                        let at = f.add(v * TILE_ROWS + 16 * half);
+                        let sum = _mm512_fmadd_ps(chain[v][half], scale[half], _mm512_loadu_ps(at));
+                        _mm512_storeu_ps(at, sum);
+                    }
+                }
+            }
+        }
+    }
+}

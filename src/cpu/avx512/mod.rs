@@ -1,0 +1,158 @@
+//! AVX-512: the tile kernels on 512-bit registers, a half of a tile (16 rows) to a register.
+//!
+//! Two sets share one source. [`BASE`] needs F, BW, VL and DQ (Skylake-X); [`ICE`] also VNNI, VBMI, BITALG, VPOPCNTDQ and
+//! GFNI (Ice Lake, Zen 4 and later). What differs is named by the trait [`Extensions`]; the generic functions carry no
+//! `target_feature` and are `inline(always)`, so that they take on the features of the entry point they end up in.
+
+mod activations;
+mod f32;
+mod int8;
+mod sign;
+
+use super::layout::{Layout, ScaleKind, ZeroKind};
+use std::arch::x86_64::*;
+
+/// What differs between the sets.
+trait Extensions {
+    /// `acc + dot(u, s)` in each dword: four products of the unsigned bytes of `u` with the signed bytes of `s`.
+    /// `BITS` bounds the bytes of `u`: `2^BITS - 1`, and 2 for one bit.
+    ///
+    /// # Safety
+    /// The processor has the extensions of the implementor.
+    unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i;
+
+    /// Bit `p` of each byte, as 0 or 2.
+    ///
+    /// # Safety
+    /// The processor has the extensions of the implementor.
+    unsafe fn doubled_bit(v: __m512i, p: usize) -> __m512i;
+
+    /// Set bits of each dword.
+    ///
+    /// # Safety
+    /// The processor has the extensions of the implementor.
+    unsafe fn popcount(v: __m512i) -> __m512i;
+}
+
+/// F, BW, VL, DQ.
+struct Base;
+/// And VNNI, VBMI, BITALG, VPOPCNTDQ, GFNI.
+struct Ice;
+
+impl Extensions for Base {
+    #[inline(always)]
+    unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
+        // SAFETY: the caller's processor has AVX-512 BW.
+        unsafe {
+            let ones = _mm512_set1_epi16(1);
+            if BITS < 8 {
+                // 2 * 15 * 127 fits 16 bits.
+                return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), ones));
+            }
+            // vpmaddubsw saturates at 2 * 255 * 127: the top bit goes separately, 2 * 128 * 127 just fits.
+            let top = _mm512_set1_epi8(-128);
+            let low = _mm512_maddubs_epi16(_mm512_andnot_si512(top, u), s);
+            let high = _mm512_maddubs_epi16(_mm512_and_si512(top, u), s);
+            let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(low, ones));
+            _mm512_add_epi32(acc, _mm512_madd_epi16(high, ones))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn doubled_bit(v: __m512i, p: usize) -> __m512i {
+        // SAFETY: the caller's processor has AVX-512 BW.
+        unsafe {
+            let shifted = match p {
+                0 => _mm512_slli_epi16::<1>(v),
+                1 => v,
+                _ => _mm512_srl_epi16(v, _mm_cvtsi32_si128(p as i32 - 1)),
+            };
+            _mm512_and_si512(shifted, _mm512_set1_epi8(2))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn popcount(v: __m512i) -> __m512i {
+        // SAFETY: the caller's processor has AVX-512 BW.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+            let nibble = _mm512_set1_epi8(15);
+            let low = _mm512_shuffle_epi8(table, _mm512_and_si512(v, nibble));
+            let high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16::<4>(v), nibble));
+            let bytes = _mm512_add_epi8(low, high);
+            _mm512_madd_epi16(_mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1)), _mm512_set1_epi16(1))
+        }
+    }
+}
+
+impl Extensions for Ice {
+    #[inline(always)]
+    unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
+        // SAFETY: the caller's processor has AVX-512 VNNI.
+        unsafe { _mm512_dpbusd_epi32(acc, u, s) }
+    }
+
+    #[inline(always)]
+    unsafe fn doubled_bit(v: __m512i, p: usize) -> __m512i {
+        // One row of the bit matrix is not zero: result bit 1 is source bit p. One instruction instead of two.
+        // SAFETY: the caller's processor has GFNI.
+        unsafe {
+            let matrix = _mm512_set1_epi64(((1u64 << p) << 48) as i64);
+            _mm512_gf2p8affine_epi64_epi8::<0>(v, matrix)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn popcount(v: __m512i) -> __m512i {
+        // SAFETY: the caller's processor has AVX-512 VPOPCNTDQ.
+        unsafe { _mm512_popcnt_epi32(v) }
+    }
+}
+
+/// The two halves of the scales of a group.
+///
+/// # Safety
+/// AVX-512 F; `tail` points behind the sub-blocks of a group.
+#[inline(always)]
+unsafe fn scales(l: &Layout, tail: *const u8) -> [__m512; 2] {
+    // SAFETY: the layout puts 32 scales there.
+    unsafe {
+        match l.scale {
+            ScaleKind::F16 => [
+                _mm512_cvtph_ps(_mm256_load_si256(tail.cast())),
+                _mm512_cvtph_ps(_mm256_load_si256(tail.add(32).cast())),
+            ],
+            ScaleKind::F32 => [_mm512_load_ps(tail.cast()), _mm512_load_ps(tail.add(64).cast())],
+        }
+    }
+}
+
+/// The two halves of the zero points of a group, as dwords.
+///
+/// # Safety
+/// AVX-512 F; `tail` points behind the sub-blocks of a group.
+#[inline(always)]
+unsafe fn zero_points(l: &Layout, tail: *const u8) -> [__m512i; 2] {
+    match l.zero {
+        // SAFETY: AVX-512 F.
+        ZeroKind::Constant(z) => unsafe { [_mm512_set1_epi32(z); 2] },
+        // SAFETY: with ZeroKind::PerGroup the layout puts 32 of them behind the scales.
+        ZeroKind::PerGroup => unsafe {
+            let z = tail.add(l.scale_bytes());
+            [
+                _mm512_cvtepi16_epi32(_mm256_load_si256(z.cast())),
+                _mm512_cvtepi16_epi32(_mm256_load_si256(z.add(32).cast())),
+            ]
+        },
+    }
+}
+
+kernel_set! {
+    /// AVX-512 as Skylake-X has it.
+    BASE, base, Base, Avx512, "avx512", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c"
+}
+kernel_set! {
+    /// AVX-512 as Ice Lake and Zen 4 have it.
+    ICE, ice, Ice, Avx512, "avx512+vnni",
+    "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi,avx512bitalg,avx512vpopcntdq,gfni"
+}

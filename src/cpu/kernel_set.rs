@@ -1,0 +1,90 @@
+//! The macros that make a [`super::tile::TileKernels`] out of generic functions.
+
+/// A row of a kernel table: one function for each of [`super::tile::WIDTHS`].
+macro_rules! by_width {
+    ($f:ident) => {
+        [$f::<12>, $f::<8>, $f::<4>, $f::<2>, $f::<1>]
+    };
+    ($f:ident, $bits:literal) => {
+        [$f::<$bits, 12>, $f::<$bits, 8>, $f::<$bits, 4>, $f::<$bits, 2>, $f::<$bits, 1>]
+    };
+}
+
+const _: () = {
+    let [a, b, c, d, e] = super::tile::WIDTHS;
+    assert!(a == 12 && b == 8 && c == 4 && d == 2 && e == 1, "by_width! lists WIDTHS");
+};
+
+/// Makes the entry points of one set of kernels: the only functions with `target_feature`, each a call of a generic
+/// `inline(always)` function of the sibling modules `int8`, `f32`, `sign` and `activations`.
+macro_rules! kernel_set {
+    ($(#[$doc:meta])* $set:ident, $module:ident, $ext:ident, $isa:ident, $name:literal, $features:literal) => {
+        mod $module {
+            use super::$ext as Ext;
+            use super::super::layout::Layout;
+            use super::super::tile::{Int8Acts, TileKernels};
+
+            #[target_feature(enable = $features)]
+            unsafe fn int8<const BITS: usize, const V: usize>(
+                l: &Layout, tile: *const u8, acts: Int8Acts, ahead: *const u8, out: *mut f32,
+            ) {
+                // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
+                unsafe { super::int8::tile::<Ext, BITS, V>(l, tile, acts, ahead, out) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn f32_one<const BITS: usize>(
+                l: &Layout, tile: *const u8, x: *const f32, out: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { super::f32::one::<BITS>(l, tile, x, out) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn unpack<const BITS: usize>(
+                l: &Layout, tile: *const u8, first: usize, count: usize,
+                levels: *mut f32, scales: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { super::f32::unpack::<BITS>(l, tile, first, count, levels, scales) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn panel<const V: usize>(
+                levels: *const f32, scales: *const f32, count: usize, x: *const f32, f: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { super::f32::panel::<V>(levels, scales, count, x, f) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn sign<const V: usize>(
+                l: &Layout, tile: *const u8, x: *const u32, out: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { super::sign::tile::<Ext, V>(l, tile, x, out) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn quantize(
+                x: &[f32], block: usize, codes: &mut [i8], scales: &mut [f32], sums: &mut [i32],
+            ) -> bool {
+                // SAFETY: as above.
+                unsafe { super::activations::quantize(x, block, codes, scales, sums) }
+            }
+
+            pub(super) const KERNELS: TileKernels = TileKernels {
+                name: $name,
+                isa: $crate::cpu::Isa::$isa,
+                int8: [by_width!(int8, 1), by_width!(int8, 2), by_width!(int8, 4), by_width!(int8, 8)],
+                f32_one: [f32_one::<1>, f32_one::<2>, f32_one::<4>, f32_one::<8>],
+                unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
+                panel: by_width!(panel),
+                sign: by_width!(sign),
+                quantize,
+            };
+        }
+        $(#[$doc])*
+        pub(in crate::cpu) const $set: $crate::cpu::tile::TileKernels = $module::KERNELS;
+    };
+}

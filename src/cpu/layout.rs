@@ -1,0 +1,272 @@
+//! The interleaved tile: how weights lie in memory when a handle is created.
+//!
+//! # The contract
+//!
+//! A tile is 32 rows, two *halves* of 16. Tiles follow each other in row order, so a thread that owns a
+//! run of rows reads one linear stream. In a tile the groups of the columns follow each other; a group is
+//!
+//! ```text
+//! [sub-block 0] … [sub-block subs-1] [scales: 32 × f16 or 32 × f32] [zero points: 32 × i16, or nothing]
+//! ```
+//!
+//! A sub-block is 32 columns × 32 rows, `128 * bits` bytes, made of `2 * bits` vectors of 64 bytes: vector
+//! `(q, half)` lies at `(2 * q + half) * 64`. Its dword `lane` (little endian) belongs to row
+//! `16 * half + lane` of the tile and holds `32 / bits` codes. In a dword, the code at bit `8 * j + bits * p`
+//! (`j` in 0..4, `p` in 0..8/bits) is that of column
+//!
+//! ```text
+//! 4 * (q + bits * p) + j
+//! ```
+//!
+//! so that at 8 bits a dword is four columns in a row, and at every width one shift by `bits * p` and a mask leave
+//! four neighbouring columns in the four bytes of a dword: what `vpdpbusd` wants beside four bytes of activations.
+//!
+//! - Every part is a multiple of 64 bytes and aligned to 64.
+//! - Columns beyond the matrix (a short last group, padded to 32) and rows beyond it hold code 0 and scale 0.
+//!   Kernels see activations of 0 there; what they compute for rows beyond the matrix is not read.
+//! - The row of a zero point is that of its lane; one bit has none.
+
+use crate::quant::{Bits, Codes, ScaleValues, Shape};
+
+/// Rows of a tile.
+pub const TILE_ROWS: usize = 32;
+/// Columns of a sub-block, and of the longest float32 chain.
+pub const SUB_COLS: usize = 32;
+
+/// How the scales of a group are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleKind {
+    /// 64 bytes a tile and group.
+    F16,
+    /// 128 bytes a tile and group.
+    F32,
+}
+
+/// Where zero points come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroKind {
+    /// One for the whole matrix. One bit: 1, on codes that kernels double to 0 and 2.
+    Constant(i32),
+    /// Stored behind the scales of each group, 64 bytes a tile and group.
+    PerGroup,
+}
+
+/// The geometry of a matrix in tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Rows, columns and groups.
+    pub shape: Shape,
+    /// Bits a code.
+    pub bits: Bits,
+    /// How scales are stored.
+    pub scale: ScaleKind,
+    /// Where zero points come from.
+    pub zero: ZeroKind,
+    /// Sub-blocks of every group but the last.
+    pub subs: usize,
+    /// Sub-blocks of the last group.
+    pub last_subs: usize,
+    /// Sub-blocks of an activation block (int8): 1, 2 or 4.
+    pub block_subs: usize,
+}
+
+impl Layout {
+    /// The layout for a matrix, or `None` where tiles cannot hold it: groups that are neither
+    /// multiples of 32 nor whole rows, and empty matrices.
+    pub fn new(codes: &Codes<'_>) -> Option<Layout> {
+        let s = codes.shape;
+        let whole_row = s.groups == 1;
+        if s.rows == 0 || s.cols == 0 || !(whole_row || s.group.is_multiple_of(SUB_COLS)) {
+            return None;
+        }
+        let last = s.group_columns(s.groups - 1).len();
+        Some(Layout {
+            shape: s,
+            bits: codes.bits,
+            scale: match codes.scales {
+                ScaleValues::F16(_) => ScaleKind::F16,
+                ScaleValues::F32(_) => ScaleKind::F32,
+            },
+            zero: match codes.zero_points {
+                _ if codes.bits == Bits::One => ZeroKind::Constant(1),
+                None => ZeroKind::Constant(codes.bits.default_zero_point()),
+                Some((values, _)) if values.iter().all(|&z| z == values[0]) => {
+                    ZeroKind::Constant(values[0])
+                }
+                Some(_) => ZeroKind::PerGroup,
+            },
+            subs: if whole_row { last.div_ceil(SUB_COLS) } else { s.group / SUB_COLS },
+            last_subs: last.div_ceil(SUB_COLS),
+            block_subs: match s.group {
+                64 => 2,
+                128 => 4,
+                _ => 1,
+            },
+        })
+    }
+
+    /// Tiles of the matrix.
+    pub fn tiles(&self) -> usize {
+        self.shape.rows.div_ceil(TILE_ROWS)
+    }
+
+    /// Sub-blocks of a tile.
+    pub fn total_subs(&self) -> usize {
+        (self.shape.groups - 1) * self.subs + self.last_subs
+    }
+
+    /// Sub-blocks of group `g`.
+    #[inline(always)]
+    pub fn group_subs(&self, g: usize) -> usize {
+        if g + 1 == self.shape.groups { self.last_subs } else { self.subs }
+    }
+
+    /// Activation blocks of a row (int8).
+    pub fn blocks(&self) -> usize {
+        (self.shape.groups - 1) * self.subs.div_ceil(self.block_subs)
+            + self.last_subs.div_ceil(self.block_subs)
+    }
+
+    /// Bytes of a sub-block.
+    pub fn sub_bytes(&self) -> usize {
+        4 * SUB_COLS * self.bits.get()
+    }
+
+    /// Bytes behind the sub-blocks of a group: scales, then zero points.
+    #[inline(always)]
+    pub fn tail_bytes(&self) -> usize {
+        self.scale_bytes() + if self.zero == ZeroKind::PerGroup { 64 } else { 0 }
+    }
+
+    /// Bytes of the scales of a group.
+    #[inline(always)]
+    pub fn scale_bytes(&self) -> usize {
+        match self.scale {
+            ScaleKind::F16 => 64,
+            ScaleKind::F32 => 128,
+        }
+    }
+
+    /// Bytes of a tile.
+    pub fn tile_bytes(&self) -> usize {
+        self.total_subs() * self.sub_bytes() + self.shape.groups * self.tail_bytes()
+    }
+
+    /// Where in a tile group `g` begins.
+    pub fn group_offset(&self, g: usize) -> usize {
+        g * (self.subs * self.sub_bytes() + self.tail_bytes())
+    }
+}
+
+/// The dwords of one row in one sub-block, from 32 codes packed most significant first.
+///
+/// `packed` is `4 * bits` bytes; the first `bits` dwords of the result are those of `q = 0..bits`.
+pub fn interleave(bits: Bits, packed: &[u8]) -> [u32; 8] {
+    let mut out = [0u32; 8];
+    match bits {
+        Bits::Eight => {
+            for (o, p) in out.iter_mut().zip(packed.chunks_exact(4)) {
+                *o = u32::from_le_bytes([p[0], p[1], p[2], p[3]]);
+            }
+        }
+        Bits::Four => {
+            for (q, o) in out.iter_mut().take(4).enumerate() {
+                *o = spread4(packed, 2 * q) | spread4(packed, 8 + 2 * q) << 4;
+            }
+        }
+        Bits::Two => {
+            for (q, o) in out.iter_mut().take(2).enumerate() {
+                *o = (0..4).fold(0, |d, p| d | spread2(packed[q + 2 * p]) << (2 * p));
+            }
+        }
+        Bits::One => {
+            let both = u32::from_be_bytes([packed[0], packed[1], packed[2], packed[3]]);
+            out[0] = (0..8).fold(0, |d, p| d | spread1(both >> (28 - 4 * p) & 15) << p);
+        }
+    }
+    out
+}
+
+/// Four 4-bit codes in two bytes, one to a byte, the first in the lowest.
+fn spread4(packed: &[u8], at: usize) -> u32 {
+    let (a, b) = (packed[at] as u32, packed[at + 1] as u32);
+    a >> 4 | (a & 15) << 8 | (b >> 4) << 16 | (b & 15) << 24
+}
+
+/// Four 2-bit codes in a byte, one to a byte, the first in the lowest.
+fn spread2(packed: u8) -> u32 {
+    let a = packed as u32;
+    a >> 6 | (a >> 4 & 3) << 8 | (a >> 2 & 3) << 16 | (a & 3) << 24
+}
+
+/// Four bits (the first is bit 3), one to a byte, the first in the lowest.
+fn spread1(four: u32) -> u32 {
+    four >> 3 | (four >> 2 & 1) << 8 | (four >> 1 & 1) << 16 | (four & 1) << 24
+}
+
+/// The 32 codes of one row in one sub-block: the inverse of [`interleave`], one code a byte.
+pub fn deinterleave(bits: Bits, dwords: &[u32]) -> [u8; SUB_COLS] {
+    let b = bits.get();
+    let mut out = [0; SUB_COLS];
+    for (q, &d) in dwords.iter().enumerate().take(b) {
+        for p in 0..8 / b {
+            for j in 0..4 {
+                out[4 * (q + b * p) + j] = (d >> (8 * j + b * p)) as u8 & bits.max_code();
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Packing, Per, pack_row};
+
+    #[test]
+    fn interleave_and_back() {
+        for bits in Bits::ALL {
+            let codes: Vec<u8> = (0..32).map(|i| (i * 73 + 5) as u8 & bits.max_code()).collect();
+            let mut packed = vec![0; 4 * bits.get()];
+            pack_row(&codes, bits, &mut packed);
+            let dwords = interleave(bits, &packed);
+            assert_eq!(deinterleave(bits, &dwords[..bits.get()]).as_slice(), codes, "{bits:?}");
+        }
+    }
+
+    #[test]
+    fn a_shift_leaves_four_neighbouring_columns() {
+        // 4 bits: the high nibbles of dword 1 are columns 16 + 4 .. 16 + 8.
+        let codes: Vec<u8> = (0..32).map(|i| (i % 16) as u8).collect();
+        let mut packed = [0; 16];
+        pack_row(&codes, Bits::Four, &mut packed);
+        assert_eq!(interleave(Bits::Four, &packed)[1] >> 4 & 0x0f0f0f0f, 0x07060504);
+    }
+
+    fn layout(rows: usize, cols: usize, group: usize, bits: Bits) -> Option<Layout> {
+        Layout::new(&Codes {
+            shape: Shape::new(rows, cols, group),
+            bits,
+            packing: Packing::Msb,
+            bytes: &[],
+            scales: ScaleValues::F32(&[1.0]),
+            scale_per: Per::Tensor,
+            zero_points: None,
+        })
+    }
+
+    #[test]
+    fn geometry() {
+        let l = layout(33, 172, 64, Bits::Four).unwrap();
+        assert_eq!((l.tiles(), l.subs, l.last_subs, l.total_subs(), l.blocks()), (2, 2, 2, 6, 3));
+        assert_eq!(l.tile_bytes(), 6 * 512 + 3 * 128);
+        assert_eq!(l.group_offset(2), 2 * (2 * 512 + 128));
+        let l = layout(5, 172, 0, Bits::One).unwrap();
+        assert_eq!((l.subs, l.last_subs, l.blocks(), l.tile_bytes()), (6, 6, 6, 6 * 128 + 128));
+        let l = layout(5, 70, 128, Bits::One).unwrap();
+        assert_eq!((l.subs, l.last_subs, l.block_subs, l.blocks()), (3, 3, 4, 1));
+        assert_eq!(layout(5, 70, 33, Bits::One), None);
+        assert_eq!(layout(5, 33, 33, Bits::One).unwrap().last_subs, 2);
+        assert_eq!(layout(0, 70, 32, Bits::One), None);
+    }
+}

@@ -1,0 +1,158 @@
+//! The contract of the tile kernels, and the table through which they are reached.
+//!
+//! Every kernel is a leaf: it neither allocates, locks, spawns nor fails. It multiplies **one tile** (32 rows, see
+//! [`super::layout`]) with `V` vectors. `V` is one of [`WIDTHS`]; the driver cuts any number of vectors into those.
+//!
+//! # What a vector looks like
+//!
+//! - int8: codes `(subs, V, 32)` i8, natural column order, 0 beyond the row; one scale a block `(blocks, V)` f32; one
+//!   correction a block `(blocks, V)` i32, with `S` the sum of the codes of the block: `-zero_point * S` where the zero
+//!   point is constant, else `-S`, which fits the 16 bits that the kernels multiply.
+//! - float32: `(subs * 32)` for one vector, `(subs * 32, V)` for many, 0 beyond the row.
+//! - sign: one dword a sub-block `(subs, V)` u32 in the order of a 1-bit dword (bit `8j + p` is column `4p + j`), 1 where
+//!   x >= 0, and 0 beyond the row, as the padded codes have: those columns then count as equal.
+//!
+//! # What comes out
+//!
+//! `(V, 32)` f32 at `out`, one row of 32 a vector, overwritten.
+//!
+//! # Order
+//!
+//! An output is summed in the same order whatever `V`: see "Orders of summation" in ARCHITECTURE.md. For float32 this is:
+//! two chains over the columns 0..16 and 16..32 of a sub-block, each starting at 0, each then
+//! `f = fma(chain, scale, f)`; after every [`FLUSH_SUBS`] sub-blocks of the row `f` goes into a float64 sum.
+//!
+//! # What is read
+//!
+//! Exactly the tile and the activations described. Prefetches may name any address.
+
+use super::dispatch::{Features, Isa};
+use super::layout::Layout;
+use crate::quant::Bits;
+
+/// The numbers of vectors that a kernel takes at once, widest first. Twelve fill 24 of 32 vector registers with sums.
+pub const WIDTHS: [usize; 5] = [12, 8, 4, 2, 1];
+
+/// Sub-blocks after which a float32 sum moves into float64.
+pub const FLUSH_SUBS: usize = 32;
+
+/// Activations of `V` vectors in int8, as the contract says.
+#[derive(Clone, Copy)]
+pub struct Int8Acts {
+    /// `(subs, V, 32)`.
+    pub codes: *const i8,
+    /// `(blocks, V)`.
+    pub scales: *const f32,
+    /// `(blocks, V)`.
+    pub corrections: *const i32,
+}
+
+/// int8: `(layout, tile, activations, ahead, out)`. `ahead` is prefetched while the tile is worked on, a line for
+/// each line read: the bytes that this thread will want next.
+pub type Int8Fn = unsafe fn(&Layout, *const u8, Int8Acts, *const u8, *mut f32);
+
+/// float32, one vector: `(layout, tile, x, out)`.
+pub type F32OneFn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);
+
+/// Unpacks sub-blocks `first..first + count` of a tile: `(layout, tile, first, count, levels, scales)` with
+/// levels `(count * 32, 32)`, a column of 32 rows after the other, and scales `(count, 32)`.
+pub type UnpackFn = unsafe fn(&Layout, *const u8, usize, usize, *mut f32, *mut f32);
+
+/// float32, `V` vectors, on unpacked sub-blocks: `(levels, scales, count, x, f)`; adds to `f` `(V, 32)`.
+/// `x` is `(count * 32, V)`.
+pub type PanelFn = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32);
+
+/// sign: `(layout, tile, x, out)`.
+pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, *mut f32);
+
+/// Quantises one vector in blocks of `block` columns, the last one short: `(x, block, codes, scales, sums)`, with `sums` those
+/// of the codes of each block. `codes` is as long as `x`, `scales` and `sums` have an element a block. Bit for bit
+/// [`crate::quant::quantize_block`]; false, and anything in the outputs, if a value is not finite.
+pub type QuantizeFn = unsafe fn(&[f32], usize, &mut [i8], &mut [f32], &mut [i32]) -> bool;
+
+/// The tile kernels of one level. That a value exists proves that the processor has the level: only
+/// [`TileKernels::for_isa`] and [`TileKernels::variants`] hand them out.
+#[derive(Clone, Copy)]
+pub struct TileKernels {
+    pub(super) name: &'static str,
+    pub(super) isa: Isa,
+    pub(super) int8: [[Int8Fn; WIDTHS.len()]; 4],
+    pub(super) f32_one: [F32OneFn; 4],
+    pub(super) unpack: [UnpackFn; 4],
+    pub(super) panel: [PanelFn; WIDTHS.len()],
+    pub(super) sign: [SignFn; WIDTHS.len()],
+    pub(super) quantize: QuantizeFn,
+}
+
+/// The row of a table by bits: 1, 2, 4, 8.
+const fn by_bits(bits: Bits) -> usize {
+    bits.get().trailing_zeros() as usize
+}
+
+/// The column of a table by number of vectors.
+fn by_width(width: usize) -> usize {
+    WIDTHS.iter().position(|&w| w == width).expect("a width of WIDTHS")
+}
+
+impl TileKernels {
+    /// The best kernels of a level, or `None` where the processor lacks it.
+    pub fn for_isa(isa: Isa) -> Option<TileKernels> {
+        TileKernels::variants().into_iter().rev().find(|k| k.isa == isa)
+    }
+
+    /// Every set of kernels that this processor can run, the reference first: a level may have more than one.
+    pub fn variants() -> Vec<TileKernels> {
+        #[allow(unused_mut, reason = "other architectures have the scalar set only")]
+        let mut all = vec![super::scalar::KERNELS];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let features = Features::detect();
+            let offers = [
+                (features.isa() >= Isa::Avx512, super::avx512::BASE),
+                (features.avx512_ice(), super::avx512::ICE),
+            ];
+            all.extend(offers.into_iter().filter(|(has, _)| *has).map(|(_, k)| k));
+        }
+        all
+    }
+
+    /// The name of the set, for people: the level, and what it uses beyond it.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The level.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The int8 kernel for a width of codes and a number of vectors.
+    pub fn int8(&self, bits: Bits, width: usize) -> Int8Fn {
+        self.int8[by_bits(bits)][by_width(width)]
+    }
+
+    /// The float32 kernel for one vector.
+    pub fn f32_one(&self, bits: Bits) -> F32OneFn {
+        self.f32_one[by_bits(bits)]
+    }
+
+    /// The unpacker for [`TileKernels::panel`].
+    pub fn unpack(&self, bits: Bits) -> UnpackFn {
+        self.unpack[by_bits(bits)]
+    }
+
+    /// The float32 kernel for many vectors.
+    pub fn panel(&self, width: usize) -> PanelFn {
+        self.panel[by_width(width)]
+    }
+
+    /// The sign kernel.
+    pub fn sign(&self, width: usize) -> SignFn {
+        self.sign[by_width(width)]
+    }
+
+    /// The activation quantiser.
+    pub fn quantize(&self) -> QuantizeFn {
+        self.quantize
+    }
+}

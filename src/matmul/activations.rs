@@ -1,0 +1,155 @@
+//! Activations in the forms that the tile kernels read (see [`crate::cpu::tile`]), for any number of vectors.
+//!
+//! The vectors are cut into blocks of the widths that the kernels have. A block that begins at vector `v` begins at `v` times
+//! the size of one vector in every buffer here, whatever the widths before it.
+
+use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
+use crate::cpu::tile::{Int8Acts, TileKernels, WIDTHS};
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::quant::Bits;
+use std::borrow::Cow;
+
+/// The blocks of `vectors`: first vector and width of each.
+pub fn blocks(vectors: std::ops::Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = vectors.start;
+    std::iter::from_fn(move || {
+        let width = WIDTHS.into_iter().find(|&w| w <= vectors.end - at)?;
+        at += width;
+        Some((at - width, width))
+    })
+}
+
+/// int8 activations.
+pub struct Int8 {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    corrections: Vec<i32>,
+    vector_codes: usize,
+    vector_blocks: usize,
+}
+
+impl Int8 {
+    /// Quantises `n` vectors; `x` is `(n, cols)`.
+    ///
+    /// # Errors
+    /// `ERR_RANGE` naming the vector and the column if a value is not finite; `ERR_MEMORY`.
+    pub fn new(k: &TileKernels, l: &Layout, x: &[f32], n: usize) -> Result<Int8> {
+        let (cols, padded, per) = (l.shape.cols, l.total_subs() * SUB_COLS, l.blocks());
+        let mut a = Int8 {
+            codes: memory::filled(n * padded, 0, "int8 activations")?,
+            scales: memory::filled(n * per, 0.0, "activation scales")?,
+            corrections: memory::filled(n * per, 0, "activation sums")?,
+            vector_codes: padded,
+            vector_blocks: per,
+        };
+        let block = l.block_subs * SUB_COLS;
+        let factor = match l.zero {
+            ZeroKind::Constant(z) => -z,
+            ZeroKind::PerGroup => -1,
+        };
+        let mut one = (memory::filled(padded, 0i8, "an activation vector")?, vec![0f32; per], vec![0i32; per]);
+        for (first, width) in blocks(0..n) {
+            for v in 0..width {
+                let x = &x[(first + v) * cols..][..cols];
+                let (codes, scales, sums) = (&mut one.0, &mut one.1, &mut one.2);
+                // SAFETY: `k` exists, so the processor has its features.
+                if !unsafe { k.quantize()(x, block, &mut codes[..cols], scales, sums) } {
+                    let column = x.iter().position(|x| !x.is_finite()).unwrap_or(0);
+                    return Err(Error::range(format!(
+                        "x is {} at vector {}, column {column}: int8 activations must be finite",
+                        x[column],
+                        first + v
+                    )));
+                }
+                let to = &mut a.codes[first * padded..(first + width) * padded];
+                for (to, from) in to.chunks_exact_mut(width * SUB_COLS).zip(codes.chunks_exact(SUB_COLS)) {
+                    to[v * SUB_COLS..][..SUB_COLS].copy_from_slice(from);
+                }
+                for b in 0..per {
+                    a.scales[first * per + b * width + v] = scales[b];
+                    a.corrections[first * per + b * width + v] = factor * sums[b];
+                }
+            }
+        }
+        Ok(a)
+    }
+
+    /// The block that begins at vector `first`.
+    pub fn block(&self, first: usize) -> Int8Acts {
+        Int8Acts {
+            codes: self.codes[first * self.vector_codes..].as_ptr(),
+            scales: self.scales[first * self.vector_blocks..].as_ptr(),
+            corrections: self.corrections[first * self.vector_blocks..].as_ptr(),
+        }
+    }
+}
+
+/// One float32 vector, padded with zeros to whole sub-blocks.
+///
+/// # Errors
+/// `ERR_MEMORY`.
+pub fn padded<'a>(l: &Layout, x: &'a [f32]) -> Result<Cow<'a, [f32]>> {
+    let len = l.total_subs() * SUB_COLS;
+    if x.len() == len {
+        return Ok(Cow::Borrowed(x));
+    }
+    let mut copy = memory::filled(len, 0.0, "a padded activation vector")?;
+    copy[..x.len()].copy_from_slice(x);
+    Ok(Cow::Owned(copy))
+}
+
+/// `n` float32 vectors in blocks of `(columns, width)`, padded to whole sub-blocks; `x` is `(n, cols)`.
+///
+/// # Errors
+/// `ERR_MEMORY`.
+pub fn interleaved(l: &Layout, x: &[f32], n: usize) -> Result<Vec<f32>> {
+    let (cols, padded) = (l.shape.cols, l.total_subs() * SUB_COLS);
+    let mut out = memory::filled(n * padded, 0.0, "interleaved activations")?;
+    for (first, width) in blocks(0..n) {
+        let to = &mut out[first * padded..(first + width) * padded];
+        for (c, to) in to.chunks_exact_mut(width).take(cols).enumerate() {
+            for (v, to) in to.iter_mut().enumerate() {
+                *to = x[(first + v) * cols + c];
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The signs of `n` vectors in blocks of `(subs, width)` dwords; `x` is `(n, cols)`. Not a number counts as negative.
+///
+/// # Errors
+/// `ERR_MEMORY`.
+pub fn signs(l: &Layout, x: &[f32], n: usize) -> Result<Vec<u32>> {
+    let (cols, subs) = (l.shape.cols, l.total_subs());
+    let mut out = memory::filled(n * subs, 0, "activation signs")?;
+    for (first, width) in blocks(0..n) {
+        for v in 0..width {
+            let x = &x[(first + v) * cols..][..cols];
+            for (s, x) in x.chunks(SUB_COLS).enumerate() {
+                let bits = x.iter().enumerate().fold(0u32, |d, (c, &x)| d | ((x >= 0.0) as u32) << (31 - c));
+                out[first * subs + s * width + v] = interleave(Bits::One, &bits.to_be_bytes())[0];
+            }
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_every_number() {
+        for n in 0..60 {
+            let b: Vec<_> = blocks(3..3 + n).collect();
+            let mut at = 3;
+            for (first, width) in b {
+                assert!(first == at && WIDTHS.contains(&width));
+                at += width;
+            }
+            assert_eq!(at, 3 + n);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Between the form of the ABI and tiles, both ways, a tile at a time so that threads can share the work.
+
+use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind, deinterleave, interleave};
+use crate::quant::{Bits, Codes, Packing, pack_row};
+use half::f16;
+
+/// Writes tile `t` of `codes`; `tile` is `(tile_bytes)` and zero.
+pub fn pack_tile(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
+    let first = t * TILE_ROWS;
+    for r in 0..TILE_ROWS.min(l.shape.rows - first) {
+        pack_row_codes(l, codes, first + r, r, tile);
+        pack_row_scales(l, codes, first + r, r, tile);
+    }
+}
+
+/// Where the dwords of row `r` of a tile lie in a vector pair.
+fn lane_offset(r: usize) -> usize {
+    r / 16 * 64 + r % 16 * 4
+}
+
+fn pack_row_codes(l: &Layout, codes: &Codes<'_>, row: usize, r: usize, tile: &mut [u8]) {
+    let bits = l.bits.get();
+    let bytes = codes.row_bytes(row);
+    let mut padded = [0u8; 4 * 8];
+    let mut one_a_byte = [0u8; SUB_COLS];
+    for g in 0..l.shape.groups {
+        for s in 0..l.group_subs(g) {
+            let from = (g * l.subs + s) * SUB_COLS;
+            let cols = SUB_COLS.min(l.shape.cols - from);
+            // 32 columns are 4 * bits bytes: a sub-block starts at a byte of the packed row.
+            let packed: &[u8] = match codes.packing {
+                Packing::Msb if cols == SUB_COLS => &bytes[from / 8 * bits..][..4 * bits],
+                Packing::Msb => {
+                    crate::quant::unpack_row(&bytes[from / 8 * bits..], l.bits, &mut one_a_byte[..cols]);
+                    repack(&mut one_a_byte, cols, l.bits, &mut padded)
+                }
+                Packing::Bytes => {
+                    one_a_byte[..cols].copy_from_slice(&bytes[from..from + cols]);
+                    repack(&mut one_a_byte, cols, l.bits, &mut padded)
+                }
+            };
+            let sub = &mut tile[l.group_offset(g) + s * l.sub_bytes()..][..l.sub_bytes()];
+            for (q, dword) in interleave(l.bits, packed).iter().take(bits).enumerate() {
+                sub[q * 128 + lane_offset(r)..][..4].copy_from_slice(&dword.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Packs `cols` codes and zeros behind them into 4 * bits bytes.
+fn repack<'a>(codes: &mut [u8; SUB_COLS], cols: usize, bits: Bits, out: &'a mut [u8; 32]) -> &'a [u8] {
+    codes[cols..].fill(0);
+    let out = &mut out[..4 * bits.get()];
+    pack_row(codes, bits, out);
+    out
+}
+
+fn pack_row_scales(l: &Layout, codes: &Codes<'_>, row: usize, r: usize, tile: &mut [u8]) {
+    for g in 0..l.shape.groups {
+        let tail = &mut tile[l.group_offset(g) + l.group_subs(g) * l.sub_bytes()..][..l.tail_bytes()];
+        let scale = codes.scale(row, g);
+        match l.scale {
+            // Exact: the values are float16 already.
+            ScaleKind::F16 => tail[2 * r..][..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
+            ScaleKind::F32 => tail[4 * r..][..4].copy_from_slice(&scale.to_le_bytes()),
+        }
+        if l.zero == ZeroKind::PerGroup {
+            let zero = codes.zero_point(row, g) as i16;
+            tail[l.scale_bytes() + 2 * r..][..2].copy_from_slice(&zero.to_le_bytes());
+        }
+    }
+}
+
+/// The codes of row `r` of a tile, one a byte; `out` is `(cols)`.
+pub fn tile_row_codes(l: &Layout, tile: &[u8], r: usize, out: &mut [u8]) {
+    for (i, out) in out.chunks_mut(SUB_COLS).enumerate() {
+        let sub = &tile[l.group_offset(i / l.subs) + i % l.subs * l.sub_bytes()..];
+        let mut dwords = [0u32; 8];
+        for (q, d) in dwords.iter_mut().enumerate().take(l.bits.get()) {
+            let at = q * 128 + lane_offset(r);
+            *d = u32::from_le_bytes(sub[at..at + 4].try_into().expect("four bytes"));
+        }
+        out.copy_from_slice(&deinterleave(l.bits, &dwords)[..out.len()]);
+    }
+}
+
+/// The scale of row `r` of a tile in group `g`, widened.
+pub fn tile_scale(l: &Layout, tile: &[u8], r: usize, g: usize) -> f32 {
+    let tail = &tile[l.group_offset(g) + l.group_subs(g) * l.sub_bytes()..];
+    match l.scale {
+        ScaleKind::F16 => f16::from_le_bytes([tail[2 * r], tail[2 * r + 1]]).to_f32(),
+        ScaleKind::F32 => f32::from_le_bytes(tail[4 * r..4 * r + 4].try_into().expect("four bytes")),
+    }
+}
+
+/// The zero point of row `r` of a tile in group `g`.
+pub fn tile_zero_point(l: &Layout, tile: &[u8], r: usize, g: usize) -> i32 {
+    match l.zero {
+        ZeroKind::Constant(z) => z,
+        ZeroKind::PerGroup => {
+            let at = l.group_offset(g) + l.group_subs(g) * l.sub_bytes() + l.scale_bytes() + 2 * r;
+            i16::from_le_bytes([tile[at], tile[at + 1]]) as i32
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Per, ScaleValues, Shape, packed_row_bytes};
+
+    #[test]
+    fn what_goes_into_a_tile_comes_out() {
+        for bits in Bits::ALL {
+            for (rows, cols, group) in [(1, 1, 0), (33, 172, 64), (64, 70, 32), (5, 33, 0), (3, 40, 128)] {
+                for packing in [Packing::Bytes, Packing::Msb] {
+                    round_trip(bits, Shape::new(rows, cols, group), packing);
+                }
+            }
+        }
+    }
+
+    fn round_trip(bits: Bits, shape: Shape, packing: Packing) {
+        let code = |r: usize, c: usize| (r * 31 + c * 7 + r * c) as u8 & bits.max_code();
+        let mut bytes = Vec::new();
+        for r in 0..shape.rows {
+            let row: Vec<u8> = (0..shape.cols).map(|c| code(r, c)).collect();
+            match packing {
+                Packing::Bytes => bytes.extend(row),
+                Packing::Msb => {
+                    let at = bytes.len();
+                    bytes.resize(at + packed_row_bytes(shape.cols, bits), 0);
+                    pack_row(&row, bits, &mut bytes[at..]);
+                }
+            }
+        }
+        let values = shape.rows * shape.groups;
+        let scales: Vec<f32> = (0..values).map(|i| 0.1 + i as f32).collect();
+        let zeros: Vec<i32> = (0..values).map(|i| i as i32 & bits.max_code() as i32).collect();
+        let codes = Codes {
+            shape,
+            bits,
+            packing,
+            bytes: &bytes,
+            scales: ScaleValues::F32(&scales),
+            scale_per: Per::Group,
+            zero_points: (bits != Bits::One).then_some((&zeros, Per::Group)),
+        };
+        let l = Layout::new(&codes).unwrap();
+        for t in 0..l.tiles() {
+            let mut tile = vec![0; l.tile_bytes()];
+            pack_tile(&l, &codes, t, &mut tile);
+            for r in 0..TILE_ROWS.min(shape.rows - t * TILE_ROWS) {
+                let row = t * TILE_ROWS + r;
+                let mut got = vec![0; shape.cols];
+                tile_row_codes(&l, &tile, r, &mut got);
+                let want: Vec<u8> = (0..shape.cols).map(|c| code(row, c)).collect();
+                assert_eq!(got, want, "{bits:?} {shape:?} {packing:?} row {row}");
+                for g in 0..shape.groups {
+                    assert_eq!(tile_scale(&l, &tile, r, g), codes.scale(row, g));
+                    assert!(bits == Bits::One || tile_zero_point(&l, &tile, r, g) == codes.zero_point(row, g));
+                }
+            }
+        }
+    }
+}

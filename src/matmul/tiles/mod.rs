@@ -1,0 +1,326 @@
+//! A matrix in tiles, and the parallel driver of the tile kernels.
+
+use super::activations::{Int8, blocks, interleaved, padded, signs};
+use super::buffer::Buffer;
+use super::pack;
+use super::weights::Activations;
+use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
+use crate::cpu::tile::{FLUSH_SUBS, TileKernels, WIDTHS};
+use crate::error::Result;
+use crate::memory;
+use crate::quant::Codes;
+use crate::runtime::{Pool, Team};
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// A matrix in tiles.
+pub struct Tiles {
+    layout: Layout,
+    buffer: Buffer,
+}
+
+/// Below this many bytes of tiles to read (counted once for four vectors) a product stays on the calling thread.
+const SERIAL_BYTES: usize = 256 << 10;
+
+/// Vectors that go through the kernels together, so that their activations stay in the second-level cache
+/// while a tile passes: this many bytes of them.
+const PANEL_BYTES: usize = 512 << 10;
+
+/// Sub-blocks unpacked at once for float32 and many vectors: 256 columns, 32 KiB of levels. It divides `FLUSH_SUBS`.
+const UNPACK_SUBS: usize = 8;
+const _: () = assert!(FLUSH_SUBS.is_multiple_of(UNPACK_SUBS));
+
+/// The output, shared by tasks that write disjoint parts of it.
+struct Output {
+    y: *mut f32,
+    len: usize,
+    rows: usize,
+}
+
+// SAFETY: tasks write disjoint (vector, tile) cells; see `store`.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// Writes the rows of tile `t` of vector `v`.
+    ///
+    /// # Safety
+    /// No other task writes this cell.
+    unsafe fn store(&self, v: usize, t: usize, values: &[f32; TILE_ROWS]) {
+        let row = t * TILE_ROWS;
+        let count = TILE_ROWS.min(self.rows - row);
+        let at = v * self.rows + row;
+        assert!(at + count <= self.len);
+        // SAFETY: inside the output, which is exclusively ours, and this cell is this task's.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.y.add(at), count) }
+    }
+}
+
+impl Tiles {
+    /// Packs a matrix, in parallel.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn pack(pool: &Pool, layout: Layout, codes: &Codes<'_>) -> Result<Tiles> {
+        let tile_bytes = layout.tile_bytes();
+        let mut buffer = Buffer::zeroed(layout.tiles() * tile_bytes, "weights")?;
+        let tiles: Vec<Mutex<&mut [u8]>> =
+            buffer.as_mut_slice().chunks_exact_mut(tile_bytes).map(Mutex::new).collect();
+        let job = |t: usize| {
+            let mut tile = tiles[t].lock().unwrap_or_else(|e| e.into_inner());
+            pack::pack_tile(&layout, codes, t, &mut tile);
+        };
+        if layout.tiles() * tile_bytes < SERIAL_BYTES / 4 {
+            Team::alone().run(layout.tiles(), &job);
+        } else {
+            pool.team(|team| team.run(layout.tiles(), &job));
+        }
+        drop(tiles);
+        Ok(Tiles { layout, buffer })
+    }
+
+    /// The geometry.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Bytes of the tiles.
+    pub fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Tile `t`.
+    pub fn tile(&self, t: usize) -> &[u8] {
+        let n = self.layout.tile_bytes();
+        &self.buffer.as_slice()[t * n..(t + 1) * n]
+    }
+
+    /// `y[v] = W x[v]`: `x` is `(n, cols)`, `y` is `(n, rows)`.
+    ///
+    /// # Errors
+    /// `ERR_RANGE` for int8 activations that are not finite; `ERR_MEMORY`. `y` then holds what it held.
+    pub fn multiply(
+        &self,
+        kernels: &TileKernels,
+        pool: &Pool,
+        activations: Activations,
+        x: &[f32],
+        y: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
+        assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
+        let work = self.bytes().saturating_mul(n.div_ceil(4));
+        let members = if work < SERIAL_BYTES { 1 } else { pool.threads() };
+        let out = Output { y: y.as_mut_ptr(), len: y.len(), rows: self.layout.shape.rows };
+        let plan = Plan::new(&self.layout, activations, n, members);
+        let run = |job: &(dyn Fn(usize) + Sync)| {
+            if members == 1 {
+                Team::alone().run(plan.tasks(), job)
+            } else {
+                pool.team(|team| team.run(plan.tasks(), job))
+            }
+        };
+        match (activations, n) {
+            (Activations::Int8, _) => {
+                let acts = Int8::new(kernels, &self.layout, x, n)?;
+                run(&|task| self.int8_task(kernels, &acts, &plan, task, &out));
+            }
+            (Activations::Sign, _) => {
+                let x = signs(&self.layout, x, n)?;
+                run(&|task| self.sign_task(kernels, &x, &plan, task, &out));
+            }
+            (Activations::F32, 1) => {
+                let x = padded(&self.layout, x)?;
+                run(&|task| self.f32_one_task(kernels, &x, &plan, task, &out));
+            }
+            (Activations::F32, _) => {
+                let x = interleaved(&self.layout, x, n)?;
+                let scratch = (0..members)
+                    .map(|_| Ok(Mutex::new(Scratch::new(plan.panel)?)))
+                    .collect::<Result<Vec<_>>>()?;
+                run(&|task| {
+                    let mut free = scratch
+                        .iter()
+                        .find_map(|s| s.try_lock().ok())
+                        .expect("no more tasks run at once than there are members");
+                    self.f32_task(kernels, &x, &plan, task, &mut free, &out);
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn int8_task(&self, k: &TileKernels, acts: &Int8, plan: &Plan, task: usize, out: &Output) {
+        let (tiles, vectors) = plan.task(task);
+        let tile_bytes = self.layout.tile_bytes();
+        for t in tiles {
+            let tile = self.tile(t);
+            let count = blocks(vectors.clone()).count();
+            for (i, (first, width)) in blocks(vectors.clone()).enumerate() {
+                let mut values = [[0f32; TILE_ROWS]; WIDTHS[0]];
+                // One pass over the tile wants what lies a little ahead of it; with several passes each calls
+                // for its share of the next tile.
+                let ahead = if count == 1 {
+                    tile.as_ptr().wrapping_add(INT8_AHEAD)
+                } else {
+                    tile.as_ptr().wrapping_add(tile_bytes + i * tile_bytes / count)
+                };
+                // SAFETY: `k` exists, so the processor has its features; the tile has this layout; the
+                // activations were made for it.
+                unsafe {
+                    k.int8(self.layout.bits, width)(
+                        &self.layout,
+                        tile.as_ptr(),
+                        acts.block(first),
+                        ahead,
+                        values.as_mut_ptr().cast(),
+                    );
+                }
+                store_block(out, first, width, t, &values);
+            }
+        }
+    }
+
+    fn sign_task(&self, k: &TileKernels, x: &[u32], plan: &Plan, task: usize, out: &Output) {
+        let (tiles, vectors) = plan.task(task);
+        let subs = self.layout.total_subs();
+        for t in tiles {
+            for (first, width) in blocks(vectors.clone()) {
+                let mut values = [[0f32; TILE_ROWS]; WIDTHS[0]];
+                let x = x[first * subs..].as_ptr();
+                let tile = self.tile(t).as_ptr();
+                // SAFETY: as in `int8_task`.
+                unsafe { k.sign(width)(&self.layout, tile, x, values.as_mut_ptr().cast()) };
+                store_block(out, first, width, t, &values);
+            }
+        }
+    }
+
+    fn f32_one_task(&self, k: &TileKernels, x: &[f32], plan: &Plan, task: usize, out: &Output) {
+        for t in plan.task(task).0 {
+            let mut values = [0f32; TILE_ROWS];
+            let tile = self.tile(t).as_ptr();
+            // SAFETY: as in `int8_task`; `x` is padded to whole sub-blocks.
+            unsafe {
+                k.f32_one(self.layout.bits)(&self.layout, tile, x.as_ptr(), values.as_mut_ptr());
+                out.store(0, t, &values);
+            }
+        }
+    }
+
+    fn f32_task(
+        &self,
+        k: &TileKernels,
+        x: &[f32],
+        plan: &Plan,
+        task: usize,
+        scratch: &mut Scratch,
+        out: &Output,
+    ) {
+        let (tiles, vectors) = plan.task(task);
+        let (subs, padded) = (self.layout.total_subs(), self.layout.total_subs() * SUB_COLS);
+        let cells = vectors.len() * TILE_ROWS;
+        for t in tiles {
+            scratch.f[..cells].fill(0.0);
+            scratch.sum[..cells].fill(0.0);
+            for s in (0..subs).step_by(UNPACK_SUBS) {
+                let count = UNPACK_SUBS.min(subs - s);
+                let (levels, scales) = (scratch.levels.as_mut_ptr(), scratch.scales.as_mut_ptr());
+                let tile = self.tile(t).as_ptr();
+                // SAFETY: as in `int8_task`; the scratch holds UNPACK_SUBS sub-blocks.
+                unsafe { k.unpack(self.layout.bits)(&self.layout, tile, s, count, levels, scales) };
+                for (first, width) in blocks(vectors.clone()) {
+                    let x = x[first * padded + s * SUB_COLS * width..].as_ptr();
+                    let f = scratch.f[(first - vectors.start) * TILE_ROWS..].as_mut_ptr();
+                    // SAFETY: as above; `x` is in blocks of (columns, width), `f` has a row of 32 a vector.
+                    unsafe { k.panel(width)(levels, scales, count, x, f) };
+                }
+                if (s + count) % FLUSH_SUBS == 0 {
+                    for (sum, f) in scratch.sum[..cells].iter_mut().zip(&mut scratch.f) {
+                        *sum += std::mem::take(f) as f64;
+                    }
+                }
+            }
+            for v in vectors.clone() {
+                let at = (v - vectors.start) * TILE_ROWS;
+                let values =
+                    std::array::from_fn(|r| (scratch.sum[at + r] + scratch.f[at + r] as f64) as f32);
+                // SAFETY: tasks have disjoint tiles or vectors.
+                unsafe { out.store(v, t, &values) };
+            }
+        }
+    }
+}
+
+/// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
+const INT8_AHEAD: usize = 4096;
+
+fn store_block(out: &Output, first: usize, width: usize, t: usize, values: &[[f32; TILE_ROWS]]) {
+    for (v, values) in values.iter().enumerate().take(width) {
+        // SAFETY: tasks have disjoint tiles or vectors.
+        unsafe { out.store(first + v, t, values) };
+    }
+}
+
+/// How a product is cut into tasks: runs of tiles × panels of vectors.
+struct Plan {
+    tiles: usize,
+    tiles_a_task: usize,
+    vectors: usize,
+    /// Vectors a panel.
+    panel: usize,
+}
+
+impl Plan {
+    fn new(l: &Layout, activations: Activations, n: usize, members: usize) -> Plan {
+        let vector_bytes = match activations {
+            Activations::Sign => l.total_subs() * 4,
+            Activations::Int8 => l.total_subs() * SUB_COLS + l.blocks() * 8,
+            Activations::F32 => l.total_subs() * SUB_COLS * 4,
+        };
+        let widest = WIDTHS[0];
+        let panel = (PANEL_BYTES / vector_bytes / widest * widest).max(widest).min(n.max(1));
+        // Four tasks a member even out what the machine takes from one of them.
+        let chunks = if members == 1 { 1 } else { 4 * members };
+        Plan { tiles: l.tiles(), tiles_a_task: l.tiles().div_ceil(chunks), vectors: n, panel }
+    }
+
+    fn tile_runs(&self) -> usize {
+        self.tiles.div_ceil(self.tiles_a_task)
+    }
+
+    fn tasks(&self) -> usize {
+        self.tile_runs() * self.vectors.div_ceil(self.panel)
+    }
+
+    fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
+        let (panel, run) = (task / self.tile_runs(), task % self.tile_runs());
+        let (t, v) = (run * self.tiles_a_task, panel * self.panel);
+        (t..(t + self.tiles_a_task).min(self.tiles), v..(v + self.panel).min(self.vectors))
+    }
+}
+
+/// What one thread needs for float32 and many vectors.
+struct Scratch {
+    /// `(UNPACK_SUBS * 32, 32)`.
+    levels: Vec<f32>,
+    /// `(UNPACK_SUBS, 32)`.
+    scales: Vec<f32>,
+    /// `(panel, 32)`.
+    f: Vec<f32>,
+    /// `(panel, 32)`.
+    sum: Vec<f64>,
+}
+
+impl Scratch {
+    fn new(panel: usize) -> Result<Scratch> {
+        Ok(Scratch {
+            levels: memory::filled(UNPACK_SUBS * SUB_COLS * TILE_ROWS, 0.0, "unpacked weights")?,
+            scales: memory::filled(UNPACK_SUBS * TILE_ROWS, 0.0, "unpacked scales")?,
+            f: memory::filled(panel * TILE_ROWS, 0.0, "sums")?,
+            sum: memory::filled(panel * TILE_ROWS, 0.0, "sums")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

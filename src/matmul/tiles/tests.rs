@@ -1,0 +1,257 @@
+//! Every set of kernels that this processor can run, over every shape that is awkward.
+
+use super::*;
+use crate::quant::{Bits, CodesBuf, Shape, quantize_block};
+use crate::testing::{Kind, Random, assert_product, product, random_codes};
+
+const SHAPES: [(usize, usize, usize); 14] = [
+    (1, 1, 0),
+    (1, 31, 32),
+    (3, 33, 32),
+    (5, 64, 64),
+    (31, 65, 32),
+    (32, 128, 128),
+    (33, 172, 64),
+    (63, 172, 0),
+    (65, 172, 96),
+    (64, 300, 128),
+    (7, 8, 1000),
+    (40, 1100, 32),
+    (34, 2080, 160),
+    (2, 4097, 128),
+];
+const VECTORS: [usize; 7] = [1, 2, 3, 5, 8, 13, 31];
+
+fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
+    let codes = m.as_codes();
+    Tiles::pack(pool, Layout::new(&codes).expect("tiles can hold it"), &codes).unwrap()
+}
+
+/// Runs `check(name, kernels, matrix, tiles, generator)` for everything.
+fn everywhere(bits: &[Bits], check: impl Fn(&str, &TileKernels, &CodesBuf, &Tiles, &mut Random)) {
+    let pool = Pool::new(1).unwrap();
+    let variants = TileKernels::variants();
+    for isa in crate::cpu::Isa::ALL {
+        if !isa.available() {
+            eprintln!("SKIPPED: this processor lacks {isa}");
+        }
+    }
+    for k in &variants {
+        let mut r = Random::new(1);
+        for &bits in bits {
+            for (rows, cols, group) in SHAPES {
+                for kind in Kind::ALL {
+                    let m = random_codes(&mut r, Shape::new(rows, cols, group), bits, kind);
+                    let name = format!("{} {bits:?} {rows}x{cols}/{group} {kind:?}", k.name());
+                    check(&name, k, &m, &tiles(&pool, &m), &mut r);
+                }
+            }
+        }
+    }
+}
+
+fn run(k: &TileKernels, t: &Tiles, a: Activations, x: &[f32], n: usize, threads: usize) -> Vec<f32> {
+    let pool = Pool::new(threads).unwrap();
+    let mut y = vec![f32::NAN; n * t.layout.shape.rows];
+    t.multiply(k, &pool, a, x, &mut y, n).unwrap();
+    y
+}
+
+/// Each batch gives the bits that its vectors give alone.
+fn assert_batch_invariant(name: &str, k: &TileKernels, t: &Tiles, a: Activations, r: &mut Random) {
+    let (rows, cols) = (t.layout.shape.rows, t.layout.shape.cols);
+    for n in VECTORS {
+        let x = r.gaussian(n * cols);
+        let y = run(k, t, a, &x, n, 1);
+        for v in 0..n {
+            let alone = run(k, t, a, &x[v * cols..(v + 1) * cols], 1, 1);
+            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&y[v * rows..(v + 1) * rows]), bits(&alone), "{name} {a:?}: vector {v} of {n}");
+        }
+    }
+}
+
+#[test]
+fn float32_is_exact() {
+    everywhere(&Bits::ALL, |name, k, m, t, r| {
+        let x = r.gaussian(m.shape.cols);
+        let y = run(k, t, Activations::F32, &x, 1, 1);
+        let x: Vec<f64> = x.iter().map(|&x| x as f64).collect();
+        assert_product(name, &y, &product(&m.as_codes(), &x), 1e-5);
+        assert_batch_invariant(name, k, t, Activations::F32, r);
+    });
+}
+
+#[test]
+fn float32_is_exact_on_constant_data_of_any_length() {
+    // A float32 chain over a whole row of these misses the tolerance by an order of magnitude.
+    let pool = Pool::new(1).unwrap();
+    for k in TileKernels::variants() {
+        for cols in [4096, 300_000] {
+            let shape = Shape::new(2, cols, 128);
+            let mut m = random_codes(&mut Random::new(3), shape, Bits::Eight, Kind::ALL[0]);
+            m.bytes.fill(200);
+            let x = vec![0.1f32; cols];
+            let y = run(&k, &tiles(&pool, &m), Activations::F32, &x, 1, 1);
+            let want = product(&m.as_codes(), &vec![0.1f32 as f64; cols]);
+            assert_product(k.name(), &y, &want, 1e-6);
+        }
+    }
+}
+
+/// What int8 activations are defined to give, bit for bit: exact integers in a block, then float32 in block order.
+fn int8_oracle(m: &CodesBuf, x: &[f32]) -> Vec<f32> {
+    let s = m.shape;
+    let codes = m.as_codes();
+    let block = match s.group {
+        32 | 64 | 128 => s.group,
+        _ => 32,
+    };
+    let mut q = vec![0i8; s.cols];
+    let mut row = vec![0; s.cols];
+    (0..s.rows)
+        .map(|r| {
+            codes.row_codes(r, &mut row);
+            let mut f = 0f32;
+            for g in 0..s.groups {
+                let columns = s.group_columns(g);
+                for start in columns.clone().step_by(block) {
+                    let block = start..(start + block).min(columns.end);
+                    let sx = quantize_block(&x[block.clone()], &mut q[block.clone()]);
+                    let level = |c: usize| m.bits.level(row[c], codes.zero_point(r, g));
+                    let sum: i32 = block.map(|c| level(c) * q[c] as i32).sum();
+                    f = (sum as f32).mul_add(codes.scale(r, g) * sx, f);
+                }
+            }
+            f
+        })
+        .collect()
+}
+
+#[test]
+fn int8_is_what_it_is_defined_to_be_at_every_level() {
+    everywhere(&Bits::ALL, |name, k, m, t, r| {
+        let x = r.gaussian(m.shape.cols);
+        let y = run(k, t, Activations::Int8, &x, 1, 1);
+        let want = int8_oracle(m, &x);
+        for (i, (y, want)) in y.iter().zip(&want).enumerate() {
+            assert_eq!(y.to_bits(), want.to_bits(), "{name}: row {i} is {y}, expected {want}");
+        }
+        assert_batch_invariant(name, k, t, Activations::Int8, r);
+    });
+}
+
+#[test]
+fn int8_extremes() {
+    // The largest codes against the largest activations of one sign: what saturates in 16 bits shows here.
+    let pool = Pool::new(1).unwrap();
+    for k in TileKernels::variants() {
+        for bits in Bits::ALL {
+            for fill in [0x00, 0xff] {
+                let mut m = random_codes(&mut Random::new(5), Shape::new(32, 256, 128), bits, Kind::ALL[0]);
+                m.bytes.fill(fill);
+                for x in [1.0f32, -1.0] {
+                    let x = vec![x; 256];
+                    let y = run(&k, &tiles(&pool, &m), Activations::Int8, &x, 1, 1);
+                    assert_eq!(y, int8_oracle(&m, &x), "{} {bits:?} {fill:x}", k.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn signs_are_exact_in_integers() {
+    everywhere(&[Bits::One], |name, k, m, t, r| {
+        let mut x = r.gaussian(m.shape.cols);
+        x[0] = -0.0; // counts as >= 0
+        let y = run(k, t, Activations::Sign, &x, 1, 1);
+        let signs: Vec<f64> = x.iter().map(|&x| if x >= 0.0 { 1.0 } else { -1.0 }).collect();
+        assert_product(name, &y, &product(&m.as_codes(), &signs), 1e-6);
+        assert_batch_invariant(name, k, t, Activations::Sign, r);
+    });
+}
+
+#[test]
+fn activations_are_quantised_alike_at_every_level() {
+    let mut r = Random::new(9);
+    let special = [0.0, -0.0, 1e-40, -3e-39, 1e-31, 2.5, -127.0, 127.0, f32::MAX, 63.5];
+    for k in TileKernels::variants() {
+        for (len, block) in [(1, 32), (31, 32), (32, 32), (65, 64), (300, 128), (0, 32)] {
+            for case in 0..40 {
+                let size = 10f32.powi((r.next() % 60) as i32 - 45);
+                let mut x: Vec<f32> = (0..len).map(|_| r.gauss() * size).collect();
+                if case % 2 == 1 && len > 0 {
+                    for _ in 0..3 {
+                        x[r.next() as usize % len] = special[r.next() as usize % special.len()];
+                    }
+                }
+                let blocks = len.div_ceil(block);
+                let (mut q, mut scales, mut sums) = (vec![0; len], vec![0.0; blocks], vec![0; blocks]);
+                // SAFETY: the kernels exist, so the processor has their features.
+                assert!(unsafe { k.quantize()(&x, block, &mut q, &mut scales, &mut sums) });
+                for (b, x) in x.chunks(block).enumerate() {
+                    let mut want = vec![0; x.len()];
+                    let scale = quantize_block(x, &mut want);
+                    assert_eq!(&q[b * block..][..x.len()], want, "{} {x:?}", k.name());
+                    assert_eq!(scales[b].to_bits(), scale.to_bits());
+                    assert_eq!(sums[b], want.iter().map(|&q| q as i32).sum::<i32>());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_that_are_not_finite_are_refused() {
+    let pool = Pool::new(1).unwrap();
+    let m = random_codes(&mut Random::new(2), Shape::new(4, 100, 32), Bits::Four, Kind::ALL[0]);
+    let t = tiles(&pool, &m);
+    for k in TileKernels::variants() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 31, 99] {
+                let mut x = vec![1.0; 200];
+                x[100 + at] = bad;
+                let mut y = vec![7.0; 8];
+                let e = t.multiply(&k, &pool, Activations::Int8, &x, &mut y, 2).unwrap_err();
+                assert_eq!(e.status(), crate::error::Status::Range);
+                assert!(e.message().contains(&format!("vector 1, column {at}")), "{e}");
+                assert_eq!(y, [7.0; 8]);
+            }
+        }
+    }
+}
+
+#[test]
+fn not_a_number_comes_through_float32() {
+    let pool = Pool::new(1).unwrap();
+    let m = random_codes(&mut Random::new(2), Shape::new(40, 70, 32), Bits::Two, Kind::ALL[0]);
+    for k in TileKernels::variants() {
+        let mut x = vec![1.0; 70];
+        x[69] = f32::NAN;
+        assert!(run(&k, &tiles(&pool, &m), Activations::F32, &x, 1, 1).iter().all(|y| y.is_nan()));
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let k = TileKernels::for_isa(crate::cpu::Isa::best()).unwrap();
+    let pool = Pool::new(1).unwrap();
+    let mut r = Random::new(4);
+    for bits in Bits::ALL {
+        let m = random_codes(&mut r, Shape::new(1000, 1056, 32), bits, Kind::ALL[1]);
+        let t = tiles(&pool, &m);
+        for n in [1, 7, 40] {
+            let x = r.gaussian(n * 1056);
+            for a in [Activations::F32, Activations::Int8, Activations::Sign] {
+                if a == Activations::Sign && bits != Bits::One {
+                    continue;
+                }
+                let one = run(&k, &t, a, &x, n, 1);
+                for threads in [2, 3, 8] {
+                    assert_eq!(run(&k, &t, a, &x, n, threads), one, "{bits:?} {a:?} {n} {threads}");
+                }
+            }
+        }
+    }
+}
