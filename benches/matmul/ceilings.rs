@@ -1,0 +1,477 @@
+//! What the machine itself can do: reading memory, and multiplying in registers.
+//!
+//! A speed means little on its own where the clock, the neighbours and the memory change within a minute, so every
+//! product is timed alternately with the ceiling it could at best reach, and its share is taken round by round.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use apl_ffi::cpu::{Features, Isa};
+
+use crate::stats::median;
+
+/// Bytes read in one sample of the reading ceiling: some milliseconds, whatever the footprint. Not a divisor of the usual
+/// rotation, and so that the readers in a contest do not each see the same part of memory every time.
+const READ_SAMPLE: usize = 96 << 20;
+
+/// Bytes that the widest reader reads in an iteration.
+const CHUNK: usize = 512;
+
+/// Iterations of a compute loop in one sample: some milliseconds.
+const PEAK_ITERATIONS: u64 = 2_000_000;
+
+/// Rounds in which the ways of prefetching compete. Which one wins depends on the processor: on one machine asking 1 to
+/// 2 KB ahead reads a fifth faster than 8 KB or nothing, on another 4 KB was best.
+const CONTEST_ROUNDS: usize = 5;
+
+/// The ceilings of this machine, at one instruction-set level.
+pub struct Ceilings {
+    isa: Isa,
+    arena: Arena,
+    /// Where the next sample from memory starts, so that samples walk through the arena.
+    cursor: usize,
+    /// The way of reading that won, by number of threads and footprint.
+    winners: Vec<((usize, usize), Reader)>,
+}
+
+impl Ceilings {
+    /// Ceilings at level `isa`; reading from memory walks through `bytes` of it.
+    pub fn new(isa: Isa, bytes: usize) -> Ceilings {
+        Ceilings {
+            isa,
+            arena: Arena::new(bytes.max(1)),
+            cursor: 0,
+            winners: Vec::new(),
+        }
+    }
+
+    /// Bytes a second that `threads` threads read from memory: one sample.
+    pub fn read_memory(&mut self, threads: usize) -> f64 {
+        let footprint = self.arena.bytes().len();
+        let reader = self.reader(threads, footprint);
+        self.sample_memory(threads, reader)
+    }
+
+    /// Bytes a second that `threads` threads read together from the same `footprint` bytes again and again: one sample.
+    pub fn read_cached(&mut self, threads: usize, footprint: usize) -> f64 {
+        let footprint = footprint.min(self.arena.bytes().len());
+        let reader = self.reader(threads, footprint);
+        self.sample_cached(threads, footprint, reader)
+    }
+
+    /// The reader that is fastest on this footprint, found once.
+    fn reader(&mut self, threads: usize, footprint: usize) -> Reader {
+        if let Some((_, r)) = self
+            .winners
+            .iter()
+            .find(|(k, _)| *k == (threads, footprint))
+        {
+            return *r;
+        }
+        let readers = Reader::all(self.isa);
+        let mut rates = vec![Vec::new(); readers.len()];
+        for _ in 0..CONTEST_ROUNDS {
+            for (rate, &reader) in rates.iter_mut().zip(&readers) {
+                rate.push(if footprint == self.arena.bytes().len() {
+                    self.sample_memory(threads, reader)
+                } else {
+                    self.sample_cached(threads, footprint, reader)
+                });
+            }
+        }
+        let best = rates
+            .iter_mut()
+            .map(|r| median(r))
+            .zip(readers)
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .expect("there is always the plain reader")
+            .1;
+        self.winners.push(((threads, footprint), best));
+        best
+    }
+
+    fn sample_memory(&mut self, threads: usize, reader: Reader) -> f64 {
+        let sample = READ_SAMPLE.min(self.arena.bytes().len());
+        if self.cursor + sample > self.arena.bytes().len() {
+            self.cursor = 0;
+        }
+        let part = &self.arena.bytes()[self.cursor..self.cursor + sample];
+        self.cursor += sample;
+        let share = whole_chunks(sample / threads);
+        let seconds = on_threads(threads, &|t| {
+            black_box(reader.read(&part[t * share..(t + 1) * share]));
+        });
+        (share * threads) as f64 / seconds
+    }
+
+    fn sample_cached(&self, threads: usize, footprint: usize, reader: Reader) -> f64 {
+        let share = whole_chunks(footprint / threads);
+        let passes = (READ_SAMPLE / (share * threads)).max(1);
+        let seconds = on_threads(threads, &|t| {
+            let part = &self.arena.bytes()[t * share..(t + 1) * share];
+            for _ in 0..passes {
+                black_box(reader.read(black_box(part)));
+            }
+        });
+        (share * threads * passes) as f64 / seconds
+    }
+
+    /// Operations a second (two for a multiply-add) that `threads` threads do in registers: one sample.
+    ///
+    /// `None` where the level has no vector instructions.
+    pub fn peak(&self, arithmetic: Arithmetic, threads: usize) -> Option<f64> {
+        let instruction = Instruction::best(arithmetic, self.isa)?;
+        let seconds = on_threads(threads, &|_| instruction.repeat(PEAK_ITERATIONS));
+        let operations = instruction.operations_an_iteration() * PEAK_ITERATIONS * threads as u64;
+        Some(operations as f64 / seconds)
+    }
+
+    /// The instruction whose rate `peak` measures.
+    pub fn peak_name(&self, arithmetic: Arithmetic) -> &'static str {
+        Instruction::best(arithmetic, self.isa).map_or("none", Instruction::name)
+    }
+}
+
+/// `bytes` cut to what the readers read in whole iterations, at least one.
+fn whole_chunks(bytes: usize) -> usize {
+    (bytes / CHUNK).max(1) * CHUNK
+}
+
+/// Runs `work(thread)` on `threads` threads, the calling one included, and gives the seconds from the first start to
+/// the last end.
+fn on_threads(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
+    // Spinning: a thread woken from sleep would start a good part of a sample late.
+    let missing = AtomicUsize::new(threads);
+    let timed = |t| {
+        missing.fetch_sub(1, Ordering::AcqRel);
+        while missing.load(Ordering::Acquire) > 0 {
+            std::hint::spin_loop();
+        }
+        let start = Instant::now();
+        work(t);
+        (start, Instant::now())
+    };
+    let spans: Vec<(Instant, Instant)> = std::thread::scope(|s| {
+        let others: Vec<_> = (1..threads).map(|t| s.spawn(move || timed(t))).collect();
+        let mine = timed(0);
+        others
+            .into_iter()
+            .map(|o| o.join().expect("a ceiling thread panicked"))
+            .chain([mine])
+            .collect()
+    });
+    let start = spans.iter().map(|s| s.0).min().expect("one thread");
+    let end = spans.iter().map(|s| s.1).max().expect("one thread");
+    (end - start).as_secs_f64()
+}
+
+/// A block of memory in huge pages where the system grants them.
+struct Arena {
+    start: *mut u8,
+    layout: Layout,
+}
+
+impl Arena {
+    fn new(bytes: usize) -> Arena {
+        const HUGE_PAGE: usize = 2 << 20;
+        let layout = Layout::from_size_align(bytes.next_multiple_of(HUGE_PAGE), HUGE_PAGE)
+            .expect("the size of the rotation fits the address space");
+        // SAFETY: the layout's size is not zero, because `bytes` is not.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range is the allocation just made, aligned to pages; the advice changes no contents.
+        unsafe {
+            libc::madvise(start.cast(), layout.size(), libc::MADV_HUGEPAGE);
+        }
+        // Untouched pages are all the one zero page, which never leaves the cache.
+        // SAFETY: the range is the allocation just made.
+        unsafe { start.write_bytes(0x55, layout.size()) };
+        Arena { start, layout }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `start` is an allocation of this size, initialised in `new`, and nothing writes to it after.
+        unsafe { std::slice::from_raw_parts(self.start, self.layout.size()) }
+    }
+}
+
+// SAFETY: the memory is owned, and only read once `new` has returned.
+unsafe impl Sync for Arena {}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.start, self.layout) }
+    }
+}
+
+/// Which cache level a reader asks lines into ahead of its loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Prefetch {
+    Nothing,
+    /// Into the first level, this many bytes ahead.
+    Near(usize),
+    /// Into the second level, this many bytes ahead.
+    Far(usize),
+}
+
+/// One way of reading a linear stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reader {
+    isa: Isa,
+    prefetch: Prefetch,
+}
+
+impl Reader {
+    /// Every way that level `isa` has.
+    fn all(isa: Isa) -> Vec<Reader> {
+        use Prefetch::*;
+        let prefetches: &[Prefetch] = if isa == Isa::Scalar {
+            &[Nothing]
+        } else {
+            &[
+                Nothing,
+                Near(1 << 10),
+                Near(2 << 10),
+                Near(4 << 10),
+                Near(8 << 10),
+                Far(4 << 10),
+                Far(8 << 10),
+                Far(16 << 10),
+            ]
+        };
+        prefetches
+            .iter()
+            .map(|&prefetch| Reader { isa, prefetch })
+            .collect()
+    }
+
+    /// Loads every byte once; the sum keeps the loads alive.
+    fn read(self, data: &[u8]) -> u64 {
+        assert!(self.isa.available());
+        match self.isa {
+            Isa::Scalar => data
+                .chunks_exact(8)
+                .map(|c| u64::from_ne_bytes(c.try_into().expect("8 bytes")))
+                .fold(0, u64::wrapping_add),
+            #[cfg(target_arch = "x86_64")]
+            _ => x86::read(self, data),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("other architectures have the scalar level only"),
+        }
+    }
+}
+
+/// The two kinds of arithmetic that products are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Products of bytes summed in int32.
+    Integer,
+    /// Float32 multiply-adds.
+    Float,
+}
+
+/// The instruction (or sequence) that does most of one arithmetic at some level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instruction {
+    Vpdpbusd512,
+    Vpdpbusd256,
+    /// `vpmaddubsw`, `vpmaddwd`, `vpaddd`.
+    Vpmaddubsw256,
+    Fma512,
+    Fma256,
+}
+
+impl Instruction {
+    fn best(arithmetic: Arithmetic, isa: Isa) -> Option<Instruction> {
+        let has = Features::detect();
+        match (arithmetic, isa) {
+            (_, Isa::Scalar) => None,
+            (Arithmetic::Float, Isa::Avx2) => Some(Instruction::Fma256),
+            (Arithmetic::Float, Isa::Avx512) => Some(Instruction::Fma512),
+            (Arithmetic::Integer, Isa::Avx512) if has.avx512_ice() => {
+                Some(Instruction::Vpdpbusd512)
+            }
+            (Arithmetic::Integer, _) if has.avx_vnni() => Some(Instruction::Vpdpbusd256),
+            (Arithmetic::Integer, _) => Some(Instruction::Vpmaddubsw256),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Instruction::Vpdpbusd512 => "vpdpbusd zmm",
+            Instruction::Vpdpbusd256 => "vpdpbusd ymm",
+            Instruction::Vpmaddubsw256 => "vpmaddubsw ymm",
+            Instruction::Fma512 => "vfmadd231ps zmm",
+            Instruction::Fma256 => "vfmadd231ps ymm",
+        }
+    }
+
+    /// Twelve multiply-add instructions of so many lanes, two operations a lane.
+    fn operations_an_iteration(self) -> u64 {
+        12 * 2
+            * match self {
+                Instruction::Vpdpbusd512 => 64,
+                Instruction::Vpdpbusd256 | Instruction::Vpmaddubsw256 => 32,
+                Instruction::Fma512 => 16,
+                Instruction::Fma256 => 8,
+            }
+    }
+
+    fn repeat(self, iterations: u64) {
+        #[cfg(target_arch = "x86_64")]
+        x86::repeat(self, iterations);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{self:?} on another architecture, {iterations} times");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::asm;
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    use super::{Instruction, Prefetch, Reader};
+    use apl_ffi::cpu::Isa;
+
+    /// See [`Reader::read`], which has checked the level.
+    pub(super) fn read(reader: Reader, data: &[u8]) -> u64 {
+        // SAFETY: Reader::read asserted that the processor has `reader.isa`, which is above scalar here.
+        unsafe {
+            match (reader.isa == Isa::Avx512, reader.prefetch) {
+                (true, Prefetch::Nothing) => read512::<false, _MM_HINT_T0>(data, 0),
+                (true, Prefetch::Near(n)) => read512::<true, _MM_HINT_T0>(data, n),
+                (true, Prefetch::Far(n)) => read512::<true, _MM_HINT_T1>(data, n),
+                (false, Prefetch::Nothing) => read256::<false, _MM_HINT_T0>(data, 0),
+                (false, Prefetch::Near(n)) => read256::<true, _MM_HINT_T0>(data, n),
+                (false, Prefetch::Far(n)) => read256::<true, _MM_HINT_T1>(data, n),
+            }
+        }
+    }
+
+    /// Defines a reader of eight loads an iteration into eight sums: as wide as the loop can be without spilling.
+    macro_rules! reader {
+        ($name:ident, $feature:literal, $vector:ty, $zero:ident, $load:ident, $add:ident) => {
+            #[target_feature(enable = $feature)]
+            fn $name<const PREFETCH: bool, const HINT: i32>(data: &[u8], ahead: usize) -> u64 {
+                const LANE: usize = size_of::<$vector>();
+                let mut sums = [$zero(); 8];
+                for chunk in data.chunks_exact(8 * LANE) {
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        let p = chunk[i * LANE..].as_ptr();
+                        if PREFETCH && i * LANE % 64 == 0 {
+                            _mm_prefetch::<HINT>(p.wrapping_add(ahead).cast());
+                        }
+                        // SAFETY: the chunk has LANE bytes from `p` on; the load needs no alignment.
+                        *sum = $add(*sum, unsafe { $load(p.cast()) });
+                    }
+                }
+                let sum = sums.into_iter().fold($zero(), |a, b| $add(a, b));
+                // SAFETY: both types are plain integers of the same size.
+                let words: [u64; LANE / 8] = unsafe { std::mem::transmute(sum) };
+                words.into_iter().fold(0, u64::wrapping_add)
+            }
+        };
+    }
+    reader!(
+        read512,
+        "avx512f",
+        __m512i,
+        _mm512_setzero_si512,
+        _mm512_loadu_si512,
+        _mm512_add_epi64
+    );
+    reader!(
+        read256,
+        "avx2",
+        __m256i,
+        _mm256_setzero_si256,
+        _mm256_loadu_si256,
+        _mm256_add_epi64
+    );
+
+    /// See [`Instruction::repeat`]; `Instruction::best` chose it among what the processor has.
+    pub(super) fn repeat(instruction: Instruction, iterations: u64) {
+        // SAFETY: Instruction::best gives an instruction only where the processor has it.
+        unsafe {
+            match instruction {
+                Instruction::Vpdpbusd512 => vpdpbusd512(iterations),
+                Instruction::Vpdpbusd256 => vpdpbusd256(iterations),
+                Instruction::Vpmaddubsw256 => vpmaddubsw256(iterations),
+                Instruction::Fma512 => fma512(iterations),
+                Instruction::Fma256 => fma256(iterations),
+            }
+        }
+    }
+
+    /// Defines a loop of twelve independent chains: enough to hide a latency of five or six cycles at two a cycle.
+    ///
+    /// The empty assembly makes one operand unknown before each step; a compiler would otherwise take a product of two
+    /// constants out of the loop. The operands are small, so that float sums stay normal numbers.
+    macro_rules! chains {
+        ($name:ident, $feature:literal, $register:ident, $zero:ident, $operand:expr, $step:expr) => {
+            #[target_feature(enable = $feature)]
+            fn $name(iterations: u64) {
+                let mut sums = [$zero(); 12];
+                let (mut a, b) = ($operand, $operand);
+                for _ in 0..iterations {
+                    for sum in &mut sums {
+                        // SAFETY: no instruction; the register keeps its value.
+                        unsafe { asm!("/* {0} */", inout($register) a, options(nomem, nostack)) };
+                        *sum = $step(*sum, a, b);
+                    }
+                }
+                black_box(sums);
+            }
+        };
+    }
+    chains!(
+        vpdpbusd512,
+        "avx512f,avx512vnni",
+        zmm_reg,
+        _mm512_setzero_si512,
+        _mm512_set1_epi8(1),
+        |sum, a, b| _mm512_dpbusd_epi32(sum, a, b)
+    );
+    chains!(
+        vpdpbusd256,
+        "avx2,avxvnni",
+        ymm_reg,
+        _mm256_setzero_si256,
+        _mm256_set1_epi8(1),
+        |sum, a, b| _mm256_dpbusd_avx_epi32(sum, a, b)
+    );
+    chains!(
+        vpmaddubsw256,
+        "avx2",
+        ymm_reg,
+        _mm256_setzero_si256,
+        _mm256_set1_epi8(1),
+        |sum, a, b| _mm256_add_epi32(
+            sum,
+            _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1))
+        )
+    );
+    chains!(
+        fma512,
+        "avx512f",
+        zmm_reg,
+        _mm512_setzero_ps,
+        _mm512_set1_ps(1e-3),
+        |sum, a, b| _mm512_fmadd_ps(a, b, sum)
+    );
+    chains!(
+        fma256,
+        "avx2,fma",
+        ymm_reg,
+        _mm256_setzero_ps,
+        _mm256_set1_ps(1e-3),
+        |sum, a, b| _mm256_fmadd_ps(a, b, sum)
+    );
+}
