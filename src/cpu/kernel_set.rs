@@ -1,4 +1,4 @@
-//! The macros that make a [`super::tile::TileKernels`] out of generic functions.
+//! Macros of the kernels: the tables of [`super::tile::TileKernels`] out of generic functions, and loops that must unroll.
 
 /// A row of a kernel table: one function for each of [`super::tile::WIDTHS`].
 macro_rules! by_width {
@@ -15,6 +15,20 @@ const _: () = {
     assert!(a == 12 && b == 8 && c == 4 && d == 2 && e == 1, "by_width! lists WIDTHS");
 };
 
+/// Repeats a block with `$i` a constant: shifts and masks that depend on it become immediates, and sums stay in registers
+/// where the optimiser would rather keep a loop of eight (it did, and spilled, with twelve vectors).
+macro_rules! unroll {
+    ($i:ident in 0..8 => $body:block) => {
+        unroll!(@ $i $body 0 1 2 3 4 5 6 7)
+    };
+    ($i:ident in 0..16 => $body:block) => {
+        unroll!(@ $i $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $i:ident $body:block $($n:literal)*) => {
+        $({ const $i: usize = $n; $body })*
+    };
+}
+
 /// Makes the entry points of one set of kernels: the only functions with `target_feature`, each a call of a generic
 /// `inline(always)` function of the sibling modules `int8`, `f32`, `sign` and `activations`.
 macro_rules! kernel_set {
@@ -22,11 +36,11 @@ macro_rules! kernel_set {
         mod $module {
             use super::$ext as Ext;
             use super::super::layout::Layout;
-            use super::super::tile::{Int8Acts, TileKernels};
+            use super::super::tile::{Ahead, Int8Acts, TileKernels};
 
             #[target_feature(enable = $features)]
             unsafe fn int8<const BITS: usize, const V: usize>(
-                l: &Layout, tile: *const u8, acts: Int8Acts, ahead: *const u8, out: *mut f32,
+                l: &Layout, tile: *const u8, acts: Int8Acts, ahead: Ahead, out: *mut f32,
             ) {
                 // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
                 unsafe { super::int8::tile::<Ext, BITS, V>(l, tile, acts, ahead, out) }

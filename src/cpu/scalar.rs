@@ -3,7 +3,7 @@
 
 use super::dispatch::Isa;
 use super::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use super::tile::{FLUSH_SUBS, Int8Acts, TileKernels};
+use super::tile::{Ahead, FLUSH_SUBS, Int8Acts, TileKernels};
 use crate::quant::{Bits, quantize_block};
 use half::f16;
 
@@ -71,7 +71,7 @@ unsafe fn int8<const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
-    _ahead: *const u8,
+    _ahead: Ahead,
     out: *mut f32,
 ) {
     let mut f = [[0f32; TILE_ROWS]; V];

@@ -47,9 +47,17 @@ pub struct Int8Acts {
     pub corrections: *const i32,
 }
 
-/// int8: `(layout, tile, activations, ahead, out)`. `ahead` is prefetched while the tile is worked on, a line for
-/// each line read: the bytes that this thread will want next.
-pub type Int8Fn = unsafe fn(&Layout, *const u8, Int8Acts, *const u8, *mut f32);
+/// What a kernel calls for while it works: the bytes that this thread will want next.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    /// The first of them.
+    pub at: *const u8,
+    /// Cache lines to call for at each sub-block.
+    pub lines: usize,
+}
+
+/// int8: `(layout, tile, activations, ahead, out)`.
+pub type Int8Fn = unsafe fn(&Layout, *const u8, Int8Acts, Ahead, *mut f32);
 
 /// float32, one vector: `(layout, tile, x, out)`.
 pub type F32OneFn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);

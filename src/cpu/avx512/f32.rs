@@ -95,16 +95,6 @@ unsafe fn dwords<const BITS: usize>(sub: *const u8, half: usize) -> [__m512i; BI
     }
 }
 
-/// Runs `$body` for `$i` = 0..16 with `$i` a constant: the shifts and masks of a column are then immediates.
-macro_rules! sixteen {
-    ($i:ident => $body:block) => {
-        sixteen!(@ $i $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@ $i:ident $body:block $($n:literal)*) => {
-        $({ const $i: usize = $n; $body })*
-    };
-}
-
 /// Moves the float32 sums of 32 rows into float64.
 ///
 /// # Safety
@@ -175,7 +165,7 @@ pub(super) unsafe fn one<const BITS: usize>(l: &Layout, tile: *const u8, x: *con
                     let v = dwords::<BITS>(p, half);
                     let fields = Fields::new::<BITS>(zeros[half]);
                     let (mut a, mut b) = (zero, zero);
-                    sixteen!(I => {
+                    unroll!(I in 0..16 => {
                         const Q: usize = I / 4;
                         let w = fields.level::<BITS>(v[Q % BITS], I);
                         a = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(I)), a);
@@ -227,7 +217,7 @@ pub(super) unsafe fn unpack<const BITS: usize>(
                 _mm512_storeu_ps(scales_out.add(i * TILE_ROWS + 16 * half), scale[half]);
                 let v = dwords::<BITS>(base.add(s * sub_bytes), half);
                 let fields = Fields::new::<BITS>(zeros[half]);
-                sixteen!(I => {
+                unroll!(I in 0..16 => {
                     const Q: usize = I / 4;
                     let w = fields.level::<BITS>(v[Q % BITS], I);
                     _mm512_storeu_ps(out.add(I * TILE_ROWS + 16 * half), w);

@@ -2,7 +2,7 @@
 
 use super::{Extensions, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::Int8Acts;
+use crate::cpu::tile::{Ahead, Int8Acts};
 use std::arch::x86_64::*;
 
 /// The codes of four columns, `4k..4k + 4` of the sub-block, for the 16 rows of a half: unsigned bytes, one bit as 0/2.
@@ -31,10 +31,14 @@ unsafe fn four_columns<E: Extensions, const BITS: usize>(
     }
 }
 
+/// Vectors up to which the float32 sums have registers of their own beside the integer sums.
+const FLOATS_IN_REGISTERS: usize = 4;
+
 /// One tile times `V` vectors.
 ///
 /// Integer sums of all vectors stay in registers (24 of 32 for twelve vectors); the codes of four columns are unpacked
-/// once for all of them. One vector has two chains a half instead, to hide the latency of the dot product.
+/// once for all of them. The float32 sums of more than four vectors live in `out`, in the first-level cache: they are
+/// touched once a block. One vector has two chains a half, to hide the latency of the dot product.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
@@ -43,17 +47,24 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
-    ahead: *const u8,
+    ahead: Ahead,
     out: *mut f32,
 ) {
     let sub_bytes = 4 * SUB_COLS * BITS;
     let tail_bytes = l.tail_bytes();
-    let (mut p, mut ahead) = (tile, ahead);
+    let mut p = tile;
+    let mut next = ahead.at;
     let (mut x, mut sx, mut corr) = (acts.codes, acts.scales, acts.corrections);
     // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, its
     // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. `out` is (V, 32).
+    // Prefetches may name any address.
     unsafe {
         let mut f = [[_mm512_setzero_ps(); 2]; V];
+        if V > FLOATS_IN_REGISTERS {
+            for v in 0..2 * V {
+                _mm512_storeu_ps(out.add(16 * v), _mm512_setzero_ps());
+            }
+        }
         for g in 0..l.shape.groups {
             let mut subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
@@ -74,26 +85,29 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 }
                 let mut second = [_mm512_setzero_si512(); 2];
                 for _ in 0..block {
-                    for line in 0..2 * BITS {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.add(64 * line).cast());
+                    for line in 0..ahead.lines {
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
                     }
-                    for k in 0..8 {
+                    next = next.wrapping_add(64 * ahead.lines);
+                    unroll!(K in 0..8 => {
                         let w = [
-                            four_columns::<E, BITS>(p, k, 0),
-                            four_columns::<E, BITS>(p, k, 1),
+                            four_columns::<E, BITS>(p, K, 0),
+                            four_columns::<E, BITS>(p, K, 1),
                         ];
                         for v in 0..V {
-                            let four = x.add(v * SUB_COLS + 4 * k).cast::<i32>().read_unaligned();
+                            let four = x.add(v * SUB_COLS + 4 * K).cast::<i32>().read_unaligned();
                             let four = _mm512_set1_epi32(four);
                             for half in 0..2 {
-                                let sum =
-                                    if V == 1 && k % 2 == 1 { &mut second[half] } else { &mut sums[v][half] };
+                                let sum = if V == 1 && K % 2 == 1 {
+                                    &mut second[half]
+                                } else {
+                                    &mut sums[v][half]
+                                };
                                 *sum = E::dot::<BITS>(*sum, w[half], four);
                             }
                         }
-                    }
+                    });
                     p = p.add(sub_bytes);
-                    ahead = ahead.add(sub_bytes);
                     x = x.add(V * SUB_COLS);
                 }
                 if V == 1 {
@@ -107,19 +121,30 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                     let s = _mm512_set1_ps(*sx.add(v));
                     for half in 0..2 {
                         let sum = _mm512_cvtepi32_ps(sums[v][half]);
-                        f[v][half] = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale[half], s), f[v][half]);
+                        let s = _mm512_mul_ps(scale[half], s);
+                        if V > FLOATS_IN_REGISTERS {
+                            let at = out.add(v * TILE_ROWS + 16 * half);
+                            _mm512_storeu_ps(at, _mm512_fmadd_ps(sum, s, _mm512_loadu_ps(at)));
+                        } else {
+                            f[v][half] = _mm512_fmadd_ps(sum, s, f[v][half]);
+                        }
                     }
                 }
                 sx = sx.add(V);
                 corr = corr.add(V);
             }
             p = p.add(tail_bytes);
-            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-            ahead = ahead.add(tail_bytes);
+            if V <= FLOATS_IN_REGISTERS {
+                // The scales are a line of the stream too.
+                _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                next = next.wrapping_add(tail_bytes);
+            }
         }
-        for v in 0..V {
-            _mm512_storeu_ps(out.add(v * TILE_ROWS), f[v][0]);
-            _mm512_storeu_ps(out.add(v * TILE_ROWS + 16), f[v][1]);
+        if V <= FLOATS_IN_REGISTERS {
+            for v in 0..V {
+                _mm512_storeu_ps(out.add(v * TILE_ROWS), f[v][0]);
+                _mm512_storeu_ps(out.add(v * TILE_ROWS + 16), f[v][1]);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use super::buffer::Buffer;
 use super::pack;
 use super::weights::Activations;
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{FLUSH_SUBS, TileKernels, WIDTHS};
+use crate::cpu::tile::{Ahead, FLUSH_SUBS, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::Codes;
@@ -152,17 +152,19 @@ impl Tiles {
     fn int8_task(&self, k: &TileKernels, acts: &Int8, plan: &Plan, task: usize, out: &Output) {
         let (tiles, vectors) = plan.task(task);
         let tile_bytes = self.layout.tile_bytes();
+        let passes = blocks(vectors.clone()).count();
+        let lines = self.layout.sub_bytes() / 64;
         for t in tiles {
             let tile = self.tile(t);
-            let count = blocks(vectors.clone()).count();
             for (i, (first, width)) in blocks(vectors.clone()).enumerate() {
                 let mut values = [[0f32; TILE_ROWS]; WIDTHS[0]];
-                // One pass over the tile wants what lies a little ahead of it; with several passes each calls
-                // for its share of the next tile.
-                let ahead = if count == 1 {
-                    tile.as_ptr().wrapping_add(INT8_AHEAD)
+                // One pass over the tile wants what lies a little ahead of it; of several passes, each calls for its
+                // share of the next tile.
+                let ahead = if passes == 1 {
+                    Ahead { at: tile.as_ptr().wrapping_add(INT8_AHEAD), lines }
                 } else {
-                    tile.as_ptr().wrapping_add(tile_bytes + i * tile_bytes / count)
+                    let at = tile_bytes + i * tile_bytes / passes;
+                    Ahead { at: tile.as_ptr().wrapping_add(at), lines: lines.div_ceil(passes) }
                 };
                 // SAFETY: `k` exists, so the processor has its features; the tile has this layout; the
                 // activations were made for it.
