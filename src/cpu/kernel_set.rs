@@ -6,13 +6,22 @@ macro_rules! by_width {
         [$f::<12>, $f::<8>, $f::<4>, $f::<2>, $f::<1>]
     };
     ($f:ident, $bits:literal) => {
-        [$f::<$bits, 12>, $f::<$bits, 8>, $f::<$bits, 4>, $f::<$bits, 2>, $f::<$bits, 1>]
+        [
+            $f::<$bits, 12>,
+            $f::<$bits, 8>,
+            $f::<$bits, 4>,
+            $f::<$bits, 2>,
+            $f::<$bits, 1>,
+        ]
     };
 }
 
 const _: () = {
     let [a, b, c, d, e] = super::tile::WIDTHS;
-    assert!(a == 12 && b == 8 && c == 4 && d == 2 && e == 1, "by_width! lists WIDTHS");
+    assert!(
+        a == 12 && b == 8 && c == 4 && d == 2 && e == 1,
+        "by_width! lists WIDTHS"
+    );
 };
 
 /// Repeats a block with `$i` a constant: shifts and masks that depend on it become immediates, and sums stay in registers
@@ -40,10 +49,11 @@ macro_rules! kernel_set {
 
             #[target_feature(enable = $features)]
             unsafe fn int8<const BITS: usize, const V: usize>(
-                l: &Layout, tile: *const u8, acts: Int8Acts, ahead: Ahead, out: *mut f32,
+                l: &Layout, first: usize, count: usize,
+                tile: *const u8, acts: Int8Acts, ahead: Ahead, out: *mut f32,
             ) {
                 // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
-                unsafe { super::int8::tile::<Ext, BITS, V>(l, tile, acts, ahead, out) }
+                unsafe { super::int8::tile::<Ext, BITS, V>(l, first, count, tile, acts, ahead, out) }
             }
 
             #[target_feature(enable = $features)]

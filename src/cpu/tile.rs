@@ -14,7 +14,8 @@
 //!
 //! # What comes out
 //!
-//! `(V, 32)` f32 at `out`, one row of 32 a vector, overwritten.
+//! `(V, 32)` f32 at `out`, one row of 32 a vector, overwritten unless said otherwise. `out`, and the float buffers between [`UnpackFn`] and
+//! [`PanelFn`], are aligned to 64 bytes.
 //!
 //! # Order
 //!
@@ -56,8 +57,10 @@ pub struct Ahead {
     pub lines: usize,
 }
 
-/// int8: `(layout, tile, activations, ahead, out)`.
-pub type Int8Fn = unsafe fn(&Layout, *const u8, Int8Acts, Ahead, *mut f32);
+/// int8: `(layout, first, count, tile, activations, ahead, out)`: groups `first..first + count` of the tile, whose activations
+/// begin with those groups, **added** to `out`. A driver with many vectors keeps a few groups of a tile in the first-level
+/// cache while all of them pass.
+pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Ahead, *mut f32);
 
 /// float32, one vector: `(layout, tile, x, out)`.
 pub type F32OneFn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);
@@ -99,13 +102,19 @@ const fn by_bits(bits: Bits) -> usize {
 
 /// The column of a table by number of vectors.
 fn by_width(width: usize) -> usize {
-    WIDTHS.iter().position(|&w| w == width).expect("a width of WIDTHS")
+    WIDTHS
+        .iter()
+        .position(|&w| w == width)
+        .expect("a width of WIDTHS")
 }
 
 impl TileKernels {
     /// The best kernels of a level, or `None` where the processor lacks it.
     pub fn for_isa(isa: Isa) -> Option<TileKernels> {
-        TileKernels::variants().into_iter().rev().find(|k| k.isa == isa)
+        TileKernels::variants()
+            .into_iter()
+            .rev()
+            .find(|k| k.isa == isa)
     }
 
     /// Every set of kernels that this processor can run, the reference first: a level may have more than one.

@@ -48,7 +48,11 @@ impl Int8 {
             ZeroKind::Constant(z) => -z,
             ZeroKind::PerGroup => -1,
         };
-        let mut one = (memory::filled(padded, 0i8, "an activation vector")?, vec![0f32; per], vec![0i32; per]);
+        let mut one = (
+            memory::filled(padded, 0i8, "an activation vector")?,
+            vec![0f32; per],
+            vec![0i32; per],
+        );
         for (first, width) in blocks(0..n) {
             for v in 0..width {
                 let x = &x[(first + v) * cols..][..cols];
@@ -63,7 +67,10 @@ impl Int8 {
                     )));
                 }
                 let to = &mut a.codes[first * padded..(first + width) * padded];
-                for (to, from) in to.chunks_exact_mut(width * SUB_COLS).zip(codes.chunks_exact(SUB_COLS)) {
+                for (to, from) in to
+                    .chunks_exact_mut(width * SUB_COLS)
+                    .zip(codes.chunks_exact(SUB_COLS))
+                {
                     to[v * SUB_COLS..][..SUB_COLS].copy_from_slice(from);
                 }
                 for b in 0..per {
@@ -75,12 +82,13 @@ impl Int8 {
         Ok(a)
     }
 
-    /// The block that begins at vector `first`.
-    pub fn block(&self, first: usize) -> Int8Acts {
+    /// The block of `width` vectors that begins at vector `first`, from sub-block `sub` and activation block `block` on.
+    pub fn block(&self, first: usize, width: usize, sub: usize, block: usize) -> Int8Acts {
+        let at = first * self.vector_blocks + block * width;
         Int8Acts {
-            codes: self.codes[first * self.vector_codes..].as_ptr(),
-            scales: self.scales[first * self.vector_blocks..].as_ptr(),
-            corrections: self.corrections[first * self.vector_blocks..].as_ptr(),
+            codes: self.codes[first * self.vector_codes + sub * width * SUB_COLS..].as_ptr(),
+            scales: self.scales[at..].as_ptr(),
+            corrections: self.corrections[at..].as_ptr(),
         }
     }
 }
@@ -128,7 +136,10 @@ pub fn signs(l: &Layout, x: &[f32], n: usize) -> Result<Vec<u32>> {
         for v in 0..width {
             let x = &x[(first + v) * cols..][..cols];
             for (s, x) in x.chunks(SUB_COLS).enumerate() {
-                let bits = x.iter().enumerate().fold(0u32, |d, (c, &x)| d | ((x >= 0.0) as u32) << (31 - c));
+                let bits = x
+                    .iter()
+                    .enumerate()
+                    .fold(0u32, |d, (c, &x)| d | ((x >= 0.0) as u32) << (31 - c));
                 out[first * subs + s * width + v] = interleave(Bits::One, &bits.to_be_bytes())[0];
             }
         }

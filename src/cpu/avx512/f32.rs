@@ -9,6 +9,7 @@ use super::{scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Turns the dwords of a sub-block into levels.
 #[derive(Clone, Copy)]
@@ -70,7 +71,11 @@ impl Fields {
                 return _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xae>(top, sign, one));
             }
             let shift = _mm_cvtsi32_si128((bit - bit % window) as i32);
-            let v = if bit < window { dword } else { _mm512_srl_epi32(dword, shift) };
+            let v = if bit < window {
+                dword
+            } else {
+                _mm512_srl_epi32(dword, shift)
+            };
             let mask = _mm512_set1_epi32(((1 << BITS) - 1) << (BITS * place));
             // (v & mask) | magic
             let f = _mm512_ternarylogic_epi32::<0xea>(v, mask, Self::magic::<BITS>(place));
@@ -105,7 +110,10 @@ pub(super) unsafe fn flush(f: &mut [__m512; 2], sum: &mut [[__m512d; 2]; 2]) {
         // SAFETY: AVX-512 F.
         unsafe {
             let [low, high] = widen(f[half]);
-            sum[half] = [_mm512_add_pd(sum[half][0], low), _mm512_add_pd(sum[half][1], high)];
+            sum[half] = [
+                _mm512_add_pd(sum[half][0], low),
+                _mm512_add_pd(sum[half][1], high),
+            ];
             f[half] = _mm512_setzero_ps();
         }
     }
@@ -117,7 +125,10 @@ pub(super) unsafe fn flush(f: &mut [__m512; 2], sum: &mut [[__m512d; 2]; 2]) {
 unsafe fn widen(v: __m512) -> [__m512d; 2] {
     // SAFETY: AVX-512 F and DQ.
     unsafe {
-        [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v))]
+        [
+            _mm512_cvtps_pd(_mm512_castps512_ps256(v)),
+            _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v)),
+        ]
     }
 }
 
@@ -143,7 +154,12 @@ pub(super) unsafe fn store(sum: &[[__m512d; 2]; 2], out: *mut f32) {
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
 #[inline(always)]
-pub(super) unsafe fn one<const BITS: usize>(l: &Layout, tile: *const u8, x: *const f32, out: *mut f32) {
+pub(super) unsafe fn one<const BITS: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const f32,
+    out: *mut f32,
+) {
     let sub_bytes = 4 * SUB_COLS * BITS;
     let ahead = 4096;
     let (mut p, mut x) = (tile, x);
@@ -214,15 +230,15 @@ pub(super) unsafe fn unpack<const BITS: usize>(
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
             let out = levels.add(i * SUB_COLS * TILE_ROWS);
             for half in 0..2 {
-                _mm512_storeu_ps(scales_out.add(i * TILE_ROWS + 16 * half), scale[half]);
+                _mm512_store_ps(scales_out.add(i * TILE_ROWS + 16 * half), scale[half]);
                 let v = dwords::<BITS>(base.add(s * sub_bytes), half);
                 let fields = Fields::new::<BITS>(zeros[half]);
                 unroll!(I in 0..16 => {
                     const Q: usize = I / 4;
                     let w = fields.level::<BITS>(v[Q % BITS], I);
-                    _mm512_storeu_ps(out.add(I * TILE_ROWS + 16 * half), w);
+                    _mm512_store_ps(out.add(I * TILE_ROWS + 16 * half), w);
                     let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
-                    _mm512_storeu_ps(out.add((I + 16) * TILE_ROWS + 16 * half), w);
+                    _mm512_store_ps(out.add((I + 16) * TILE_ROWS + 16 * half), w);
                 });
             }
         }
@@ -249,11 +265,11 @@ pub(super) unsafe fn panel<const V: usize>(
     unsafe {
         for s in 0..count {
             let scale = scales.add(s * TILE_ROWS);
-            let scale = [_mm512_loadu_ps(scale), _mm512_loadu_ps(scale.add(16))];
+            let scale = [_mm512_load_ps(scale), _mm512_load_ps(scale.add(16))];
             for _ in 0..2 {
                 let mut chain = [[_mm512_setzero_ps(); 2]; V];
                 for _ in 0..16 {
-                    let column = [_mm512_loadu_ps(w), _mm512_loadu_ps(w.add(16))];
+                    let column = [_mm512_load_ps(w), _mm512_load_ps(w.add(16))];
                     for v in 0..V {
                         let xv = _mm512_set1_ps(*x.add(v));
                         for half in 0..2 {
@@ -266,10 +282,12 @@ pub(super) unsafe fn panel<const V: usize>(
                 for v in 0..V {
                     for half in 0..2 {
                         let at = f.add(v * TILE_ROWS + 16 * half);
-                        let sum = _mm512_fmadd_ps(chain[v][half], scale[half], _mm512_loadu_ps(at));
-                        _mm512_storeu_ps(at, sum);
+                        let sum = _mm512_fmadd_ps(chain[v][half], scale[half], _mm512_load_ps(at));
+                        _mm512_store_ps(at, sum);
                     }
                 }
+                // Else the optimiser keeps `f` in registers that are not there: it spilled all of it twice a turn.
+                compiler_fence(Ordering::SeqCst);
             }
         }
     }

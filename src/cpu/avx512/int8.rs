@@ -25,14 +25,24 @@ unsafe fn four_columns<E: Extensions, const BITS: usize>(
             _ => {
                 let mask = _mm512_set1_epi8((1 << BITS) - 1);
                 let shift = _mm_cvtsi32_si128((BITS * p) as i32);
-                _mm512_and_si512(if p == 0 { v } else { _mm512_srl_epi16(v, shift) }, mask)
+                _mm512_and_si512(
+                    if p == 0 {
+                        v
+                    } else {
+                        _mm512_srl_epi16(v, shift)
+                    },
+                    mask,
+                )
             }
         }
     }
 }
 
-/// Vectors up to which the float32 sums have registers of their own beside the integer sums.
-const FLOATS_IN_REGISTERS: usize = 4;
+/// Whether the float32 sums of `v` vectors have registers of their own beside the integer sums. Those few vectors are also
+/// the ones that take a tile straight from memory, where prefetches go to the first-level cache.
+const fn few(v: usize) -> bool {
+    v <= 4
+}
 
 /// One tile times `V` vectors.
 ///
@@ -45,6 +55,8 @@ const FLOATS_IN_REGISTERS: usize = 4;
 #[inline(always)]
 pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     l: &Layout,
+    first: usize,
+    count: usize,
     tile: *const u8,
     acts: Int8Acts,
     ahead: Ahead,
@@ -52,7 +64,7 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
 ) {
     let sub_bytes = 4 * SUB_COLS * BITS;
     let tail_bytes = l.tail_bytes();
-    let mut p = tile;
+    let mut p = tile.wrapping_add(l.group_offset(first));
     let mut next = ahead.at;
     let (mut x, mut sx, mut corr) = (acts.codes, acts.scales, acts.corrections);
     // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, its
@@ -60,12 +72,15 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     // Prefetches may name any address.
     unsafe {
         let mut f = [[_mm512_setzero_ps(); 2]; V];
-        if V > FLOATS_IN_REGISTERS {
-            for v in 0..2 * V {
-                _mm512_storeu_ps(out.add(16 * v), _mm512_setzero_ps());
+        if few(V) {
+            for v in 0..V {
+                f[v] = [
+                    _mm512_load_ps(out.add(v * TILE_ROWS)),
+                    _mm512_load_ps(out.add(v * TILE_ROWS + 16)),
+                ];
             }
         }
-        for g in 0..l.shape.groups {
+        for g in first..first + count {
             let mut subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
             let zero = zero_points(l, tail);
@@ -86,7 +101,12 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 let mut second = [_mm512_setzero_si512(); 2];
                 for _ in 0..block {
                     for line in 0..ahead.lines {
-                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
+                        let line = next.wrapping_add(64 * line).cast();
+                        if few(V) {
+                            _mm_prefetch::<_MM_HINT_T0>(line);
+                        } else {
+                            _mm_prefetch::<_MM_HINT_T1>(line);
+                        }
                     }
                     next = next.wrapping_add(64 * ahead.lines);
                     unroll!(K in 0..8 => {
@@ -122,9 +142,9 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                     for half in 0..2 {
                         let sum = _mm512_cvtepi32_ps(sums[v][half]);
                         let s = _mm512_mul_ps(scale[half], s);
-                        if V > FLOATS_IN_REGISTERS {
+                        if !few(V) {
                             let at = out.add(v * TILE_ROWS + 16 * half);
-                            _mm512_storeu_ps(at, _mm512_fmadd_ps(sum, s, _mm512_loadu_ps(at)));
+                            _mm512_store_ps(at, _mm512_fmadd_ps(sum, s, _mm512_load_ps(at)));
                         } else {
                             f[v][half] = _mm512_fmadd_ps(sum, s, f[v][half]);
                         }
@@ -134,16 +154,16 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 corr = corr.add(V);
             }
             p = p.add(tail_bytes);
-            if V <= FLOATS_IN_REGISTERS {
+            if few(V) {
                 // The scales are a line of the stream too.
                 _mm_prefetch::<_MM_HINT_T0>(next.cast());
                 next = next.wrapping_add(tail_bytes);
             }
         }
-        if V <= FLOATS_IN_REGISTERS {
+        if few(V) {
             for v in 0..V {
-                _mm512_storeu_ps(out.add(v * TILE_ROWS), f[v][0]);
-                _mm512_storeu_ps(out.add(v * TILE_ROWS + 16), f[v][1]);
+                _mm512_store_ps(out.add(v * TILE_ROWS), f[v][0]);
+                _mm512_store_ps(out.add(v * TILE_ROWS + 16), f[v][1]);
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::memory;
 use crate::quant::Codes;
 use crate::runtime::{Pool, Team};
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 /// A matrix in tiles.
 pub struct Tiles {
@@ -26,9 +26,8 @@ const SERIAL_BYTES: usize = 256 << 10;
 /// while a tile passes: this many bytes of them.
 const PANEL_BYTES: usize = 512 << 10;
 
-/// Sub-blocks unpacked at once for float32 and many vectors: 256 columns, 32 KiB of levels. It divides `FLUSH_SUBS`.
-const UNPACK_SUBS: usize = 8;
-const _: () = assert!(FLUSH_SUBS.is_multiple_of(UNPACK_SUBS));
+/// Sub-blocks unpacked at once for float32 and many vectors: 128 columns, 16 KiB of levels.
+const UNPACK_SUBS: usize = 4;
 
 /// The output, shared by tasks that write disjoint parts of it.
 struct Output {
@@ -63,8 +62,11 @@ impl Tiles {
     pub fn pack(pool: &Pool, layout: Layout, codes: &Codes<'_>) -> Result<Tiles> {
         let tile_bytes = layout.tile_bytes();
         let mut buffer = Buffer::zeroed(layout.tiles() * tile_bytes, "weights")?;
-        let tiles: Vec<Mutex<&mut [u8]>> =
-            buffer.as_mut_slice().chunks_exact_mut(tile_bytes).map(Mutex::new).collect();
+        let tiles: Vec<Mutex<&mut [u8]>> = buffer
+            .as_mut_slice()
+            .chunks_exact_mut(tile_bytes)
+            .map(Mutex::new)
+            .collect();
         let job = |t: usize| {
             let mut tile = tiles[t].lock().unwrap_or_else(|e| e.into_inner());
             pack::pack_tile(&layout, codes, t, &mut tile);
@@ -109,8 +111,16 @@ impl Tiles {
     ) -> Result<()> {
         assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
         let work = self.bytes().saturating_mul(n.div_ceil(4));
-        let members = if work < SERIAL_BYTES { 1 } else { pool.threads() };
-        let out = Output { y: y.as_mut_ptr(), len: y.len(), rows: self.layout.shape.rows };
+        let members = if work < SERIAL_BYTES {
+            1
+        } else {
+            pool.threads()
+        };
+        let out = Output {
+            y: y.as_mut_ptr(),
+            len: y.len(),
+            rows: self.layout.shape.rows,
+        };
         let plan = Plan::new(&self.layout, activations, n, members);
         let run = |job: &(dyn Fn(usize) + Sync)| {
             if members == 1 {
@@ -122,7 +132,8 @@ impl Tiles {
         match (activations, n) {
             (Activations::Int8, _) => {
                 let acts = Int8::new(kernels, &self.layout, x, n)?;
-                run(&|task| self.int8_task(kernels, &acts, &plan, task, &out));
+                let sums = Slots::new(members, || Aligned::zeroed(plan.panel, "sums"))?;
+                run(&|task| self.int8_task(kernels, &acts, &plan, task, &mut sums.take(), &out));
             }
             (Activations::Sign, _) => {
                 let x = signs(&self.layout, x, n)?;
@@ -134,50 +145,71 @@ impl Tiles {
             }
             (Activations::F32, _) => {
                 let x = interleaved(&self.layout, x, n)?;
-                let scratch = (0..members)
-                    .map(|_| Ok(Mutex::new(Scratch::new(plan.panel)?)))
-                    .collect::<Result<Vec<_>>>()?;
-                run(&|task| {
-                    let mut free = scratch
-                        .iter()
-                        .find_map(|s| s.try_lock().ok())
-                        .expect("no more tasks run at once than there are members");
-                    self.f32_task(kernels, &x, &plan, task, &mut free, &out);
-                });
+                let scratch = Slots::new(members, || Scratch::new(&plan))?;
+                run(&|task| self.f32_task(kernels, &x, &plan, task, &mut scratch.take(), &out));
             }
         }
         Ok(())
     }
 
-    fn int8_task(&self, k: &TileKernels, acts: &Int8, plan: &Plan, task: usize, out: &Output) {
+    /// For a panel of vectors: for each tile, for a few groups at a time, all vectors.
+    fn int8_task(
+        &self,
+        k: &TileKernels,
+        acts: &Int8,
+        plan: &Plan,
+        task: usize,
+        sums: &mut Aligned,
+        out: &Output,
+    ) {
+        let l = &self.layout;
         let (tiles, vectors) = plan.task(task);
-        let tile_bytes = self.layout.tile_bytes();
         let passes = blocks(vectors.clone()).count();
-        let lines = self.layout.sub_bytes() / 64;
+        let lines = l.sub_bytes() / 64;
+        let step = if passes == 1 {
+            l.shape.groups
+        } else {
+            CACHED_BYTES.div_ceil(l.group_offset(1))
+        };
         for t in tiles {
             let tile = self.tile(t);
-            for (i, (first, width)) in blocks(vectors.clone()).enumerate() {
-                let mut values = [[0f32; TILE_ROWS]; WIDTHS[0]];
-                // One pass over the tile wants what lies a little ahead of it; of several passes, each calls for its
-                // share of the next tile.
-                let ahead = if passes == 1 {
-                    Ahead { at: tile.as_ptr().wrapping_add(INT8_AHEAD), lines }
-                } else {
-                    let at = tile_bytes + i * tile_bytes / passes;
-                    Ahead { at: tile.as_ptr().wrapping_add(at), lines: lines.div_ceil(passes) }
-                };
-                // SAFETY: `k` exists, so the processor has its features; the tile has this layout; the
-                // activations were made for it.
-                unsafe {
-                    k.int8(self.layout.bits, width)(
-                        &self.layout,
-                        tile.as_ptr(),
-                        acts.block(first),
-                        ahead,
-                        values.as_mut_ptr().cast(),
-                    );
+            sums.0.fill(AlignedRow::ZERO);
+            for first in (0..l.shape.groups).step_by(step) {
+                let count = step.min(l.shape.groups - first);
+                let bytes = count * l.group_offset(1);
+                for (pass, (v, width)) in blocks(vectors.clone()).enumerate() {
+                    // One pass wants what lies a little ahead of it; of several passes, each calls for its share of the
+                    // groups that follow.
+                    let ahead = if passes == 1 {
+                        Ahead {
+                            at: tile.as_ptr().wrapping_add(INT8_AHEAD),
+                            lines,
+                        }
+                    } else {
+                        let at = l.group_offset(first) + bytes + pass * bytes / passes;
+                        Ahead {
+                            at: tile.as_ptr().wrapping_add(at),
+                            lines: lines.div_ceil(passes),
+                        }
+                    };
+                    // SAFETY: `k` exists, so the processor has its features; the tile has this layout; the
+                    // activations were made for it; a row of sums a vector.
+                    unsafe {
+                        k.int8(l.bits, width)(
+                            l,
+                            first,
+                            count,
+                            tile.as_ptr(),
+                            acts.block(v, width, first * l.subs, first * l.group_blocks()),
+                            ahead,
+                            sums.0[v - vectors.start..].as_mut_ptr().cast(),
+                        );
+                    }
                 }
-                store_block(out, first, width, t, &values);
+            }
+            for (v, sums) in vectors.clone().zip(&sums.0) {
+                // SAFETY: tasks have disjoint tiles or vectors.
+                unsafe { out.store(v, t, &sums.0) };
             }
         }
     }
@@ -187,11 +219,11 @@ impl Tiles {
         let subs = self.layout.total_subs();
         for t in tiles {
             for (first, width) in blocks(vectors.clone()) {
-                let mut values = [[0f32; TILE_ROWS]; WIDTHS[0]];
+                let mut values = Block::zero();
                 let x = x[first * subs..].as_ptr();
                 let tile = self.tile(t).as_ptr();
                 // SAFETY: as in `int8_task`.
-                unsafe { k.sign(width)(&self.layout, tile, x, values.as_mut_ptr().cast()) };
+                unsafe { k.sign(width)(&self.layout, tile, x, values.as_mut_ptr()) };
                 store_block(out, first, width, t, &values);
             }
         }
@@ -199,16 +231,18 @@ impl Tiles {
 
     fn f32_one_task(&self, k: &TileKernels, x: &[f32], plan: &Plan, task: usize, out: &Output) {
         for t in plan.task(task).0 {
-            let mut values = [0f32; TILE_ROWS];
+            let mut values = Block::zero();
             let tile = self.tile(t).as_ptr();
             // SAFETY: as in `int8_task`; `x` is padded to whole sub-blocks.
             unsafe {
-                k.f32_one(self.layout.bits)(&self.layout, tile, x.as_ptr(), values.as_mut_ptr());
-                out.store(0, t, &values);
-            }
+                k.f32_one(self.layout.bits)(&self.layout, tile, x.as_ptr(), values.as_mut_ptr())
+            };
+            store_block(out, 0, 1, t, &values);
         }
     }
 
+    /// For a panel of vectors: for `FLUSH_SUBS` sub-blocks at a time, whose activations then stay in the second-level
+    /// cache, for each tile, for a few sub-blocks unpacked into the first-level cache, all vectors.
     fn f32_task(
         &self,
         k: &TileKernels,
@@ -218,46 +252,67 @@ impl Tiles {
         scratch: &mut Scratch,
         out: &Output,
     ) {
+        let l = &self.layout;
         let (tiles, vectors) = plan.task(task);
-        let (subs, padded) = (self.layout.total_subs(), self.layout.total_subs() * SUB_COLS);
+        let padded = l.total_subs() * SUB_COLS;
         let cells = vectors.len() * TILE_ROWS;
-        for t in tiles {
-            scratch.f[..cells].fill(0.0);
-            scratch.sum[..cells].fill(0.0);
-            for s in (0..subs).step_by(UNPACK_SUBS) {
-                let count = UNPACK_SUBS.min(subs - s);
-                let (levels, scales) = (scratch.levels.as_mut_ptr(), scratch.scales.as_mut_ptr());
+        scratch.sum.fill(0.0);
+        for chunk in (0..l.total_subs()).step_by(FLUSH_SUBS) {
+            let end = (chunk + FLUSH_SUBS).min(l.total_subs());
+            for (t, sum) in tiles.clone().zip(scratch.sum.chunks_exact_mut(cells)) {
                 let tile = self.tile(t).as_ptr();
-                // SAFETY: as in `int8_task`; the scratch holds UNPACK_SUBS sub-blocks.
-                unsafe { k.unpack(self.layout.bits)(&self.layout, tile, s, count, levels, scales) };
-                for (first, width) in blocks(vectors.clone()) {
-                    let x = x[first * padded + s * SUB_COLS * width..].as_ptr();
-                    let f = scratch.f[(first - vectors.start) * TILE_ROWS..].as_mut_ptr();
-                    // SAFETY: as above; `x` is in blocks of (columns, width), `f` has a row of 32 a vector.
-                    unsafe { k.panel(width)(levels, scales, count, x, f) };
-                }
-                if (s + count) % FLUSH_SUBS == 0 {
-                    for (sum, f) in scratch.sum[..cells].iter_mut().zip(&mut scratch.f) {
-                        *sum += std::mem::take(f) as f64;
+                scratch.f.0.fill(AlignedRow::ZERO);
+                for s in (chunk..end).step_by(UNPACK_SUBS) {
+                    let count = UNPACK_SUBS.min(end - s);
+                    let (levels, scales) =
+                        (scratch.levels.as_mut_ptr(), scratch.scales.as_mut_ptr());
+                    // SAFETY: as in `int8_task`; the scratch holds UNPACK_SUBS sub-blocks.
+                    unsafe { k.unpack(l.bits)(l, tile, s, count, levels, scales) };
+                    for (first, width) in blocks(vectors.clone()) {
+                        let x = x[first * padded + s * SUB_COLS * width..].as_ptr();
+                        let f = scratch.f.0[first - vectors.start..].as_mut_ptr().cast();
+                        // SAFETY: as above; `x` is in blocks of (columns, width), `f` has a row of 32 a vector.
+                        unsafe { k.panel(width)(levels, scales, count, x, f) };
                     }
                 }
+                let f = scratch.f.0.iter().flat_map(|row| &row.0);
+                for (sum, &f) in sum.iter_mut().zip(f) {
+                    *sum += f as f64;
+                }
             }
-            for v in vectors.clone() {
-                let at = (v - vectors.start) * TILE_ROWS;
-                let values =
-                    std::array::from_fn(|r| (scratch.sum[at + r] + scratch.f[at + r] as f64) as f32);
+        }
+        for (t, sum) in tiles.zip(scratch.sum.chunks_exact(cells)) {
+            for (v, sum) in vectors.clone().zip(sum.chunks_exact(TILE_ROWS)) {
                 // SAFETY: tasks have disjoint tiles or vectors.
-                unsafe { out.store(v, t, &values) };
+                unsafe { out.store(v, t, &std::array::from_fn(|r| sum[r] as f32)) };
             }
         }
     }
 }
 
+/// Bytes of a tile that stay in the first-level cache while a panel of vectors passes.
+const CACHED_BYTES: usize = 16 << 10;
+
 /// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
 const INT8_AHEAD: usize = 4096;
 
-fn store_block(out: &Output, first: usize, width: usize, t: usize, values: &[[f32; TILE_ROWS]]) {
-    for (v, values) in values.iter().enumerate().take(width) {
+/// The output of one kernel call, aligned: kernels keep sums here, and a vector that straddles two cache lines costs a
+/// third of the speed of a product with many vectors.
+#[repr(C, align(64))]
+struct Block([[f32; TILE_ROWS]; WIDTHS[0]]);
+
+impl Block {
+    fn zero() -> Block {
+        Block([[0.0; TILE_ROWS]; WIDTHS[0]])
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+fn store_block(out: &Output, first: usize, width: usize, t: usize, values: &Block) {
+    for (v, values) in values.0.iter().enumerate().take(width) {
         // SAFETY: tasks have disjoint tiles or vectors.
         unsafe { out.store(first + v, t, values) };
     }
@@ -277,13 +332,26 @@ impl Plan {
         let vector_bytes = match activations {
             Activations::Sign => l.total_subs() * 4,
             Activations::Int8 => l.total_subs() * SUB_COLS + l.blocks() * 8,
-            Activations::F32 => l.total_subs() * SUB_COLS * 4,
+            Activations::F32 => l.total_subs().min(FLUSH_SUBS) * SUB_COLS * 4,
         };
         let widest = WIDTHS[0];
-        let panel = (PANEL_BYTES / vector_bytes / widest * widest).max(widest).min(n.max(1));
+        let panel = (PANEL_BYTES / vector_bytes / widest * widest)
+            .max(widest)
+            .min(n.max(1));
         // Four tasks a member even out what the machine takes from one of them.
         let chunks = if members == 1 { 1 } else { 4 * members };
-        Plan { tiles: l.tiles(), tiles_a_task: l.tiles().div_ceil(chunks), vectors: n, panel }
+        let tiles_a_task = l.tiles().div_ceil(chunks);
+        let tiles_a_task = match activations {
+            // Their sums in float64 stay in the second-level cache.
+            Activations::F32 if n > 1 => tiles_a_task.min(16),
+            _ => tiles_a_task,
+        };
+        Plan {
+            tiles: l.tiles(),
+            tiles_a_task,
+            vectors: n,
+            panel,
+        }
     }
 
     fn tile_runs(&self) -> usize {
@@ -297,30 +365,74 @@ impl Plan {
     fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
         let (panel, run) = (task / self.tile_runs(), task % self.tile_runs());
         let (t, v) = (run * self.tiles_a_task, panel * self.panel);
-        (t..(t + self.tiles_a_task).min(self.tiles), v..(v + self.panel).min(self.vectors))
+        (
+            t..(t + self.tiles_a_task).min(self.tiles),
+            v..(v + self.panel).min(self.vectors),
+        )
+    }
+}
+
+/// Working memory of a product, one for each thread that may take part.
+struct Slots<T>(Vec<Mutex<T>>);
+
+impl<T> Slots<T> {
+    fn new(members: usize, make: impl Fn() -> Result<T>) -> Result<Slots<T>> {
+        (0..members)
+            .map(|_| make().map(Mutex::new))
+            .collect::<Result<_>>()
+            .map(Slots)
+    }
+
+    /// One that is free. A task holds one while it runs, and no more tasks run at once than there are members.
+    fn take(&self) -> MutexGuard<'_, T> {
+        self.0
+            .iter()
+            .find_map(|s| s.try_lock().ok())
+            .expect("a free slot for each member")
     }
 }
 
 /// What one thread needs for float32 and many vectors.
 struct Scratch {
     /// `(UNPACK_SUBS * 32, 32)`.
-    levels: Vec<f32>,
+    levels: Aligned,
     /// `(UNPACK_SUBS, 32)`.
-    scales: Vec<f32>,
+    scales: Aligned,
     /// `(panel, 32)`.
-    f: Vec<f32>,
-    /// `(panel, 32)`.
+    f: Aligned,
+    /// `(tiles of a task, panel, 32)`.
     sum: Vec<f64>,
 }
 
 impl Scratch {
-    fn new(panel: usize) -> Result<Scratch> {
+    fn new(plan: &Plan) -> Result<Scratch> {
         Ok(Scratch {
-            levels: memory::filled(UNPACK_SUBS * SUB_COLS * TILE_ROWS, 0.0, "unpacked weights")?,
-            scales: memory::filled(UNPACK_SUBS * TILE_ROWS, 0.0, "unpacked scales")?,
-            f: memory::filled(panel * TILE_ROWS, 0.0, "sums")?,
-            sum: memory::filled(panel * TILE_ROWS, 0.0, "sums")?,
+            levels: Aligned::zeroed(UNPACK_SUBS * SUB_COLS, "unpacked weights")?,
+            scales: Aligned::zeroed(UNPACK_SUBS, "unpacked scales")?,
+            f: Aligned::zeroed(plan.panel, "sums")?,
+            sum: memory::filled(plan.tiles_a_task * plan.panel * TILE_ROWS, 0.0, "sums")?,
         })
+    }
+}
+
+/// Rows of 32 floats, aligned to cache lines.
+struct Aligned(Vec<AlignedRow>);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct AlignedRow([f32; TILE_ROWS]);
+
+impl AlignedRow {
+    const ZERO: AlignedRow = AlignedRow([0.0; TILE_ROWS]);
+}
+
+impl Aligned {
+    fn zeroed(rows: usize, what: &str) -> Result<Aligned> {
+        Ok(Aligned(memory::filled(rows, AlignedRow::ZERO, what)?))
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
     }
 }
 
