@@ -19,6 +19,11 @@ mod quantize;
 mod search;
 mod shape;
 
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod theory;
+
 pub use activations::{TINY_AMAX, quantize_block};
 pub use codes::{
     Codes, CodesBuf, Packing, ScaleValues, ScalesBuf, pack_row, packed_row_bytes, unpack_row,
