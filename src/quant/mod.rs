@@ -13,10 +13,20 @@
 
 mod activations;
 mod codes;
+mod grid;
+mod nearest;
+mod quantize;
+mod search;
 mod shape;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod theory;
 
 pub use activations::{TINY_AMAX, quantize_block};
 pub use codes::{
     Codes, CodesBuf, Packing, ScaleValues, ScalesBuf, pack_row, packed_row_bytes, unpack_row,
 };
+pub use quantize::{Band, Element, Method, ScalePrecision, Spec, quantize, quantize_in_bands};
 pub use shape::{Bits, Per, Shape};
