@@ -43,9 +43,18 @@ pub struct Kind {
 
 impl Kind {
     pub const ALL: [Kind; 3] = [
-        Kind { f16_scales: true, group_zero_points: false },
-        Kind { f16_scales: false, group_zero_points: true },
-        Kind { f16_scales: true, group_zero_points: true },
+        Kind {
+            f16_scales: true,
+            group_zero_points: false,
+        },
+        Kind {
+            f16_scales: false,
+            group_zero_points: true,
+        },
+        Kind {
+            f16_scales: true,
+            group_zero_points: true,
+        },
     ];
 }
 
@@ -54,8 +63,14 @@ pub fn random_codes(r: &mut Random, shape: Shape, bits: Bits, kind: Kind) -> Cod
     let row_bytes = packed_row_bytes(shape.cols, bits);
     let mut bytes = vec![0; shape.rows * row_bytes];
     for row in 0..shape.rows {
-        let codes: Vec<u8> = (0..shape.cols).map(|_| r.next() as u8 & bits.max_code()).collect();
-        pack_row(&codes, bits, &mut bytes[row * row_bytes..(row + 1) * row_bytes]);
+        let codes: Vec<u8> = (0..shape.cols)
+            .map(|_| r.next() as u8 & bits.max_code())
+            .collect();
+        pack_row(
+            &codes,
+            bits,
+            &mut bytes[row * row_bytes..(row + 1) * row_bytes],
+        );
     }
     let values = shape.rows * shape.groups;
     let scales = (0..values).map(|_| (0.005 + 0.01 * r.unit()) as f32);
@@ -64,9 +79,18 @@ pub fn random_codes(r: &mut Random, shape: Shape, bits: Bits, kind: Kind) -> Cod
     } else {
         ScalesBuf::F32(scales.collect())
     };
-    let zero_points = (kind.group_zero_points && bits != Bits::One)
-        .then(|| (0..values).map(|_| (r.next() & bits.max_code() as u64) as i32).collect());
-    CodesBuf { shape, bits, bytes, scales, zero_points }
+    let zero_points = (kind.group_zero_points && bits != Bits::One).then(|| {
+        (0..values)
+            .map(|_| (r.next() & bits.max_code() as u64) as i32)
+            .collect()
+    });
+    CodesBuf {
+        shape,
+        bits,
+        bytes,
+        scales,
+        zero_points,
+    }
 }
 
 /// `W x` in float64 for one vector, and what errors are measured against: `norm2(row) * norm2(x)`.
@@ -95,7 +119,11 @@ pub fn assert_product(what: &str, y: &[f32], expected: &[(f64, f64)], tolerance:
     assert_eq!(y.len(), expected.len(), "{what}");
     let error = |i: usize| {
         let (want, norms) = expected[i];
-        if y[i] as f64 == want { 0.0 } else { (y[i] as f64 - want).abs() / norms }
+        if y[i] as f64 == want {
+            0.0
+        } else {
+            (y[i] as f64 - want).abs() / norms
+        }
     };
     let worst = (0..y.len()).max_by(|&a, &b| error(a).total_cmp(&error(b)));
     if let Some(i) = worst {
@@ -103,7 +131,8 @@ pub fn assert_product(what: &str, y: &[f32], expected: &[(f64, f64)], tolerance:
         assert!(
             e <= tolerance,
             "{what}: element {i} is {}, expected {} (error {e:.2e} of the norms, at most {tolerance:.2e})",
-            y[i], expected[i].0
+            y[i],
+            expected[i].0
         );
     }
 }

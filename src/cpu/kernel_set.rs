@@ -6,13 +6,22 @@ macro_rules! by_width {
         [$f::<12>, $f::<8>, $f::<4>, $f::<2>, $f::<1>]
     };
     ($f:ident, $bits:literal) => {
-        [$f::<$bits, 12>, $f::<$bits, 8>, $f::<$bits, 4>, $f::<$bits, 2>, $f::<$bits, 1>]
+        [
+            $f::<$bits, 12>,
+            $f::<$bits, 8>,
+            $f::<$bits, 4>,
+            $f::<$bits, 2>,
+            $f::<$bits, 1>,
+        ]
     };
 }
 
 const _: () = {
     let [a, b, c, d, e] = super::tile::WIDTHS;
-    assert!(a == 12 && b == 8 && c == 4 && d == 2 && e == 1, "by_width! lists WIDTHS");
+    assert!(
+        a == 12 && b == 8 && c == 4 && d == 2 && e == 1,
+        "by_width! lists WIDTHS"
+    );
 };
 
 /// Repeats a block with `$i` a constant: shifts and masks that depend on it become immediates, and sums stay in registers

@@ -95,7 +95,11 @@ impl Layout {
                 }
                 Some(_) => ZeroKind::PerGroup,
             },
-            subs: if whole_row { last.div_ceil(SUB_COLS) } else { s.group / SUB_COLS },
+            subs: if whole_row {
+                last.div_ceil(SUB_COLS)
+            } else {
+                s.group / SUB_COLS
+            },
             last_subs: last.div_ceil(SUB_COLS),
             block_subs: match s.group {
                 64 => 2,
@@ -118,7 +122,11 @@ impl Layout {
     /// Sub-blocks of group `g`.
     #[inline(always)]
     pub fn group_subs(&self, g: usize) -> usize {
-        if g + 1 == self.shape.groups { self.last_subs } else { self.subs }
+        if g + 1 == self.shape.groups {
+            self.last_subs
+        } else {
+            self.subs
+        }
     }
 
     /// Activation blocks of a row (int8).
@@ -135,7 +143,12 @@ impl Layout {
     /// Bytes behind the sub-blocks of a group: scales, then zero points.
     #[inline(always)]
     pub fn tail_bytes(&self) -> usize {
-        self.scale_bytes() + if self.zero == ZeroKind::PerGroup { 64 } else { 0 }
+        self.scale_bytes()
+            + if self.zero == ZeroKind::PerGroup {
+                64
+            } else {
+                0
+            }
     }
 
     /// Bytes of the scales of a group.
@@ -226,11 +239,17 @@ mod tests {
     #[test]
     fn interleave_and_back() {
         for bits in Bits::ALL {
-            let codes: Vec<u8> = (0..32).map(|i| (i * 73 + 5) as u8 & bits.max_code()).collect();
+            let codes: Vec<u8> = (0..32)
+                .map(|i| (i * 73 + 5) as u8 & bits.max_code())
+                .collect();
             let mut packed = vec![0; 4 * bits.get()];
             pack_row(&codes, bits, &mut packed);
             let dwords = interleave(bits, &packed);
-            assert_eq!(deinterleave(bits, &dwords[..bits.get()]).as_slice(), codes, "{bits:?}");
+            assert_eq!(
+                deinterleave(bits, &dwords[..bits.get()]).as_slice(),
+                codes,
+                "{bits:?}"
+            );
         }
     }
 
@@ -240,7 +259,10 @@ mod tests {
         let codes: Vec<u8> = (0..32).map(|i| (i % 16) as u8).collect();
         let mut packed = [0; 16];
         pack_row(&codes, Bits::Four, &mut packed);
-        assert_eq!(interleave(Bits::Four, &packed)[1] >> 4 & 0x0f0f0f0f, 0x07060504);
+        assert_eq!(
+            interleave(Bits::Four, &packed)[1] >> 4 & 0x0f0f0f0f,
+            0x07060504
+        );
     }
 
     fn layout(rows: usize, cols: usize, group: usize, bits: Bits) -> Option<Layout> {
@@ -258,13 +280,22 @@ mod tests {
     #[test]
     fn geometry() {
         let l = layout(33, 172, 64, Bits::Four).unwrap();
-        assert_eq!((l.tiles(), l.subs, l.last_subs, l.total_subs(), l.blocks()), (2, 2, 2, 6, 3));
+        assert_eq!(
+            (l.tiles(), l.subs, l.last_subs, l.total_subs(), l.blocks()),
+            (2, 2, 2, 6, 3)
+        );
         assert_eq!(l.tile_bytes(), 6 * 512 + 3 * 128);
         assert_eq!(l.group_offset(2), 2 * (2 * 512 + 128));
         let l = layout(5, 172, 0, Bits::One).unwrap();
-        assert_eq!((l.subs, l.last_subs, l.blocks(), l.tile_bytes()), (6, 6, 6, 6 * 128 + 128));
+        assert_eq!(
+            (l.subs, l.last_subs, l.blocks(), l.tile_bytes()),
+            (6, 6, 6, 6 * 128 + 128)
+        );
         let l = layout(5, 70, 128, Bits::One).unwrap();
-        assert_eq!((l.subs, l.last_subs, l.block_subs, l.blocks()), (3, 3, 4, 1));
+        assert_eq!(
+            (l.subs, l.last_subs, l.block_subs, l.blocks()),
+            (3, 3, 4, 1)
+        );
         assert_eq!(layout(5, 70, 33, Bits::One), None);
         assert_eq!(layout(5, 33, 33, Bits::One).unwrap().last_subs, 2);
         assert_eq!(layout(0, 70, 32, Bits::One), None);

@@ -10,7 +10,12 @@ use half::f16;
 pub(super) const KERNELS: TileKernels = TileKernels {
     name: "scalar",
     isa: Isa::Scalar,
-    int8: [by_width!(int8, 1), by_width!(int8, 2), by_width!(int8, 4), by_width!(int8, 8)],
+    int8: [
+        by_width!(int8, 1),
+        by_width!(int8, 2),
+        by_width!(int8, 4),
+        by_width!(int8, 8),
+    ],
     f32_one: [f32_one::<1>, f32_one::<2>, f32_one::<4>, f32_one::<8>],
     unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
     panel: by_width!(panel),
@@ -101,7 +106,9 @@ unsafe fn int8<const BITS: usize, const V: usize>(
                     let codes = unsafe { column::<BITS>(base.add(sub * l.sub_bytes()), col) };
                     for (v, sums) in sums.iter_mut().enumerate() {
                         let x = unsafe {
-                            *acts.codes.add(((sub_index + sub - s) * V + v) * SUB_COLS + col)
+                            *acts
+                                .codes
+                                .add(((sub_index + sub - s) * V + v) * SUB_COLS + col)
                         } as i32;
                         for (sum, code) in sums.iter_mut().zip(codes) {
                             *sum += code * x;
@@ -136,7 +143,13 @@ unsafe fn f32_one<const BITS: usize>(l: &Layout, tile: *const u8, x: *const f32,
         // SAFETY: the tile has this sub-block, the vector its 32 columns.
         unsafe {
             unpack::<BITS>(l, tile, s, 1, levels.as_mut_ptr(), scale.as_mut_ptr());
-            panel::<1>(levels.as_ptr(), scale.as_ptr(), 1, x.add(s * SUB_COLS), f.as_mut_ptr());
+            panel::<1>(
+                levels.as_ptr(),
+                scale.as_ptr(),
+                1,
+                x.add(s * SUB_COLS),
+                f.as_mut_ptr(),
+            );
         }
         if (s + 1) % FLUSH_SUBS == 0 {
             for (sum, f) in sum.iter_mut().zip(&mut f) {
@@ -170,7 +183,9 @@ unsafe fn unpack<const BITS: usize>(
             *scale_out.add(i * TILE_ROWS).cast::<Lanes<f32>>() = scales(l, tail);
             for col in 0..SUB_COLS {
                 let codes = column::<BITS>(base.add(s * l.sub_bytes()), col);
-                let out = levels.add((i * SUB_COLS + col) * TILE_ROWS).cast::<Lanes<f32>>();
+                let out = levels
+                    .add((i * SUB_COLS + col) * TILE_ROWS)
+                    .cast::<Lanes<f32>>();
                 *out = std::array::from_fn(|r| (codes[r] - zero[r]) as f32);
             }
         }
@@ -193,14 +208,22 @@ unsafe fn panel<const V: usize>(
                 for col in half * 16..half * 16 + 16 {
                     let k = s * SUB_COLS + col;
                     // SAFETY: `levels` is (count * 32, 32), `x` is (count * 32, V).
-                    let (w, x) = unsafe { (*levels.add(k * TILE_ROWS).cast::<Lanes<f32>>(), *x.add(k * V + v)) };
+                    let (w, x) = unsafe {
+                        (
+                            *levels.add(k * TILE_ROWS).cast::<Lanes<f32>>(),
+                            *x.add(k * V + v),
+                        )
+                    };
                     for (c, w) in chain.iter_mut().zip(w) {
                         *c += w * x;
                     }
                 }
                 // SAFETY: `scales` is (count, 32), `f` is (V, 32).
                 let (scale, f) = unsafe {
-                    (*scales.add(s * TILE_ROWS).cast::<Lanes<f32>>(), &mut *f.add(v * TILE_ROWS).cast::<Lanes<f32>>())
+                    (
+                        *scales.add(s * TILE_ROWS).cast::<Lanes<f32>>(),
+                        &mut *f.add(v * TILE_ROWS).cast::<Lanes<f32>>(),
+                    )
                 };
                 for r in 0..TILE_ROWS {
                     f[r] += chain[r] * scale[r];
@@ -228,7 +251,10 @@ unsafe fn sign<const V: usize>(l: &Layout, tile: *const u8, x: *const u32, out: 
             for (v, differ) in differ.iter_mut().enumerate() {
                 // SAFETY: a 1-bit sub-block is 32 dwords in row order; one dword of signs a sub-block and vector.
                 let (w, x) = unsafe {
-                    (*base.add(s * l.sub_bytes()).cast::<Lanes<u32>>(), *x.add((g * l.subs + s) * V + v))
+                    (
+                        *base.add(s * l.sub_bytes()).cast::<Lanes<u32>>(),
+                        *x.add((g * l.subs + s) * V + v),
+                    )
                 };
                 for (d, w) in differ.iter_mut().zip(w) {
                     *d += (w ^ x).count_ones() as i32;

@@ -99,13 +99,19 @@ const fn by_bits(bits: Bits) -> usize {
 
 /// The column of a table by number of vectors.
 fn by_width(width: usize) -> usize {
-    WIDTHS.iter().position(|&w| w == width).expect("a width of WIDTHS")
+    WIDTHS
+        .iter()
+        .position(|&w| w == width)
+        .expect("a width of WIDTHS")
 }
 
 impl TileKernels {
     /// The best kernels of a level, or `None` where the processor lacks it.
     pub fn for_isa(isa: Isa) -> Option<TileKernels> {
-        TileKernels::variants().into_iter().rev().find(|k| k.isa == isa)
+        TileKernels::variants()
+            .into_iter()
+            .rev()
+            .find(|k| k.isa == isa)
     }
 
     /// Every set of kernels that this processor can run, the reference first: a level may have more than one.

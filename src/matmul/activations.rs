@@ -48,7 +48,11 @@ impl Int8 {
             ZeroKind::Constant(z) => -z,
             ZeroKind::PerGroup => -1,
         };
-        let mut one = (memory::filled(padded, 0i8, "an activation vector")?, vec![0f32; per], vec![0i32; per]);
+        let mut one = (
+            memory::filled(padded, 0i8, "an activation vector")?,
+            vec![0f32; per],
+            vec![0i32; per],
+        );
         for (first, width) in blocks(0..n) {
             for v in 0..width {
                 let x = &x[(first + v) * cols..][..cols];
@@ -63,7 +67,10 @@ impl Int8 {
                     )));
                 }
                 let to = &mut a.codes[first * padded..(first + width) * padded];
-                for (to, from) in to.chunks_exact_mut(width * SUB_COLS).zip(codes.chunks_exact(SUB_COLS)) {
+                for (to, from) in to
+                    .chunks_exact_mut(width * SUB_COLS)
+                    .zip(codes.chunks_exact(SUB_COLS))
+                {
                     to[v * SUB_COLS..][..SUB_COLS].copy_from_slice(from);
                 }
                 for b in 0..per {
@@ -128,7 +135,10 @@ pub fn signs(l: &Layout, x: &[f32], n: usize) -> Result<Vec<u32>> {
         for v in 0..width {
             let x = &x[(first + v) * cols..][..cols];
             for (s, x) in x.chunks(SUB_COLS).enumerate() {
-                let bits = x.iter().enumerate().fold(0u32, |d, (c, &x)| d | ((x >= 0.0) as u32) << (31 - c));
+                let bits = x
+                    .iter()
+                    .enumerate()
+                    .fold(0u32, |d, (c, &x)| d | ((x >= 0.0) as u32) << (31 - c));
                 out[first * subs + s * width + v] = interleave(Bits::One, &bits.to_be_bytes())[0];
             }
         }

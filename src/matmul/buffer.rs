@@ -103,7 +103,9 @@ mod tests {
 
     #[test]
     fn too_much_is_an_error() {
-        let e = Buffer::zeroed(isize::MAX as usize - HUGE_PAGE, "a test").err().unwrap();
+        let e = Buffer::zeroed(isize::MAX as usize - HUGE_PAGE, "a test")
+            .err()
+            .unwrap();
         assert_eq!(e.status(), crate::error::Status::Memory);
     }
 }

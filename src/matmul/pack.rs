@@ -1,6 +1,8 @@
 //! Between the form of the ABI and tiles, both ways, a tile at a time so that threads can share the work.
 
-use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind, deinterleave, interleave};
+use crate::cpu::layout::{
+    Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind, deinterleave, interleave,
+};
 use crate::quant::{Bits, Codes, Packing, pack_row};
 use half::f16;
 
@@ -31,7 +33,11 @@ fn pack_row_codes(l: &Layout, codes: &Codes<'_>, row: usize, r: usize, tile: &mu
             let packed: &[u8] = match codes.packing {
                 Packing::Msb if cols == SUB_COLS => &bytes[from / 8 * bits..][..4 * bits],
                 Packing::Msb => {
-                    crate::quant::unpack_row(&bytes[from / 8 * bits..], l.bits, &mut one_a_byte[..cols]);
+                    crate::quant::unpack_row(
+                        &bytes[from / 8 * bits..],
+                        l.bits,
+                        &mut one_a_byte[..cols],
+                    );
                     repack(&mut one_a_byte, cols, l.bits, &mut padded)
                 }
                 Packing::Bytes => {
@@ -48,7 +54,12 @@ fn pack_row_codes(l: &Layout, codes: &Codes<'_>, row: usize, r: usize, tile: &mu
 }
 
 /// Packs `cols` codes and zeros behind them into 4 * bits bytes.
-fn repack<'a>(codes: &mut [u8; SUB_COLS], cols: usize, bits: Bits, out: &'a mut [u8; 32]) -> &'a [u8] {
+fn repack<'a>(
+    codes: &mut [u8; SUB_COLS],
+    cols: usize,
+    bits: Bits,
+    out: &'a mut [u8; 32],
+) -> &'a [u8] {
     codes[cols..].fill(0);
     let out = &mut out[..4 * bits.get()];
     pack_row(codes, bits, out);
@@ -57,11 +68,14 @@ fn repack<'a>(codes: &mut [u8; SUB_COLS], cols: usize, bits: Bits, out: &'a mut 
 
 fn pack_row_scales(l: &Layout, codes: &Codes<'_>, row: usize, r: usize, tile: &mut [u8]) {
     for g in 0..l.shape.groups {
-        let tail = &mut tile[l.group_offset(g) + l.group_subs(g) * l.sub_bytes()..][..l.tail_bytes()];
+        let tail =
+            &mut tile[l.group_offset(g) + l.group_subs(g) * l.sub_bytes()..][..l.tail_bytes()];
         let scale = codes.scale(row, g);
         match l.scale {
             // Exact: the values are float16 already.
-            ScaleKind::F16 => tail[2 * r..][..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
+            ScaleKind::F16 => {
+                tail[2 * r..][..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes())
+            }
             ScaleKind::F32 => tail[4 * r..][..4].copy_from_slice(&scale.to_le_bytes()),
         }
         if l.zero == ZeroKind::PerGroup {
@@ -89,7 +103,9 @@ pub fn tile_scale(l: &Layout, tile: &[u8], r: usize, g: usize) -> f32 {
     let tail = &tile[l.group_offset(g) + l.group_subs(g) * l.sub_bytes()..];
     match l.scale {
         ScaleKind::F16 => f16::from_le_bytes([tail[2 * r], tail[2 * r + 1]]).to_f32(),
-        ScaleKind::F32 => f32::from_le_bytes(tail[4 * r..4 * r + 4].try_into().expect("four bytes")),
+        ScaleKind::F32 => {
+            f32::from_le_bytes(tail[4 * r..4 * r + 4].try_into().expect("four bytes"))
+        }
     }
 }
 
@@ -112,7 +128,13 @@ mod tests {
     #[test]
     fn what_goes_into_a_tile_comes_out() {
         for bits in Bits::ALL {
-            for (rows, cols, group) in [(1, 1, 0), (33, 172, 64), (64, 70, 32), (5, 33, 0), (3, 40, 128)] {
+            for (rows, cols, group) in [
+                (1, 1, 0),
+                (33, 172, 64),
+                (64, 70, 32),
+                (5, 33, 0),
+                (3, 40, 128),
+            ] {
                 for packing in [Packing::Bytes, Packing::Msb] {
                     round_trip(bits, Shape::new(rows, cols, group), packing);
                 }
@@ -136,7 +158,9 @@ mod tests {
         }
         let values = shape.rows * shape.groups;
         let scales: Vec<f32> = (0..values).map(|i| 0.1 + i as f32).collect();
-        let zeros: Vec<i32> = (0..values).map(|i| i as i32 & bits.max_code() as i32).collect();
+        let zeros: Vec<i32> = (0..values)
+            .map(|i| i as i32 & bits.max_code() as i32)
+            .collect();
         let codes = Codes {
             shape,
             bits,
@@ -158,7 +182,10 @@ mod tests {
                 assert_eq!(got, want, "{bits:?} {shape:?} {packing:?} row {row}");
                 for g in 0..shape.groups {
                     assert_eq!(tile_scale(&l, &tile, r, g), codes.scale(row, g));
-                    assert!(bits == Bits::One || tile_zero_point(&l, &tile, r, g) == codes.zero_point(row, g));
+                    assert!(
+                        bits == Bits::One
+                            || tile_zero_point(&l, &tile, r, g) == codes.zero_point(row, g)
+                    );
                 }
             }
         }

@@ -105,7 +105,9 @@ impl Weights {
 
     /// Bytes it occupies: codes, scales, zero points and padding.
     pub fn bytes(&self) -> usize {
-        self.tiles.as_ref().map_or(self.codes.bytes.len(), |t| t.bytes())
+        self.tiles
+            .as_ref()
+            .map_or(self.codes.bytes.len(), |t| t.bytes())
     }
 
     /// The path that products take, for people: `"tiles"` or `"rows"`.
@@ -139,7 +141,9 @@ impl Weights {
     /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`. `y` then holds what it held.
     pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
         let (rows, cols) = (self.rows(), self.cols());
-        if n == 0 { return Ok(()); }
+        if n == 0 {
+            return Ok(());
+        }
         if let Some(t) = &self.tiles {
             return t.multiply(rt.tile_kernels(), rt.pool(), self.activations, x, y, n);
         }

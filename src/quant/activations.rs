@@ -52,12 +52,18 @@ mod tests {
         let (scale, q) = block(&[1e-38, -5e-39, 0.0]);
         assert_eq!(q, [127, -64, 0]);
         assert!((scale as f64 * 127.0 / 1e-38 - 1.0).abs() < 1e-3);
-        assert_eq!(block(&[f32::from_bits(1)]).1, [0], "the scale underflows to 0");
+        assert_eq!(
+            block(&[f32::from_bits(1)]).1,
+            [0],
+            "the scale underflows to 0"
+        );
     }
 
     #[test]
     fn error_is_at_most_half_a_step() {
-        let x: Vec<f32> = (0..128).map(|i| ((i * 7919 % 257) as f32 - 128.0) * 0.37).collect();
+        let x: Vec<f32> = (0..128)
+            .map(|i| ((i * 7919 % 257) as f32 - 128.0) * 0.37)
+            .collect();
         let (scale, q) = block(&x);
         for (x, q) in x.iter().zip(q) {
             assert!((x - scale * q as f32).abs() <= 0.5001 * scale);

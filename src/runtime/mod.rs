@@ -27,7 +27,11 @@ impl Runtime {
         let isa = config.resolve_isa()?;
         let kernels = TileKernels::for_isa(isa).expect("resolve_isa asked the processor");
         let pool = Pool::new(config.resolve_threads())?;
-        Ok(Runtime { config, kernels, pool })
+        Ok(Runtime {
+            config,
+            kernels,
+            pool,
+        })
     }
 
     /// The configuration it was made from.

@@ -17,7 +17,9 @@ pub(super) unsafe fn quantize(
 ) -> bool {
     for (b, (x, q)) in x.chunks(block).zip(codes.chunks_mut(block)).enumerate() {
         // SAFETY: the features are the caller's promise.
-        let Some((scale, sum)) = (unsafe { quantize_one(x, q) }) else { return false };
+        let Some((scale, sum)) = (unsafe { quantize_one(x, q) }) else {
+            return false;
+        };
         (scales[b], sums[b]) = (scale, sum);
     }
     true
@@ -59,7 +61,9 @@ unsafe fn quantize_one(x: &[f32], codes: &mut [i8]) -> Option<(f32, i32)> {
             let v = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(at));
             let scaled = _mm512_mul_ps(v, inverse);
             // Half to even, whatever the rounding mode of the calling thread is.
-            let q = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scaled);
+            let q = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
+                scaled,
+            );
             sum = _mm512_add_epi32(sum, q);
             _mm512_mask_cvtepi32_storeu_epi8(codes.as_mut_ptr().add(at).cast(), mask, q);
         }

@@ -70,7 +70,11 @@ impl Fields {
                 return _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xae>(top, sign, one));
             }
             let shift = _mm_cvtsi32_si128((bit - bit % window) as i32);
-            let v = if bit < window { dword } else { _mm512_srl_epi32(dword, shift) };
+            let v = if bit < window {
+                dword
+            } else {
+                _mm512_srl_epi32(dword, shift)
+            };
             let mask = _mm512_set1_epi32(((1 << BITS) - 1) << (BITS * place));
             // (v & mask) | magic
             let f = _mm512_ternarylogic_epi32::<0xea>(v, mask, Self::magic::<BITS>(place));
@@ -105,7 +109,10 @@ pub(super) unsafe fn flush(f: &mut [__m512; 2], sum: &mut [[__m512d; 2]; 2]) {
         // SAFETY: AVX-512 F.
         unsafe {
             let [low, high] = widen(f[half]);
-            sum[half] = [_mm512_add_pd(sum[half][0], low), _mm512_add_pd(sum[half][1], high)];
+            sum[half] = [
+                _mm512_add_pd(sum[half][0], low),
+                _mm512_add_pd(sum[half][1], high),
+            ];
             f[half] = _mm512_setzero_ps();
         }
     }
@@ -117,7 +124,10 @@ pub(super) unsafe fn flush(f: &mut [__m512; 2], sum: &mut [[__m512d; 2]; 2]) {
 unsafe fn widen(v: __m512) -> [__m512d; 2] {
     // SAFETY: AVX-512 F and DQ.
     unsafe {
-        [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v))]
+        [
+            _mm512_cvtps_pd(_mm512_castps512_ps256(v)),
+            _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v)),
+        ]
     }
 }
 
@@ -143,7 +153,12 @@ pub(super) unsafe fn store(sum: &[[__m512d; 2]; 2], out: *mut f32) {
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
 #[inline(always)]
-pub(super) unsafe fn one<const BITS: usize>(l: &Layout, tile: *const u8, x: *const f32, out: *mut f32) {
+pub(super) unsafe fn one<const BITS: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const f32,
+    out: *mut f32,
+) {
     let sub_bytes = 4 * SUB_COLS * BITS;
     let ahead = 4096;
     let (mut p, mut x) = (tile, x);

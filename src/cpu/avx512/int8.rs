@@ -25,7 +25,14 @@ unsafe fn four_columns<E: Extensions, const BITS: usize>(
             _ => {
                 let mask = _mm512_set1_epi8((1 << BITS) - 1);
                 let shift = _mm_cvtsi32_si128((BITS * p) as i32);
-                _mm512_and_si512(if p == 0 { v } else { _mm512_srl_epi16(v, shift) }, mask)
+                _mm512_and_si512(
+                    if p == 0 {
+                        v
+                    } else {
+                        _mm512_srl_epi16(v, shift)
+                    },
+                    mask,
+                )
             }
         }
     }

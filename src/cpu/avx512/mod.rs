@@ -75,12 +75,18 @@ impl Extensions for Base {
     unsafe fn popcount(v: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 BW.
         unsafe {
-            let table = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+            let table = _mm512_broadcast_i32x4(_mm_setr_epi8(
+                0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+            ));
             let nibble = _mm512_set1_epi8(15);
             let low = _mm512_shuffle_epi8(table, _mm512_and_si512(v, nibble));
-            let high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16::<4>(v), nibble));
+            let high =
+                _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16::<4>(v), nibble));
             let bytes = _mm512_add_epi8(low, high);
-            _mm512_madd_epi16(_mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1)), _mm512_set1_epi16(1))
+            _mm512_madd_epi16(
+                _mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1)),
+                _mm512_set1_epi16(1),
+            )
         }
     }
 }
@@ -122,7 +128,10 @@ unsafe fn scales(l: &Layout, tail: *const u8) -> [__m512; 2] {
                 _mm512_cvtph_ps(_mm256_load_si256(tail.cast())),
                 _mm512_cvtph_ps(_mm256_load_si256(tail.add(32).cast())),
             ],
-            ScaleKind::F32 => [_mm512_load_ps(tail.cast()), _mm512_load_ps(tail.add(64).cast())],
+            ScaleKind::F32 => [
+                _mm512_load_ps(tail.cast()),
+                _mm512_load_ps(tail.add(64).cast()),
+            ],
         }
     }
 }

@@ -42,7 +42,8 @@ pub(super) unsafe fn tile<E: Extensions, const V: usize>(
             for v in 0..V {
                 for half in 0..2 {
                     let product = _mm512_sub_epi32(cols, _mm512_slli_epi32::<1>(differ[v][half]));
-                    f[v][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale[half], f[v][half]);
+                    f[v][half] =
+                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale[half], f[v][half]);
                 }
                 if (g + 1) % FLUSH_SUBS == 0 {
                     super::f32::flush(&mut f[v], &mut sum[v]);

@@ -63,8 +63,11 @@ impl Tiles {
     pub fn pack(pool: &Pool, layout: Layout, codes: &Codes<'_>) -> Result<Tiles> {
         let tile_bytes = layout.tile_bytes();
         let mut buffer = Buffer::zeroed(layout.tiles() * tile_bytes, "weights")?;
-        let tiles: Vec<Mutex<&mut [u8]>> =
-            buffer.as_mut_slice().chunks_exact_mut(tile_bytes).map(Mutex::new).collect();
+        let tiles: Vec<Mutex<&mut [u8]>> = buffer
+            .as_mut_slice()
+            .chunks_exact_mut(tile_bytes)
+            .map(Mutex::new)
+            .collect();
         let job = |t: usize| {
             let mut tile = tiles[t].lock().unwrap_or_else(|e| e.into_inner());
             pack::pack_tile(&layout, codes, t, &mut tile);
@@ -109,8 +112,16 @@ impl Tiles {
     ) -> Result<()> {
         assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
         let work = self.bytes().saturating_mul(n.div_ceil(4));
-        let members = if work < SERIAL_BYTES { 1 } else { pool.threads() };
-        let out = Output { y: y.as_mut_ptr(), len: y.len(), rows: self.layout.shape.rows };
+        let members = if work < SERIAL_BYTES {
+            1
+        } else {
+            pool.threads()
+        };
+        let out = Output {
+            y: y.as_mut_ptr(),
+            len: y.len(),
+            rows: self.layout.shape.rows,
+        };
         let plan = Plan::new(&self.layout, activations, n, members);
         let run = |job: &(dyn Fn(usize) + Sync)| {
             if members == 1 {
@@ -161,10 +172,16 @@ impl Tiles {
                 // One pass over the tile wants what lies a little ahead of it; of several passes, each calls for its
                 // share of the next tile.
                 let ahead = if passes == 1 {
-                    Ahead { at: tile.as_ptr().wrapping_add(INT8_AHEAD), lines }
+                    Ahead {
+                        at: tile.as_ptr().wrapping_add(INT8_AHEAD),
+                        lines,
+                    }
                 } else {
                     let at = tile_bytes + i * tile_bytes / passes;
-                    Ahead { at: tile.as_ptr().wrapping_add(at), lines: lines.div_ceil(passes) }
+                    Ahead {
+                        at: tile.as_ptr().wrapping_add(at),
+                        lines: lines.div_ceil(passes),
+                    }
                 };
                 // SAFETY: `k` exists, so the processor has its features; the tile has this layout; the
                 // activations were made for it.
@@ -219,7 +236,10 @@ impl Tiles {
         out: &Output,
     ) {
         let (tiles, vectors) = plan.task(task);
-        let (subs, padded) = (self.layout.total_subs(), self.layout.total_subs() * SUB_COLS);
+        let (subs, padded) = (
+            self.layout.total_subs(),
+            self.layout.total_subs() * SUB_COLS,
+        );
         let cells = vectors.len() * TILE_ROWS;
         for t in tiles {
             scratch.f[..cells].fill(0.0);
@@ -244,8 +264,9 @@ impl Tiles {
             }
             for v in vectors.clone() {
                 let at = (v - vectors.start) * TILE_ROWS;
-                let values =
-                    std::array::from_fn(|r| (scratch.sum[at + r] + scratch.f[at + r] as f64) as f32);
+                let values = std::array::from_fn(|r| {
+                    (scratch.sum[at + r] + scratch.f[at + r] as f64) as f32
+                });
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { out.store(v, t, &values) };
             }
@@ -280,10 +301,17 @@ impl Plan {
             Activations::F32 => l.total_subs() * SUB_COLS * 4,
         };
         let widest = WIDTHS[0];
-        let panel = (PANEL_BYTES / vector_bytes / widest * widest).max(widest).min(n.max(1));
+        let panel = (PANEL_BYTES / vector_bytes / widest * widest)
+            .max(widest)
+            .min(n.max(1));
         // Four tasks a member even out what the machine takes from one of them.
         let chunks = if members == 1 { 1 } else { 4 * members };
-        Plan { tiles: l.tiles(), tiles_a_task: l.tiles().div_ceil(chunks), vectors: n, panel }
+        Plan {
+            tiles: l.tiles(),
+            tiles_a_task: l.tiles().div_ceil(chunks),
+            vectors: n,
+            panel,
+        }
     }
 
     fn tile_runs(&self) -> usize {
@@ -297,7 +325,10 @@ impl Plan {
     fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
         let (panel, run) = (task / self.tile_runs(), task % self.tile_runs());
         let (t, v) = (run * self.tiles_a_task, panel * self.panel);
-        (t..(t + self.tiles_a_task).min(self.tiles), v..(v + self.panel).min(self.vectors))
+        (
+            t..(t + self.tiles_a_task).min(self.tiles),
+            v..(v + self.panel).min(self.vectors),
+        )
     }
 }
 

@@ -24,7 +24,12 @@ const VECTORS: [usize; 7] = [1, 2, 3, 5, 8, 13, 31];
 
 fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
     let codes = m.as_codes();
-    Tiles::pack(pool, Layout::new(&codes).expect("tiles can hold it"), &codes).unwrap()
+    Tiles::pack(
+        pool,
+        Layout::new(&codes).expect("tiles can hold it"),
+        &codes,
+    )
+    .unwrap()
 }
 
 /// Runs `check(name, kernels, matrix, tiles, generator)` for everything.
@@ -50,7 +55,14 @@ fn everywhere(bits: &[Bits], check: impl Fn(&str, &TileKernels, &CodesBuf, &Tile
     }
 }
 
-fn run(k: &TileKernels, t: &Tiles, a: Activations, x: &[f32], n: usize, threads: usize) -> Vec<f32> {
+fn run(
+    k: &TileKernels,
+    t: &Tiles,
+    a: Activations,
+    x: &[f32],
+    n: usize,
+    threads: usize,
+) -> Vec<f32> {
     let pool = Pool::new(threads).unwrap();
     let mut y = vec![f32::NAN; n * t.layout.shape.rows];
     t.multiply(k, &pool, a, x, &mut y, n).unwrap();
@@ -66,7 +78,11 @@ fn assert_batch_invariant(name: &str, k: &TileKernels, t: &Tiles, a: Activations
         for v in 0..n {
             let alone = run(k, t, a, &x[v * cols..(v + 1) * cols], 1, 1);
             let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&y[v * rows..(v + 1) * rows]), bits(&alone), "{name} {a:?}: vector {v} of {n}");
+            assert_eq!(
+                bits(&y[v * rows..(v + 1) * rows]),
+                bits(&alone),
+                "{name} {a:?}: vector {v} of {n}"
+            );
         }
     }
 }
@@ -135,7 +151,11 @@ fn int8_is_what_it_is_defined_to_be_at_every_level() {
         let y = run(k, t, Activations::Int8, &x, 1, 1);
         let want = int8_oracle(m, &x);
         for (i, (y, want)) in y.iter().zip(&want).enumerate() {
-            assert_eq!(y.to_bits(), want.to_bits(), "{name}: row {i} is {y}, expected {want}");
+            assert_eq!(
+                y.to_bits(),
+                want.to_bits(),
+                "{name}: row {i} is {y}, expected {want}"
+            );
         }
         assert_batch_invariant(name, k, t, Activations::Int8, r);
     });
@@ -148,7 +168,12 @@ fn int8_extremes() {
     for k in TileKernels::variants() {
         for bits in Bits::ALL {
             for fill in [0x00, 0xff] {
-                let mut m = random_codes(&mut Random::new(5), Shape::new(32, 256, 128), bits, Kind::ALL[0]);
+                let mut m = random_codes(
+                    &mut Random::new(5),
+                    Shape::new(32, 256, 128),
+                    bits,
+                    Kind::ALL[0],
+                );
                 m.bytes.fill(fill);
                 for x in [1.0f32, -1.0] {
                     let x = vec![x; 256];
@@ -166,7 +191,10 @@ fn signs_are_exact_in_integers() {
         let mut x = r.gaussian(m.shape.cols);
         x[0] = -0.0; // counts as >= 0
         let y = run(k, t, Activations::Sign, &x, 1, 1);
-        let signs: Vec<f64> = x.iter().map(|&x| if x >= 0.0 { 1.0 } else { -1.0 }).collect();
+        let signs: Vec<f64> = x
+            .iter()
+            .map(|&x| if x >= 0.0 { 1.0 } else { -1.0 })
+            .collect();
         assert_product(name, &y, &product(&m.as_codes(), &signs), 1e-6);
         assert_batch_invariant(name, k, t, Activations::Sign, r);
     });
@@ -175,7 +203,18 @@ fn signs_are_exact_in_integers() {
 #[test]
 fn activations_are_quantised_alike_at_every_level() {
     let mut r = Random::new(9);
-    let special = [0.0, -0.0, 1e-40, -3e-39, 1e-31, 2.5, -127.0, 127.0, f32::MAX, 63.5];
+    let special = [
+        0.0,
+        -0.0,
+        1e-40,
+        -3e-39,
+        1e-31,
+        2.5,
+        -127.0,
+        127.0,
+        f32::MAX,
+        63.5,
+    ];
     for k in TileKernels::variants() {
         for (len, block) in [(1, 32), (31, 32), (32, 32), (65, 64), (300, 128), (0, 32)] {
             for case in 0..40 {
@@ -187,7 +226,8 @@ fn activations_are_quantised_alike_at_every_level() {
                     }
                 }
                 let blocks = len.div_ceil(block);
-                let (mut q, mut scales, mut sums) = (vec![0; len], vec![0.0; blocks], vec![0; blocks]);
+                let (mut q, mut scales, mut sums) =
+                    (vec![0; len], vec![0.0; blocks], vec![0; blocks]);
                 // SAFETY: the kernels exist, so the processor has their features.
                 assert!(unsafe { k.quantize()(&x, block, &mut q, &mut scales, &mut sums) });
                 for (b, x) in x.chunks(block).enumerate() {
@@ -205,7 +245,12 @@ fn activations_are_quantised_alike_at_every_level() {
 #[test]
 fn activations_that_are_not_finite_are_refused() {
     let pool = Pool::new(1).unwrap();
-    let m = random_codes(&mut Random::new(2), Shape::new(4, 100, 32), Bits::Four, Kind::ALL[0]);
+    let m = random_codes(
+        &mut Random::new(2),
+        Shape::new(4, 100, 32),
+        Bits::Four,
+        Kind::ALL[0],
+    );
     let t = tiles(&pool, &m);
     for k in TileKernels::variants() {
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -213,9 +258,14 @@ fn activations_that_are_not_finite_are_refused() {
                 let mut x = vec![1.0; 200];
                 x[100 + at] = bad;
                 let mut y = vec![7.0; 8];
-                let e = t.multiply(&k, &pool, Activations::Int8, &x, &mut y, 2).unwrap_err();
+                let e = t
+                    .multiply(&k, &pool, Activations::Int8, &x, &mut y, 2)
+                    .unwrap_err();
                 assert_eq!(e.status(), crate::error::Status::Range);
-                assert!(e.message().contains(&format!("vector 1, column {at}")), "{e}");
+                assert!(
+                    e.message().contains(&format!("vector 1, column {at}")),
+                    "{e}"
+                );
                 assert_eq!(y, [7.0; 8]);
             }
         }
@@ -225,11 +275,20 @@ fn activations_that_are_not_finite_are_refused() {
 #[test]
 fn not_a_number_comes_through_float32() {
     let pool = Pool::new(1).unwrap();
-    let m = random_codes(&mut Random::new(2), Shape::new(40, 70, 32), Bits::Two, Kind::ALL[0]);
+    let m = random_codes(
+        &mut Random::new(2),
+        Shape::new(40, 70, 32),
+        Bits::Two,
+        Kind::ALL[0],
+    );
     for k in TileKernels::variants() {
         let mut x = vec![1.0; 70];
         x[69] = f32::NAN;
-        assert!(run(&k, &tiles(&pool, &m), Activations::F32, &x, 1, 1).iter().all(|y| y.is_nan()));
+        assert!(
+            run(&k, &tiles(&pool, &m), Activations::F32, &x, 1, 1)
+                .iter()
+                .all(|y| y.is_nan())
+        );
     }
 }
 
@@ -249,7 +308,11 @@ fn threads_do_not_change_a_bit() {
                 }
                 let one = run(&k, &t, a, &x, n, 1);
                 for threads in [2, 3, 8] {
-                    assert_eq!(run(&k, &t, a, &x, n, threads), one, "{bits:?} {a:?} {n} {threads}");
+                    assert_eq!(
+                        run(&k, &t, a, &x, n, threads),
+                        one,
+                        "{bits:?} {a:?} {n} {threads}"
+                    );
                 }
             }
         }
