@@ -12,19 +12,22 @@ use apl_ffi::cpu::{Features, Isa};
 
 use crate::stats::median;
 
-/// Bytes read in one sample of the reading ceiling: some milliseconds, whatever the footprint. Not a divisor of the usual
-/// rotation, and so that the readers in a contest do not each see the same part of memory every time.
-const READ_SAMPLE: usize = 96 << 20;
+/// Bytes read in one sample of the reading ceiling: a millisecond or two. Not a divisor of the usual rotation, so that
+/// the readers in a contest do not each see the same part of memory every time.
+const READ_SAMPLE: usize = 24 << 20;
 
 /// Bytes that the widest reader reads in an iteration.
 const CHUNK: usize = 512;
 
-/// Iterations of a compute loop in one sample: some milliseconds.
-const PEAK_ITERATIONS: u64 = 2_000_000;
+/// Iterations of a compute loop in one sample: a millisecond or two.
+const PEAK_ITERATIONS: u64 = 1_000_000;
+
+/// Samples for one reading of a ceiling: one that another process interrupted does not count.
+const SAMPLES: usize = 5;
 
 /// Rounds in which the ways of prefetching compete. Which one wins depends on the processor: on one machine asking 1 to
 /// 2 KB ahead reads a fifth faster than 8 KB or nothing, on another 4 KB was best.
-const CONTEST_ROUNDS: usize = 5;
+const CONTEST_ROUNDS: usize = 15;
 
 /// The ceilings of this machine, at one instruction-set level.
 pub struct Ceilings {
@@ -47,18 +50,18 @@ impl Ceilings {
         }
     }
 
-    /// Bytes a second that `threads` threads read from memory: one sample.
+    /// Bytes a second that `threads` threads read from memory.
     pub fn read_memory(&mut self, threads: usize) -> f64 {
         let footprint = self.arena.bytes().len();
         let reader = self.reader(threads, footprint);
-        self.sample_memory(threads, reader)
+        median(&mut [0; SAMPLES].map(|_| self.sample_memory(threads, reader)))
     }
 
-    /// Bytes a second that `threads` threads read together from the same `footprint` bytes again and again: one sample.
+    /// Bytes a second that `threads` threads read together from the same `footprint` bytes again and again.
     pub fn read_cached(&mut self, threads: usize, footprint: usize) -> f64 {
         let footprint = footprint.min(self.arena.bytes().len());
         let reader = self.reader(threads, footprint);
-        self.sample_cached(threads, footprint, reader)
+        median(&mut [0; SAMPLES].map(|_| self.sample_cached(threads, footprint, reader)))
     }
 
     /// The reader that is fastest on this footprint, found once.
@@ -118,13 +121,16 @@ impl Ceilings {
         (share * threads * passes) as f64 / seconds
     }
 
-    /// Operations a second (two for a multiply-add) that `threads` threads do in registers: one sample.
+    /// Operations a second (two for a multiply-add) that `threads` threads do in registers.
     ///
     /// `None` where the level has no vector instructions.
     pub fn peak(&self, arithmetic: Arithmetic, threads: usize) -> Option<f64> {
         let instruction = Instruction::best(arithmetic, self.isa)?;
-        let seconds = on_threads(threads, &|_| instruction.repeat(PEAK_ITERATIONS));
         let operations = instruction.operations_an_iteration() * PEAK_ITERATIONS * threads as u64;
+        // The best one and not the median: registers have no neighbours, so only an interruption makes a sample slower.
+        let seconds = (0..SAMPLES)
+            .map(|_| on_threads(threads, &|_| instruction.repeat(PEAK_ITERATIONS)))
+            .fold(f64::INFINITY, f64::min);
         Some(operations as f64 / seconds)
     }
 

@@ -8,10 +8,6 @@ use serde_json::{Value, json};
 use crate::args::{Args, mode_name};
 use crate::case::{Case, Measured};
 use crate::ceilings::{Arithmetic, Ceilings};
-use crate::stats::median;
-
-/// Samples of a ceiling for the head of the table.
-const SAMPLES: usize = 9;
 
 /// A report in the making.
 pub struct Report {
@@ -24,17 +20,13 @@ impl Report {
     pub fn begin(args: &Args, ceilings: &mut Ceilings) -> Report {
         let mut at_start = Vec::new();
         for &threads in &args.threads {
-            let sample = |one: &mut dyn FnMut() -> Option<f64>| {
-                let mut rates: Vec<f64> = (0..SAMPLES).filter_map(|_| one()).collect();
-                (!rates.is_empty()).then(|| median(&mut rates) / 1e9)
-            };
-            let read = sample(&mut || Some(ceilings.read_memory(threads)));
-            let integer = sample(&mut || ceilings.peak(Arithmetic::Integer, threads));
-            let float = sample(&mut || ceilings.peak(Arithmetic::Float, threads));
+            let read = ceilings.read_memory(threads) / 1e9;
+            let peak = |arithmetic| ceilings.peak(arithmetic, threads).map(|p| p / 1e9);
+            let (integer, float) = (peak(Arithmetic::Integer), peak(Arithmetic::Float));
             let text = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.1}"));
             println!(
                 "{threads} threads: reading {} GB/s, {} {} Gop/s, {} {} Gop/s",
-                text(read),
+                text(Some(read)),
                 ceilings.peak_name(Arithmetic::Integer),
                 text(integer),
                 ceilings.peak_name(Arithmetic::Float),
