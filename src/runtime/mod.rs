@@ -1,7 +1,10 @@
 //! What a configured library is: the resolved configuration, the instruction set and the threads.
 
 mod config;
+mod crew;
+mod panic_scope;
 mod pool;
+mod signals;
 
 pub use config::{BackendChoice, Config};
 pub use pool::{Pool, Team};
