@@ -36,8 +36,9 @@ const QUIT: u32 = 1 << 30;
 /// worse than twice the best choice.
 const SPINS: u32 = 2000;
 
-/// How long a worker goes on looking, giving its processor away each time, while its team is held:
-/// the caller has said that more will come.
+/// How long a worker goes on looking after that, giving its processor away each time, before it sleeps.
+///
+/// The gaps of a token loop, and of an interpreter that calls in a loop, are far shorter.
 const PATIENCE: Duration = Duration::from_millis(1);
 
 /// A cache line of its own (two: processors fetch them in pairs).
@@ -168,7 +169,7 @@ impl Crew {
             spin_loop();
         }
         let start = Instant::now();
-        while self.held.load(Relaxed) && start.elapsed() < PATIENCE {
+        while start.elapsed() < PATIENCE {
             if self.called() {
                 return;
             }

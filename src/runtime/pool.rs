@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use super::crew::{Crew, Held};
-use super::panic_scope::enter_library;
+use super::enter_library;
 use super::signals::Blocked;
 use crate::error::{Error, Result};
 use crate::memory::with_capacity;
@@ -117,3 +117,6 @@ impl Team<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
