@@ -47,7 +47,8 @@ static inline int library_threads(void (*every)(uint64_t blocked))
     return count;
 }
 
-/* The same once it is `expected`, or after 5 s: the system forgets a thread a moment after it was joined. */
+/* The same once it is `expected`, or after 5 s: a thread names itself a moment after it was started, and the system
+ * forgets it a moment after it was joined. */
 static inline int library_threads_settled(int expected)
 {
     const struct timespec pause = {0, 1000000};
