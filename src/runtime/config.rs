@@ -1,7 +1,15 @@
-//! The configuration: JSON of `apl_ffi_init`, then the environment, then the defaults.
+//! The configuration: the JSON of `apl_ffi_init`, then the environment, then the defaults.
+
+use std::env;
+use std::ffi::OsString;
+
+use serde_json::{Map, Value};
 
 use crate::cpu::Isa;
 use crate::error::{Error, Result};
+
+/// The most threads that can be asked for. Beyond it lies a mistake rather than a machine.
+pub const MAX_THREADS: usize = 1024;
 
 /// Which backend a configuration asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +22,7 @@ pub enum BackendChoice {
     Cuda,
 }
 
-/// What a configuration asks for; `None` stands for the default.
+/// What a configuration asks for; the environment is in it already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Which backend.
@@ -38,22 +46,400 @@ impl Default for Config {
     }
 }
 
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The CPU kernels of this library.
+    Cpu,
+}
+
+impl Backend {
+    /// The name that `apl_ffi_info` gives.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Backend::Cpu => "cpu",
+        }
+    }
+}
+
+/// What a configuration comes to on this machine.
+///
+/// Two are equal if the library would be the same: not how the backend was arrived at.
+#[derive(Clone, Copy, Debug)]
+pub struct Resolved {
+    /// What multiplies.
+    pub backend: Backend,
+    /// Why this backend: a sentence for `apl_ffi_info`.
+    pub reason: &'static str,
+    /// The CUDA device ordinal; `None` on the CPU.
+    pub device: Option<u32>,
+    /// Threads, the calling one included: 1 to [`MAX_THREADS`].
+    pub threads: usize,
+    /// The instruction set; this processor has it.
+    pub isa: Isa,
+}
+
+impl PartialEq for Resolved {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |r: &Resolved| (r.backend, r.device, r.threads, r.isa);
+        key(self) == key(other)
+    }
+}
+
+impl Eq for Resolved {}
+
+/// What is said of CUDA where it is demanded, and where `"auto"` did not choose it.
+const NO_CUDA: &str = "this build has no CUDA backend";
+
+const BACKENDS: &str = "\"auto\", \"cpu\" or \"cuda\"";
+const ISAS: &str = "\"auto\", \"scalar\", \"avx2\" or \"avx512\"";
+const DEVICES: &str = "an integer from 0 to 2147483647";
+const THREADS: &str = "an integer from 0 to 1024";
+const KEYS: &str = "backend, device, threads or isa";
+
 impl Config {
-    pub(super) fn resolve_isa(&self) -> Result<Isa> {
-        match self.isa {
-            None => Ok(Isa::best()),
-            Some(isa) if isa.available() => Ok(isa),
-            Some(isa) => Err(Error::unsupported(format!(
-                "isa is \"{isa}\", this processor offers at most \"{}\"",
-                Isa::best()
-            ))),
+    /// From a JSON object, with the environment where a key is absent; empty text is an empty object.
+    ///
+    /// # Errors
+    /// `ERR_CONFIG` for malformed JSON, an unknown key, or a value of the wrong type or outside its domain, in
+    /// the text or in the environment: the message names the key or the variable, what was found and expected.
+    pub fn from_json(text: &str) -> Result<Config> {
+        Config::from_json_and(text, |name| env::var_os(name))
+    }
+
+    /// The same with a given environment.
+    fn from_json_and(text: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<Config> {
+        let object: Map<String, Value> = match text.trim() {
+            "" => Map::new(),
+            text => serde_json::from_str(text)
+                .map_err(|e| Error::config(format!("config is not a JSON object: {e}")))?,
+        };
+        let mut config = Config::default();
+        for (key, value) in &object {
+            config.set(key, value)?;
+        }
+        for (key, name) in [
+            ("backend", "APL_FFI_BACKEND"),
+            ("threads", "APL_FFI_THREADS"),
+            ("isa", "APL_FFI_ISA"),
+        ] {
+            match env(name) {
+                Some(text) if !text.is_empty() && !object.contains_key(key) => {
+                    config.set_from_environment(key, name, &text.to_string_lossy())?;
+                }
+                _ => {}
+            }
+        }
+        Ok(config)
+    }
+
+    fn set(&mut self, key: &str, value: &Value) -> Result<()> {
+        let wrong = |expected| {
+            let found = abridged(&value.to_string());
+            Error::config(format!(
+                "config has \"{key}\": {found}, expected {expected}"
+            ))
+        };
+        match key {
+            "backend" => {
+                let backend = value.as_str().and_then(backend_named);
+                self.backend = backend.ok_or_else(|| wrong(BACKENDS))?;
+            }
+            "device" => {
+                let device = value.as_u64().filter(|&d| d <= i32::MAX as u64);
+                self.device = device.ok_or_else(|| wrong(DEVICES))? as u32;
+            }
+            "threads" => {
+                let threads = value.as_u64().and_then(thread_count);
+                self.threads = threads.ok_or_else(|| wrong(THREADS))?;
+            }
+            "isa" => {
+                let isa = value.as_str().and_then(isa_named);
+                self.isa = isa.ok_or_else(|| wrong(ISAS))?;
+            }
+            _ => {
+                let key = abridged(key);
+                return Err(Error::config(format!(
+                    "config has the unknown key \"{key}\", expected {KEYS}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_from_environment(&mut self, key: &str, name: &str, text: &str) -> Result<()> {
+        let wrong = |expected| {
+            let found = abridged(text);
+            Error::config(format!(
+                "the environment variable {name} is \"{found}\", expected {expected}"
+            ))
+        };
+        match key {
+            "backend" => self.backend = backend_named(text).ok_or_else(|| wrong(BACKENDS))?,
+            "isa" => self.isa = isa_named(text).ok_or_else(|| wrong(ISAS))?,
+            _ => {
+                let threads = text.parse().ok().and_then(thread_count);
+                self.threads = threads.ok_or_else(|| wrong(THREADS))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What this configuration comes to on this machine.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND` if CUDA is demanded; `ERR_UNSUPPORTED` for an instruction set that the processor lacks.
+    pub fn resolve(&self) -> Result<Resolved> {
+        let reason = match self.backend {
+            BackendChoice::Cuda => {
+                return Err(Error::backend(format!("backend is \"cuda\", {NO_CUDA}")));
+            }
+            BackendChoice::Cpu => "the configuration asks for it",
+            BackendChoice::Auto => NO_CUDA,
+        };
+        let best = Isa::best();
+        let isa = self.isa.unwrap_or(best);
+        if isa > best {
+            return Err(Error::unsupported(format!(
+                "isa is \"{isa}\", this processor offers at most \"{best}\""
+            )));
+        }
+        Ok(Resolved {
+            backend: Backend::Cpu,
+            reason,
+            device: None,
+            threads: match self.threads {
+                0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)),
+                n => n,
+            },
+            isa,
+        })
+    }
+}
+
+fn backend_named(name: &str) -> Option<BackendChoice> {
+    match name {
+        "auto" => Some(BackendChoice::Auto),
+        "cpu" => Some(BackendChoice::Cpu),
+        "cuda" => Some(BackendChoice::Cuda),
+        _ => None,
+    }
+}
+
+/// The inner `None` is `"auto"`.
+fn isa_named(name: &str) -> Option<Option<Isa>> {
+    match name {
+        "auto" => Some(None),
+        _ => Isa::from_name(name).map(Some),
+    }
+}
+
+fn thread_count(n: u64) -> Option<usize> {
+    usize::try_from(n).ok().filter(|&n| n <= MAX_THREADS)
+}
+
+/// Text of a caller, short enough for a message.
+fn abridged(text: &str) -> String {
+    const CHARS: usize = 60;
+    match text.char_indices().nth(CHARS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    fn parse(text: &str, env: &[(&str, &str)]) -> Result<Config> {
+        Config::from_json_and(text, |name| {
+            let (_, value) = env.iter().find(|(n, _)| *n == name)?;
+            Some(OsString::from(value))
+        })
+    }
+
+    #[test]
+    fn nothing_is_the_defaults() {
+        for text in ["", " \n\t", "{}", " { } "] {
+            assert_eq!(parse(text, &[]), Ok(Config::default()), "{text:?}");
+        }
+        let empty = [
+            ("APL_FFI_BACKEND", ""),
+            ("APL_FFI_THREADS", ""),
+            ("APL_FFI_ISA", ""),
+        ];
+        assert_eq!(parse("", &empty), Ok(Config::default()));
+        let auto = r#"{"backend": "auto", "threads": 0, "isa": "auto", "device": 0}"#;
+        assert_eq!(parse(auto, &[]), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_key() {
+        let text = r#"{"backend": "cuda", "device": 2147483647, "threads": 1024, "isa": "scalar"}"#;
+        let config = Config {
+            backend: BackendChoice::Cuda,
+            device: i32::MAX as u32,
+            threads: 1024,
+            isa: Some(Isa::Scalar),
+        };
+        assert_eq!(parse(text, &[]), Ok(config));
+    }
+
+    #[test]
+    fn the_environment_speaks_where_a_key_is_absent() {
+        let env = [
+            ("APL_FFI_BACKEND", "cpu"),
+            ("APL_FFI_THREADS", "3"),
+            ("APL_FFI_ISA", "avx2"),
+        ];
+        let config = Config {
+            backend: BackendChoice::Cpu,
+            device: 0,
+            threads: 3,
+            isa: Some(Isa::Avx2),
+        };
+        assert_eq!(parse("", &env), Ok(config.clone()));
+        assert_eq!(
+            parse(r#"{"threads": 5, "isa": "auto"}"#, &env),
+            Ok(Config {
+                threads: 5,
+                isa: None,
+                ..config
+            })
+        );
+        // What is not needed is not looked at.
+        assert!(parse(r#"{"threads": 5}"#, &[("APL_FFI_THREADS", "many")]).is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, env, parts) in [
+            ("{", vec![], vec!["not a JSON object", "EOF"]),
+            ("[1]", vec![], vec!["not a JSON object"]),
+            ("null", vec![], vec!["not a JSON object"]),
+            ("{} {}", vec![], vec!["not a JSON object", "trailing"]),
+            (
+                r#"{"thread": 2}"#,
+                vec![],
+                vec!["unknown key \"thread\"", KEYS],
+            ),
+            (
+                r#"{"backend": "CPU"}"#,
+                vec![],
+                vec![r#""backend": "CPU""#, BACKENDS],
+            ),
+            (
+                r#"{"backend": null}"#,
+                vec![],
+                vec![r#""backend": null"#, BACKENDS],
+            ),
+            (
+                r#"{"device": -1}"#,
+                vec![],
+                vec![r#""device": -1"#, DEVICES],
+            ),
+            (
+                r#"{"device": 2147483648}"#,
+                vec![],
+                vec!["2147483648,", DEVICES],
+            ),
+            (
+                r#"{"threads": -1}"#,
+                vec![],
+                vec![r#""threads": -1"#, THREADS],
+            ),
+            (r#"{"threads": 1025}"#, vec![], vec!["1025", THREADS]),
+            (r#"{"threads": 2.5}"#, vec![], vec!["2.5", THREADS]),
+            (r#"{"threads": "2"}"#, vec![], vec![r#""2""#, THREADS]),
+            (
+                r#"{"threads": 18446744073709551616}"#,
+                vec![],
+                vec!["threads", THREADS],
+            ),
+            (r#"{"isa": "neon"}"#, vec![], vec!["neon", ISAS]),
+            (r#"{"isa": ["avx2"]}"#, vec![], vec![r#"["avx2"]"#, ISAS]),
+            (
+                "",
+                vec![("APL_FFI_BACKEND", "gpu")],
+                vec!["APL_FFI_BACKEND", "gpu", BACKENDS],
+            ),
+            (
+                "",
+                vec![("APL_FFI_THREADS", "-1")],
+                vec!["APL_FFI_THREADS", "-1", THREADS],
+            ),
+            (
+                "",
+                vec![("APL_FFI_THREADS", "1025")],
+                vec!["APL_FFI_THREADS", "1025"],
+            ),
+            (
+                "",
+                vec![("APL_FFI_ISA", "sse")],
+                vec!["APL_FFI_ISA", "sse", ISAS],
+            ),
+        ] {
+            let error = parse(text, &env).expect_err(text);
+            assert_eq!(error.status(), Status::Config, "{text} {env:?}");
+            for part in parts {
+                assert!(error.message().contains(part), "{text} {env:?}: {error}");
+            }
         }
     }
 
-    pub(super) fn resolve_threads(&self) -> usize {
-        match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-            n => n,
+    #[test]
+    fn a_message_does_not_repeat_a_long_value() {
+        let text = format!(r#"{{"isa": "{}"}}"#, "é".repeat(10_000));
+        let error = parse(&text, &[]).unwrap_err();
+        assert!(error.message().len() < 300, "{error}");
+        let deep = "[".repeat(100_000);
+        assert_eq!(parse(&deep, &[]).unwrap_err().status(), Status::Config);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_environment_that_is_not_text() {
+        use std::os::unix::ffi::OsStringExt;
+        let bytes = |_: &str| Some(OsString::from_vec(vec![0xff]));
+        let error = Config::from_json_and("", bytes).unwrap_err();
+        assert_eq!(error.status(), Status::Config);
+    }
+
+    #[test]
+    fn resolving() {
+        let resolve = |text| parse(text, &[]).unwrap().resolve();
+        let auto = resolve("").unwrap();
+        assert_eq!((auto.reason, auto.device), (NO_CUDA, None));
+        assert_eq!(auto.isa, Isa::best());
+        assert!((1..=MAX_THREADS).contains(&auto.threads));
+        assert_eq!(resolve(r#"{"threads": 7}"#).unwrap().threads, 7);
+        assert!(THREADS.ends_with(&MAX_THREADS.to_string()));
+
+        // The same library, arrived at in another way.
+        let text = format!(
+            r#"{{"backend": "cpu", "device": 3, "threads": {}, "isa": "{}"}}"#,
+            auto.threads, auto.isa
+        );
+        assert_eq!(resolve(&text), Ok(auto));
+        assert_ne!(resolve(r#"{"threads": 1000}"#), Ok(auto));
+
+        let error = resolve(r#"{"backend": "cuda"}"#).unwrap_err();
+        assert_eq!(error.status(), Status::Backend);
+        assert!(error.message().contains(NO_CUDA));
+    }
+
+    #[test]
+    fn an_instruction_set_may_be_lowered_and_not_raised() {
+        for isa in Isa::ALL {
+            let config = Config {
+                isa: Some(isa),
+                ..Config::default()
+            };
+            match config.resolve() {
+                Ok(resolved) => assert!(isa.available() && resolved.isa == isa),
+                Err(e) => assert!(!isa.available() && e.status() == Status::Unsupported, "{e}"),
+            }
         }
     }
 }

@@ -1,9 +1,13 @@
 //! What a configured library is: the resolved configuration, the instruction set and the threads.
 
 mod config;
+mod crew;
+mod panic_scope;
 mod pool;
+mod signals;
 
-pub use config::{BackendChoice, Config};
+pub use config::{Backend, BackendChoice, Config, MAX_THREADS, Resolved};
+pub(crate) use panic_scope::{enter_library, in_library};
 pub use pool::{Pool, Team};
 
 use crate::cpu::Isa;
@@ -12,7 +16,7 @@ use crate::error::Result;
 
 /// A configured library. Everything that multiplies takes one by reference.
 pub struct Runtime {
-    config: Config,
+    resolved: Resolved,
     kernels: TileKernels,
     pool: Pool,
 }
@@ -24,19 +28,19 @@ impl Runtime {
     /// `ERR_UNSUPPORTED` for an instruction set the processor lacks, `ERR_BACKEND` if CUDA is demanded,
     /// `ERR_MEMORY` if a thread cannot be started.
     pub fn new(config: Config) -> Result<Runtime> {
-        let isa = config.resolve_isa()?;
-        let kernels = TileKernels::for_isa(isa).expect("resolve_isa asked the processor");
-        let pool = Pool::new(config.resolve_threads())?;
+        let resolved = config.resolve()?;
+        let kernels = TileKernels::for_isa(resolved.isa).expect("resolve asked the processor");
+        let pool = Pool::new(resolved.threads)?;
         Ok(Runtime {
-            config,
+            resolved,
             kernels,
             pool,
         })
     }
 
-    /// The configuration it was made from.
-    pub fn config(&self) -> &Config {
-        &self.config
+    /// What its configuration came to. Another configuration asks for the same library if it resolves to the same.
+    pub fn resolved(&self) -> &Resolved {
+        &self.resolved
     }
 
     /// The instruction-set level in use.

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Installs into a scratch folder and compiles a C and a C++ program against that tree alone, through pkg-config, through
+# CMake, and once more after the tree has been moved. Called by `make check-installed`.
+set -eu
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+sources=$PWD/ctest/installed
+prefix=$scratch/prefix
+
+make --no-print-directory install PREFIX="$prefix"
+
+with_pkg_config() {
+  # shellcheck disable=SC2046 # the flags are words
+  "$@" $(PKG_CONFIG_PATH="$prefix/lib/pkgconfig" pkg-config --cflags --libs apl_ffi) "-Wl,-rpath,$prefix/lib"
+}
+with_pkg_config "${CC:-cc}" -std=c99 -Wall -Wextra -Werror "$sources/use.c" -o "$scratch/use_c"
+with_pkg_config "${CXX:-c++}" -std=c++17 -Wall -Wextra -Werror "$sources/use.cpp" -o "$scratch/use_cpp"
+"$scratch/use_c" && "$scratch/use_cpp"
+echo "ok - installed tree through pkg-config"
+
+staged=$scratch/staged
+make --no-print-directory install PREFIX=/usr LIBDIR=/usr/lib/deep DESTDIR="$staged"
+mv "$staged/usr" "$scratch/moved"
+for tree in "$prefix" "$scratch/moved"; do
+  if command -v cmake > /dev/null; then
+    build=$scratch/build-$(basename "$tree")
+    cmake -S "$sources" -B "$build" -DCMAKE_PREFIX_PATH="$tree;$tree/lib/deep" > "$scratch/log" 2>&1 \
+      && cmake --build "$build" >> "$scratch/log" 2>&1 || { cat "$scratch/log"; exit 1; }
+    "$build/use_c" && "$build/use_cpp"
+    echo "ok - $(basename "$tree") tree through CMake"
+  else
+    echo "SKIPPED - cmake is not here: the installed CMake package is not tested"
+  fi
+done

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Installs the built library, its header, and what pkg-config and CMake ask for. Called by `make install`, which sets
+# PREFIX, LIBDIR, INCLUDEDIR (below PREFIX), DESTDIR and RELEASE (where the built library lies).
+set -eu
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+abi=$(sed -n 's/^#define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
+real=libapl_ffi.so.$version
+soname=libapl_ffi.so.$abi
+# The way from the library's folder back to the prefix: lib -> .., lib/x86_64-linux-gnu -> ../..
+up=$(printf '%s' "${LIBDIR#"$PREFIX"/}" | sed 's|[^/][^/]*|..|g')
+
+lib=$DESTDIR$LIBDIR
+install -d "$lib/pkgconfig" "$lib/cmake/apl_ffi" "$DESTDIR$INCLUDEDIR"
+install -m 755 "$RELEASE/libapl_ffi.so" "$lib/$real"
+ln -sf "$real" "$lib/$soname"
+ln -sf "$soname" "$lib/libapl_ffi.so"
+install -m 644 include/apl_ffi.h "$DESTDIR$INCLUDEDIR/apl_ffi.h"
+
+fill() {
+  sed -e "s|@prefix@|$PREFIX|g" -e "s|@libdir@|$LIBDIR|g" -e "s|@includedir@|$INCLUDEDIR|g" \
+      -e "s|@version@|$version|g" -e "s|@major@|${version%%.*}|g" \
+      -e "s|@minor@|$(printf '%s' "$version" | cut -d. -f2)|g" \
+      -e "s|@file@|$real|g" -e "s|@soname@|$soname|g" -e "s|@up@|$up|g" \
+      "packaging/$1.in" > "$2/$1"
+  chmod 644 "$2/$1"
+}
+fill apl_ffi.pc "$lib/pkgconfig"
+fill apl_ffiConfig.cmake "$lib/cmake/apl_ffi"
+fill apl_ffiConfigVersion.cmake "$lib/cmake/apl_ffi"
+echo "installed: $lib/$real"
