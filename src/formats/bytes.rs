@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn numbers_at_any_alignment() {
-        let mut bytes = vec![0u8; 24];
+        let mut bytes = [0u8; 24];
         for start in 0..8 {
             bytes[start..start + 8].copy_from_slice(&[0, 0, 0x80, 0x3f, 0, 0, 0, 0x40]);
             let seen: Cow<'_, [f32]> = numbers(&bytes[start..start + 8]).unwrap();

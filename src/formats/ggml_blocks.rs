@@ -220,7 +220,8 @@ blocks! {
     Tq2_0, 66 bytes { qs: [u8; 64], d: [u8; 2] }
     /// 256 weights of 2 bits, arranged as in `Tq2_0`; 16 sub-blocks with 4-bit scales (low) and minima (high).
     Q2K, 84 bytes { scales: [u8; 16], qs: [u8; 64], d: [u8; 2], dmin: [u8; 2] }
-    /// 256 weights of 3 bits: the low two as in `Q2K`, the third in `hmask`; 16 sub-blocks with 6-bit scales.
+    /// 256 weights of 3 bits, less 4: the low two as in `Q2K`, the third of weight `i` in bit `i / 32` of
+    /// `hmask[i % 32]`; 16 sub-blocks with 6-bit scales.
     Q3K, 110 bytes { hmask: [u8; 32], qs: [u8; 64], scales: [u8; 12], d: [u8; 2] }
     /// 256 weights of 4 bits; 8 sub-blocks with 6-bit scales and minima.
     Q4K, 144 bytes { d: [u8; 2], dmin: [u8; 2], scales: [u8; 12], qs: [u8; 128] }
@@ -228,6 +229,25 @@ blocks! {
     Q5K, 176 bytes { d: [u8; 2], dmin: [u8; 2], scales: [u8; 12], qh: [u8; 32], qs: [u8; 128] }
     /// 256 weights of 6 bits, low four in `ql`, high two in `qh`; 16 sub-blocks with signed 8-bit scales.
     Q6K, 210 bytes { ql: [u8; 128], qh: [u8; 64], scales: [u8; 16], d: [u8; 2] }
+}
+
+/// Unpacks values of `bits` bits: each run of `run` bytes holds `run` values in its lowest bits, the
+/// next `run` in the bits above, and so on.
+// Inlined so that `run` and `bits` are constants and the loops become vector code: all types then take
+// between 0.1 and 0.7 ns a weight on one core, where an index computed for each weight took 3 to 7.
+#[inline(always)]
+fn unpacked<const N: usize>(bytes: &[u8], run: usize, bits: usize) -> [u8; N] {
+    let mut values = [0; N];
+    let mask = (1 << bits) - 1;
+    let runs = values.chunks_exact_mut(run * 8 / bits);
+    for (bytes, values) in bytes.chunks_exact(run).zip(runs) {
+        for (k, values) in values.chunks_exact_mut(run).enumerate() {
+            for (v, b) in values.iter_mut().zip(bytes) {
+                *v = b >> (k * bits) & mask;
+            }
+        }
+    }
+    values
 }
 
 impl ExactBlock for Q8_0 {
@@ -245,11 +265,6 @@ impl ExactBlock for Q8_0 {
     }
 }
 
-/// The `i`-th of 32 nibbles: the first 16 are low, the second 16 are high.
-fn nibble(qs: &[u8; 16], i: usize) -> u8 {
-    if i < 16 { qs[i] & 15 } else { qs[i - 16] >> 4 }
-}
-
 impl ExactBlock for Q4_0 {
     const WEIGHTS: usize = 32;
     const BITS: Bits = Bits::Four;
@@ -259,9 +274,7 @@ impl ExactBlock for Q4_0 {
     }
 
     fn codes(&self, out: &mut [u8]) {
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = nibble(&self.qs, i);
-        }
+        out.copy_from_slice(&unpacked::<32>(&self.qs, 16, 4));
     }
 }
 
@@ -274,9 +287,7 @@ impl ExactBlock for Q1_0 {
     }
 
     fn codes(&self, out: &mut [u8]) {
-        for (j, o) in out.iter_mut().enumerate() {
-            *o = self.qs[j / 8] >> (j % 8) & 1;
-        }
+        out.copy_from_slice(&unpacked::<128>(&self.qs, 1, 1));
     }
 }
 
@@ -290,15 +301,8 @@ impl ExactBlock for Q2_0 {
     }
 
     fn codes(&self, out: &mut [u8]) {
-        for (j, o) in out.iter_mut().enumerate() {
-            *o = self.qs[j / 4] >> (2 * (j % 4)) & 3;
-        }
+        out.copy_from_slice(&unpacked::<64>(&self.qs, 1, 2));
     }
-}
-
-/// The `i`-th of 256 two-bit values in runs of 128.
-fn crumb(qs: &[u8; 64], i: usize) -> u8 {
-    qs[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3
 }
 
 impl ExactBlock for Tq2_0 {
@@ -311,9 +315,7 @@ impl ExactBlock for Tq2_0 {
     }
 
     fn codes(&self, out: &mut [u8]) {
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = crumb(&self.qs, i);
-        }
+        out.copy_from_slice(&unpacked::<QK_K>(&self.qs, 32, 2));
     }
 }
 
@@ -322,15 +324,19 @@ impl FloatBlock for Q4_1 {
 
     fn weights(&self, out: &mut [f32]) {
         let (d, m) = (half(self.d), half(self.m));
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = d * f32::from(nibble(&self.qs, i)) + m;
+        for (o, q) in out.iter_mut().zip(unpacked::<32>(&self.qs, 16, 4)) {
+            *o = d * f32::from(q) + m;
         }
     }
 }
 
-/// The `i`-th of 32 five-bit values.
-fn five_bits(qs: &[u8; 16], qh: &[u8; 4], i: usize) -> u8 {
-    nibble(qs, i) | (qh[i / 8] >> (i % 8) & 1) << 4
+/// The five-bit values of `Q5_0` and `Q5_1`.
+fn five_bits(qs: &[u8; 16], qh: &[u8; 4]) -> [u8; 32] {
+    let mut values = unpacked::<32>(qs, 16, 4);
+    for (v, high) in values.iter_mut().zip(unpacked::<32>(qh, 1, 1)) {
+        *v |= high << 4;
+    }
+    values
 }
 
 impl FloatBlock for Q5_0 {
@@ -338,8 +344,8 @@ impl FloatBlock for Q5_0 {
 
     fn weights(&self, out: &mut [f32]) {
         let d = half(self.d);
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = d * (f32::from(five_bits(&self.qs, &self.qh, i)) - 16.0);
+        for (o, q) in out.iter_mut().zip(five_bits(&self.qs, &self.qh)) {
+            *o = d * (f32::from(q) - 16.0);
         }
     }
 }
@@ -349,8 +355,8 @@ impl FloatBlock for Q5_1 {
 
     fn weights(&self, out: &mut [f32]) {
         let (d, m) = (half(self.d), half(self.m));
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = d * f32::from(five_bits(&self.qs, &self.qh, i)) + m;
+        for (o, q) in out.iter_mut().zip(five_bits(&self.qs, &self.qh)) {
+            *o = d * f32::from(q) + m;
         }
     }
 }
@@ -363,8 +369,8 @@ impl FloatBlock for Iq4Nl {
             -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
         ];
         let d = half(self.d);
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = d * f32::from(LEVELS[usize::from(nibble(&self.qs, i))]);
+        for (o, q) in out.iter_mut().zip(unpacked::<32>(&self.qs, 16, 4)) {
+            *o = d * f32::from(LEVELS[usize::from(q)]);
         }
     }
 }
@@ -383,7 +389,7 @@ impl FloatBlock for Tq1_0 {
                 for (&byte, o) in bytes.iter().zip(&mut out) {
                     // Multiplying modulo 256 drops the digits before; three times the rest, carried
                     // into the ninth bit, is the digit.
-                    let digit = u16::from(byte.wrapping_mul(*power)) * 3 >> 8;
+                    let digit = (u16::from(byte.wrapping_mul(*power)) * 3) >> 8;
                     *o = d * (f32::from(digit) - 1.0);
                 }
             }
@@ -391,15 +397,27 @@ impl FloatBlock for Tq1_0 {
     }
 }
 
+/// Sub-blocks of `N` weights with their values, in order.
+fn sub_blocks<'a, const N: usize>(
+    values: &'a [u8; QK_K],
+    out: &'a mut [f32],
+) -> impl Iterator<Item = (usize, impl Iterator<Item = (&'a mut f32, f32)>)> {
+    let pairs = values.chunks_exact(N).zip(out.chunks_exact_mut(N));
+    pairs.enumerate().map(|(j, (values, out))| {
+        let values = values.iter().map(|&q| f32::from(q));
+        (j, out.iter_mut().zip(values))
+    })
+}
+
 impl FloatBlock for Q2K {
     const WEIGHTS: usize = QK_K;
 
     fn weights(&self, out: &mut [f32]) {
         let (d, dmin) = (half(self.d), half(self.dmin));
-        for (i, o) in out.iter_mut().enumerate() {
-            let scale = self.scales[i / 16];
-            let (dl, ml) = (d * f32::from(scale & 15), dmin * f32::from(scale >> 4));
-            *o = dl * f32::from(crumb(&self.qs, i)) - ml;
+        for (j, weights) in sub_blocks::<16>(&unpacked(&self.qs, 32, 2), out) {
+            let scale = d * f32::from(self.scales[j] & 15);
+            let min = dmin * f32::from(self.scales[j] >> 4);
+            weights.for_each(|(o, q)| *o = scale * q - min);
         }
     }
 }
@@ -409,18 +427,17 @@ impl FloatBlock for Q3K {
 
     fn weights(&self, out: &mut [f32]) {
         let d = half(self.d);
-        // 16 six-bit scales: the low nibbles of 0..8 and then 8..16 in bytes 0..8, the high two bits
-        // of scale j in bits 2 * (j / 4) of byte 8 + j % 4.
-        let scale = |j: usize| {
+        let mut values = unpacked(&self.qs, 32, 2);
+        for (v, high) in values.iter_mut().zip(unpacked::<QK_K>(&self.hmask, 32, 1)) {
+            *v |= high << 2;
+        }
+        for (j, weights) in sub_blocks::<16>(&values, out) {
+            // Six-bit scales: the low nibbles of 0..8 and then 8..16 in bytes 0..8, the high two bits
+            // of scale j in bits 2 * (j / 4) of byte 8 + j % 4.
             let low = self.scales[j % 8] >> (j / 8 * 4) & 15;
             let high = self.scales[8 + j % 4] >> (j / 4 * 2) & 3;
-            f32::from(low | high << 4) - 32.0
-        };
-        for (i, o) in out.iter_mut().enumerate() {
-            let low = f32::from(crumb(&self.qs, i));
-            let high = self.hmask[i % 32] >> (i / 32) & 1;
-            let q = if high == 1 { low } else { low - 4.0 };
-            *o = d * scale(i / 16) * q;
+            let scale = d * (f32::from(low | high << 4) - 32.0);
+            weights.for_each(|(o, q)| *o = scale * (q - 4.0));
         }
     }
 }
@@ -440,19 +457,15 @@ fn scale_and_min(scales: &[u8; 12], j: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// The `i`-th of 256 nibbles in runs of 64: 32 low ones, then 32 high ones.
-fn nibble_of_run(qs: &[u8; 128], i: usize) -> u8 {
-    qs[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15
-}
-
 impl FloatBlock for Q4K {
     const WEIGHTS: usize = QK_K;
 
     fn weights(&self, out: &mut [f32]) {
         let (d, dmin) = (half(self.d), half(self.dmin));
-        for (i, o) in out.iter_mut().enumerate() {
-            let (scale, min) = scale_and_min(&self.scales, i / 32);
-            *o = d * scale * f32::from(nibble_of_run(&self.qs, i)) - dmin * min;
+        for (j, weights) in sub_blocks::<32>(&unpacked(&self.qs, 32, 4), out) {
+            let (scale, min) = scale_and_min(&self.scales, j);
+            let (scale, min) = (d * scale, dmin * min);
+            weights.for_each(|(o, q)| *o = scale * q - min);
         }
     }
 }
@@ -462,10 +475,14 @@ impl FloatBlock for Q5K {
 
     fn weights(&self, out: &mut [f32]) {
         let (d, dmin) = (half(self.d), half(self.dmin));
-        for (i, o) in out.iter_mut().enumerate() {
-            let (scale, min) = scale_and_min(&self.scales, i / 32);
-            let q = nibble_of_run(&self.qs, i) | (self.qh[i % 32] >> (i / 32) & 1) << 4;
-            *o = d * scale * f32::from(q) - dmin * min;
+        let mut values = unpacked(&self.qs, 32, 4);
+        for (v, high) in values.iter_mut().zip(unpacked::<QK_K>(&self.qh, 32, 1)) {
+            *v |= high << 4;
+        }
+        for (j, weights) in sub_blocks::<32>(&values, out) {
+            let (scale, min) = scale_and_min(&self.scales, j);
+            let (scale, min) = (d * scale, dmin * min);
+            weights.for_each(|(o, q)| *o = scale * q - min);
         }
     }
 }
@@ -475,12 +492,13 @@ impl FloatBlock for Q6K {
 
     fn weights(&self, out: &mut [f32]) {
         let d = half(self.d);
-        for (i, o) in out.iter_mut().enumerate() {
-            // Runs of 128 weights: 64 bytes of ql (64 low nibbles, then 64 high ones), 32 bytes of qh.
-            let low = self.ql[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
-            let high = self.qh[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
-            let q = f32::from(low | high << 4) - 32.0;
-            *o = d * f32::from(self.scales[i / 16] as i8) * q;
+        let mut values = unpacked(&self.ql, 64, 4);
+        for (v, high) in values.iter_mut().zip(unpacked::<QK_K>(&self.qh, 32, 2)) {
+            *v |= high << 4;
+        }
+        for (j, weights) in sub_blocks::<16>(&values, out) {
+            let scale = d * f32::from(self.scales[j] as i8);
+            weights.for_each(|(o, q)| *o = scale * (q - 32.0));
         }
     }
 }

@@ -252,7 +252,8 @@ mod tests {
         let packed = [0x9a, 0xb0, 0x01, 0x20];
         let ok = view(Packing::Msb, &packed, &[1.0, 2.0], Some(&[8])).unwrap();
         assert_eq!(ok, [1.0, 2.0, 3.0, -16.0, -14.0, -12.0]);
-        let cases: [(Packing, &[u8], &[f32], Option<&[i32]>, &str); 6] = [
+        type Case<'a> = (Packing, &'a [u8], &'a [f32], Option<&'a [i32]>, &'a str);
+        let cases: [Case; 6] = [
             (
                 Packing::Msb,
                 &packed[1..],

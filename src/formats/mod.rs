@@ -30,7 +30,7 @@ pub use save::save_manifest;
 
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use gguf::Gguf;
 use manifest::Manifest;
 use safetensors::{SafeTensors, Sharded};
@@ -54,6 +54,18 @@ pub enum WeightFile {
 /// `ERR_IO` with the path and the system's reason, `ERR_FORMAT` for a file that is not what it claims,
 /// `ERR_UNSUPPORTED` for a version that is not known, `ERR_MEMORY`.
 pub fn open(path: &Path, mmap: bool) -> Result<WeightFile> {
+    // Between the reading of a manifest and the opening of its npz, a writer may replace both.
+    let mut tries = 3;
+    loop {
+        tries -= 1;
+        match open_once(path, mmap) {
+            Err(e) if e.status() == Status::Io && tries > 0 => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn open_once(path: &Path, mmap: bool) -> Result<WeightFile> {
     let bytes = FileBytes::open(path, mmap)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let opened = match Kind::of(&bytes, path) {

@@ -6,7 +6,7 @@
 //! left over has a name that the next run takes or removes.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -47,8 +47,8 @@ pub fn save_manifest(path: &Path, name: &str, matrix: &MatrixRef<'_>) -> Result<
     let (entry, sha256) = written(&temporary, |file| {
         let mut npz = Writer::new(BufWriter::new(file));
         let entry = write_matrix(&mut npz, name, matrix)?;
-        let mut file = npz.finish()?.into_inner()?;
-        Ok((entry, sha256_of(&mut file)?))
+        let file = npz.finish()?.into_inner()?;
+        Ok((entry, sha256_of(file)?))
     })?;
     let npz = format!("{}-{}.npz", target.name, &sha256[..HASH_DIGITS]);
     target.rename(&temporary, &target.beside(&npz))?;
@@ -109,10 +109,14 @@ impl Target {
         }
         let folder =
             File::open(&self.folder).map_err(|e| io_error(&self.folder, "cannot be opened", &e))?;
-        match folder.lock() {
-            Ok(()) => Ok(Some(folder)),
-            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(None),
-            Err(e) => Err(io_error(&self.folder, "cannot be locked", &e)),
+        loop {
+            return match folder.lock() {
+                Ok(()) => Ok(Some(folder)),
+                // The host's signals may come while this waits.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(None),
+                Err(e) => Err(io_error(&self.folder, "cannot be locked", &e)),
+            };
         }
     }
 
@@ -171,16 +175,10 @@ fn written<T>(path: &Path, fill: impl FnOnce(&File) -> io::Result<T>) -> Result<
         })
 }
 
-fn sha256_of(file: &mut &File) -> io::Result<String> {
-    io::Seek::rewind(file)?;
+fn sha256_of(mut file: &File) -> io::Result<String> {
+    file.rewind()?;
     let mut hash = Sha256::new();
-    let mut buffer = [0; 1 << 14];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
+    io::copy(&mut file, &mut hash)?;
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
@@ -190,7 +188,7 @@ struct Entry {
     quantization: Value,
 }
 
-fn write_matrix<W: Write + io::Seek>(
+fn write_matrix<W: Write + Seek>(
     npz: &mut Writer<W>,
     name: &str,
     matrix: &MatrixRef<'_>,
@@ -208,7 +206,7 @@ fn write_matrix<W: Write + io::Seek>(
     Ok(entry)
 }
 
-fn write_codes<W: Write + io::Seek>(
+fn write_codes<W: Write + Seek>(
     npz: &mut Writer<W>,
     name: &str,
     c: &Codes<'_>,
@@ -291,7 +289,7 @@ fn write_codes<W: Write + io::Seek>(
     })
 }
 
-fn write_floats<W: Write + io::Seek>(
+fn write_floats<W: Write + Seek>(
     npz: &mut Writer<W>,
     name: &str,
     f: &FloatsView<'_>,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use apl_ffi::error::Status;
@@ -169,6 +170,18 @@ fn a_mapped_file_is_used_in_place() {
     );
 }
 
+#[test]
+fn names_of_every_kind() {
+    let path = folder("names_of_every_kind").join("w.json");
+    let stored = bytes(105, 1);
+    for name in [
+        "../w", "/w", "a\\b", "⍴ W", " ", "w.npy", "w_q4", "\u{fffd}",
+    ] {
+        save_manifest(&path, name, &four_bits(&stored, &[1.0])).unwrap();
+        floats_of(&open(&path, true).unwrap(), name);
+    }
+}
+
 fn names_in(folder: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     entries
@@ -251,14 +264,22 @@ fn what_cannot_be_saved() {
 fn savers_at_once_leave_one_whole_file() {
     let folder = folder("savers_at_once_leave_one_whole_file");
     let path = folder.join("w.json");
+    save_manifest(&path, "w", &four_bits(&bytes(105, 99), &[1.0])).unwrap();
+    let saving = AtomicUsize::new(4);
     std::thread::scope(|s| {
+        s.spawn(|| {
+            while saving.load(Ordering::Relaxed) > 0 {
+                floats_of(&open(&path, true).unwrap(), "w");
+            }
+        });
         for seed in 0..4 {
-            let path = &path;
+            let (path, saving) = (&path, &saving);
             s.spawn(move || {
                 for i in 0..5 {
                     let stored = bytes(105, seed * 5 + i);
                     save_manifest(path, "w", &four_bits(&stored, &[1.0])).unwrap();
                 }
+                saving.fetch_sub(1, Ordering::Relaxed);
             });
         }
     });
@@ -330,4 +351,31 @@ print(arrays[weight['packed']].tolist(), arrays[weight['scales']].tolist(), arra
     let rows: Vec<&[u8]> = stored.chunks(35).collect();
     let expected = format!("{rows:?} {:?} [3, 70]\n", [[0.5; 3]; 3]);
     assert_eq!(String::from_utf8_lossy(&run.stdout), expected, "{run:?}");
+}
+
+#[test]
+#[ignore = "writes 4.4 GB and hashes them"]
+fn more_than_4_gb() {
+    let path = folder("more_than_4_gb").join("w.json");
+    let (rows, cols) = (1 << 16, 67_200);
+    let mut stored = vec![0; rows * cols];
+    stored[rows * cols - 1] = 200;
+    let codes = Codes {
+        shape: Shape::new(rows, cols, 0),
+        bits: Bits::Eight,
+        packing: Packing::Msb,
+        bytes: &stored,
+        scales: ScaleValues::F32(&[0.5]),
+        scale_per: Per::Tensor,
+        zero_points: None,
+    };
+    save_manifest(&path, "w", &MatrixRef::Codes(codes)).unwrap();
+    let file = open(&path, true).unwrap();
+    let matrix = file.matrix("w").unwrap();
+    let MatrixView::Codes(view) = &matrix else {
+        panic!("codes became floats");
+    };
+    let mut row = vec![0.0; cols];
+    view.as_codes().dequantize_row(rows - 1, &mut row);
+    assert_eq!((row[0], row[cols - 1]), (-64.0, 36.0));
 }
