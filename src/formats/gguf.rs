@@ -52,8 +52,8 @@ pub struct Array {
 
 struct Tensor {
     name: String,
-    /// Fastest dimension first, as in the file: `[cols, rows]` for a matrix.
-    dimensions: Vec<usize>,
+    /// Slowest dimension first: `[rows, cols]` for a matrix. In the file it is the other way round.
+    shape: Vec<usize>,
     kind: &'static GgmlType,
     data: Range<usize>,
 }
@@ -147,9 +147,7 @@ impl Gguf {
     }
 
     fn read(&self, tensor: &Tensor) -> Result<MatrixView<'_>> {
-        let &[cols, rows] = &tensor.dimensions[..] else {
-            return Err(super::not_a_matrix(tensor.dimensions.iter().rev()));
-        };
+        let (rows, cols) = super::rows_and_cols(&tensor.shape)?;
         let data = &self.bytes[tensor.data.clone()];
         let values = match tensor.kind.content {
             Content::F32 => FloatValues::F32(numbers(data)?),
@@ -175,7 +173,7 @@ impl Gguf {
 /// A tensor's description as it stands in the file.
 struct Description {
     name: String,
-    dimensions: Vec<usize>,
+    shape: Vec<usize>,
     kind: &'static GgmlType,
     bytes: u64,
     offset: u64,
@@ -184,10 +182,10 @@ struct Description {
 impl Description {
     fn read(c: &mut Cursor<'_>) -> Result<Description> {
         let name = c.text(limits::NAME_BYTES, "a tensor's name")?.to_owned();
-        let (dimensions, kind, bytes) = read_extent(c).map_err(|e| e.within(&name))?;
+        let (shape, kind, bytes) = read_extent(c).map_err(|e| e.within(&name))?;
         Ok(Description {
             name,
-            dimensions,
+            shape,
             kind,
             bytes,
             offset: c.u64("the offset of a tensor")?,
@@ -207,7 +205,7 @@ impl Description {
         match (begin, end) {
             (Some(begin), Some(end)) if end <= len => Ok(Tensor {
                 name: self.name,
-                dimensions: self.dimensions,
+                shape: self.shape,
                 kind: self.kind,
                 data: begin as usize..end as usize,
             }),
@@ -222,7 +220,7 @@ impl Description {
     }
 }
 
-/// The dimensions and the type of a tensor, and the bytes that they make.
+/// The shape and the type of a tensor, and the bytes that they make.
 fn read_extent(c: &mut Cursor<'_>) -> Result<(Vec<usize>, &'static GgmlType, u64)> {
     let n = u64::from(c.u32("the number of dimensions")?);
     if !(1..=limits::GGUF_DIMENSIONS).contains(&n) {
@@ -231,24 +229,27 @@ fn read_extent(c: &mut Cursor<'_>) -> Result<(Vec<usize>, &'static GgmlType, u64
             limits::GGUF_DIMENSIONS
         )));
     }
-    let mut dimensions = Vec::new();
+    let mut shape = Vec::new();
     for _ in 0..n {
         let d = c.u64("a dimension")?;
-        dimensions.push(usize::try_from(d).map_err(|_| too_large())?);
+        shape.push(usize::try_from(d).map_err(|_| too_large())?);
     }
+    // The first dimension in the file is the one along a row.
+    let row = shape[0];
+    shape.reverse();
     let id = c.u32("the type of a tensor")?;
     let kind = GgmlType::of(id)
         .ok_or_else(|| Error::unsupported(format!("tensor type {id}, which is not known")))?;
-    if !dimensions[0].is_multiple_of(kind.weights) {
+    if !row.is_multiple_of(kind.weights) {
         return Err(Error::format(format!(
-            "rows of {} weights, {} has blocks of {}",
-            dimensions[0], kind.name, kind.weights
+            "rows of {row} weights, {} has blocks of {}",
+            kind.name, kind.weights
         )));
     }
-    let bytes = super::product(&dimensions)
+    let bytes = super::product(&shape)
         .and_then(|weights| (weights / kind.weights).checked_mul(kind.bytes))
         .ok_or_else(too_large)?;
-    Ok((dimensions, kind, bytes as u64))
+    Ok((shape, kind, bytes as u64))
 }
 
 fn too_large() -> Error {

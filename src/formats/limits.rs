@@ -38,5 +38,9 @@ pub const DIMENSIONS: usize = 64;
 /// Bytes of the text header of an .npy array. NumPy itself stops at 10,000.
 pub const NPY_HEADER_BYTES: u64 = 1 << 16;
 
+/// The other side of a matrix without rows or columns: no data backs it, and whoever loops over its
+/// rows would loop for years.
+pub const EMPTY_SIDE: u64 = 1 << 24;
+
 /// Bytes that one deflated byte can become at most; a larger claim is a lie.
 pub const DEFLATE_RATIO: u64 = 1032;

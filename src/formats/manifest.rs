@@ -143,10 +143,7 @@ impl Manifest {
     }
 
     fn read<'a>(&'a self, name: &str, weight: &'a Weight) -> Result<MatrixView<'a>> {
-        let shape = self.shape(name, weight)?;
-        let &[rows, cols] = &shape[..] else {
-            return Err(super::not_a_matrix(shape.iter()));
-        };
+        let (rows, cols) = super::rows_and_cols(&self.shape(name, weight)?)?;
         let (codes, bits, packing, scales, zero_points) = match self.stored(name, weight)? {
             Stored::Floats(reference) => {
                 let values = self.array(&reference, rows)?.floats()?;

@@ -179,12 +179,20 @@ fn product(dimensions: &[usize]) -> Option<usize> {
     dimensions.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
-/// The refusal of a tensor that has not two dimensions; slowest dimension first.
-fn not_a_matrix<'a>(dimensions: impl Iterator<Item = &'a usize>) -> Error {
-    Error::unsupported(format!(
-        "its shape is {:?}, a matrix has two dimensions",
-        dimensions.collect::<Vec<_>>()
-    ))
+/// The rows and columns of a matrix of this shape, slowest dimension first.
+fn rows_and_cols(shape: &[usize]) -> Result<(usize, usize)> {
+    let &[rows, cols] = shape else {
+        return Err(Error::unsupported(format!(
+            "its shape is {shape:?}, a matrix has two dimensions"
+        )));
+    };
+    if rows.min(cols) == 0 && rows.max(cols) as u64 > limits::EMPTY_SIDE {
+        return Err(Error::format(format!(
+            "an empty matrix of shape {shape:?}; its sides may have {} at most",
+            limits::EMPTY_SIDE
+        )));
+    }
+    Ok((rows, cols))
 }
 
 #[cfg(test)]

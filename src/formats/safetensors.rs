@@ -98,9 +98,7 @@ impl SafeTensors {
     }
 
     fn read(&self, tensor: &Tensor) -> Result<MatrixView<'_>> {
-        let &[rows, cols] = &tensor.shape[..] else {
-            return Err(super::not_a_matrix(tensor.shape.iter()));
-        };
+        let (rows, cols) = super::rows_and_cols(&tensor.shape)?;
         let data = &self.bytes[tensor.data.clone()];
         let values = match tensor.dtype.as_str() {
             "F32" => FloatValues::F32(numbers(data)?),

@@ -4,6 +4,7 @@ mod malformed;
 mod saving;
 mod written_by_others;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use apl_ffi::formats::{MatrixView, WeightFile};
@@ -41,6 +42,11 @@ fn floats(matrix: &MatrixView<'_>) -> (usize, usize, Vec<f32>) {
 
 fn floats_of(file: &WeightFile, name: &str) -> (usize, usize, Vec<f32>) {
     floats(&file.matrix(name).unwrap_or_else(|e| panic!("{name}: {e}")))
+}
+
+/// Says that a test could not do its work, where the test runner does not swallow it.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 fn bits_of(values: &[f32]) -> Vec<u32> {

@@ -261,6 +261,7 @@ fn manifests() {
         (weight(r#""shape":[3,11],"packed":"inside_q4","scales":"inside_shape","bit_width":4"#), Format, "w: scales of type <i8"),
         (weight(r#""shape":[3,11],"packed":"inside_q4","scales":"norm_fp32","bit_width":4"#), Format, "w: 11 scales; 1, 3 or 3 x 1 were expected"),
         (weight(r#""shape":[3,11],"fp32":"norm_fp32""#), Format, "w: 11 weights do not make 3 x 11"),
+        (weight(r#""shape":[0,99999999999],"fp32":"inside_q4""#), Format, "w: an empty matrix of shape [0, 99999999999]; its sides may have"),
         (weight(r#""shape":[11,3],"fp32":"inside_q4""#), Format, "w: inside_q4 is of shape [3, 11], 11 rows were expected"),
         (weight(r#""shape":[3,11],"fp32":"inside_q4""#), Format, "w: weights of type |u1"),
         (weight(r#""shape":[3,11],"packed":"../early/one_1bit.bin","scales":"x""#), Format, "w: the path \"../early/one_1bit.bin\" leads out"),
@@ -313,6 +314,9 @@ fn npz_archives() {
     let cut = |n: usize| Npz::new(stored[..n].to_vec().into()).map(drop);
     let mut damaged = deflated.clone();
     damaged[200] ^= 0x55;
+    let mut flipped = stored.clone();
+    let codes = find(&flipped, b"NUMPY", 0) + 130;
+    flipped[codes] ^= 1;
     let mut twice = stored.clone();
     let second = find(&twice, CENTRAL, 1);
     let first = find(&twice, CENTRAL, 0);
@@ -327,6 +331,7 @@ fn npz_archives() {
         (patched(&stored, 20, &[0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff, 0x7f]), Format, "inside_q4.npy: 2147483647 bytes at offset "),
         (patched(&deflated, 24, &[0xff, 0xff, 0xff, 0x7f]), Format, "F32.npy: "),
         (Npz::new(damaged.into()).and_then(|npz| npz.verify()), Format, "F32: its deflated data is damaged"),
+        (Npz::new(flipped.into()).and_then(|npz| npz.verify()), Format, "inside_q4: its data is damaged"),
         (Npz::new(twice.into()).map(drop), Format, "the data of inside_q4_scales and inside_q4 overlap"),
     ]);
     for n in 0..stored.len() {

@@ -11,7 +11,7 @@ use apl_ffi::formats::{FloatValues, FloatsView, MatrixRef, MatrixView, open, sav
 use apl_ffi::quant::{Bits, Codes, Packing, Per, ScaleValues, Shape, packed_row_bytes};
 use half::{bf16, f16};
 
-use super::{bits_of, floats, floats_of, folder};
+use super::{bits_of, floats, floats_of, folder, skipped};
 
 const NAME: &str = "model.layers.0.mlp/down_proj.weight";
 
@@ -344,7 +344,7 @@ print(arrays[weight['packed']].tolist(), arrays[weight['scales']].tolist(), arra
     let run = match run {
         Ok(run) if !String::from_utf8_lossy(&run.stderr).contains("ModuleNotFoundError") => run,
         _ => {
-            eprintln!("SKIPPED: no Python with NumPy to read the npz");
+            skipped("no Python with NumPy to read the npz");
             return;
         }
     };

@@ -6,7 +6,7 @@ use apl_ffi::formats::{MatrixView, WeightFile, open};
 use apl_ffi::quant::{Bits, Packing, ScaleValues};
 use half::{bf16, f16};
 
-use super::{bits_of, data, floats, floats_of, read_f32};
+use super::{bits_of, data, floats, floats_of, read_f32, skipped};
 
 #[test]
 fn every_ggml_type_has_the_values_of_its_reference() {
@@ -175,7 +175,7 @@ fn real_models() {
     let open_model = |name: &str| match open(&models.join(name), true) {
         Ok(file) => Some(file),
         Err(e) if e.status() == Status::Io => {
-            eprintln!("SKIPPED: no model to read: {e}");
+            skipped(&format!("no model to read: {e}"));
             None
         }
         Err(e) => panic!("{e}"),
