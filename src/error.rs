@@ -91,6 +91,15 @@ impl Error {
         internal => Internal;
     }
 
+    /// The same failure, with where it happened before the sentence: `"model.gguf: tensor …"`.
+    #[must_use]
+    pub fn within(self, place: impl fmt::Display) -> Error {
+        Error {
+            message: format!("{place}: {}", self.message),
+            ..self
+        }
+    }
+
     /// The status that crosses the ABI.
     pub fn status(&self) -> Status {
         self.status

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod error;
+pub mod formats;
 pub mod matmul;
 pub mod memory;
 pub mod quant;

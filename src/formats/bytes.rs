@@ -1,0 +1,170 @@
+//! The bytes of a file, mapped or read, and numbers seen in them.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Deref;
+use std::path::Path;
+
+use bytemuck::Pod;
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+use crate::memory;
+
+// Every format here is little-endian and is seen in place.
+#[cfg(target_endian = "big")]
+compile_error!("the file readers need a little-endian machine");
+
+/// The contents of a file.
+///
+/// A mapped file that someone truncates while it is in use cannot be survived (the system sends
+/// SIGBUS); a file that is read instead can change as it likes.
+pub struct FileBytes(Storage);
+
+enum Storage {
+    Mapped(Mmap),
+    Read(Vec<u8>),
+}
+
+impl FileBytes {
+    /// Maps the file, or reads it where `mmap` is false.
+    ///
+    /// # Errors
+    /// `ERR_IO` with the path and the system's reason; `ERR_MEMORY`.
+    pub fn open(path: &Path, mmap: bool) -> Result<FileBytes> {
+        let refused = |e: std::io::Error| io_error(path, "cannot be read", &e);
+        // Asked before opening: to open a FIFO would wait for a writer.
+        let metadata =
+            std::fs::metadata(path).map_err(|e| io_error(path, "cannot be opened", &e))?;
+        if !metadata.is_file() {
+            let kind = if metadata.is_dir() {
+                "a directory"
+            } else {
+                "not a regular file"
+            };
+            return Err(Error::io(format!("{} is {kind}", path.display())));
+        }
+        let mut file = File::open(path).map_err(|e| io_error(path, "cannot be opened", &e))?;
+        if mmap && metadata.len() > 0 {
+            // SAFETY: the map is private and read-only. That nobody truncates or rewrites the file
+            // under it is the caller's part, stated at the type and in the ABI; `mmap` false is the
+            // way out. No reader here keeps a conclusion about bytes that it does not check again
+            // through slice indexing, so a rewritten file gives wrong numbers or a panic that the
+            // boundary catches.
+            let map = unsafe { Mmap::map(&file) }.map_err(refused)?;
+            return Ok(FileBytes(Storage::Mapped(map)));
+        }
+        let len = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+        let mut bytes = memory::with_capacity(len, "the contents of a file")?;
+        // `take`: a file that grows meanwhile must not make the vector grow infallibly.
+        file.by_ref()
+            .take(metadata.len())
+            .read_to_end(&mut bytes)
+            .map_err(refused)?;
+        Ok(bytes.into())
+    }
+}
+
+impl FileBytes {
+    /// The contents as an owned vector.
+    pub(super) fn into_vec(self) -> Result<Vec<u8>> {
+        match self.0 {
+            Storage::Read(bytes) => Ok(bytes),
+            Storage::Mapped(map) => copied(Cow::Borrowed(&map[..])),
+        }
+    }
+}
+
+impl From<Vec<u8>> for FileBytes {
+    fn from(bytes: Vec<u8>) -> FileBytes {
+        FileBytes(Storage::Read(bytes))
+    }
+}
+
+impl Deref for FileBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Storage::Mapped(map) => map,
+            Storage::Read(bytes) => bytes,
+        }
+    }
+}
+
+/// `ERR_IO` for a path: what could not be done and the system's reason.
+pub(super) fn io_error(path: &Path, what: &str, e: &std::io::Error) -> Error {
+    Error::io(format!("{} {what}: {e}", path.display()))
+}
+
+/// Bytes seen as little-endian numbers: in place where they are aligned, else copied.
+///
+/// The caller has checked that the length is a multiple of the size of `T`.
+pub(super) fn numbers<'a, T: Pod>(bytes: &'a [u8]) -> Result<Cow<'a, [T]>> {
+    if let Ok(seen) = bytemuck::try_cast_slice(bytes) {
+        return Ok(Cow::Borrowed(seen));
+    }
+    let mut copy = memory::filled(
+        bytes.len() / size_of::<T>(),
+        T::zeroed(),
+        "a copy of numbers",
+    )?;
+    bytemuck::cast_slice_mut(&mut copy).copy_from_slice(bytes);
+    Ok(Cow::Owned(copy))
+}
+
+/// The same for bytes that may be owned.
+pub(super) fn numbers_of<'a, T: Pod>(bytes: Cow<'a, [u8]>) -> Result<Cow<'a, [T]>> {
+    match bytes {
+        Cow::Borrowed(b) => numbers(b),
+        Cow::Owned(b) => Ok(Cow::Owned(copied(numbers(&b)?)?)),
+    }
+}
+
+fn copied<T: Pod>(values: Cow<'_, [T]>) -> Result<Vec<T>> {
+    match values {
+        Cow::Owned(v) => Ok(v),
+        Cow::Borrowed(v) => {
+            let mut copy = memory::with_capacity(v.len(), "a copy of numbers")?;
+            copy.extend_from_slice(v);
+            Ok(copy)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    #[test]
+    fn numbers_at_any_alignment() {
+        let mut bytes = [0u8; 24];
+        for start in 0..8 {
+            bytes[start..start + 8].copy_from_slice(&[0, 0, 0x80, 0x3f, 0, 0, 0, 0x40]);
+            let seen: Cow<'_, [f32]> = numbers(&bytes[start..start + 8]).unwrap();
+            assert_eq!(&*seen, [1.0, 2.0]);
+            assert_eq!(
+                matches!(seen, Cow::Borrowed(_)),
+                (bytes.as_ptr() as usize + start).is_multiple_of(4)
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_file() {
+        let e = FileBytes::open(Path::new("no/such/file"), true)
+            .err()
+            .unwrap();
+        assert_eq!(e.status(), Status::Io);
+        assert!(
+            e.message().starts_with("no/such/file cannot be opened: "),
+            "{e}"
+        );
+        let e = FileBytes::open(Path::new("src"), false).err().unwrap();
+        assert_eq!(e.message(), "src is a directory");
+        let e = FileBytes::open(Path::new("/dev/null"), true).err().unwrap();
+        assert_eq!(e.message(), "/dev/null is not a regular file");
+    }
+}

@@ -1,0 +1,399 @@
+//! Our own format: a JSON manifest, version 2, that names its weights and the arrays of each.
+//!
+//! Current manifests keep every array in one .npz beside them. Earlier ones are read too: codes one a
+//! byte with a scale a row, and arrays in files of their own (`.npy`, rows of `numpy.packbits` in `.bin`,
+//! scales as text in `.txt`). No path in a manifest leads out of its folder.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::bytes::FileBytes;
+use super::json::{self, Entries};
+use super::matrix::{CodesView, FloatsView, MatrixView, ScalesView};
+use super::npy::{Array, Dtype};
+use super::npz::Npz;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::quant::{Bits, Packing, Shape, packed_row_bytes};
+
+/// An opened manifest.
+pub struct Manifest {
+    folder: PathBuf,
+    npz: Option<Npz>,
+    weights: Vec<(String, Weight)>,
+    index: HashMap<String, usize>,
+    defaults: Quantization,
+}
+
+#[derive(Deserialize)]
+struct Root {
+    format_version: u64,
+    #[serde(default)]
+    model: Model,
+    #[serde(default)]
+    quantization: Quantization,
+    weights: Entries<Weight>,
+}
+
+#[derive(Default, Deserialize)]
+struct Model {
+    source_npz: Option<String>,
+}
+
+/// What holds where a weight does not say otherwise.
+#[derive(Default, Deserialize)]
+struct Quantization {
+    bit_width: Option<u8>,
+    group: Option<usize>,
+}
+
+/// A weight: its shape, and the references to its arrays (keys of the npz, or names of files).
+#[derive(Deserialize)]
+struct Weight {
+    shape: Option<Vec<usize>>,
+    bit_width: Option<u8>,
+    group: Option<usize>,
+    scale_axis: Option<ScaleAxis>,
+    packed_format: Option<String>,
+    packed: Option<String>,
+    scales: Option<String>,
+    scales_txt: Option<String>,
+    zero_points: Option<String>,
+    q: Option<String>,
+    q_scales: Option<String>,
+    q_zero_point: Option<String>,
+    fp32: Option<String>,
+    fp16: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ScaleAxis {
+    index: u64,
+}
+
+/// The arrays that make a weight.
+enum Stored<'a> {
+    Codes {
+        codes: Cow<'a, str>,
+        bits: Bits,
+        /// How the codes lie, where their number admits both ways.
+        packing: Packing,
+        scales: Cow<'a, str>,
+        zero_points: Option<Cow<'a, str>>,
+    },
+    Floats(Cow<'a, str>),
+}
+
+impl Manifest {
+    /// Reads a manifest that lies in `folder`, and opens the npz that it names.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` for a text or an npz that is wrong, `ERR_UNSUPPORTED` for another version, `ERR_IO` where
+    /// the npz cannot be opened.
+    pub fn new(bytes: &[u8], folder: &Path, mmap: bool) -> Result<Manifest> {
+        let root: Root = json::parse(bytes, "the manifest")?;
+        if root.format_version != 2 {
+            return Err(Error::unsupported(format!(
+                "format_version {}; 2 is known",
+                root.format_version
+            )));
+        }
+        let weights = root.weights.0;
+        // Early manifests name the npz that they were made from, wherever it was.
+        let needs_npz = weights.iter().any(|(_, w)| w.needs_npz());
+        let npz = match root.model.source_npz {
+            Some(name) if needs_npz => {
+                let path = inside(folder, &name)?;
+                let opened = FileBytes::open(&path, mmap)
+                    .and_then(|bytes| Npz::new(bytes).map_err(|e| e.within(&name)))?;
+                Some(opened)
+            }
+            None if needs_npz => {
+                return Err(Error::format("model.source_npz is missing"));
+            }
+            _ => None,
+        };
+        let index = weights.iter().enumerate();
+        let index = index.map(|(i, (name, _))| (name.clone(), i)).collect();
+        Ok(Manifest {
+            folder: folder.to_owned(),
+            npz,
+            weights,
+            index,
+            defaults: root.quantization,
+        })
+    }
+
+    /// The names of the weights, in the order of the manifest.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.weights.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// A weight of two dimensions; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED` for another number of dimensions; `ERR_FORMAT` where its arrays do not agree;
+    /// `ERR_IO` where they lie in a file that cannot be opened; `ERR_MEMORY`.
+    pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
+        let (name, weight) = &self.weights[*self.index.get(name)?];
+        Some(self.read(name, weight).map_err(|e| e.within(name)))
+    }
+
+    fn read<'a>(&'a self, name: &str, weight: &'a Weight) -> Result<MatrixView<'a>> {
+        let (rows, cols) = super::rows_and_cols(&self.shape(name, weight)?)?;
+        let (codes, bits, packing, scales, zero_points) = match self.stored(name, weight)? {
+            Stored::Floats(reference) => {
+                let values = self.array(&reference, rows)?.floats()?;
+                if rows.checked_mul(cols) != Some(values.len()) {
+                    return Err(Error::format(format!(
+                        "{} weights do not make {rows} x {cols}",
+                        values.len()
+                    )));
+                }
+                return Ok(MatrixView::Floats(FloatsView { rows, cols, values }));
+            }
+            Stored::Codes {
+                codes,
+                bits,
+                packing,
+                scales,
+                zero_points,
+            } => (codes, bits, packing, scales, zero_points),
+        };
+        if let Some(axis) = weight.scale_axis.as_ref().filter(|a| a.index != 0) {
+            return Err(Error::unsupported(format!(
+                "scales along axis {}",
+                axis.index
+            )));
+        }
+        if let Some(order) = &weight.packed_format
+            && (order.contains("lsb") || order.contains("column-major"))
+        {
+            return Err(Error::unsupported(format!("codes packed {order}")));
+        }
+        let codes = self.codes(&codes, rows)?;
+        let group = weight.group.or(self.defaults.group).unwrap_or(0);
+        let packing = packing_of(codes.len(), rows, cols, bits, packing);
+        let zero_points = zero_points
+            .map(|reference| self.array(&reference, rows)?.integers())
+            .transpose()?;
+        CodesView::new(
+            Shape::new(rows, cols, group),
+            bits,
+            packing,
+            codes,
+            self.scales(&scales, rows)?,
+            zero_points,
+        )
+        .map(MatrixView::Codes)
+    }
+
+    fn shape<'a>(&self, name: &str, weight: &'a Weight) -> Result<Cow<'a, [usize]>> {
+        if let Some(shape) = &weight.shape {
+            return Ok(Cow::Borrowed(shape));
+        }
+        let key = format!("{name}_shape");
+        let stored = self.npz.as_ref().and_then(|npz| npz.array(&key));
+        let values = stored
+            .ok_or_else(|| Error::format("it has no shape"))??
+            .integers()?;
+        let shape = values.iter().map(|&n| usize::try_from(n));
+        shape
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|_| Error::format("a dimension is negative"))
+    }
+
+    /// Which arrays make the weight; quantised ones first, where there are several.
+    fn stored<'a>(&self, name: &str, w: &'a Weight) -> Result<Stored<'a>> {
+        let width = w.bit_width.or(self.defaults.bit_width);
+        let bits = || {
+            let width = width.ok_or_else(|| Error::format("it has codes and no bit_width"))?;
+            Bits::new(width.into())
+                .ok_or_else(|| Error::format(format!("bit_width {width}, expected 1, 2, 4 or 8")))
+        };
+        let no_scales = || Error::format("it has codes and no scales");
+        // Early manifests carry 1-bit rows beside the codes of the width that they speak of.
+        let wide = width.is_some_and(|b| b > 1) && w.q.is_some();
+        if let Some(codes) = w.packed.as_deref().filter(|p| !(wide && is_one_bit(p))) {
+            let scales = w.scales.as_deref().or(w.scales_txt.as_deref());
+            return Ok(Stored::Codes {
+                codes: codes.into(),
+                bits: if is_one_bit(codes) {
+                    Bits::One
+                } else {
+                    bits()?
+                },
+                packing: Packing::Msb,
+                scales: scales.ok_or_else(no_scales)?.into(),
+                zero_points: w.zero_points.as_deref().map(Cow::from),
+            });
+        }
+        if let Some(codes) = w.q.as_deref() {
+            let scales = w.q_scales.as_deref().or(w.scales.as_deref());
+            return Ok(Stored::Codes {
+                codes: codes.into(),
+                bits: bits()?,
+                packing: Packing::Bytes,
+                scales: scales.ok_or_else(no_scales)?.into(),
+                zero_points: w.q_zero_point.as_deref().map(Cow::from),
+            });
+        }
+        if let Some(floats) = w.fp32.as_deref().or(w.fp16.as_deref()) {
+            return Ok(Stored::Floats(floats.into()));
+        }
+        self.stored_by_key(name)
+            .ok_or_else(|| Error::format("it names no arrays and the npz has none of its name"))
+    }
+
+    /// The arrays that the keys of the npz give a weight whose entry names none.
+    fn stored_by_key(&self, name: &str) -> Option<Stored<'static>> {
+        let npz = self.npz.as_ref()?;
+        let present = |key: String| npz.contains(&key).then_some(Cow::Owned(key));
+        for bits in Bits::ALL {
+            let (codes, scales) = if bits == Bits::One {
+                (format!("{name}_1bit"), format!("{name}_scales"))
+            } else {
+                let codes = format!("{name}_q{}", bits.get());
+                let scales = format!("{codes}_scales");
+                (codes, scales)
+            };
+            let zero_points = present(format!("{codes}_zero_point"));
+            if let Some(codes) = present(codes) {
+                return Some(Stored::Codes {
+                    codes,
+                    bits,
+                    packing: Packing::Bytes,
+                    scales: scales.into(),
+                    zero_points,
+                });
+            }
+        }
+        let floats = present(format!("{name}_fp32")).or_else(|| present(format!("{name}_fp16")));
+        floats.map(Stored::Floats)
+    }
+
+    /// The array that a reference stands for: of the npz by its key, or of an .npy file. One of several
+    /// dimensions has a row for each of `rows`; a transposed one would fit by its size alone.
+    fn array(&self, reference: &str, rows: usize) -> Result<Array<'_>> {
+        let array = match self.npz.as_ref().and_then(|npz| npz.array(reference)) {
+            Some(array) => array?,
+            None if reference.ends_with(".npy") => {
+                Array::parse(Cow::Owned(self.file(reference)?)).map_err(|e| e.within(reference))?
+            }
+            None => {
+                return Err(Error::format(format!(
+                    "{reference} is neither a key of the npz nor an .npy file"
+                )));
+            }
+        };
+        match &array.shape[..] {
+            [first, _, ..] if *first != rows => Err(Error::format(format!(
+                "{reference} is of shape {:?}, {rows} rows were expected",
+                array.shape
+            ))),
+            _ => Ok(array),
+        }
+    }
+
+    /// The bytes of codes, packed or not.
+    fn codes(&self, reference: &str, rows: usize) -> Result<Cow<'_, [u8]>> {
+        if reference.ends_with(".bin") {
+            return self.file(reference).map(Cow::Owned);
+        }
+        let array = self.array(reference, rows)?;
+        if array.dtype != Dtype::U8 {
+            return Err(Error::format(format!(
+                "{reference}: codes of type {}",
+                array.dtype.name()
+            )));
+        }
+        Ok(array.data)
+    }
+
+    fn scales(&self, reference: &str, rows: usize) -> Result<ScalesView<'_>> {
+        if !reference.ends_with(".txt") {
+            return self.array(reference, rows)?.scales();
+        }
+        let text = self.file(reference)?;
+        let text = std::str::from_utf8(&text)
+            .map_err(|_| Error::format(format!("{reference} is not UTF-8")))?;
+        let mut scales = memory::with_capacity(text.split_whitespace().count(), "scales")?;
+        for word in text.split_whitespace() {
+            let scale: f32 = word
+                .parse()
+                .map_err(|_| Error::format(format!("{reference}: {word:?} is not a number")))?;
+            scales.push(scale);
+        }
+        Ok(ScalesView::F32(scales.into()))
+    }
+
+    /// The contents of a file beside the manifest. It is read, not mapped: only early manifests have
+    /// such files, and their arrays are small.
+    fn file(&self, name: &str) -> Result<Vec<u8>> {
+        FileBytes::open(&inside(&self.folder, name)?, false)?.into_vec()
+    }
+}
+
+impl Weight {
+    /// Whether its arrays are looked for in the npz.
+    fn needs_npz(&self) -> bool {
+        let mut references = [&self.packed, &self.q, &self.fp32, &self.fp16]
+            .into_iter()
+            .flatten()
+            .peekable();
+        references.peek().is_none()
+            || references.any(|r| !(r.ends_with(".npy") || r.ends_with(".bin")))
+    }
+}
+
+/// Whether codes of that reference are of 1 bit whatever the manifest's width: rows of
+/// `numpy.packbits`, or the key of 1-bit codes.
+fn is_one_bit(reference: &str) -> bool {
+    reference.ends_with(".bin") || reference.ends_with("_1bit")
+}
+
+/// How `len` bytes hold the codes: as `preferred` says unless only the other way fits.
+fn packing_of(len: usize, rows: usize, cols: usize, bits: Bits, preferred: Packing) -> Packing {
+    let fits = |packing| {
+        let row = match packing {
+            Packing::Bytes => cols,
+            Packing::Msb => packed_row_bytes(cols, bits),
+        };
+        rows.checked_mul(row) == Some(len)
+    };
+    let other = match preferred {
+        Packing::Bytes => Packing::Msb,
+        Packing::Msb => Packing::Bytes,
+    };
+    if !fits(preferred) && fits(other) {
+        other
+    } else {
+        preferred
+    }
+}
+
+/// The path of a file named by another file in `folder`, if it stays there.
+///
+/// # Errors
+/// `ERR_FORMAT` for an absolute path, one with `..`, and a symbolic link that leads out.
+pub(super) fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
+    let leads_out = || Error::format(format!("the path {name:?} leads out of the folder"));
+    let mut parts = Path::new(name).components().peekable();
+    if parts.peek().is_none() || !parts.all(|p| matches!(p, Component::Normal(_))) {
+        return Err(leads_out());
+    }
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let path = folder.join(name);
+    match (folder.canonicalize(), path.canonicalize()) {
+        (Ok(folder), Ok(target)) if !target.starts_with(&folder) => Err(leads_out()),
+        // A file that is not there is reported by whoever opens it.
+        _ => Ok(path),
+    }
+}

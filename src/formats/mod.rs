@@ -1,0 +1,215 @@
+//! Files: hostile bytes in, plain structs out.
+//!
+//! | module | what |
+//! |---|---|
+//! | `manifest`, `npz`, `npy` | our own format: a JSON manifest and the arrays it names |
+//! | `save` | the writer of that format |
+//! | `safetensors` | single files and sharded sets |
+//! | `gguf`, `ggml_blocks` | the container, and what its tensor types mean |
+//! | `bytes`, `cursor`, `json`, `limits` | how bytes are read: mapped or not, checked, capped |
+//!
+//! A reader checks the whole container when it opens it: bounds, sizes, alignment, overlap. It knows
+//! nothing of models and nothing of kernels.
+
+mod bytes;
+mod cursor;
+mod ggml_blocks;
+pub mod gguf;
+mod json;
+pub mod limits;
+pub mod manifest;
+mod matrix;
+mod npy;
+pub mod npz;
+pub mod safetensors;
+mod save;
+
+pub use bytes::FileBytes;
+pub use matrix::{CodesView, FloatValues, FloatsView, MatrixRef, MatrixView};
+pub use save::save_manifest;
+
+use std::path::Path;
+
+use crate::error::{Error, Result, Status};
+use gguf::Gguf;
+use manifest::Manifest;
+use safetensors::{SafeTensors, Sharded};
+
+/// A file with named matrices in it.
+pub enum WeightFile {
+    /// Our own format.
+    Manifest(Manifest),
+    /// One safetensors file.
+    SafeTensors(SafeTensors),
+    /// The index of a set of safetensors files.
+    Sharded(Sharded),
+    /// A GGUF file.
+    Gguf(Gguf),
+}
+
+/// Opens a manifest, a safetensors file, the index of a sharded set of them, or a GGUF file: which of
+/// them it is, its content says. With `mmap` false files are read instead of mapped.
+///
+/// # Errors
+/// `ERR_IO` with the path and the system's reason, `ERR_FORMAT` for a file that is not what it claims,
+/// `ERR_UNSUPPORTED` for a version that is not known, `ERR_MEMORY`.
+pub fn open(path: &Path, mmap: bool) -> Result<WeightFile> {
+    // Between the reading of a manifest and the opening of its npz, a writer may replace both.
+    let mut tries = 3;
+    loop {
+        tries -= 1;
+        match open_once(path, mmap) {
+            Err(e) if e.status() == Status::Io && tries > 0 => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn open_once(path: &Path, mmap: bool) -> Result<WeightFile> {
+    let bytes = FileBytes::open(path, mmap)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let opened = match Kind::of(&bytes, path) {
+        Some(Kind::Gguf) => Gguf::new(bytes).map(WeightFile::Gguf),
+        Some(Kind::SafeTensors) => SafeTensors::new(bytes).map(WeightFile::SafeTensors),
+        Some(Kind::Index) => Sharded::new(&bytes, folder, mmap).map(WeightFile::Sharded),
+        Some(Kind::Manifest) => Manifest::new(&bytes, folder, mmap).map(WeightFile::Manifest),
+        None => Err(Error::format(
+            "neither a manifest (.json), nor .gguf, nor .safetensors",
+        )),
+    };
+    opened.map_err(|e| e.within(path.display()))
+}
+
+/// What a file is.
+enum Kind {
+    Gguf,
+    SafeTensors,
+    Index,
+    Manifest,
+}
+
+impl Kind {
+    /// By content; a file too damaged to be known so is what its name says.
+    fn of(bytes: &[u8], path: &Path) -> Option<Kind> {
+        if bytes.starts_with(b"GGUF") {
+            return Some(Kind::Gguf);
+        }
+        // Eight bytes of header length, small in any real file, so no JSON text looks like this.
+        if let Some((len, header)) = bytes.split_first_chunk::<8>()
+            && u64::from_le_bytes(*len) <= limits::JSON_BYTES
+            && header.first() == Some(&b'{')
+        {
+            return Some(Kind::SafeTensors);
+        }
+        let name = path.file_name()?.to_str()?;
+        if bytes.trim_ascii_start().starts_with(b"{") || name.ends_with(".json") {
+            let is_index = name.ends_with(".index.json") || json::has_key(bytes, "weight_map");
+            return Some(if is_index {
+                Kind::Index
+            } else {
+                Kind::Manifest
+            });
+        }
+        match path.extension()?.to_str()? {
+            "gguf" => Some(Kind::Gguf),
+            "safetensors" => Some(Kind::SafeTensors),
+            _ => None,
+        }
+    }
+}
+
+impl WeightFile {
+    /// The names of what is in it.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let names: Box<dyn Iterator<Item = &str>> = match self {
+            WeightFile::Manifest(f) => Box::new(f.names()),
+            WeightFile::SafeTensors(f) => Box::new(f.names()),
+            WeightFile::Sharded(f) => Box::new(f.names()),
+            WeightFile::Gguf(f) => Box::new(f.names()),
+        };
+        names
+    }
+
+    /// The matrix of that name.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` where there is none, with the names that resemble it, and where its parts do not
+    /// agree; `ERR_UNSUPPORTED` where it has not two dimensions or a type that is not read; `ERR_IO`
+    /// where it lies in a further file that cannot be opened; `ERR_MEMORY`.
+    pub fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
+        let found = match self {
+            WeightFile::Manifest(f) => f.matrix(name),
+            WeightFile::SafeTensors(f) => f.matrix(name),
+            WeightFile::Sharded(f) => f.matrix(name),
+            WeightFile::Gguf(f) => f.matrix(name),
+        };
+        found.unwrap_or_else(|| {
+            Err(Error::format(format!(
+                "there is no matrix named {name:?}; {}",
+                resembling(name, self.names())
+            )))
+        })
+    }
+}
+
+/// A clause that lists the few names closest to `name`.
+fn resembling<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 4;
+    let mut ranked: Vec<(usize, &str)> = names.map(|n| (common_affixes(name, n), n)).collect();
+    ranked.sort_by_key(|&(common, _)| std::cmp::Reverse(common));
+    let shown: Vec<&str> = ranked.iter().take(SHOWN).map(|&(_, n)| n).collect();
+    match ranked.len() {
+        0 => "the file has none at all".to_owned(),
+        n => format!("the nearest of {n}: {}", shown.join(", ")),
+    }
+}
+
+/// Bytes of the longest common prefix and suffix. Tensor names are paths of words and numbers, so what
+/// a slip leaves intact is a beginning and an end; linear time, where a file has a million names.
+fn common_affixes(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let same = |(x, y): &(&u8, &u8)| x.eq_ignore_ascii_case(y);
+    let prefix = a.iter().zip(b).take_while(same).count();
+    let suffix = a[prefix..].iter().rev().zip(b[prefix..].iter().rev());
+    prefix + suffix.take_while(same).count()
+}
+
+/// The product of dimensions, unless it overflows.
+fn product(dimensions: &[usize]) -> Option<usize> {
+    dimensions.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+/// The rows and columns of a matrix of this shape, slowest dimension first.
+fn rows_and_cols(shape: &[usize]) -> Result<(usize, usize)> {
+    let &[rows, cols] = shape else {
+        return Err(Error::unsupported(format!(
+            "its shape is {shape:?}, a matrix has two dimensions"
+        )));
+    };
+    if rows.min(cols) == 0 && rows.max(cols) as u64 > limits::EMPTY_SIDE {
+        return Err(Error::format(format!(
+            "an empty matrix of shape {shape:?}; its sides may have {} at most",
+            limits::EMPTY_SIDE
+        )));
+    }
+    Ok((rows, cols))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_names() {
+        let names = [
+            "blk.0.attn_q.weight",
+            "blk.11.attn_q.weight",
+            "output.weight",
+        ];
+        assert_eq!(
+            resembling("blk.1.attn_q.weight", names.into_iter()),
+            "the nearest of 3: blk.11.attn_q.weight, blk.0.attn_q.weight, output.weight"
+        );
+        assert_eq!(resembling("x", [].into_iter()), "the file has none at all");
+    }
+}

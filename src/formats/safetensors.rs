@@ -1,0 +1,223 @@
+//! The safetensors format: a length, a JSON header with types, shapes and offsets, then the data; and
+//! sets of such files with an index that says which tensor lies in which.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde::Deserialize;
+
+use super::bytes::{FileBytes, numbers};
+use super::cursor::{Cursor, refuse_overlap};
+use super::json::{self, Entries};
+use super::limits;
+use super::matrix::{FloatValues, FloatsView, MatrixView};
+use crate::error::{Error, Result};
+
+/// An opened safetensors file.
+pub struct SafeTensors {
+    bytes: FileBytes,
+    tensors: Vec<(String, Tensor)>,
+    index: HashMap<String, usize>,
+}
+
+struct Tensor {
+    dtype: String,
+    shape: Vec<usize>,
+    data: Range<usize>,
+}
+
+/// A tensor as the header describes it.
+#[derive(Deserialize)]
+struct Description {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [u64; 2],
+}
+
+/// Bytes an element, of the types whose size is known.
+fn element_bytes(dtype: &str) -> Option<usize> {
+    match dtype {
+        "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" => Some(1),
+        "U16" | "I16" | "F16" | "BF16" => Some(2),
+        "U32" | "I32" | "F32" => Some(4),
+        "U64" | "I64" | "F64" => Some(8),
+        _ => None,
+    }
+}
+
+impl SafeTensors {
+    /// Checks the header against the data.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` for whatever is wrong with it; `ERR_UNSUPPORTED` for an element type that is not known.
+    pub fn new(bytes: FileBytes) -> Result<SafeTensors> {
+        let mut c = Cursor::new(&bytes);
+        let len = c.count(limits::JSON_BYTES, 1, "the length of the header")?;
+        let header = c.take(len, "the header")?;
+        let start = c.position();
+        let room = c.remaining() as u64;
+        let described: Entries<Description> =
+            json::parse_entries(header, "__metadata__", "the header")?;
+        let mut tensors = Vec::new();
+        let mut index = HashMap::new();
+        for (name, description) in described.0 {
+            let tensor = description
+                .locate(start, room)
+                .map_err(|e| e.within(&name))?;
+            index.insert(name.clone(), tensors.len());
+            tensors.push((name, tensor));
+        }
+        refuse_overlap(
+            tensors
+                .iter()
+                .map(|(name, t)| (t.data.start as u64, t.data.end as u64, name.as_str()))
+                .collect(),
+        )?;
+        Ok(SafeTensors {
+            bytes,
+            tensors,
+            index,
+        })
+    }
+
+    /// The names of the tensors, in the order of the header.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// A tensor of two dimensions; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED` for another number of dimensions, or an element type other than F32, F16 and
+    /// BF16; `ERR_MEMORY`.
+    pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
+        let (name, tensor) = &self.tensors[*self.index.get(name)?];
+        Some(self.read(tensor).map_err(|e| e.within(name)))
+    }
+
+    fn read(&self, tensor: &Tensor) -> Result<MatrixView<'_>> {
+        let (rows, cols) = super::rows_and_cols(&tensor.shape)?;
+        let data = &self.bytes[tensor.data.clone()];
+        let values = match tensor.dtype.as_str() {
+            "F32" => FloatValues::F32(numbers(data)?),
+            "F16" => FloatValues::F16(numbers(data)?),
+            "BF16" => FloatValues::BF16(numbers(data)?),
+            other => {
+                return Err(Error::unsupported(format!(
+                    "tensors of type {other}; F32, F16 and BF16 are read"
+                )));
+            }
+        };
+        Ok(MatrixView::Floats(FloatsView { rows, cols, values }))
+    }
+}
+
+impl Description {
+    /// Where the tensor lies in a file whose data begins at `start` and has `room` bytes.
+    fn locate(self, start: usize, room: u64) -> Result<Tensor> {
+        let [begin, end] = self.data_offsets;
+        if self.shape.len() > limits::DIMENSIONS {
+            return Err(Error::format(format!("{} dimensions", self.shape.len())));
+        }
+        let each = element_bytes(&self.dtype)
+            .ok_or_else(|| Error::unsupported(format!("element type {:?}", self.dtype)))?;
+        if begin > end || end > room {
+            return Err(Error::format(format!(
+                "its data is at {begin} to {end}, the file has {room} bytes of data"
+            )));
+        }
+        let expected = super::product(&self.shape).and_then(|n| n.checked_mul(each));
+        if expected.map(|n| n as u64) != Some(end - begin) {
+            return Err(Error::format(format!(
+                "{} bytes of data do not make {} {:?}",
+                end - begin,
+                self.dtype,
+                self.shape
+            )));
+        }
+        Ok(Tensor {
+            dtype: self.dtype,
+            shape: self.shape,
+            data: start + begin as usize..start + end as usize,
+        })
+    }
+}
+
+/// A set of safetensors files behind an index.
+///
+/// A shard is opened when a tensor of it is first asked for.
+pub struct Sharded {
+    folder: PathBuf,
+    mmap: bool,
+    tensors: Vec<(String, usize)>,
+    index: HashMap<String, usize>,
+    shards: Vec<(String, OnceLock<SafeTensors>)>,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: Entries<String>,
+}
+
+impl Sharded {
+    /// Reads the index; `folder` is where the shards lie.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` for a malformed index.
+    pub fn new(bytes: &[u8], folder: &Path, mmap: bool) -> Result<Sharded> {
+        let parsed: ShardIndex = json::parse(bytes, "the shard index")?;
+        let mut numbers = HashMap::new();
+        let mut shards = Vec::new();
+        let mut tensors = Vec::new();
+        let mut index = HashMap::new();
+        for (name, file) in parsed.weight_map.0 {
+            let shard = *numbers.entry(file).or_insert_with_key(|file: &String| {
+                shards.push((file.clone(), OnceLock::new()));
+                shards.len() - 1
+            });
+            index.insert(name.clone(), shard);
+            tensors.push((name, shard));
+        }
+        Ok(Sharded {
+            folder: folder.to_owned(),
+            mmap,
+            tensors,
+            index,
+            shards,
+        })
+    }
+
+    /// The names of the tensors, in the order of the index.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// A tensor of two dimensions; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// `ERR_IO` where its shard cannot be opened, and those of [`SafeTensors`].
+    pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
+        let (file, shard) = &self.shards[*self.index.get(name)?];
+        let found = self.open(file, shard).and_then(|opened| {
+            opened.matrix(name).unwrap_or_else(|| {
+                Err(Error::format(format!(
+                    "{name} is not in {file}, where the index has it"
+                )))
+            })
+        });
+        Some(found)
+    }
+
+    fn open<'a>(&'a self, file: &str, shard: &'a OnceLock<SafeTensors>) -> Result<&'a SafeTensors> {
+        if let Some(opened) = shard.get() {
+            return Ok(opened);
+        }
+        let path = super::manifest::inside(&self.folder, file)?;
+        let opened = FileBytes::open(&path, self.mmap)
+            .and_then(|bytes| SafeTensors::new(bytes).map_err(|e| e.within(file)))?;
+        // Two threads may have opened it; either copy serves.
+        Ok(shard.get_or_init(|| opened))
+    }
+}

@@ -1,0 +1,320 @@
+//! The writer of our own format.
+//!
+//! Order of writing: the npz under a temporary name, synced and renamed to the name that its contents
+//! give it; the manifest that names it likewise, over the old one; then the npz files that no manifest
+//! names any more are removed. A kill at any moment leaves the old weights or the new ones, and what it
+//! left over has a name that the next run takes or removes.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::bytes::io_error;
+use super::limits;
+use super::matrix::{FloatValues, FloatsView, MatrixRef};
+use super::npy::Dtype;
+use super::npz::Writer;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::quant::{Bits, Codes, Packing, ScaleValues, pack_row, packed_row_bytes};
+
+/// Hexadecimal digits of the npz's sha256 in its name.
+const HASH_DIGITS: usize = 12;
+
+/// Writes one matrix as a manifest and its npz, in place of what the manifest held.
+///
+/// `path` is the manifest, `NAME.json`; the npz becomes `NAME-<12 digits of its sha256>.npz` beside it.
+/// `name` is the weight's name in it.
+///
+/// # Errors
+/// `ERR_RANGE` for a path that does not end in `.json`, and for a name that is empty, too long or has control
+/// characters; `ERR_IO` with the path and the system's reason; `ERR_MEMORY`.
+pub fn save_manifest(path: &Path, name: &str, matrix: &MatrixRef<'_>) -> Result<()> {
+    if name.is_empty() || name.len() as u64 > limits::NAME_BYTES || name.contains(char::is_control)
+    {
+        return Err(Error::range(format!(
+            "name is {name:?}, expected 1 to {} bytes without control characters",
+            limits::NAME_BYTES
+        )));
+    }
+    let target = Target::of(path)?;
+    let _turn = target.take_turn()?;
+
+    let temporary = target.beside(&format!(".{}.npz.tmp", target.name));
+    let (entry, sha256) = written(&temporary, |file| {
+        let mut npz = Writer::new(BufWriter::new(file));
+        let entry = write_matrix(&mut npz, name, matrix)?;
+        let file = npz.finish()?.into_inner()?;
+        Ok((entry, sha256_of(file)?))
+    })?;
+    let npz = format!("{}-{}.npz", target.name, &sha256[..HASH_DIGITS]);
+    target.rename(&temporary, &target.beside(&npz))?;
+
+    let manifest = json!({
+        "format_version": 2,
+        "model": {"source_npz": npz, "sha256": sha256},
+        "quantization": entry.quantization,
+        "weights": {name: entry.weight},
+    });
+    let temporary = target.beside(&format!(".{}.json.tmp", target.name));
+    written(&temporary, |mut file| {
+        file.write_all(format!("{manifest:#}\n").as_bytes())
+    })?;
+    target.rename(&temporary, path)?;
+    target.remove_older(&npz)
+}
+
+/// Where a manifest goes.
+struct Target {
+    folder: PathBuf,
+    /// The manifest's name without `.json`.
+    name: String,
+}
+
+impl Target {
+    fn of(path: &Path) -> Result<Target> {
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str()?.strip_suffix(".json"))
+            .filter(|n| !n.is_empty());
+        let name = name.ok_or_else(|| {
+            Error::range(format!(
+                "path is {}, expected a name that ends in .json",
+                path.display()
+            ))
+        })?;
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        Ok(Target {
+            folder: folder.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+
+    fn beside(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// Waits for other writers in this folder, of this process or another: their temporary names are
+    /// the same, and each removes what it thinks is old. Where folders cannot be locked, callers have to
+    /// take turns themselves.
+    fn take_turn(&self) -> Result<Option<File>> {
+        if !cfg!(unix) {
+            return Ok(None);
+        }
+        let folder =
+            File::open(&self.folder).map_err(|e| io_error(&self.folder, "cannot be opened", &e))?;
+        loop {
+            return match folder.lock() {
+                Ok(()) => Ok(Some(folder)),
+                // The host's signals may come while this waits.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(None),
+                Err(e) => Err(io_error(&self.folder, "cannot be locked", &e)),
+            };
+        }
+    }
+
+    /// Renames, and makes the renaming last.
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        fs::rename(from, to)
+            .inspect_err(|_| drop(fs::remove_file(from)))
+            .map_err(|e| io_error(to, "cannot be written", &e))?;
+        if cfg!(unix) {
+            File::open(&self.folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|e| io_error(&self.folder, "cannot be synced", &e))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the npz files of this name but the one that the manifest now names.
+    fn remove_older(&self, current: &str) -> Result<()> {
+        let failed = |e| io_error(&self.folder, "cannot be cleaned up", &e);
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let file = entry.map_err(failed)?.file_name();
+            let Some(file) = file.to_str() else { continue };
+            let digits = file
+                .strip_prefix(&self.name)
+                .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(".npz"));
+            let is_ours = digits.is_some_and(|d| {
+                d.len() == HASH_DIGITS && d.bytes().all(|b| b.is_ascii_hexdigit())
+            });
+            if is_ours && file != current {
+                fs::remove_file(self.beside(file)).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes a file, fills it and syncs it; removes it again where that fails.
+fn written<T>(path: &Path, fill: impl FnOnce(&File) -> io::Result<T>) -> Result<T> {
+    let make = || {
+        let mut options = File::options();
+        let file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
+        let value = fill(&file)?;
+        file.sync_all()?;
+        Ok(value)
+    };
+    make()
+        .inspect_err(|_| drop(fs::remove_file(path)))
+        .map_err(|e: io::Error| match e.kind() {
+            io::ErrorKind::OutOfMemory => Error::memory(e.to_string()),
+            _ => io_error(path, "cannot be written", &e),
+        })
+}
+
+fn sha256_of(mut file: &File) -> io::Result<String> {
+    file.rewind()?;
+    let mut hash = Sha256::new();
+    io::copy(&mut file, &mut hash)?;
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// What a manifest says of a matrix.
+struct Entry {
+    weight: Value,
+    quantization: Value,
+}
+
+fn write_matrix<W: Write + Seek>(
+    npz: &mut Writer<W>,
+    name: &str,
+    matrix: &MatrixRef<'_>,
+) -> io::Result<Entry> {
+    let (entry, shape) = match matrix {
+        MatrixRef::Codes(codes) => (
+            write_codes(npz, name, codes)?,
+            [codes.shape.rows, codes.shape.cols],
+        ),
+        MatrixRef::Floats(floats) => (write_floats(npz, name, floats)?, [floats.rows, floats.cols]),
+    };
+    npz.array(&format!("{name}_shape"), Dtype::I64, &[2], |w| {
+        w.write_all(bytemuck::cast_slice(&shape.map(|n| n as i64)))
+    })?;
+    Ok(entry)
+}
+
+fn write_codes<W: Write + Seek>(
+    npz: &mut Writer<W>,
+    name: &str,
+    c: &Codes<'_>,
+) -> io::Result<Entry> {
+    let (rows, cols, bits) = (c.shape.rows, c.shape.cols, c.bits);
+    let (codes_key, scales_key) = match bits {
+        Bits::One => (format!("{name}_1bit"), format!("{name}_scales")),
+        _ => {
+            let key = format!("{name}_q{}", bits.get());
+            let scales = format!("{key}_scales");
+            (key, scales)
+        }
+    };
+
+    let row_bytes = packed_row_bytes(cols, bits);
+    npz.array(&codes_key, Dtype::U8, &[rows, row_bytes], |w| {
+        match c.packing {
+            Packing::Msb => w.write_all(c.bytes),
+            Packing::Bytes => {
+                let mut packed = buffer(row_bytes)?;
+                (0..rows).try_for_each(|row| {
+                    pack_row(c.row_bytes(row), bits, &mut packed);
+                    w.write_all(&packed)
+                })
+            }
+        }
+    })?;
+
+    // A matrix without columns may come without scales.
+    let groups = if c.scales.is_empty() {
+        0
+    } else {
+        c.shape.groups
+    };
+    let (dtype, dtype_name) = match c.scales {
+        ScaleValues::F32(_) => (Dtype::F32, "float32"),
+        ScaleValues::F16(_) => (Dtype::F16, "float16"),
+    };
+    let each = || (0..rows).flat_map(|row| (0..groups).map(move |group| (row, group)));
+    npz.array(&scales_key, dtype, &[rows, groups], |w| {
+        each().try_for_each(|(row, group)| {
+            let index = c.scale_per.index(row, group, c.shape.groups);
+            match c.scales {
+                ScaleValues::F32(v) => w.write_all(&v[index].to_le_bytes()),
+                ScaleValues::F16(v) => w.write_all(&v[index].to_le_bytes()),
+            }
+        })
+    })?;
+
+    let zero_points = c.zero_points.filter(|(z, _)| !z.is_empty());
+    let zero_points_key = zero_points.map(|_| format!("{codes_key}_zero_point"));
+    if let Some(key) = &zero_points_key {
+        npz.array(key, Dtype::U8, &[rows, groups], |w| {
+            // Zero points are codes: 0 to 2^bits - 1.
+            each().try_for_each(|(row, group)| w.write_all(&[c.zero_point(row, group) as u8]))
+        })?;
+    }
+
+    let weight = json!({
+        "shape": [rows, cols],
+        "bit_width": bits.get(),
+        "group": c.shape.group,
+        "packed": codes_key,
+        "scales": scales_key,
+        "zero_points": zero_points_key,
+        "scale_axis": {"index": 0, "name": "out_features"},
+        "packed_format": "msb_first,row-major",
+    });
+    let quantization = json!({
+        "bit_width": bits.get(),
+        "group": c.shape.group,
+        "symmetric": zero_points.is_none(),
+        "scale": {"type": "per-group", "dtype": dtype_name},
+        "activation_dtype": "float32",
+        "packing": {"layout": "row-major", "endianness": "msb_first"},
+    });
+    Ok(Entry {
+        weight,
+        quantization,
+    })
+}
+
+fn write_floats<W: Write + Seek>(
+    npz: &mut Writer<W>,
+    name: &str,
+    f: &FloatsView<'_>,
+) -> io::Result<Entry> {
+    let shape = [f.rows, f.cols];
+    let (field, dtype, dtype_name, bit_width) = match &f.values {
+        FloatValues::F16(_) => ("fp16", Dtype::F16, "float16", 16),
+        // NumPy has no bfloat16; every one of them is a float32.
+        FloatValues::F32(_) | FloatValues::BF16(_) => ("fp32", Dtype::F32, "float32", 32),
+    };
+    let key = format!("{name}_{field}");
+    npz.array(&key, dtype, &shape, |w| match &f.values {
+        FloatValues::F32(v) => w.write_all(bytemuck::cast_slice(v)),
+        FloatValues::F16(v) => w.write_all(bytemuck::cast_slice(v)),
+        FloatValues::BF16(v) => v
+            .iter()
+            .try_for_each(|v| w.write_all(&v.to_f32().to_le_bytes())),
+    })?;
+    Ok(Entry {
+        weight: json!({"shape": shape, "dtype": dtype_name, field: key}),
+        quantization: json!({"bit_width": bit_width}),
+    })
+}
+
+fn buffer(len: usize) -> io::Result<Vec<u8>> {
+    memory::filled(len, 0, "a row of codes")
+        .map_err(|e| io::Error::new(io::ErrorKind::OutOfMemory, e))
+}
