@@ -11,6 +11,9 @@ use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
 use std::sync::atomic::{Ordering, compiler_fence};
 
+/// How far before the sub-block it works on a kernel calls for the next ones.
+const AHEAD: usize = 3072;
+
 /// Turns the dwords of a sub-block into levels.
 #[derive(Clone, Copy)]
 struct Fields {
@@ -161,7 +164,6 @@ pub(super) unsafe fn one<const BITS: usize>(
     out: *mut f32,
 ) {
     let sub_bytes = 4 * SUB_COLS * BITS;
-    let ahead = 4096;
     let (mut p, mut x) = (tile, x);
     let mut until_flush = FLUSH_SUBS;
     // SAFETY: `p` and `x` walk through the tile and the vector as the contract lays them out.
@@ -174,15 +176,17 @@ pub(super) unsafe fn one<const BITS: usize>(
             let tail = p.add(subs * sub_bytes);
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
             for _ in 0..subs {
-                for line in 0..2 * BITS {
-                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + 64 * line).cast());
-                }
                 for half in 0..2 {
                     let v = dwords::<BITS>(p, half);
                     let fields = Fields::new::<BITS>(zeros[half]);
                     let (mut a, mut b) = (zero, zero);
                     unroll!(I in 0..16 => {
                         const Q: usize = I / 4;
+                        // A line in 16 / BITS columns: spread, as in the int8 kernel.
+                        if I % (16 / BITS) == 0 {
+                            let line = half * BITS + I * BITS / 16;
+                            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * line).cast());
+                        }
                         let w = fields.level::<BITS>(v[Q % BITS], I);
                         a = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(I)), a);
                         let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
@@ -199,7 +203,7 @@ pub(super) unsafe fn one<const BITS: usize>(
                     until_flush = FLUSH_SUBS;
                 }
             }
-            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast());
             p = p.add(l.tail_bytes());
         }
         flush(&mut f, &mut sum);

@@ -100,16 +100,19 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 }
                 let mut second = [_mm512_setzero_si512(); 2];
                 for _ in 0..block {
-                    for line in 0..ahead.lines {
-                        let line = next.wrapping_add(64 * line).cast();
-                        if few(V) {
-                            _mm_prefetch::<_MM_HINT_T0>(line);
-                        } else {
-                            _mm_prefetch::<_MM_HINT_T1>(line);
+                    if !few(V) {
+                        for line in 0..ahead.lines {
+                            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast());
                         }
+                        next = next.wrapping_add(64 * ahead.lines);
                     }
-                    next = next.wrapping_add(64 * ahead.lines);
                     unroll!(K in 0..8 => {
+                        if few(V) {
+                            // Spread: in a bunch at the start of a sub-block they lose a tenth.
+                            for line in K * BITS / 4..(K + 1) * BITS / 4 {
+                                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
+                            }
+                        }
                         let w = [
                             four_columns::<E, BITS>(p, K, 0),
                             four_columns::<E, BITS>(p, K, 1),
@@ -127,6 +130,9 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                             }
                         }
                     });
+                    if few(V) {
+                        next = next.wrapping_add(sub_bytes);
+                    }
                     p = p.add(sub_bytes);
                     x = x.add(V * SUB_COLS);
                 }

@@ -294,7 +294,7 @@ impl Tiles {
 const CACHED_BYTES: usize = 16 << 10;
 
 /// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
-const INT8_AHEAD: usize = 4096;
+const INT8_AHEAD: usize = 3072;
 
 /// The output of one kernel call, aligned: kernels keep sums here, and a vector that straddles two cache lines costs a
 /// third of the speed of a product with many vectors.
