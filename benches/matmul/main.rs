@@ -25,6 +25,10 @@ fn main() -> ExitCode {
         let library = words.next().unwrap_or_default();
         return exit(latency::load_once(library.as_ref()));
     }
+    if std::env::args().any(|w| w == "--help") {
+        print!("{}", args::HELP);
+        return ExitCode::SUCCESS;
+    }
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(text) => {
