@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+PEERS = ("ggml", "onnx_matmulnbits", "openblas")  # modules of contenders/
 
 
 class Missing(Exception):
@@ -79,7 +79,7 @@ def arguments():
     words = lambda text: text.split(",")
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--library", type=pathlib.Path, default=HERE.parents[1] / "target/release/libapl_ffi.so")
-    p.add_argument("--peers", type=words, default=None, help="ggml,onnx_matmulnbits,openblas; default: all")
+    p.add_argument("--peers", type=words, default=PEERS, help=f"default: {','.join(PEERS)}")
     p.add_argument("--bits", type=numbers, default=[8, 4, 2, 1])
     p.add_argument("--n", type=numbers, default=[1, 8, 512], help="vectors at once")
     p.add_argument("--shape", type=shapes, default=[(4096, 4096)], help="rows x columns, e.g. 4096x4096,11008x4096")
@@ -137,10 +137,8 @@ def show(r):
 
 
 def run(args):
-    from contenders import MODULES
-
     present = {}  # module: the variants it has at each width
-    for module in args.peers or MODULES:
+    for module in args.peers:
         try:
             with Worker(module, args.library, args.verbose) as worker:
                 present[module] = {bits: worker.ask(variants=bits)["variants"] for bits in args.bits}

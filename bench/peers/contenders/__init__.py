@@ -12,8 +12,6 @@ import math
 
 import numpy as np
 
-MODULES = ("ggml", "onnx_matmulnbits", "openblas")
-
 # Products with so many vectors are bound by arithmetic, and a second each where a peer is slow: a few copies do.
 MANY = 64
 COPIES_FOR_MANY = 8
