@@ -137,7 +137,6 @@ impl Args {
                 }
                 "--library" => args.library = Some(value()?.into()),
                 "--json" => args.json = Some(value()?.into()),
-                "--help" => return Err(HELP.into()),
                 _ => return Err(format!("unknown argument {word:?}\n\n{HELP}")),
             }
         }

@@ -20,6 +20,15 @@ use case::{Case, Copies};
 use ceilings::Ceilings;
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|w| w == latency::LOAD_ONCE) {
+        let library = words.next().unwrap_or_default();
+        return exit(latency::load_once(library.as_ref()));
+    }
+    if std::env::args().any(|w| w == "--help") {
+        print!("{}", args::HELP);
+        return ExitCode::SUCCESS;
+    }
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(text) => {
@@ -32,6 +41,10 @@ fn main() -> ExitCode {
     } else {
         products(&args).map_err(|e| e.to_string())
     };
+    exit(done)
+}
+
+fn exit(done: std::result::Result<(), String>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
