@@ -5,6 +5,7 @@ mod kernel_set;
 
 mod dispatch;
 pub mod layout;
+pub mod rows;
 mod scalar;
 pub mod tile;
 

@@ -3,6 +3,7 @@
 mod activations;
 mod buffer;
 mod pack;
+pub mod rows;
 mod tiles;
 mod weights;
 

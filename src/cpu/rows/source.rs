@@ -1,0 +1,79 @@
+//! Row-major weights where they lie.
+
+use crate::quant::{Codes, Packing};
+use half::f16;
+
+/// A row-major matrix, borrowed, in any of the forms that the row kernels multiply with.
+///
+/// Whoever makes one has checked the lengths: the kernels index and would panic.
+#[derive(Clone, Copy, Debug)]
+pub enum RowSource<'a> {
+    /// Codes with scales.
+    Codes(Codes<'a>),
+    /// Float32 weights.
+    F32 {
+        /// The weights: `(rows, cols)`.
+        values: &'a [f32],
+        /// Outputs.
+        rows: usize,
+        /// Inputs.
+        cols: usize,
+    },
+    /// Float16 weights.
+    F16 {
+        /// The weights: `(rows, cols)`.
+        values: &'a [f16],
+        /// Outputs.
+        rows: usize,
+        /// Inputs.
+        cols: usize,
+    },
+}
+
+impl RowSource<'_> {
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        match self {
+            RowSource::Codes(c) => c.shape.rows,
+            RowSource::F32 { rows, .. } | RowSource::F16 { rows, .. } => *rows,
+        }
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        match self {
+            RowSource::Codes(c) => c.shape.cols,
+            RowSource::F32 { cols, .. } | RowSource::F16 { cols, .. } => *cols,
+        }
+    }
+
+    /// Asks for the columns `start..start + len` of a row to be in the cache soon; beyond the matrix: nothing.
+    pub fn prefetch(&self, row: usize, start: usize, len: usize) {
+        let end = (start + len).min(self.cols());
+        if row < self.rows() && start < end {
+            match self {
+                RowSource::Codes(c) => {
+                    let per_byte = match c.packing {
+                        Packing::Bytes => 1,
+                        Packing::Msb => 8 / c.bits.get(),
+                    };
+                    prefetch(&c.row_bytes(row)[start / per_byte..end.div_ceil(per_byte)]);
+                }
+                RowSource::F32 { values, cols, .. } => prefetch(&values[row * cols..][start..end]),
+                RowSource::F16 { values, cols, .. } => prefetch(&values[row * cols..][start..end]),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn prefetch<T>(values: &[T]) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for line in values.chunks(64 / size_of::<T>()) {
+        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing that the program could see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch<T>(_: &[T]) {}

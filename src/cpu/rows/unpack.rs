@@ -1,0 +1,370 @@
+//! Codes to float weights, written once for every level. The contract is in [`super`].
+//!
+//! Three ways by how the groups lie: one group (or one scale) for all columns; groups of whole vectors,
+//! whose scale is broadcast once; and any other groups, where each lane picks the scale of its group.
+
+use super::level::Level;
+use super::{CHAIN, MAX_LANES, RowSource};
+use crate::quant::{Bits, Codes, Packing, Per, ScaleValues};
+use half::f16;
+use std::ops::Range;
+
+/// Columns whose scales are gathered at a time: the longest span.
+const BLOCK: usize = CHAIN * MAX_LANES;
+
+/// Places in a group where a vector may start, as far as they are told apart.
+const PHASES: usize = 64;
+
+/// Room that [`super::RowKernels::unpack`] works in.
+pub struct UnpackScratch {
+    /// One scale for each group of a span, with room for a vector beyond.
+    scales: [f32; BLOCK + MAX_LANES],
+    /// One zero point for each group, likewise.
+    zeros: [f32; BLOCK + MAX_LANES],
+    /// The group, counted from that of the first lane, that each lane of a vector falls in, for each
+    /// phase: the column of its group that the vector starts at.
+    patterns: [[u32; MAX_LANES]; PHASES],
+    /// The group size that `patterns` is for; 0: none yet.
+    patterns_of: usize,
+}
+
+impl Default for UnpackScratch {
+    fn default() -> Self {
+        UnpackScratch {
+            scales: [0.0; BLOCK + MAX_LANES],
+            zeros: [0.0; BLOCK + MAX_LANES],
+            patterns: [[0; MAX_LANES]; PHASES],
+            patterns_of: 0,
+        }
+    }
+}
+
+impl UnpackScratch {
+    /// Makes the patterns those of groups of `size`.
+    ///
+    /// All that a vector has to know of a long group is whether it ends inside the vector: the patterns of
+    /// groups longer than [`PHASES`] are those of its last [`PHASES`] columns.
+    fn set_patterns(&mut self, size: usize) {
+        if self.patterns_of != size {
+            self.patterns_of = size;
+            let size = size.min(PHASES);
+            for (phase, pattern) in self.patterns[..size].iter_mut().enumerate() {
+                for (l, group) in pattern.iter_mut().enumerate() {
+                    *group = ((phase + l) / size) as u32;
+                }
+            }
+        }
+    }
+}
+
+/// See [`super::RowKernels::unpack`].
+#[inline(always)]
+pub(super) fn unpack<const N: usize, L: Level<N>>(
+    l: L,
+    source: &RowSource<'_>,
+    row: usize,
+    start: usize,
+    scratch: &mut UnpackScratch,
+    out: &mut [f32],
+) {
+    let len = out.len().min(source.cols() - start);
+    let (out, beyond) = out.split_at_mut(len.next_multiple_of(N));
+    match source {
+        RowSource::F32 { values, cols, .. } => {
+            out[..len].copy_from_slice(&values[row * cols + start..][..len]);
+            out[len..].fill(0.0);
+        }
+        RowSource::F16 { values, cols, .. } => {
+            widen(l, &values[row * cols + start..][..len], out);
+        }
+        RowSource::Codes(codes) => match (codes.packing, codes.bits) {
+            (Packing::Msb, Bits::One) => {
+                unpack_codes::<N, L, 1>(l, codes, row, start, len, scratch, out)
+            }
+            (Packing::Msb, Bits::Two) => {
+                unpack_codes::<N, L, 2>(l, codes, row, start, len, scratch, out)
+            }
+            (Packing::Msb, Bits::Four) => {
+                unpack_codes::<N, L, 4>(l, codes, row, start, len, scratch, out)
+            }
+            _ => unpack_codes::<N, L, 8>(l, codes, row, start, len, scratch, out),
+        },
+    }
+    beyond.fill(0.0);
+}
+
+/// `out` is `from` widened, and zeros up to a whole vector.
+#[inline(always)]
+fn widen<const N: usize, L: Level<N>>(l: L, from: &[f16], out: &mut [f32]) {
+    let (whole, rest) = from.as_chunks::<N>();
+    let (out, last) = out.as_chunks_mut::<N>().0.split_at_mut(whole.len());
+    for (o, f) in out.iter_mut().zip(whole) {
+        l.store(l.widen(f), o);
+    }
+    if let (Some(last), false) = (last.first_mut(), rest.is_empty()) {
+        let mut padded = [f16::ZERO; N];
+        padded[..rest.len()].copy_from_slice(rest);
+        l.store(l.widen(&padded), last);
+    }
+}
+
+/// Unpacks the columns `start..start + len` of a row; `out` is `len` rounded up to whole vectors.
+#[inline(always)]
+fn unpack_codes<const N: usize, L: Level<N>, const BITS: usize>(
+    l: L,
+    codes: &Codes<'_>,
+    row: usize,
+    start: usize,
+    len: usize,
+    scratch: &mut UnpackScratch,
+    out: &mut [f32],
+) {
+    // 1 bit: 2 * code - 1. Others: 1 * code - zero point.
+    let step = if codes.bits == Bits::One { 2.0 } else { 1.0 };
+    let one_scale = codes.scale_per != Per::Group || codes.shape.groups == 1;
+    let one_zero = match codes.zero_points {
+        Some((_, Per::Group)) => codes.bits == Bits::One || codes.shape.groups == 1,
+        _ => true,
+    };
+    let zero = match codes.bits {
+        Bits::One => 1.0,
+        _ if one_zero => codes.zero_point(row, 0) as f32,
+        _ => 0.0, // not used: each group has its own
+    };
+    let bytes = &codes.row_bytes(row)[start / 8 * BITS..];
+    if one_scale && one_zero {
+        let group = l.group::<BITS>(codes.scale(row, 0), step, zero);
+        return one_group::<N, L, BITS>(l, group, bytes, len, out);
+    }
+    let size = codes.shape.group;
+    let mut at = 0;
+    while at < len {
+        let columns = Columns {
+            first: start + at,
+            count: (len - at).min(BLOCK),
+            size,
+        };
+        let bytes = &bytes[at / 8 * BITS..];
+        let out = &mut out[at..][..columns.count.next_multiple_of(N)];
+        let k = columns.groups().len();
+        group_scales(l, codes, row, &columns, &mut scratch.scales);
+        match (size.is_multiple_of(N), one_zero) {
+            (true, _) => {
+                if one_zero {
+                    scratch.zeros[..k].fill(zero);
+                } else {
+                    group_zeros(codes, row, &columns, &mut scratch.zeros);
+                }
+                let (scales, zeros) = (&scratch.scales[..k], &scratch.zeros[..k]);
+                whole_groups::<N, L, BITS>(l, &columns, scales, zeros, step, bytes, out);
+            }
+            (false, true) => {
+                scratch.set_patterns(size);
+                any_groups::<N, L, BITS, false>(l, &columns, scratch, step, zero, bytes, out);
+            }
+            (false, false) => {
+                scratch.set_patterns(size);
+                group_zeros(codes, row, &columns, &mut scratch.zeros);
+                any_groups::<N, L, BITS, true>(l, &columns, scratch, step, zero, bytes, out);
+            }
+        }
+        at += columns.count;
+    }
+}
+
+/// At most [`BLOCK`] columns of a row that is cut in groups of `size`.
+struct Columns {
+    first: usize,
+    count: usize,
+    size: usize,
+}
+
+impl Columns {
+    /// The groups that the columns touch.
+    #[inline(always)]
+    fn groups(&self) -> Range<usize> {
+        self.first / self.size..(self.first + self.count - 1) / self.size + 1
+    }
+}
+
+/// The scale of each group, widened, into `out`.
+#[inline(always)]
+fn group_scales<const N: usize, L: Level<N>>(
+    l: L,
+    codes: &Codes<'_>,
+    row: usize,
+    columns: &Columns,
+    out: &mut [f32; BLOCK + MAX_LANES],
+) {
+    let groups = columns.groups();
+    if codes.scale_per != Per::Group {
+        return out[..groups.len()].fill(codes.scale(row, 0));
+    }
+    let from = row * codes.shape.groups + groups.start;
+    match codes.scales {
+        ScaleValues::F32(values) => {
+            out[..groups.len()].copy_from_slice(&values[from..][..groups.len()]);
+        }
+        ScaleValues::F16(values) => {
+            let out = &mut out[..groups.len().next_multiple_of(N)];
+            widen(l, &values[from..][..groups.len()], out);
+        }
+    }
+}
+
+/// The zero point of each group, where each has its own, into `out`.
+#[inline(always)]
+fn group_zeros(
+    codes: &Codes<'_>,
+    row: usize,
+    columns: &Columns,
+    out: &mut [f32; BLOCK + MAX_LANES],
+) {
+    if let Some((values, _)) = codes.zero_points {
+        let groups = columns.groups();
+        let values = &values[row * codes.shape.groups + groups.start..][..groups.len()];
+        for (o, &v) in out.iter_mut().zip(values) {
+            *o = v as f32;
+        }
+    }
+}
+
+/// `count` columns of one group.
+#[inline(always)]
+fn one_group<const N: usize, L: Level<N>, const BITS: usize>(
+    l: L,
+    group: L::Group,
+    bytes: &[u8],
+    count: usize,
+    out: &mut [f32],
+) {
+    let (whole, last) = out.as_chunks_mut::<N>().0.split_at_mut(count / N);
+    for (o, b) in whole.iter_mut().zip(bytes.chunks_exact(N * BITS / 8)) {
+        l.store(l.weights::<BITS>(group, b), o);
+    }
+    if let Some(last) = last.first_mut() {
+        let b = last_bytes::<N, BITS>(bytes, count);
+        l.store(l.weights::<BITS>(group, &b[..N * BITS / 8]), last);
+        last[count % N..].fill(0.0);
+    }
+}
+
+/// The bytes of the last, incomplete vector of `count` columns, made complete.
+#[inline(always)]
+fn last_bytes<const N: usize, const BITS: usize>(bytes: &[u8], count: usize) -> [u8; MAX_LANES] {
+    let from = count / N * (N * BITS / 8);
+    let to = (count * BITS).div_ceil(8);
+    let mut b = [0; MAX_LANES];
+    b[..to - from].copy_from_slice(&bytes[from..to]);
+    b
+}
+
+/// Columns in groups of whole vectors.
+#[inline(always)]
+fn whole_groups<const N: usize, L: Level<N>, const BITS: usize>(
+    l: L,
+    columns: &Columns,
+    scales: &[f32],
+    zeros: &[f32],
+    step: f32,
+    bytes: &[u8],
+    out: &mut [f32],
+) {
+    let size = columns.size;
+    let (mut bytes, mut out, mut left) = (bytes, out, columns.count);
+    let mut i = 0;
+    if !columns.first.is_multiple_of(size) {
+        let count = left.min(size - columns.first % size);
+        let here;
+        (here, out) = out.split_at_mut(count.next_multiple_of(N));
+        let group = l.group::<BITS>(scales[0], step, zeros[0]);
+        one_group::<N, L, BITS>(l, group, bytes, count, here);
+        bytes = &bytes[(count * BITS).div_ceil(8)..];
+        left -= count;
+        i += 1;
+    }
+    let whole = left / size;
+    let (here, last) = out.split_at_mut(whole * size);
+    let (bytes, last_bytes) = bytes.split_at(whole * size / 8 * BITS);
+    let (scales, last_scale) = scales[i..].split_at(whole);
+    let (zeros, last_zero) = zeros[i..].split_at(whole);
+    // With a literal size the inner loop is unrolled.
+    match size {
+        32 => full_groups::<N, L, BITS>(l, 32, scales, zeros, step, bytes, here),
+        64 => full_groups::<N, L, BITS>(l, 64, scales, zeros, step, bytes, here),
+        128 => full_groups::<N, L, BITS>(l, 128, scales, zeros, step, bytes, here),
+        _ => full_groups::<N, L, BITS>(l, size, scales, zeros, step, bytes, here),
+    }
+    if left > whole * size {
+        let group = l.group::<BITS>(last_scale[0], step, last_zero[0]);
+        one_group::<N, L, BITS>(l, group, last_bytes, left - whole * size, last);
+    }
+}
+
+/// Complete groups of `size` columns.
+#[inline(always)]
+fn full_groups<const N: usize, L: Level<N>, const BITS: usize>(
+    l: L,
+    size: usize,
+    scales: &[f32],
+    zeros: &[f32],
+    step: f32,
+    bytes: &[u8],
+    out: &mut [f32],
+) {
+    let groups = out.chunks_exact_mut(size);
+    for (((out, bytes), &s), &z) in groups
+        .zip(bytes.chunks_exact(size / 8 * BITS))
+        .zip(scales)
+        .zip(zeros)
+    {
+        let group = l.group::<BITS>(s, step, z);
+        let out = out.as_chunks_mut::<N>().0;
+        for (o, b) in out.iter_mut().zip(bytes.chunks_exact(N * BITS / 8)) {
+            l.store(l.weights::<BITS>(group, b), o);
+        }
+    }
+}
+
+/// Columns in groups of any size; without `ZEROS` all have the zero point `zero`.
+#[inline(always)]
+fn any_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: bool>(
+    l: L,
+    columns: &Columns,
+    scratch: &UnpackScratch,
+    step: f32,
+    zero: f32,
+    bytes: &[u8],
+    out: &mut [f32],
+) {
+    // Where a vector starts: in group `g` of these, `phase` columns after that group's first.
+    let size = columns.size;
+    let (mut g, mut phase) = (0, columns.first % size);
+    let (groups, rest) = (N / size, N % size);
+    let beyond_pattern = size - size.min(PHASES);
+    let (step, zero) = (l.splat(step), l.splat(zero));
+    let vector = N * BITS / 8;
+    let last = last_bytes::<N, BITS>(bytes, columns.count);
+    let bytes = bytes.chunks_exact(vector).chain([&last[..vector]]);
+    for (o, bytes) in out.as_chunks_mut::<N>().0.iter_mut().zip(bytes) {
+        let pattern = &scratch.patterns[phase.saturating_sub(beyond_pattern)];
+        if let (Some(pattern), Some(s), Some(z)) = (
+            pattern.first_chunk(),
+            scratch.scales[g..].first_chunk(),
+            scratch.zeros[g..].first_chunk(),
+        ) {
+            let z = if ZEROS { l.pick(z, pattern) } else { zero };
+            let level = l.mul_sub(l.codes::<BITS>(bytes), step, z);
+            l.store(l.mul(level, l.pick(s, pattern)), o);
+        }
+        phase += rest;
+        g += groups;
+        if phase >= size {
+            phase -= size;
+            g += 1;
+        }
+    }
+    if !columns.count.is_multiple_of(N) {
+        out[columns.count..].fill(0.0);
+    }
+}

@@ -1,0 +1,98 @@
+//! One vector or a few: the weights pass once, as one linear stream.
+
+use super::Aligned;
+use super::tasks::{Driver, Output};
+use crate::cpu::rows::{MAX_LANES, RowSource, SPANS, UnpackScratch};
+use crate::error::Result;
+
+/// Spans unpacked at a time: as many as `RowKernels::dot` runs side by side.
+const PIECE: usize = 4;
+// Lane sums are flushed between pieces.
+const _: () = assert!(SPANS.is_multiple_of(PIECE));
+
+/// Weights a task covers, about: enough that taking a task is nothing, few enough to balance.
+const WEIGHTS_PER_TASK: usize = 1 << 16;
+
+struct Scratch {
+    unpack: UnpackScratch,
+    /// A piece of a row.
+    weights: Aligned,
+    /// Lane sums: `(n, lanes)`.
+    sums: [f32; super::MANY * MAX_LANES],
+    /// `(n)`.
+    totals: [f64; super::MANY],
+}
+
+impl Driver<'_> {
+    /// `y[v] = W x[v]` for fewer than [`super::MANY`] vectors; nothing is empty.
+    pub(super) fn few(
+        &self,
+        source: &RowSource<'_>,
+        x: &[f32],
+        y: &Output<'_>,
+        n: usize,
+    ) -> Result<()> {
+        let kernels = &self.kernels;
+        let (rows, cols) = (source.rows(), source.cols());
+        let (lanes, span) = (kernels.lanes(), kernels.span());
+        let padded = cols.next_multiple_of(lanes);
+        let mut activations = Aligned::zeros(n * padded, "the padded activations")?;
+        for (to, from) in activations
+            .floats_mut()
+            .chunks_exact_mut(padded)
+            .zip(x.chunks_exact(cols))
+        {
+            to[..cols].copy_from_slice(from);
+        }
+        let x = activations.floats();
+
+        let rows_per_task = (WEIGHTS_PER_TASK / cols).clamp(1, rows);
+        let new_scratch = || {
+            Ok(Scratch {
+                unpack: UnpackScratch::default(),
+                weights: Aligned::zeros(PIECE * span, "a piece of a row of weights")?,
+                sums: [0.0; super::MANY * MAX_LANES],
+                totals: [0.0; super::MANY],
+            })
+        };
+        self.run(
+            rows.saturating_mul(cols).saturating_mul(n),
+            rows.div_ceil(rows_per_task),
+            new_scratch,
+            |scratch, task| {
+                let first = task * rows_per_task;
+                for row in first..(first + rows_per_task).min(rows) {
+                    let sums = &mut scratch.sums[..n * lanes];
+                    let totals = &mut scratch.totals[..n];
+                    totals.fill(0.0);
+                    let mut start = 0;
+                    while start < padded {
+                        let len = (padded - start).min(PIECE * span);
+                        let w = match source {
+                            // Whole pieces of float32 weights are multiplied where they lie.
+                            RowSource::F32 { values, .. } if start + len <= cols => {
+                                &values[row * cols + start..][..len]
+                            }
+                            _ => {
+                                let w = &mut scratch.weights.floats_mut()[..len];
+                                kernels.unpack(source, row, start, &mut scratch.unpack, w);
+                                &*w
+                            }
+                        };
+                        for v in 0..n {
+                            let sums = &mut sums[v * lanes..][..lanes];
+                            kernels.dot(w, &x[v * padded + start..][..len], sums);
+                        }
+                        start += len;
+                        if start == padded || start / span % SPANS == 0 {
+                            kernels.flush(sums, totals);
+                        }
+                    }
+                    for (v, total) in totals.iter().enumerate() {
+                        y.set(v * rows + row, *total as f32);
+                    }
+                }
+            },
+        )
+    }
+}
