@@ -1,1 +1,57 @@
-fn main() {}
+//! What the compiler and the linker are told beyond `Cargo.toml`: the names and flags of the shared
+//! library, and the description of its own functions. Nothing here looks at the machine or the network.
+
+#[path = "build_support/prototypes.rs"]
+mod prototypes;
+
+use std::env;
+use std::error::Error;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let header_path = Path::new("include/apl_ffi.h");
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build_support/prototypes.rs");
+    println!("cargo::rerun-if-changed={}", header_path.display());
+    let header = fs::read_to_string(header_path)?;
+
+    link(
+        prototypes::abi_version(&header)?,
+        &env::var("CARGO_CFG_TARGET_OS")?,
+    );
+
+    let mut functions = "&[\n".to_owned();
+    for f in prototypes::functions(&header)? {
+        writeln!(
+            functions,
+            "    Function {{ name: {:?}, c: {:?}, na: {:?}, doc: {:?} }},",
+            f.name, f.c, f.na, f.doc
+        )?;
+    }
+    functions += "]\n";
+    fs::write(
+        Path::new(&env::var("OUT_DIR")?).join("functions.rs"),
+        functions,
+    )?;
+    Ok(())
+}
+
+/// The name that a program linked with the library looks for carries the ABI's number. Symbols need no version
+/// script: rustc exports from a cdylib what is `no_mangle` and hides the rest.
+fn link(abi: u32, os: &str) {
+    let arguments: &[String] = match os {
+        "windows" => &[],
+        "macos" => &[format!("-Wl,-install_name,@rpath/libapl_ffi.{abi}.dylib")],
+        _ => &[
+            format!("-Wl,-soname,libapl_ffi.so.{abi}"),
+            // APL unloads a library when its last function is erased. One whose thread runs at that moment
+            // would take the process with it.
+            "-Wl,-z,nodelete".to_owned(),
+        ],
+    };
+    for argument in arguments {
+        println!("cargo::rustc-cdylib-link-arg={argument}");
+    }
+}

@@ -1,12 +1,15 @@
 //! Fast quantised matrix products with a C ABI.
 
+pub mod abi;
 pub mod cpu;
 pub mod error;
 pub mod formats;
 pub mod matmul;
 pub mod memory;
+pub mod options;
 pub mod quant;
 pub mod runtime;
+pub mod weights;
 
 #[cfg(test)]
 mod testing;

@@ -98,6 +98,24 @@ impl Weights {
         self.codes.bits.get()
     }
 
+    /// Columns a scale; `None` for float weights.
+    pub fn group(&self) -> Option<usize> {
+        Some(self.codes.shape.group)
+    }
+
+    /// Whether every zero point is the constant one; `None` for float weights.
+    pub fn symmetric(&self) -> Option<bool> {
+        Some(self.codes.zero_points.is_none())
+    }
+
+    /// The type of the scales: `"float16"` or `"float32"`; `None` for float weights.
+    pub fn scale_type(&self) -> Option<&'static str> {
+        Some(match self.codes.scales {
+            ScalesBuf::F16(_) => "float16",
+            ScalesBuf::F32(_) => "float32",
+        })
+    }
+
     /// How it takes activations.
     pub fn activations(&self) -> Activations {
         self.activations

@@ -1,0 +1,454 @@
+/*
+ * apl_ffi: fast products of quantised matrices (1, 2, 4 and 8 bits), for APL, C and C++.
+ *
+ * Generated from the Rust sources by `make header`; not to be edited.
+ *
+ * A matrix W has `rows` outputs and `cols` inputs, row-major. A product takes x (cols) to y (rows), or n of them
+ * at once, x (n, cols) to y (n, rows).
+ *
+ *     #include <apl_ffi.h>
+ *     #include <stdio.h>
+ *
+ *     int main(void)
+ *     {
+ *         const uint8_t codes[] = {0x9A, 0x7F};     // (2, 2) codes of 4 bits: 9 10, 7 15
+ *         const float scales[] = {0.5f, 2.0f};      // one a row
+ *         const float x[] = {1.0f, 10.0f};
+ *         float y[2];                               // scale * (code - 8), times x
+ *         char why[256];
+ *
+ *         if (apl_matmul_q(codes, 2, 4, 1, scales, 2, NULL, 0, x, 2, y, 2, 2, 2, 0) != APL_FFI_OK) {
+ *             apl_ffi_last_error(why, (int32_t)sizeof why);
+ *             fprintf(stderr, "%s\n", why);
+ *             return 1;
+ *         }
+ *         printf("%g %g\n", y[0], y[1]);            // 10.5 138
+ *         return apl_ffi_cleanup();
+ *     }
+ *
+ * Codes. Along a row the columns are cut in groups of `group` (0: the whole row; the last may be short), G of them.
+ * With 2, 4 and 8 bits a weight is scale * (code - zero_point), a zero point being 0 to 2^bits-1, and 2^(bits-1) where
+ * none is given. With 1 bit it is +scale for bit 1 and -scale for bit 0, and there are no zero points. Scales and zero
+ * points are one for the matrix, one a row (rows), or one a group (rows, G), row-major: their length says which.
+ *
+ * Packing. packing 1: the first code lies in the most significant bits of a byte, and each row begins a new byte, so the
+ * codes are (rows, ceil(cols * bits / 8)) bytes; the bits left over may hold anything. packing 0: one code a byte.
+ *
+ * Lengths. Every array travels with its length in elements, which must be exactly what the shape asks. Length 0 means
+ * that the array is absent: its pointer is not read and may be anything. rows, cols and n may be 0.
+ *
+ * Errors. A status is 0 (APL_FFI_OK) or negative; a function that counts returns the count, 0 or more, or a negative status.
+ * apl_ffi_last_error has the sentence. Of several wrong arguments the first of this order is told: handle, scalars,
+ * text and options, lengths, NULL, alignment and overlap, contents. Outputs are written on success only. No call
+ * unwinds, aborts, prints, or installs a signal handler.
+ *
+ * Texts are UTF-8 and end with NUL. A function that fills `capacity` bytes of text writes no more than that, ends it
+ * with NUL unless capacity is 0, splits no character, and returns the bytes that the whole text needs without the NUL.
+ *
+ * Ownership. The caller keeps every array; the library keeps no pointer beyond the call. What a handle stands for is the
+ * library's, until it is freed or apl_ffi_cleanup ends them all. A handle is positive; 0 never is one. A stale, foreign
+ * or made-up handle is APL_FFI_ERR_HANDLE.
+ *
+ * Threads. Every function may be called from any thread at any time, unless its comment says otherwise, as long as no
+ * call writes what another reads. A call that needs the library configured and finds it is not configures it with the
+ * defaults. apl_ffi_cleanup waits for the calls that run. The library is of no use in the child of a fork.
+ *
+ * Pointers need the alignment of their elements. An output must not overlap another array of the same call.
+ */
+
+#ifndef APL_FFI_H
+#define APL_FFI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Version and statuses -------------------------------------------------------------------------------- */
+
+/** The version of this ABI. It changes when a name, an argument or a meaning does; new functions leave it alone. */
+#define APL_FFI_ABI_VERSION 1
+
+/** Success. */
+#define APL_FFI_OK 0
+
+/** A pointer is NULL though its length is not 0. */
+#define APL_FFI_ERR_NULL (-1)
+
+/** A length does not agree with the shape; the message gives both. */
+#define APL_FFI_ERR_LENGTH (-2)
+
+/** An argument or an element is outside its domain, a pointer is misaligned, or an output overlaps another array. */
+#define APL_FFI_ERR_RANGE (-3)
+
+/** Not a live handle, or a handle of another kind. */
+#define APL_FFI_ERR_HANDLE (-4)
+
+/** The configuration or option JSON is malformed, or has an unknown key or value. */
+#define APL_FFI_ERR_CONFIG (-5)
+
+/** A file cannot be opened, read or written; the message has the path and the system's reason. */
+#define APL_FFI_ERR_IO (-6)
+
+/** A file is not what it claims, is truncated, or is inconsistent. */
+#define APL_FFI_ERR_FORMAT (-7)
+
+/** Valid, but not something this build, processor or backend can do. */
+#define APL_FFI_ERR_UNSUPPORTED (-8)
+
+/** Host or device memory is exhausted. */
+#define APL_FFI_ERR_MEMORY (-9)
+
+/** The CUDA backend was demanded and cannot be used, or failed while running. */
+#define APL_FFI_ERR_BACKEND (-10)
+
+/** Not possible now: configured otherwise already, or no handle is left. */
+#define APL_FFI_ERR_STATE (-11)
+
+/** Text is not UTF-8. */
+#define APL_FFI_ERR_ENCODING (-12)
+
+/** A bug in the library: a panic was caught; the message has it. */
+#define APL_FFI_ERR_INTERNAL (-99)
+
+/* ---- Life cycle, errors, and what the library says about itself ------------------------------------------ */
+
+/**
+ * The version of the ABI that this library has; compare it with `APL_FFI_ABI_VERSION`.
+ *
+ * Never initialises the library.
+ */
+int32_t apl_ffi_abi_version(void);
+
+/**
+ * Configures the library; without it the first call that needs to does so with the defaults.
+ *
+ * `config`: a JSON object; NULL, "" and "{}" are the defaults. Keys, all optional:
+ * - `"backend"`: `"auto"` (default), `"cpu"` or `"cuda"`;
+ * - `"device"`: the CUDA ordinal;
+ * - `"threads"`: 0 (default) for the processors that this process may use, or a count;
+ * - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has.
+ *
+ * Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS and APL_FFI_ISA say the same.
+ * A configuration that resolves to the same values again is OK.
+ *
+ * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_UNSUPPORTED (an instruction set the processor lacks); ERR_BACKEND
+ * (no CUDA);
+ * ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes first).
+ */
+int32_t apl_ffi_init(const char *config);
+
+/**
+ * Frees every handle, ends every thread and lets the devices go; `apl_ffi_init` may follow again.
+ *
+ * Waits for the calls that run in other threads. Handles from before never become valid again. It is no error
+ * if the library was not initialised. Leaves the error state alone.
+ *
+ * Returns: OK.
+ */
+int32_t apl_ffi_cleanup(void);
+
+/**
+ * 1 once the library is initialised, else 0.
+ *
+ * Never initialises the library and leaves the error state alone.
+ */
+int32_t apl_ffi_ready(void);
+
+/**
+ * What the library is and has chosen, as a JSON object.
+ *
+ * Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or the
+ * device),
+ * `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and `threads` are null.
+ * Never initialises the library and leaves the error state alone.
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+ */
+int32_t apl_ffi_info(char *json, int32_t capacity);
+
+/**
+ * The message of this thread's latest failed call or, where it had none since its latest success, of the
+ * latest in the process.
+ *
+ * It names the function, the argument, and what was expected and found: "apl_matmul_q: x_len is 63, expected
+ * cols = 64". It is empty if nothing failed. The other threads count because a `⎕NA` call marked `&` runs in
+ * another system thread. Leaves the error state alone, so asking for the size and then for the text is safe.
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+ */
+int32_t apl_ffi_last_error(char *text, int32_t capacity);
+
+/**
+ * The text of a status: static, never NULL, also for a number that is no status. For C.
+ *
+ * Never initialises the library and leaves the error state alone.
+ */
+const char *apl_ffi_status_text(int32_t status);
+
+/**
+ * The text of a status, written to a buffer. For APL, which has no use for a pointer.
+ *
+ * Never initialises the library and leaves the error state alone.
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+ */
+int32_t apl_ffi_status_message(int32_t status, char *text, int32_t capacity);
+
+/**
+ * Every function of this library as JSON: its C prototype, its `⎕NA` declaration and one line of documentation.
+ *
+ * `{"abi":1, "version":"…", "functions":[{"name":"…", "c":"…", "na":"…", "doc":"…"}, …]}`, in the order of
+ * this header.
+ * In `na`, `%P` stands for the path of the library. Never initialises the library and leaves the error state
+ * alone.
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+ */
+int32_t apl_ffi_describe(char *json, int32_t capacity);
+
+/* ---- One-shot products: the weights come with the call --------------------------------------------------- */
+
+/**
+ * `y = W x` with 1-bit weights: bit 1 is `+scale`, bit 0 is `-scale`.
+ *
+ * `packed` (rows, ceil(cols / 8)), first column in the most significant bit; `scales` 1, (rows) or (rows, G);
+ * `x` (cols); `y` (rows).
+ * `group`: columns a scale covers, 0 for the whole row; `G` = ceil(cols / group).
+ * `mode` 0: float activations, exact to float32 rounding in short sums. `mode` 1: each x counts as +1 (x >= 0)
+ * or -1, exact in integers before the scale.
+ *
+ * Returns: OK; ERR_RANGE (a negative dimension, `mode`, a scale that is not finite, misaligned or overlapping
+ * arrays);
+ * ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+ */
+int32_t apl_matmul_1bit(const uint8_t *packed, int64_t packed_len, const float *scales, int64_t scales_len,
+                        const float *x, int64_t x_len, float *y, int64_t y_len, int64_t rows, int64_t cols,
+                        int32_t group, int32_t mode);
+
+/**
+ * `y = W x` with 1-bit weights for each of `n` vectors.
+ *
+ * As `apl_matmul_1bit`, with `x` (n, cols) and `y` (n, rows). The bits of a result do not depend on the batch
+ * that its vector travels in.
+ *
+ * Returns: as `apl_matmul_1bit`.
+ */
+int32_t apl_matmul_1bit_batch(const uint8_t *packed, int64_t packed_len, const float *scales,
+                              int64_t scales_len, const float *x, int64_t x_len, float *y, int64_t y_len,
+                              int64_t rows, int64_t cols, int32_t group, int32_t mode, int64_t n);
+
+/**
+ * `y = W x` with weights of 2, 4 or 8 bits: `scale * (code - zero_point)`.
+ *
+ * `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
+ * `packing` 0: (rows, cols), one code a byte.
+ * `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0 stands for 2^(bits-1).
+ * `x` (cols); `y` (rows).
+ * `group`: columns a scale covers, 0 for the whole row; `G` = ceil(cols / group).
+ *
+ * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
+ * an unpacked
+ * code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on
+ * success only.
+ */
+int32_t apl_matmul_q(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
+                     const float *scales, int64_t scales_len, const int32_t *zero_points,
+                     int64_t zero_points_len, const float *x, int64_t x_len, float *y, int64_t y_len,
+                     int64_t rows, int64_t cols, int32_t group);
+
+/**
+ * `y = W x` with weights of 2, 4 or 8 bits for each of `n` vectors.
+ *
+ * As `apl_matmul_q`, with `x` (n, cols) and `y` (n, rows). The bits of a result do not depend on the batch
+ * that its vector travels in.
+ *
+ * Returns: as `apl_matmul_q`.
+ */
+int32_t apl_matmul_q_batch(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
+                           const float *scales, int64_t scales_len, const int32_t *zero_points,
+                           int64_t zero_points_len, const float *x, int64_t x_len, float *y, int64_t y_len,
+                           int64_t rows, int64_t cols, int32_t group, int64_t n);
+
+/* ---- Quantising ------------------------------------------------------------------------------------------ */
+
+/**
+ * Quantises a float matrix to codes of 1, 2, 4 or 8 bits, one scale a group.
+ *
+ * `w` (rows, cols). Outputs: `codes` packed (rows, ceil(cols * bits / 8)); `scales` (rows, G); `zero_points`
+ * (rows, G), or length 0
+ * for symmetric codes, whose zero point is 2^(bits-1). `group`: columns a group, 0 for the whole row; `G` =
+ * ceil(cols / group).
+ * `method` 0: round to nearest, the scale from the extremes of the group (1 bit: the mean absolute value).
+ * `method` 1: scale and zero point searched for least squared error.
+ * 1-bit codes have no zero points: bit 1 is `+scale`, bit 0 is `-scale`. Scales are float16 numbers where all
+ * of them can be.
+ *
+ * Returns: OK; ERR_RANGE (`bits`, `method`, a negative dimension, a weight that is not finite, misaligned or
+ * overlapping arrays);
+ * ERR_LENGTH; ERR_NULL; ERR_MEMORY. The outputs are written on success only.
+ */
+int32_t apl_quantize(const float *w, int64_t w_len, int64_t rows, int64_t cols, int32_t bits, int32_t group,
+                     int32_t method, uint8_t *codes, int64_t codes_len, float *scales, int64_t scales_len,
+                     int32_t *zero_points, int64_t zero_points_len);
+
+/**
+ * The weights that codes of 1, 2, 4 or 8 bits stand for, as floats.
+ *
+ * `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
+ * `packing` 0: (rows, cols), one code a byte.
+ * `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0 stands for 2^(bits-1),
+ * and is the only
+ * one with 1 bit. Output: `w` (rows, cols).
+ *
+ * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
+ * an unpacked
+ * code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w` is written on
+ * success only.
+ */
+int32_t apl_dequantize(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
+                       const float *scales, int64_t scales_len, const int32_t *zero_points,
+                       int64_t zero_points_len, float *w, int64_t w_len, int64_t rows, int64_t cols,
+                       int32_t group);
+
+/* ---- Weight handles: a matrix converted once, then multiplied with often --------------------------------- */
+
+/**
+ * Makes a handle of a quantised matrix; the codes are converted, and the caller keeps the arrays.
+ *
+ * `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
+ * `packing` 0: (rows, cols), one code a byte.
+ * `bits` 1, 2, 4 or 8. `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0
+ * stands for 2^(bits-1),
+ * and is the only one with 1 bit. `group`: columns a scale covers, 0 for the whole row.
+ * `options`: JSON; NULL or "" for the defaults. Key: `"activations"`: `"f32"` (default), `"int8"`, or `"sign"`
+ * with 1 bit.
+ * Output: `handle`, to be freed by `apl_weights_free`.
+ *
+ * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
+ * an unpacked
+ * code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL;
+ * ERR_MEMORY;
+ * ERR_STATE (no handle is left).
+ */
+int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
+                               const float *scales, int64_t scales_len, const int32_t *zero_points,
+                               int64_t zero_points_len, int64_t rows, int64_t cols, int32_t group,
+                               const char *options, int32_t *handle);
+
+/**
+ * Makes a handle of a float32 matrix, quantised as the options say; the caller keeps the array.
+ *
+ * `w` (rows, cols). `options`: JSON; NULL or "" for the defaults. Keys:
+ * - `"bits"`: 1, 2, 4 (default), 8; 32 keeps float32, 16 rounds to float16;
+ * - `"group"`: columns a scale, 32 by default, 0 for the whole row;
+ * - `"symmetric"`: true (default): no zero points;
+ * - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
+ * - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
+ *   adds under 1% of error;
+ *   `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+ *
+ * Output: `handle`, to be freed by `apl_weights_free`.
+ *
+ * Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16, misaligned or
+ * overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_STATE (no handle is left).
+ */
+int32_t apl_weights_from_f32(const float *w, int64_t w_len, int64_t rows, int64_t cols, const char *options,
+                             int32_t *handle);
+
+/**
+ * Makes a handle of a float64 matrix, each weight rounded to float32 first. As `apl_weights_from_f32`.
+ *
+ * `w` (rows, cols): a Dyalog array of floats needs no conversion. A weight beyond the range of float32 is
+ * ERR_RANGE.
+ *
+ * Returns: as `apl_weights_from_f32`.
+ */
+int32_t apl_weights_from_f64(const double *w, int64_t w_len, int64_t rows, int64_t cols, const char *options,
+                             int32_t *handle);
+
+/**
+ * Makes a handle of one named matrix out of a file: a manifest (.json), a .gguf or a .safetensors file.
+ *
+ * `path`, `name`: text. `options`: as for `apl_weights_from_f32`, and `"mmap"`: true (default) maps the file,
+ * false reads it. Weights that are
+ * quantised already are taken as stored, unless `"bits"` is given and differs; floats are quantised by the
+ * options.
+ * Output: `handle`, to be freed by `apl_weights_free`. A file that is cut short by someone while it is mapped
+ * cannot be survived.
+ *
+ * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `handle`, a weight that is not
+ * finite); ERR_IO; ERR_FORMAT (also a name that is not
+ * there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_STATE (no handle is left).
+ */
+int32_t apl_weights_open(const char *path, const char *name, const char *options, int32_t *handle);
+
+/**
+ * What a weight handle is, as a JSON object.
+ *
+ * Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
+ * `scales` (their type), `activations`, `bytes`
+ * (memory it occupies), `path` (how it is multiplied: `"tiles"`, the fast layout, or `"rows"`, the general
+ * one), `backend`, `isa`.
+ * `group`, `symmetric` and `scales` are null for float weights.
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+ */
+int32_t apl_weights_info(int32_t handle, char *json, int32_t capacity);
+
+/**
+ * The weights of a handle as floats: what its products multiply with.
+ *
+ * Output: `w` (rows, cols).
+ *
+ * Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY. `w` is written on success
+ * only.
+ */
+int32_t apl_weights_dequantize(int32_t handle, float *w, int64_t w_len);
+
+/**
+ * Saves the weights of a handle under a name: a manifest at `path` (.json), and an .npz beside it.
+ *
+ * `path`, `name`: text. The .npz is in place before the manifest that names it is, so an interruption leaves
+ * the old file or
+ * the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
+ *
+ * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_IO; ERR_MEMORY.
+ */
+int32_t apl_weights_save(int32_t handle, const char *path, const char *name);
+
+/**
+ * Frees a weight handle. Safe while other threads use it: the weights live until their calls end.
+ *
+ * Returns: OK; ERR_HANDLE (also for a handle that is freed already).
+ */
+int32_t apl_weights_free(int32_t handle);
+
+/**
+ * `y = W x` for each of `n` vectors, with the weights of a handle.
+ *
+ * `x` (n, cols), `y` (n, rows); they must not overlap. The bits of a result depend neither on the number of
+ * threads nor on the batch that its vector travels in.
+ *
+ * Returns: OK; ERR_HANDLE; ERR_RANGE (`n` < 0, a vector that is not finite where activations are `"int8"`,
+ * misaligned or
+ * overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+ */
+int32_t apl_matmul(int32_t handle, const float *x, int64_t x_len, float *y, int64_t y_len, int64_t n);
+
+/**
+ * `apl_matmul` for float64 vectors, which are what APL has: `x` is rounded to float32 first, the sums are widened.
+ *
+ * `x` (n, cols), `y` (n, rows). An element of `x` that is finite and beyond the range of float32 is ERR_RANGE.
+ *
+ * Returns: as `apl_matmul`.
+ */
+int32_t apl_matmul_f64(int32_t handle, const double *x, int64_t x_len, double *y, int64_t y_len, int64_t n);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* APL_FFI_H */

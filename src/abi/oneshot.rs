@@ -1,0 +1,216 @@
+//! One-shot products: the weights come with the call.
+
+use super::args::{Arrays, arg, one_of};
+use super::code_args::{ALL_BITS, CODE_BITS, CodeArgs, Format, code_args};
+use super::guard::guard;
+use super::state;
+use super::status::APL_FFI_OK;
+use super::vectors::Vectors;
+use crate::error::Result;
+use crate::matmul;
+
+/// `y = W x` with 1-bit weights: bit 1 is `+scale`, bit 0 is `-scale`.
+///
+/// `packed` (rows, ceil(cols / 8)), first column in the most significant bit; `scales` 1, (rows) or (rows, G);
+/// `x` (cols); `y` (rows).
+/// `group`: columns a scale covers, 0 for the whole row; `G` = ceil(cols / group).
+/// `mode` 0: float activations, exact to float32 rounding in short sums. `mode` 1: each x counts as +1 (x >= 0)
+/// or -1, exact in integers before the scale.
+///
+/// Returns: OK; ERR_RANGE (a negative dimension, `mode`, a scale that is not finite, misaligned or overlapping
+/// arrays);
+/// ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_matmul_1bit(
+    packed: *const u8,
+    packed_len: i64,
+    scales: *const f32,
+    scales_len: i64,
+    x: *const f32,
+    x_len: i64,
+    y: *mut f32,
+    y_len: i64,
+    rows: i64,
+    cols: i64,
+    group: i32,
+    mode: i32,
+) -> i32 {
+    guard("apl_matmul_1bit", || {
+        let codes = one_bit_args(packed, packed_len, scales, scales_len);
+        let format = Format::new(ALL_BITS, 1, 1, rows, cols, group)?;
+        let mode = mode_of(mode)?;
+        let vectors = Vectors::one(arg("x", x, x_len), arg("y", y, y_len));
+        // SAFETY: the contract of `abi`.
+        unsafe { product(codes, format, mode, vectors) }
+    })
+}
+
+/// `y = W x` with 1-bit weights for each of `n` vectors.
+///
+/// As `apl_matmul_1bit`, with `x` (n, cols) and `y` (n, rows). The bits of a result do not depend on the batch
+/// that its vector travels in.
+///
+/// Returns: as `apl_matmul_1bit`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_matmul_1bit_batch(
+    packed: *const u8,
+    packed_len: i64,
+    scales: *const f32,
+    scales_len: i64,
+    x: *const f32,
+    x_len: i64,
+    y: *mut f32,
+    y_len: i64,
+    rows: i64,
+    cols: i64,
+    group: i32,
+    mode: i32,
+    n: i64,
+) -> i32 {
+    guard("apl_matmul_1bit_batch", || {
+        let codes = one_bit_args(packed, packed_len, scales, scales_len);
+        let format = Format::new(ALL_BITS, 1, 1, rows, cols, group)?;
+        let mode = mode_of(mode)?;
+        let vectors = Vectors::batch(arg("x", x, x_len), arg("y", y, y_len), n)?;
+        // SAFETY: the contract of `abi`.
+        unsafe { product(codes, format, mode, vectors) }
+    })
+}
+
+/// `y = W x` with weights of 2, 4 or 8 bits: `scale * (code - zero_point)`.
+///
+/// `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
+/// `packing` 0: (rows, cols), one code a byte.
+/// `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0 stands for 2^(bits-1).
+/// `x` (cols); `y` (rows).
+/// `group`: columns a scale covers, 0 for the whole row; `G` = ceil(cols / group).
+///
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
+/// an unpacked
+/// code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on
+/// success only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_matmul_q(
+    codes: *const u8,
+    codes_len: i64,
+    bits: i32,
+    packing: i32,
+    scales: *const f32,
+    scales_len: i64,
+    zero_points: *const i32,
+    zero_points_len: i64,
+    x: *const f32,
+    x_len: i64,
+    y: *mut f32,
+    y_len: i64,
+    rows: i64,
+    cols: i64,
+    group: i32,
+) -> i32 {
+    guard("apl_matmul_q", || {
+        let codes = code_args(
+            arg("codes", codes, codes_len),
+            scales,
+            scales_len,
+            zero_points,
+            zero_points_len,
+        );
+        let format = Format::new(CODE_BITS, bits, packing, rows, cols, group)?;
+        let vectors = Vectors::one(arg("x", x, x_len), arg("y", y, y_len));
+        // SAFETY: the contract of `abi`.
+        unsafe { product(codes, format, Mode::Float, vectors) }
+    })
+}
+
+/// `y = W x` with weights of 2, 4 or 8 bits for each of `n` vectors.
+///
+/// As `apl_matmul_q`, with `x` (n, cols) and `y` (n, rows). The bits of a result do not depend on the batch
+/// that its vector travels in.
+///
+/// Returns: as `apl_matmul_q`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_matmul_q_batch(
+    codes: *const u8,
+    codes_len: i64,
+    bits: i32,
+    packing: i32,
+    scales: *const f32,
+    scales_len: i64,
+    zero_points: *const i32,
+    zero_points_len: i64,
+    x: *const f32,
+    x_len: i64,
+    y: *mut f32,
+    y_len: i64,
+    rows: i64,
+    cols: i64,
+    group: i32,
+    n: i64,
+) -> i32 {
+    guard("apl_matmul_q_batch", || {
+        let codes = code_args(
+            arg("codes", codes, codes_len),
+            scales,
+            scales_len,
+            zero_points,
+            zero_points_len,
+        );
+        let format = Format::new(CODE_BITS, bits, packing, rows, cols, group)?;
+        let vectors = Vectors::batch(arg("x", x, x_len), arg("y", y, y_len), n)?;
+        // SAFETY: the contract of `abi`.
+        unsafe { product(codes, format, Mode::Float, vectors) }
+    })
+}
+
+/// How a one-shot product takes its activations.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Float,
+    Sign,
+}
+
+fn mode_of(mode: i32) -> Result<Mode> {
+    one_of("mode", mode, &[(0, Mode::Float), (1, Mode::Sign)])
+}
+
+fn one_bit_args(
+    packed: *const u8,
+    packed_len: i64,
+    scales: *const f32,
+    scales_len: i64,
+) -> CodeArgs {
+    code_args(
+        arg("packed", packed, packed_len),
+        scales,
+        scales_len,
+        std::ptr::null(),
+        0,
+    )
+}
+
+/// What the four functions do once their scalars are in their domains.
+///
+/// # Safety
+/// The contract of `abi`, for every array.
+unsafe fn product(
+    codes: CodeArgs,
+    format: Format,
+    mode: Mode,
+    vectors: Vectors<f32>,
+) -> Result<i32> {
+    let mut arrays = Arrays::default();
+    let n = vectors.count();
+    let codes = codes.declare(&mut arrays, format, n > 0);
+    let (x, y) = vectors.declare(&mut arrays, format.shape.rows, format.shape.cols);
+    arrays.check()?;
+    // SAFETY: the arrays were checked; the rest is the caller's part.
+    let (codes, x, y) = unsafe { (codes.read()?, x.slice(), y.slice()) };
+    if n > 0 {
+        let runtime = state::runtime()?;
+        match mode {
+            Mode::Float => matmul::product(&runtime, &codes, x, y, n)?,
+            Mode::Sign => matmul::sign_product(&runtime, &codes, x, y, n)?,
+        }
+    }
+    Ok(APL_FFI_OK)
+}

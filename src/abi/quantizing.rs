@@ -1,0 +1,159 @@
+//! Quantising and its inverse, into the caller's own arrays.
+
+use super::args::{Arrays, Length, arg, one_of};
+use super::code_args::{ALL_BITS, Format, code_args, packed_len, shape};
+use super::guard::guard;
+use super::state;
+use super::status::APL_FFI_OK;
+use crate::quant::{Bits, Method, ScalePrecision, Spec};
+use crate::weights;
+
+/// Quantises a float matrix to codes of 1, 2, 4 or 8 bits, one scale a group.
+///
+/// `w` (rows, cols). Outputs: `codes` packed (rows, ceil(cols * bits / 8)); `scales` (rows, G); `zero_points`
+/// (rows, G), or length 0
+/// for symmetric codes, whose zero point is 2^(bits-1). `group`: columns a group, 0 for the whole row; `G` =
+/// ceil(cols / group).
+/// `method` 0: round to nearest, the scale from the extremes of the group (1 bit: the mean absolute value).
+/// `method` 1: scale and zero point searched for least squared error.
+/// 1-bit codes have no zero points: bit 1 is `+scale`, bit 0 is `-scale`. Scales are float16 numbers where all
+/// of them can be.
+///
+/// Returns: OK; ERR_RANGE (`bits`, `method`, a negative dimension, a weight that is not finite, misaligned or
+/// overlapping arrays);
+/// ERR_LENGTH; ERR_NULL; ERR_MEMORY. The outputs are written on success only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_quantize(
+    w: *const f32,
+    w_len: i64,
+    rows: i64,
+    cols: i64,
+    bits: i32,
+    group: i32,
+    method: i32,
+    codes: *mut u8,
+    codes_len: i64,
+    scales: *mut f32,
+    scales_len: i64,
+    zero_points: *mut i32,
+    zero_points_len: i64,
+) -> i32 {
+    guard("apl_quantize", || {
+        let shape = shape(rows, cols, group)?;
+        let bits = one_of("bits", bits, ALL_BITS)?;
+        let method = one_of(
+            "method",
+            method,
+            &[(0, Method::Nearest), (1, Method::Search)],
+        )?;
+
+        let mut arrays = Arrays::default();
+        let per_group = [("rows", shape.rows), ("G", shape.groups)];
+        let w = arrays.input(
+            arg("w", w, w_len),
+            Length::Product(&[("rows", shape.rows), ("cols", shape.cols)]),
+        );
+        let codes = arrays.output(
+            arg("codes", codes, codes_len),
+            Length::Product(&packed_len(shape, bits)),
+        );
+        let scales = arrays.output(
+            arg("scales", scales, scales_len),
+            if shape.cols == 0 {
+                Length::ProductOrNone(&per_group)
+            } else {
+                Length::Product(&per_group)
+            },
+        );
+        let zero_points = arrays.output(
+            arg("zero_points", zero_points, zero_points_len),
+            if bits == Bits::One {
+                Length::Absent("1-bit codes have no zero points")
+            } else {
+                Length::ProductOrNone(&per_group)
+            },
+        );
+        arrays.check()?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let (w, codes, scales, zero_points) = unsafe {
+            (
+                w.slice(),
+                codes.slice(),
+                scales.slice(),
+                zero_points.slice(),
+            )
+        };
+
+        let spec = Spec {
+            bits,
+            symmetric: zero_points.is_empty(),
+            method,
+            scales: ScalePrecision::Auto,
+        };
+        let quantised = weights::quantize(&*state::runtime()?, w, shape, &spec)?;
+        codes.copy_from_slice(&quantised.bytes);
+        for (i, scale) in scales.iter_mut().enumerate() {
+            *scale = quantised.scales.values().get(i);
+        }
+        if let Some(found) = quantised.zero_points {
+            zero_points.copy_from_slice(&found);
+        }
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// The weights that codes of 1, 2, 4 or 8 bits stand for, as floats.
+///
+/// `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
+/// `packing` 0: (rows, cols), one code a byte.
+/// `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0 stands for 2^(bits-1),
+/// and is the only
+/// one with 1 bit. Output: `w` (rows, cols).
+///
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
+/// an unpacked
+/// code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w` is written on
+/// success only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_dequantize(
+    codes: *const u8,
+    codes_len: i64,
+    bits: i32,
+    packing: i32,
+    scales: *const f32,
+    scales_len: i64,
+    zero_points: *const i32,
+    zero_points_len: i64,
+    w: *mut f32,
+    w_len: i64,
+    rows: i64,
+    cols: i64,
+    group: i32,
+) -> i32 {
+    guard("apl_dequantize", || {
+        let format = Format::new(ALL_BITS, bits, packing, rows, cols, group)?;
+        let shape = format.shape;
+
+        let mut arrays = Arrays::default();
+        let codes = code_args(
+            arg("codes", codes, codes_len),
+            scales,
+            scales_len,
+            zero_points,
+            zero_points_len,
+        )
+        .declare(&mut arrays, format, true);
+        let w = arrays.output(
+            arg("w", w, w_len),
+            Length::Product(&[("rows", shape.rows), ("cols", shape.cols)]),
+        );
+        arrays.check()?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let (codes, w) = unsafe { (codes.read()?, w.slice()) };
+
+        for (r, row) in w.chunks_exact_mut(shape.cols.max(1)).enumerate() {
+            codes.dequantize_row(r, row);
+        }
+        Ok(APL_FFI_OK)
+    })
+}

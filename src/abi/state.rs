@@ -1,0 +1,93 @@
+//! The configured library, and who may use it when.
+//!
+//! A call that needs it holds a read guard to its end; `cleanup` and the first `init` take the write guard, so
+//! they wait for the calls that run. No call of the library calls the boundary again, so a thread holds at
+//! most one guard.
+
+use std::ops::Deref;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::weights;
+use crate::error::{Error, Result};
+use crate::runtime::{Config, Runtime};
+
+type State = Option<Arc<Runtime>>;
+
+static STATE: RwLock<State> = RwLock::new(None);
+
+/// The configured library, held: while one of these lives it is neither torn down nor replaced.
+pub(super) struct Held {
+    runtime: Arc<Runtime>,
+    _state: RwLockReadGuard<'static, State>,
+}
+
+impl Deref for Held {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
+/// The library, if it is configured.
+pub(super) fn if_initialised() -> Option<Held> {
+    let state = STATE.read().unwrap_or_else(PoisonError::into_inner);
+    let runtime = state.clone()?;
+    Some(Held {
+        runtime,
+        _state: state,
+    })
+}
+
+/// The library, configured by the defaults and the environment if it was not.
+///
+/// # Errors
+/// Those of [`Config::from_json`] and [`Runtime::new`].
+pub(super) fn runtime() -> Result<Held> {
+    match if_initialised() {
+        Some(held) => Ok(held),
+        None => init_if_none(Config::from_json("")?),
+    }
+}
+
+/// Configures the library.
+///
+/// # Errors
+/// `ERR_STATE` if it is configured to other values already; those of [`Config::resolve`] and [`Runtime::new`].
+pub(super) fn init(config: Config) -> Result<()> {
+    let wanted = config.resolve()?;
+    let held = match if_initialised() {
+        Some(held) => held,
+        None => init_if_none(config)?,
+    };
+    if *held.resolved() == wanted {
+        Ok(())
+    } else {
+        Err(Error::state(
+            "the library is configured otherwise already, expected apl_ffi_cleanup first",
+        ))
+    }
+}
+
+/// Waits for the calls that run, ends every handle, and stops the threads.
+pub(super) fn cleanup() {
+    let mut state = write();
+    weights::TABLE.clear();
+    *state = None;
+}
+
+fn init_if_none(config: Config) -> Result<Held> {
+    let mut state = write();
+    let runtime = match &*state {
+        Some(runtime) => runtime.clone(),
+        None => state.insert(Arc::new(Runtime::new(config)?)).clone(),
+    };
+    Ok(Held {
+        runtime,
+        _state: RwLockWriteGuard::downgrade(state),
+    })
+}
+
+fn write() -> RwLockWriteGuard<'static, State> {
+    STATE.write().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,405 @@
+//! Weight handles: a matrix converted once, then multiplied with often.
+
+use std::ffi::c_char;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::args::{Arg, Arrays, Length, arg, count, fill, text};
+use super::code_args::{ALL_BITS, Format, code_args};
+use super::guard::guard;
+use super::handles::{Kind, Table};
+use super::state::{self, Held};
+use super::status::APL_FFI_OK;
+use super::vectors::Vectors;
+use crate::error::{Error, Result};
+use crate::matmul::{Activations, Weights};
+use crate::memory;
+use crate::options::{Source, WeightOptions, Width};
+use crate::weights::{self, Floats};
+
+/// The live weight handles. It changes only while a [`Held`] lives, and `cleanup` empties it.
+pub(super) static TABLE: Table<Weights> = Table::new(Kind::Weights);
+
+/// Makes a handle of a quantised matrix; the codes are converted, and the caller keeps the arrays.
+///
+/// `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
+/// `packing` 0: (rows, cols), one code a byte.
+/// `bits` 1, 2, 4 or 8. `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0
+/// stands for 2^(bits-1),
+/// and is the only one with 1 bit. `group`: columns a scale covers, 0 for the whole row.
+/// `options`: JSON; NULL or "" for the defaults. Key: `"activations"`: `"f32"` (default), `"int8"`, or `"sign"`
+/// with 1 bit.
+/// Output: `handle`, to be freed by `apl_weights_free`.
+///
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
+/// an unpacked
+/// code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL;
+/// ERR_MEMORY;
+/// ERR_STATE (no handle is left).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_weights_from_codes(
+    codes: *const u8,
+    codes_len: i64,
+    bits: i32,
+    packing: i32,
+    scales: *const f32,
+    scales_len: i64,
+    zero_points: *const i32,
+    zero_points_len: i64,
+    rows: i64,
+    cols: i64,
+    group: i32,
+    options: *const c_char,
+    handle: *mut i32,
+) -> i32 {
+    guard("apl_weights_from_codes", || {
+        let format = Format::new(ALL_BITS, bits, packing, rows, cols, group)?;
+        // SAFETY: the contract of `abi`.
+        let options = unsafe { text("options", options)? };
+        let options = WeightOptions::from_json(options.unwrap_or_default(), Source::Codes)?;
+        options.activations_for(Width::Codes(format.bits))?;
+
+        let mut arrays = Arrays::default();
+        let codes = code_args(
+            arg("codes", codes, codes_len),
+            scales,
+            scales_len,
+            zero_points,
+            zero_points_len,
+        )
+        .declare(&mut arrays, format, true);
+        let handle = arrays.place("handle", handle);
+        arrays.check()?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let codes = unsafe { codes.read()? };
+
+        let runtime = state::runtime()?;
+        let weights = weights::from_codes(&runtime, &codes, &options)?;
+        // SAFETY: as above.
+        register(weights, &runtime, unsafe { handle.slice() })
+    })
+}
+
+/// Makes a handle of a float32 matrix, quantised as the options say; the caller keeps the array.
+///
+/// `w` (rows, cols). `options`: JSON; NULL or "" for the defaults. Keys:
+/// - `"bits"`: 1, 2, 4 (default), 8; 32 keeps float32, 16 rounds to float16;
+/// - `"group"`: columns a scale, 32 by default, 0 for the whole row;
+/// - `"symmetric"`: true (default): no zero points;
+/// - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
+/// - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
+///   adds under 1% of error;
+///   `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+///
+/// Output: `handle`, to be freed by `apl_weights_free`.
+///
+/// Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16, misaligned or
+/// overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_STATE (no handle is left).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_weights_from_f32(
+    w: *const f32,
+    w_len: i64,
+    rows: i64,
+    cols: i64,
+    options: *const c_char,
+    handle: *mut i32,
+) -> i32 {
+    guard("apl_weights_from_f32", || {
+        // SAFETY: the contract of `abi`.
+        unsafe { from_floats(arg("w", w, w_len), rows, cols, options, handle) }
+    })
+}
+
+/// Makes a handle of a float64 matrix, each weight rounded to float32 first. As `apl_weights_from_f32`.
+///
+/// `w` (rows, cols): a Dyalog array of floats needs no conversion. A weight beyond the range of float32 is
+/// ERR_RANGE.
+///
+/// Returns: as `apl_weights_from_f32`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_weights_from_f64(
+    w: *const f64,
+    w_len: i64,
+    rows: i64,
+    cols: i64,
+    options: *const c_char,
+    handle: *mut i32,
+) -> i32 {
+    guard("apl_weights_from_f64", || {
+        // SAFETY: the contract of `abi`.
+        unsafe { from_floats(arg("w", w, w_len), rows, cols, options, handle) }
+    })
+}
+
+/// Makes a handle of one named matrix out of a file: a manifest (.json), a .gguf or a .safetensors file.
+///
+/// `path`, `name`: text. `options`: as for `apl_weights_from_f32`, and `"mmap"`: true (default) maps the file,
+/// false reads it. Weights that are
+/// quantised already are taken as stored, unless `"bits"` is given and differs; floats are quantised by the
+/// options.
+/// Output: `handle`, to be freed by `apl_weights_free`. A file that is cut short by someone while it is mapped
+/// cannot be survived.
+///
+/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `handle`, a weight that is not
+/// finite); ERR_IO; ERR_FORMAT (also a name that is not
+/// there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_STATE (no handle is left).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_weights_open(
+    path: *const c_char,
+    name: *const c_char,
+    options: *const c_char,
+    handle: *mut i32,
+) -> i32 {
+    guard("apl_weights_open", || {
+        // SAFETY: the contract of `abi`.
+        let (path, name, options) = unsafe {
+            (
+                text("path", path)?,
+                text("name", name)?,
+                text("options", options)?,
+            )
+        };
+        let options = WeightOptions::from_json(options.unwrap_or_default(), Source::File)?;
+
+        let mut arrays = Arrays::default();
+        let path = arrays.required("path", path);
+        let name = arrays.required("name", name);
+        let handle = arrays.place("handle", handle);
+        arrays.check()?;
+
+        let runtime = state::runtime()?;
+        let weights = weights::open(&runtime, Path::new(path), name, &options)?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        register(weights, &runtime, unsafe { handle.slice() })
+    })
+}
+
+/// What a weight handle is, as a JSON object.
+///
+/// Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
+/// `scales` (their type), `activations`, `bytes`
+/// (memory it occupies), `path` (how it is multiplied: `"tiles"`, the fast layout, or `"rows"`, the general
+/// one), `backend`, `isa`.
+/// `group`, `symmetric` and `scales` are null for float weights.
+///
+/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_weights_info(handle: i32, json: *mut c_char, capacity: i32) -> i32 {
+    guard("apl_weights_info", || {
+        let (runtime, weights) = live(handle)?;
+        let info = info(&weights, &runtime);
+        // SAFETY: the contract of `abi`.
+        unsafe { fill("json", json, capacity, &info) }
+    })
+}
+
+/// The weights of a handle as floats: what its products multiply with.
+///
+/// Output: `w` (rows, cols).
+///
+/// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY. `w` is written on success
+/// only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len: i64) -> i32 {
+    guard("apl_weights_dequantize", || {
+        let (_runtime, weights) = live(handle)?;
+        let mut arrays = Arrays::default();
+        let w = arrays.output(
+            arg("w", w, w_len),
+            Length::Product(&[("rows", weights.rows()), ("cols", weights.cols())]),
+        );
+        arrays.check()?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        weights.dequantize(unsafe { w.slice() })?;
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// Saves the weights of a handle under a name: a manifest at `path` (.json), and an .npz beside it.
+///
+/// `path`, `name`: text. The .npz is in place before the manifest that names it is, so an interruption leaves
+/// the old file or
+/// the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
+///
+/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_IO; ERR_MEMORY.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_weights_save(
+    handle: i32,
+    path: *const c_char,
+    name: *const c_char,
+) -> i32 {
+    guard("apl_weights_save", || {
+        let (_runtime, weights) = live(handle)?;
+        // SAFETY: the contract of `abi`.
+        let (path, name) = unsafe { (text("path", path)?, text("name", name)?) };
+        let mut arrays = Arrays::default();
+        let path = arrays.required("path", path);
+        let name = arrays.required("name", name);
+        arrays.check()?;
+        weights::save(&weights, Path::new(path), name)?;
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// Frees a weight handle. Safe while other threads use it: the weights live until their calls end.
+///
+/// Returns: OK; ERR_HANDLE (also for a handle that is freed already).
+#[unsafe(no_mangle)]
+pub extern "C" fn apl_weights_free(handle: i32) -> i32 {
+    guard("apl_weights_free", || {
+        let _held = state::if_initialised();
+        drop(TABLE.remove(handle)?);
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// `y = W x` for each of `n` vectors, with the weights of a handle.
+///
+/// `x` (n, cols), `y` (n, rows); they must not overlap. The bits of a result depend neither on the number of
+/// threads nor on the batch that its vector travels in.
+///
+/// Returns: OK; ERR_HANDLE; ERR_RANGE (`n` < 0, a vector that is not finite where activations are `"int8"`,
+/// misaligned or
+/// overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_matmul(
+    handle: i32,
+    x: *const f32,
+    x_len: i64,
+    y: *mut f32,
+    y_len: i64,
+    n: i64,
+) -> i32 {
+    guard("apl_matmul", || {
+        let (runtime, weights) = live(handle)?;
+        let vectors = Vectors::batch(arg("x", x, x_len), arg("y", y, y_len), n)?;
+        let n = vectors.count();
+        let mut arrays = Arrays::default();
+        let (x, y) = vectors.declare(&mut arrays, weights.rows(), weights.cols());
+        arrays.check()?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let (x, y) = unsafe { (x.slice(), y.slice()) };
+        weights.multiply(&runtime, x, y, n)?;
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// `apl_matmul` for float64 vectors, which are what APL has: `x` is rounded to float32 first, the sums are widened.
+///
+/// `x` (n, cols), `y` (n, rows). An element of `x` that is finite and beyond the range of float32 is ERR_RANGE.
+///
+/// Returns: as `apl_matmul`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_matmul_f64(
+    handle: i32,
+    x: *const f64,
+    x_len: i64,
+    y: *mut f64,
+    y_len: i64,
+    n: i64,
+) -> i32 {
+    guard("apl_matmul_f64", || {
+        let (runtime, weights) = live(handle)?;
+        let vectors = Vectors::batch(arg("x", x, x_len), arg("y", y, y_len), n)?;
+        let n = vectors.count();
+        let mut arrays = Arrays::default();
+        let (x, y) = vectors.declare(&mut arrays, weights.rows(), weights.cols());
+        arrays.check()?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let (x, y) = unsafe { (x.slice(), y.slice()) };
+        let x = narrowed(x)?;
+        let mut sums = memory::filled(y.len(), 0f32, "the sums in float32")?;
+        weights.multiply(&runtime, &x, &mut sums, n)?;
+        for (y, sum) in y.iter_mut().zip(sums) {
+            *y = sum.into();
+        }
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// A live handle's weights, and the library that they live in.
+///
+/// # Errors
+/// `ERR_HANDLE`. A library that is not initialised has no live handles, and is not initialised to find that out.
+fn live(handle: i32) -> Result<(Held, Arc<Weights>)> {
+    // Held before the look-up: so `cleanup` cannot come between, and the weights do not outlive their library.
+    let held = state::if_initialised();
+    let weights = TABLE.get(handle)?;
+    Ok((held.ok_or_else(|| TABLE.not_live(handle))?, weights))
+}
+
+/// Gives the weights a handle. `_held` is the proof that no `cleanup` is under way.
+fn register(weights: Weights, _held: &Held, handle: &mut [i32]) -> Result<i32> {
+    handle[0] = TABLE.insert(weights)?;
+    Ok(APL_FFI_OK)
+}
+
+/// # Safety
+/// The contract of `abi`.
+unsafe fn from_floats<T: Floats>(
+    w: Arg<*const T>,
+    rows: i64,
+    cols: i64,
+    options: *const c_char,
+    handle: *mut i32,
+) -> Result<i32> {
+    let (rows, cols) = (count("rows", rows)?, count("cols", cols)?);
+    // SAFETY: this function's own contract.
+    let options = unsafe { text("options", options)? };
+    let options = WeightOptions::from_json(options.unwrap_or_default(), Source::Floats)?;
+    options.activations_for(options.width.unwrap_or(WeightOptions::DEFAULT_WIDTH))?;
+
+    let mut arrays = Arrays::default();
+    let w = arrays.input(w, Length::Product(&[("rows", rows), ("cols", cols)]));
+    let handle = arrays.place("handle", handle);
+    arrays.check()?;
+    // SAFETY: the arrays were checked; the rest is this function's own contract.
+    let (w, handle) = unsafe { (w.slice(), handle.slice()) };
+
+    let runtime = state::runtime()?;
+    let weights = weights::from_floats(&runtime, w, rows, cols, &options)?;
+    register(weights, &runtime, handle)
+}
+
+/// `x` rounded to float32.
+///
+/// # Errors
+/// `ERR_RANGE` where a finite number has no finite float32; `ERR_MEMORY`.
+fn narrowed(x: &[f64]) -> Result<Vec<f32>> {
+    let mut narrow = memory::with_capacity(x.len(), "x in float32")?;
+    narrow.extend(x.iter().map(|&v| v as f32));
+    match x
+        .iter()
+        .zip(&narrow)
+        .position(|(x, n)| x.is_finite() && !n.is_finite())
+    {
+        None => Ok(narrow),
+        Some(i) => Err(Error::range(format!(
+            "x[{i}] is {:e}, expected a number within the range of float32",
+            x[i]
+        ))),
+    }
+}
+
+fn info(weights: &Weights, runtime: &Held) -> String {
+    json!({
+        "rows": weights.rows(),
+        "cols": weights.cols(),
+        "bits": weights.bits(),
+        "group": weights.group(),
+        "symmetric": weights.symmetric(),
+        "scales": weights.scale_type(),
+        "activations": match weights.activations() {
+            Activations::F32 => "f32",
+            Activations::Int8 => "int8",
+            Activations::Sign => "sign",
+        },
+        "bytes": weights.bytes(),
+        "path": weights.path(),
+        "backend": runtime.resolved().backend.name(),
+        "isa": runtime.isa().name(),
+    })
+    .to_string()
+}

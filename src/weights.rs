@@ -1,0 +1,174 @@
+//! Weight objects made as the options ask: from codes, from floats, from a file.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use half::f16;
+
+use crate::error::{Error, Result};
+use crate::formats::{self, FloatValues, FloatsView, MatrixRef, MatrixView};
+use crate::matmul::Weights;
+use crate::memory;
+use crate::options::{WeightOptions, Width};
+use crate::quant::{self, Bits, Codes, CodesBuf, Element, ScalePrecision, Shape, Spec};
+use crate::runtime::Runtime;
+
+/// Weights from codes, as they are.
+///
+/// # Errors
+/// `ERR_CONFIG` if the activations do not go with the width; `ERR_MEMORY`.
+pub fn from_codes(rt: &Runtime, codes: &Codes<'_>, options: &WeightOptions) -> Result<Weights> {
+    let activations = options.activations_for(Width::Codes(codes.bits))?;
+    Weights::from_codes(rt, codes, activations)
+}
+
+/// The types of weights that callers hold.
+pub trait Floats: Element {
+    /// The weights as float32, in place if they are that already; not finite where beyond its range.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    fn as_f32(w: &[Self]) -> Result<Cow<'_, [f32]>>;
+}
+
+impl Floats for f32 {
+    fn as_f32(w: &[f32]) -> Result<Cow<'_, [f32]>> {
+        Ok(Cow::Borrowed(w))
+    }
+}
+
+impl Floats for f64 {
+    fn as_f32(w: &[f64]) -> Result<Cow<'_, [f32]>> {
+        let mut narrow = memory::with_capacity(w.len(), "the weights in float32")?;
+        narrow.extend(w.iter().map(|&v| v as f32));
+        Ok(Cow::Owned(narrow))
+    }
+}
+
+/// Weights from floats, `w` (rows, cols), quantised by the options.
+///
+/// # Errors
+/// `ERR_RANGE` for a weight that is not finite, or does not fit float16 where that is asked; `ERR_CONFIG` if the
+/// activations do not go with the width; `ERR_MEMORY`.
+pub fn from_floats<T: Floats>(
+    rt: &Runtime,
+    w: &[T],
+    rows: usize,
+    cols: usize,
+    options: &WeightOptions,
+) -> Result<Weights> {
+    let width = options.width.unwrap_or(WeightOptions::DEFAULT_WIDTH);
+    let activations = options.activations_for(width)?;
+    match width {
+        Width::F32 | Width::F16 => {
+            let w = T::as_f32(w)?;
+            if let Some(i) = w.iter().position(|v| !v.is_finite()) {
+                return Err(Error::range(format!(
+                    "w at row {}, column {} is {:e}, expected a finite float32 number",
+                    i / cols,
+                    i % cols,
+                    w[i]
+                )));
+            }
+            Weights::from_f32(rt, &w, rows, cols, width == Width::F16)
+        }
+        Width::Codes(bits) => {
+            let spec = Spec {
+                bits,
+                symmetric: options.symmetric || bits == Bits::One,
+                method: options.method,
+                scales: ScalePrecision::Auto,
+            };
+            let shape = Shape::new(rows, cols, options.group);
+            let codes = quantize(rt, w, shape, &spec)?;
+            Weights::from_codes(rt, &codes.as_codes(), activations)
+        }
+    }
+}
+
+/// Quantises with every thread of the library; `w` is (rows, cols).
+///
+/// # Errors
+/// Those of [`quant::quantize`].
+pub fn quantize<T: Element>(rt: &Runtime, w: &[T], shape: Shape, spec: &Spec) -> Result<CodesBuf> {
+    // A band is worth a wake-up, and there are enough of them for threads of unequal speed.
+    const WEIGHTS_PER_BAND: usize = 1 << 16;
+    let rows_per_band = (WEIGHTS_PER_BAND / shape.cols.max(1)).max(1);
+    if shape.rows <= rows_per_band {
+        return quant::quantize(w, shape, spec);
+    }
+    quant::quantize_in_bands(w, shape, spec, rows_per_band, |bands| {
+        let outcome: Mutex<Result<bool>> = Mutex::new(Ok(true));
+        let bands: Vec<_> = bands.into_iter().map(|b| Mutex::new(Some(b))).collect();
+        rt.pool().team(|team| {
+            team.run(bands.len(), &|i| {
+                let band = lock(&bands[i]).take();
+                if let Some(result) = band.map(|b| b.quantize()) {
+                    let mut all = lock(&outcome);
+                    *all = match (&*all, result) {
+                        (Err(first), _) => Err(first.clone()),
+                        (Ok(fits), result) => result.map(|fit| *fits && fit),
+                    };
+                }
+            });
+        });
+        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One named matrix out of a file. Weights that are quantised already are taken as stored, unless the options
+/// ask for another width; floats are quantised by the options.
+///
+/// # Errors
+/// Those of [`formats::open`], [`formats::WeightFile::matrix`] and [`from_floats`].
+pub fn open(rt: &Runtime, path: &Path, name: &str, options: &WeightOptions) -> Result<Weights> {
+    let file = formats::open(path, options.mmap)?;
+    match file.matrix(name)? {
+        MatrixView::Codes(view) => {
+            let codes = view.as_codes();
+            let stored = Width::Codes(codes.bits);
+            if options.width.is_none_or(|asked| asked == stored) {
+                return from_codes(rt, &codes, options);
+            }
+            let Shape { rows, cols, .. } = codes.shape;
+            // A product that overflows is what no memory holds.
+            let len = rows.saturating_mul(cols);
+            let mut w = memory::filled(len, 0f32, "the weights in float32")?;
+            for (r, row) in w.chunks_exact_mut(cols.max(1)).enumerate() {
+                codes.dequantize_row(r, row);
+            }
+            from_floats(rt, &w, rows, cols, options)
+        }
+        MatrixView::Floats(view) => from_floats(rt, &view.to_f32()?, view.rows, view.cols, options),
+    }
+}
+
+/// Saves weights under a name as a manifest at `path` and its npz, in the precision they are kept in.
+///
+/// # Errors
+/// Those of [`formats::save_manifest`].
+pub fn save(weights: &Weights, path: &Path, name: &str) -> Result<()> {
+    if let Some(codes) = weights.to_codes()? {
+        return formats::save_manifest(path, name, &MatrixRef::Codes(codes.as_codes()));
+    }
+    let (rows, cols) = (weights.rows(), weights.cols());
+    let mut w = memory::filled(rows * cols, 0f32, "the weights in float32")?;
+    weights.dequantize(&mut w)?;
+    let values = if weights.bits() == 16 {
+        let mut half = memory::with_capacity(w.len(), "the weights in float16")?;
+        half.extend(w.iter().map(|&v| f16::from_f32(v)));
+        FloatValues::F16(Cow::Owned(half))
+    } else {
+        FloatValues::F32(Cow::Owned(w))
+    };
+    formats::save_manifest(
+        path,
+        name,
+        &MatrixRef::Floats(FloatsView { rows, cols, values }),
+    )
+}
