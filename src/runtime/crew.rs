@@ -107,8 +107,10 @@ impl Crew {
         self.wake(usize::MAX);
     }
 
-    /// The life of a worker.
+    /// The life of a worker. It begins asleep: a library is configured long before it is used, and a
+    /// thousand threads that all look for work would make the starting of them slow.
     pub(super) fn serve(&self) {
+        self.sleep();
         loop {
             let gate = self.gate.0.load(Relaxed);
             if gate & QUIT != 0 {
@@ -175,6 +177,11 @@ impl Crew {
             }
             yield_now();
         }
+        self.sleep();
+    }
+
+    /// Sleeps unless the gate has changed, until it does. It may return early.
+    fn sleep(&self) {
         let door = lock(&self.door);
         // This and `wake` are the two halves of one argument: here `sleepers` is written and then the
         // gate read, there the gate is written and then `sleepers` read, all SeqCst, so at least one
@@ -225,7 +232,7 @@ impl Held<'_> {
         // no worker reads; `Held` is the only one, so nobody else writes.
         unsafe { *crew.run.0.job.get() = (job_ptr, tasks) };
         crew.run.0.next.store(0, Relaxed);
-        // Release: a worker that goes in sees the two stores above. SeqCst: see `idle`.
+        // Release: a worker that goes in sees the two stores above. SeqCst: see `sleep`.
         crew.gate.0.store(OPEN, SeqCst);
         crew.wake(tasks.saturating_sub(1));
         crew.work(job, tasks);

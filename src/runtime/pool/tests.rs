@@ -212,7 +212,9 @@ fn many_callers_and_two_pools() {
             })
         });
         // Joined one by one: ThreadSanitizer does not see how a scope waits.
-        callers.map(|caller| caller.join().unwrap());
+        for caller in callers {
+            caller.join().unwrap();
+        }
     });
     // Nobody left one held, and every worker is still there.
     for pool in &pools {
