@@ -65,7 +65,11 @@ impl Fields {
                 return _mm256_or_ps(_mm256_castsi256_ps(sign), _mm256_set1_ps(1.0));
             }
             let shift = _mm_cvtsi32_si128((bit - bit % window) as i32);
-            let v = if bit < window { dword } else { _mm256_srl_epi32(dword, shift) };
+            let v = if bit < window {
+                dword
+            } else {
+                _mm256_srl_epi32(dword, shift)
+            };
             let mask = _mm256_set1_epi32(((1 << BITS) - 1) << (BITS * place));
             let f = _mm256_or_si256(_mm256_and_si256(v, mask), Self::magic::<BITS>(place));
             _mm256_sub_ps(_mm256_castsi256_ps(f), self.base[place])
@@ -87,16 +91,6 @@ unsafe fn dwords<const BITS: usize>(sub: *const u8, octet: usize) -> [__m256i; B
         }
         v
     }
-}
-
-/// Runs `$body` for `$i` = 0..16 with `$i` a constant: the shifts and masks of a column are then immediates.
-macro_rules! sixteen {
-    ($i:ident => $body:block) => {
-        sixteen!(@ $i $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@ $i:ident $body:block $($n:literal)*) => {
-        $({ const $i: usize = $n; $body })*
-    };
 }
 
 /// Moves the float32 sums of 32 rows into float64.
@@ -156,7 +150,7 @@ pub(super) unsafe fn one<const BITS: usize>(
                     let v = dwords::<BITS>(p, o);
                     let fields = Fields::new::<BITS>(zero_points(l, tail, o));
                     let (mut a, mut b) = (zero, zero);
-                    sixteen!(I => {
+                    unroll!(I in 0..16 => {
                         const Q: usize = I / 4;
                         let w = fields.level::<BITS>(v[Q % BITS], I);
                         a = _mm256_fmadd_ps(w, _mm256_set1_ps(*x.add(I)), a);
@@ -208,7 +202,7 @@ pub(super) unsafe fn unpack<const BITS: usize>(
                 _mm256_storeu_ps(scales_out.add(i * TILE_ROWS + 8 * o), scales(l, tail, o));
                 let v = dwords::<BITS>(base.add(s * sub_bytes), o);
                 let fields = Fields::new::<BITS>(zero_points(l, tail, o));
-                sixteen!(I => {
+                unroll!(I in 0..16 => {
                     const Q: usize = I / 4;
                     let w = fields.level::<BITS>(v[Q % BITS], I);
                     _mm256_storeu_ps(out.add(I * TILE_ROWS), w);

@@ -93,7 +93,11 @@ impl Extensions for Base {
     unsafe fn nothing() -> Int16Sums {
         // SAFETY: the caller's processor has AVX2.
         let zero = unsafe { _mm256_setzero_si256() };
-        Int16Sums { low: zero, high: zero, settled: zero }
+        Int16Sums {
+            low: zero,
+            high: zero,
+            settled: zero,
+        }
     }
 
     #[inline(always)]
@@ -121,7 +125,12 @@ impl Extensions for Base {
             return sums;
         }
         // SAFETY: as the caller promises.
-        unsafe { Int16Sums { settled: Self::total::<BITS>(sums), ..Self::nothing() } }
+        unsafe {
+            Int16Sums {
+                settled: Self::total::<BITS>(sums),
+                ..Self::nothing()
+            }
+        }
     }
 
     #[inline(always)]
@@ -224,17 +233,6 @@ unsafe fn prefetch(ahead: *const u8, bytes: usize) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast()) };
     }
 }
-
-/// Runs `$body` for `$i` = 0..8 with `$i` a constant: shifts and masks are then immediates.
-macro_rules! eight {
-    ($i:ident => $body:block) => {
-        eight!(@ $i $body 0 1 2 3 4 5 6 7)
-    };
-    (@ $i:ident $body:block $($n:literal)*) => {
-        $({ const $i: usize = $n; $body })*
-    };
-}
-use eight;
 
 kernel_set! {
     /// AVX2 with FMA, F16C and POPCNT.

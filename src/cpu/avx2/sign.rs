@@ -21,7 +21,10 @@ unsafe fn popcount(v: __m256i) -> __m256i {
         let nibble = _mm256_set1_epi8(15);
         let low = _mm256_and_si256(v, nibble);
         let high = _mm256_and_si256(_mm256_srli_epi16::<4>(v), nibble);
-        _mm256_add_epi8(_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high))
+        _mm256_add_epi8(
+            _mm256_shuffle_epi8(table, low),
+            _mm256_shuffle_epi8(table, high),
+        )
     }
 }
 
