@@ -10,6 +10,8 @@ mod scalar;
 pub mod tile;
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 
 pub use dispatch::{Features, Isa};

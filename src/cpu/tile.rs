@@ -125,6 +125,8 @@ impl TileKernels {
         {
             let features = Features::detect();
             let offers = [
+                (features.isa() >= Isa::Avx2, super::avx2::BASE),
+                (features.avx_vnni(), super::avx2::VNNI),
                 (features.isa() >= Isa::Avx512, super::avx512::BASE),
                 (features.avx512_ice(), super::avx512::ICE),
             ];

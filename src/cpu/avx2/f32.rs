@@ -1,0 +1,289 @@
+//! float32 activations, exact.
+//!
+//! A field of a dword becomes a float without a conversion: masked into the mantissa of `2^(23 - shift)` it *is* that number
+//! plus the code, and one subtraction of `2^(23 - shift) + zero_point` leaves the level, exactly. One bit is moved into the
+//! sign of 1.0 instead. The order of the sums, and with it every bit of the results, is that of AVX-512.
+
+use super::{OCTETS, prefetch, scales, zero_points};
+use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
+use crate::cpu::tile::FLUSH_SUBS;
+use std::arch::x86_64::*;
+
+/// Turns the dwords of a sub-block into levels.
+#[derive(Clone, Copy)]
+struct Fields {
+    /// `2^(23 - shift) + zero_point` for the four places of a field in a 16-bit half.
+    base: [__m256; 4],
+}
+
+/// Places that a field takes before the dword is shifted: bit offsets `0, BITS, 2 BITS, 3 BITS`, or 0 and 8 at 8 bits.
+const fn places(bits: usize) -> usize {
+    if bits == 8 { 2 } else { 4 }
+}
+
+impl Fields {
+    /// # Safety
+    /// AVX2.
+    #[inline(always)]
+    unsafe fn new<const BITS: usize>(zero: __m256i) -> Fields {
+        // SAFETY: AVX2.
+        unsafe {
+            let zero = _mm256_cvtepi32_ps(zero);
+            let mut base = [zero; 4];
+            for (place, base) in base.iter_mut().enumerate().take(places(BITS)) {
+                *base = _mm256_add_ps(_mm256_castsi256_ps(Self::magic::<BITS>(place)), zero);
+            }
+            Fields { base }
+        }
+    }
+
+    /// The bits of `2^(23 - shift)`.
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline(always)]
+    unsafe fn magic<const BITS: usize>(place: usize) -> __m256i {
+        let exponent = 23 - BITS * place;
+        // SAFETY: AVX2.
+        unsafe { _mm256_set1_epi32(((127 + exponent) << 23) as i32) }
+    }
+
+    /// The levels of column `col` of a sub-block, whose dword `q = (col / 4) % BITS` is `dword`.
+    ///
+    /// # Safety
+    /// AVX2.
+    #[inline(always)]
+    unsafe fn level<const BITS: usize>(&self, dword: __m256i, col: usize) -> __m256 {
+        let bit = 8 * (col % 4) + BITS * (col / 4 / BITS);
+        let window = BITS * places(BITS);
+        let place = bit % window / BITS;
+        // SAFETY: AVX2.
+        unsafe {
+            if BITS == 1 {
+                let top = _mm256_sll_epi32(dword, _mm_cvtsi32_si128(31 - bit as i32));
+                let sign = _mm256_andnot_si256(top, _mm256_set1_epi32(i32::MIN));
+                return _mm256_or_ps(_mm256_castsi256_ps(sign), _mm256_set1_ps(1.0));
+            }
+            let shift = _mm_cvtsi32_si128((bit - bit % window) as i32);
+            let v = if bit < window {
+                dword
+            } else {
+                _mm256_srl_epi32(dword, shift)
+            };
+            let mask = _mm256_set1_epi32(((1 << BITS) - 1) << (BITS * place));
+            let f = _mm256_or_si256(_mm256_and_si256(v, mask), Self::magic::<BITS>(place));
+            _mm256_sub_ps(_mm256_castsi256_ps(f), self.base[place])
+        }
+    }
+}
+
+/// The dwords of an octet of a sub-block, `q` in order.
+///
+/// # Safety
+/// AVX2; `sub` points to a sub-block of `BITS`.
+#[inline(always)]
+unsafe fn dwords<const BITS: usize>(sub: *const u8, octet: usize) -> [__m256i; BITS] {
+    // SAFETY: the octet of dwords q lies in the sub-block, 32-byte aligned.
+    unsafe {
+        let mut v = [_mm256_setzero_si256(); BITS];
+        for (q, v) in v.iter_mut().enumerate() {
+            *v = _mm256_load_si256(sub.add(128 * q + 32 * octet).cast());
+        }
+        v
+    }
+}
+
+/// Moves the float32 sums of 32 rows into float64.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+pub(super) unsafe fn flush(f: &mut [__m256; OCTETS], sum: &mut [[__m256d; 2]; OCTETS]) {
+    for (f, sum) in f.iter_mut().zip(sum) {
+        // SAFETY: AVX2.
+        unsafe {
+            sum[0] = _mm256_add_pd(sum[0], _mm256_cvtps_pd(_mm256_castps256_ps128(*f)));
+            sum[1] = _mm256_add_pd(sum[1], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(*f)));
+            *f = _mm256_setzero_ps();
+        }
+    }
+}
+
+/// Rounds the sums of 32 rows to float32.
+///
+/// # Safety
+/// AVX2; `out` is (32).
+#[inline(always)]
+pub(super) unsafe fn store(sum: &[[__m256d; 2]; OCTETS], out: *mut f32) {
+    for (four, &sum) in sum.as_flattened().iter().enumerate() {
+        // SAFETY: 4 of the 32 floats of `out`.
+        unsafe { _mm_storeu_ps(out.add(4 * four), _mm256_cvtpd_ps(sum)) };
+    }
+}
+
+/// One tile times one vector.
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX2, FMA and F16C.
+#[inline(always)]
+pub(super) unsafe fn one<const BITS: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const f32,
+    out: *mut f32,
+) {
+    let sub_bytes = 4 * SUB_COLS * BITS;
+    let ahead = 4096;
+    let (mut p, mut x) = (tile, x);
+    let mut until_flush = FLUSH_SUBS;
+    // SAFETY: `p` and `x` walk through the tile and the vector as the contract lays them out.
+    unsafe {
+        let zero = _mm256_setzero_ps();
+        let mut f = [zero; OCTETS];
+        let mut sum = [[_mm256_setzero_pd(); 2]; OCTETS];
+        for g in 0..l.shape.groups {
+            let subs = l.group_subs(g);
+            let tail = p.add(subs * sub_bytes);
+            for _ in 0..subs {
+                prefetch(p.wrapping_add(ahead), sub_bytes);
+                for (o, f) in f.iter_mut().enumerate() {
+                    let v = dwords::<BITS>(p, o);
+                    let fields = Fields::new::<BITS>(zero_points(l, tail, o));
+                    let (mut a, mut b) = (zero, zero);
+                    unroll!(I in 0..16 => {
+                        const Q: usize = I / 4;
+                        let w = fields.level::<BITS>(v[Q % BITS], I);
+                        a = _mm256_fmadd_ps(w, _mm256_set1_ps(*x.add(I)), a);
+                        let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
+                        b = _mm256_fmadd_ps(w, _mm256_set1_ps(*x.add(I + 16)), b);
+                    });
+                    let scale = scales(l, tail, o);
+                    *f = _mm256_fmadd_ps(a, scale, *f);
+                    *f = _mm256_fmadd_ps(b, scale, *f);
+                }
+                p = p.add(sub_bytes);
+                x = x.add(SUB_COLS);
+                until_flush -= 1;
+                if until_flush == 0 {
+                    flush(&mut f, &mut sum);
+                    until_flush = FLUSH_SUBS;
+                }
+            }
+            prefetch(p.wrapping_add(ahead), l.tail_bytes());
+            p = p.add(l.tail_bytes());
+        }
+        flush(&mut f, &mut sum);
+        store(&sum, out);
+    }
+}
+
+/// Unpacks sub-blocks for [`panel`].
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX2, FMA and F16C.
+#[inline(always)]
+pub(super) unsafe fn unpack<const BITS: usize>(
+    l: &Layout,
+    tile: *const u8,
+    first: usize,
+    count: usize,
+    levels: *mut f32,
+    scales_out: *mut f32,
+) {
+    let sub_bytes = 4 * SUB_COLS * BITS;
+    for i in 0..count {
+        let (g, s) = ((first + i) / l.subs, (first + i) % l.subs);
+        // SAFETY: the tile has sub-block first + i, the outputs hold `count` of them.
+        unsafe {
+            let base = tile.add(l.group_offset(g));
+            let tail = base.add(l.group_subs(g) * sub_bytes);
+            for o in 0..OCTETS {
+                let out = levels.add(i * SUB_COLS * TILE_ROWS + 8 * o);
+                _mm256_storeu_ps(scales_out.add(i * TILE_ROWS + 8 * o), scales(l, tail, o));
+                let v = dwords::<BITS>(base.add(s * sub_bytes), o);
+                let fields = Fields::new::<BITS>(zero_points(l, tail, o));
+                unroll!(I in 0..16 => {
+                    const Q: usize = I / 4;
+                    let w = fields.level::<BITS>(v[Q % BITS], I);
+                    _mm256_storeu_ps(out.add(I * TILE_ROWS), w);
+                    let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
+                    _mm256_storeu_ps(out.add((I + 16) * TILE_ROWS), w);
+                });
+            }
+        }
+    }
+}
+
+/// Unpacked sub-blocks times `V` vectors, added to `f`.
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX2 and FMA.
+#[inline(always)]
+pub(super) unsafe fn panel<const V: usize>(
+    levels: *const f32,
+    scales: *const f32,
+    count: usize,
+    x: *const f32,
+    f: *mut f32,
+) {
+    // SAFETY: as the caller promises. A pass is at most twelve chains; codes and activations take three registers.
+    unsafe {
+        match V {
+            12 => passes::<V, 6, 2>(levels, scales, count, x, f),
+            8 => passes::<V, 4, 2>(levels, scales, count, x, f),
+            4 => passes::<V, 4, 2>(levels, scales, count, x, f),
+            2 => passes::<V, 2, 4>(levels, scales, count, x, f),
+            _ => passes::<V, 1, 4>(levels, scales, count, x, f),
+        }
+    }
+}
+
+/// [`panel`] in passes of `VS` vectors × `OS` octets over each half of a sub-block.
+///
+/// # Safety
+/// Those of [`panel`].
+#[inline(always)]
+unsafe fn passes<const V: usize, const VS: usize, const OS: usize>(
+    levels: *const f32,
+    scales: *const f32,
+    count: usize,
+    x: *const f32,
+    f: *mut f32,
+) {
+    debug_assert!(V.is_multiple_of(VS) && OCTETS.is_multiple_of(OS));
+    const CHAIN: usize = SUB_COLS / 2;
+    for chain in 0..2 * count {
+        for o in (0..OCTETS).step_by(OS) {
+            for v in (0..V).step_by(VS) {
+                // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (V, 32).
+                unsafe {
+                    let mut sums = [[_mm256_setzero_ps(); OS]; VS];
+                    let mut w = levels.add(chain * CHAIN * TILE_ROWS + 8 * o);
+                    let mut x = x.add(chain * CHAIN * V + v);
+                    for _ in 0..CHAIN {
+                        let mut column = [_mm256_setzero_ps(); OS];
+                        for (i, column) in column.iter_mut().enumerate() {
+                            *column = _mm256_loadu_ps(w.add(8 * i));
+                        }
+                        for (i, sums) in sums.iter_mut().enumerate() {
+                            let x = _mm256_set1_ps(*x.add(i));
+                            for (sum, &column) in sums.iter_mut().zip(&column) {
+                                *sum = _mm256_fmadd_ps(column, x, *sum);
+                            }
+                        }
+                        w = w.add(TILE_ROWS);
+                        x = x.add(V);
+                    }
+                    for (i, sums) in sums.iter().enumerate() {
+                        for (j, &sum) in sums.iter().enumerate() {
+                            let octet = 8 * (o + j);
+                            let scale = _mm256_loadu_ps(scales.add(chain / 2 * TILE_ROWS + octet));
+                            let at = f.add((v + i) * TILE_ROWS + octet);
+                            _mm256_storeu_ps(at, _mm256_fmadd_ps(sum, scale, _mm256_loadu_ps(at)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! AVX2: the tile kernels on 256-bit registers, an *octet* (8 of the 32 rows of a tile) to a register.
+//!
+//! The layout is that of [`super::layout`]: a 64-byte vector `(q, half)` is two octets, so that octet `o` of the dwords `q`
+//! lies at `128 * q + 32 * o`, and its scales and zero points at `o` eighths of theirs.
+//!
+//! There are 16 registers, not 32: where a kernel of AVX-512 keeps the sums of all its vectors and rows, these go over
+//! a group in passes of a few octets × a few vectors and unpack the weights, which are in the first-level cache by then,
+//! again in each.
+//!
+//! Two sets share one source. [`BASE`] needs AVX2, FMA, F16C and POPCNT; [`VNNI`] also AVX-VNNI. What differs is named by
+//! the trait [`Extensions`]; the generic functions carry no `target_feature` and are `inline(always)`, so that they
+//! take on the features of the entry point they end up in.
+
+mod activations;
+mod f32;
+mod int8;
+mod sign;
+
+use super::layout::{Layout, ScaleKind, TILE_ROWS, ZeroKind};
+use std::arch::x86_64::*;
+
+/// Octets of a tile.
+const OCTETS: usize = TILE_ROWS / 8;
+
+/// What differs between the sets: how products of bytes are summed.
+trait Extensions {
+    /// Products of an octet of rows on their way to 8 int32.
+    type Sums: Copy;
+
+    /// Whether the sums of an octet take two registers for codes of 8 bits, where other codes take one.
+    const SPLITS_BYTES: bool;
+
+    /// No products.
+    ///
+    /// # Safety
+    /// The processor has the extensions of the implementor.
+    unsafe fn nothing() -> Self::Sums;
+
+    /// Adds in each dword the four products of the bytes of `u`, codes of `BITS` (one bit: 0 or 2), with the signed
+    /// bytes of `s`, which are in -127..=127. At most a sub-block (8 times) goes in before [`Extensions::settle`].
+    ///
+    /// # Safety
+    /// The processor has the extensions of the implementor.
+    unsafe fn add<const BITS: usize>(sums: Self::Sums, u: __m256i, s: __m256i) -> Self::Sums;
+
+    /// Makes room for another sub-block, up to four in all.
+    ///
+    /// # Safety
+    /// The processor has the extensions of the implementor.
+    unsafe fn settle<const BITS: usize>(sums: Self::Sums) -> Self::Sums;
+
+    /// The sums, one int32 a row.
+    ///
+    /// # Safety
+    /// The processor has the extensions of the implementor.
+    unsafe fn total<const BITS: usize>(sums: Self::Sums) -> __m256i;
+
+    /// `acc` plus the four unsigned bytes of each dword.
+    ///
+    /// # Safety
+    /// The processor has the extensions of the implementor.
+    unsafe fn add_bytes(acc: __m256i, bytes: __m256i) -> __m256i;
+}
+
+/// AVX2: `vpmaddubsw` makes int16 of two products each.
+struct Base;
+/// And AVX-VNNI: `vpdpbusd` adds four products to an int32.
+struct Vnni;
+
+/// Sums of [`Base`]. They stay in int16 as long as they fit, because `vpmaddwd` and an addition for each `vpmaddubsw`
+/// would double the work. A lane takes two products at a time, 16 in a sub-block:
+///
+/// - 4 bits: `16 * 15 * 127 = 30480`, one sub-block.
+/// - 2 bits: `16 * 3 * 127 = 6096`, four sub-blocks (24384).
+/// - 1 bit: `16 * 2 * 127 = 4064`, four sub-blocks.
+/// - 8 bits: `vpmaddubsw` itself saturates at `2 * 255 * 127`. Their two nibbles are summed apart, each as 4 bits are.
+#[derive(Clone, Copy)]
+struct Int16Sums {
+    /// int16: codes, or low nibbles.
+    low: __m256i,
+    /// int16: high nibbles, of 8 bits only.
+    high: __m256i,
+    /// int32: what did not fit.
+    settled: __m256i,
+}
+
+impl Extensions for Base {
+    type Sums = Int16Sums;
+
+    const SPLITS_BYTES: bool = true;
+
+    #[inline(always)]
+    unsafe fn nothing() -> Int16Sums {
+        // SAFETY: the caller's processor has AVX2.
+        let zero = unsafe { _mm256_setzero_si256() };
+        Int16Sums {
+            low: zero,
+            high: zero,
+            settled: zero,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add<const BITS: usize>(sums: Int16Sums, u: __m256i, s: __m256i) -> Int16Sums {
+        // SAFETY: the caller's processor has AVX2.
+        unsafe {
+            if BITS < 8 {
+                let low = _mm256_add_epi16(sums.low, _mm256_maddubs_epi16(u, s));
+                return Int16Sums { low, ..sums };
+            }
+            let nibble = _mm256_set1_epi8(15);
+            let low = _mm256_and_si256(u, nibble);
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(u), nibble);
+            Int16Sums {
+                low: _mm256_add_epi16(sums.low, _mm256_maddubs_epi16(low, s)),
+                high: _mm256_add_epi16(sums.high, _mm256_maddubs_epi16(high, s)),
+                settled: sums.settled,
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn settle<const BITS: usize>(sums: Int16Sums) -> Int16Sums {
+        if BITS < 4 {
+            return sums;
+        }
+        // SAFETY: as the caller promises.
+        unsafe {
+            Int16Sums {
+                settled: Self::total::<BITS>(sums),
+                ..Self::nothing()
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total<const BITS: usize>(sums: Int16Sums) -> __m256i {
+        // SAFETY: the caller's processor has AVX2.
+        unsafe {
+            let low = _mm256_madd_epi16(sums.low, _mm256_set1_epi16(1));
+            let total = _mm256_add_epi32(sums.settled, low);
+            if BITS < 8 {
+                return total;
+            }
+            _mm256_add_epi32(total, _mm256_madd_epi16(sums.high, _mm256_set1_epi16(16)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_bytes(acc: __m256i, bytes: __m256i) -> __m256i {
+        // SAFETY: the caller's processor has AVX2.
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+}
+
+impl Extensions for Vnni {
+    type Sums = __m256i;
+
+    const SPLITS_BYTES: bool = false;
+
+    #[inline(always)]
+    unsafe fn nothing() -> __m256i {
+        // SAFETY: the caller's processor has AVX2.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn add<const BITS: usize>(sums: __m256i, u: __m256i, s: __m256i) -> __m256i {
+        // SAFETY: the caller's processor has AVX-VNNI.
+        unsafe { _mm256_dpbusd_avx_epi32(sums, u, s) }
+    }
+
+    #[inline(always)]
+    unsafe fn settle<const BITS: usize>(sums: __m256i) -> __m256i {
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn total<const BITS: usize>(sums: __m256i) -> __m256i {
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn add_bytes(acc: __m256i, bytes: __m256i) -> __m256i {
+        // SAFETY: the caller's processor has AVX-VNNI.
+        unsafe { _mm256_dpbusd_avx_epi32(acc, bytes, _mm256_set1_epi8(1)) }
+    }
+}
+
+/// The scales of an octet.
+///
+/// # Safety
+/// AVX2 and F16C; `tail` points behind the sub-blocks of a group.
+#[inline(always)]
+unsafe fn scales(l: &Layout, tail: *const u8, octet: usize) -> __m256 {
+    // SAFETY: the layout puts 32 scales there, aligned to 64 bytes.
+    unsafe {
+        match l.scale {
+            ScaleKind::F16 => _mm256_cvtph_ps(_mm_load_si128(tail.add(16 * octet).cast())),
+            ScaleKind::F32 => _mm256_load_ps(tail.add(32 * octet).cast()),
+        }
+    }
+}
+
+/// The zero points of an octet, as dwords.
+///
+/// # Safety
+/// AVX2; `tail` points behind the sub-blocks of a group.
+#[inline(always)]
+unsafe fn zero_points(l: &Layout, tail: *const u8, octet: usize) -> __m256i {
+    match l.zero {
+        // SAFETY: AVX2.
+        ZeroKind::Constant(z) => unsafe { _mm256_set1_epi32(z) },
+        // SAFETY: with ZeroKind::PerGroup the layout puts 32 of them behind the scales.
+        ZeroKind::PerGroup => unsafe {
+            let z = tail.add(l.scale_bytes() + 16 * octet);
+            _mm256_cvtepi16_epi32(_mm_load_si128(z.cast()))
+        },
+    }
+}
+
+/// Prefetches `bytes` bytes at `ahead`, a line at a time.
+///
+/// # Safety
+/// None: a prefetch may name any address.
+#[inline(always)]
+unsafe fn prefetch(ahead: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a prefetch reads nothing that the program can see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast()) };
+    }
+}
+
+kernel_set! {
+    /// AVX2 with FMA, F16C and POPCNT.
+    BASE, base, Base, Avx2, "avx2", "avx2,fma,f16c,popcnt"
+}
+kernel_set! {
+    /// And AVX-VNNI.
+    VNNI, vnni, Vnni, Avx2, "avx2+vnni", "avx2,fma,f16c,popcnt,avxvnni"
+}
