@@ -131,12 +131,13 @@ int32_t apl_ffi_abi_version(void);
  * - `"threads"`: 0 (default) for the processors that this process may use, or a count;
  * - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has.
  *
- * Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS and APL_FFI_ISA say the same.
+ * Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS and APL_FFI_ISA say the
+ * same.
  * A configuration that resolves to the same values again is OK.
  *
  * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_UNSUPPORTED (an instruction set the processor lacks); ERR_BACKEND
- * (no CUDA);
- * ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes first).
+ * (no CUDA); ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes
+ * first).
  */
 int32_t apl_ffi_init(const char *config);
 
@@ -161,9 +162,8 @@ int32_t apl_ffi_ready(void);
  * What the library is and has chosen, as a JSON object.
  *
  * Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or the
- * device),
- * `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and `threads` are null.
- * Never initialises the library and leaves the error state alone.
+ * device), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
+ * `threads` are null. Never initialises the library and leaves the error state alone.
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
  */
@@ -198,12 +198,12 @@ const char *apl_ffi_status_text(int32_t status);
 int32_t apl_ffi_status_message(int32_t status, char *text, int32_t capacity);
 
 /**
- * Every function of this library as JSON: its C prototype, its `⎕NA` declaration and one line of documentation.
+ * Every function of this library as JSON: its C prototype, its `⎕NA` declaration and one line of
+ * documentation.
  *
  * `{"abi":1, "version":"…", "functions":[{"name":"…", "c":"…", "na":"…", "doc":"…"}, …]}`, in the order of
- * this header.
- * In `na`, `%P` stands for the path of the library. Never initialises the library and leaves the error state
- * alone.
+ * this header. In `na`, `%P` stands for the path of the library. Never initialises the library and leaves the
+ * error state alone.
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
  */
@@ -221,8 +221,7 @@ int32_t apl_ffi_describe(char *json, int32_t capacity);
  * or -1, exact in integers before the scale.
  *
  * Returns: OK; ERR_RANGE (a negative dimension, `mode`, a scale that is not finite, misaligned or overlapping
- * arrays);
- * ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+ * arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
  */
 int32_t apl_matmul_1bit(const uint8_t *packed, int64_t packed_len, const float *scales, int64_t scales_len,
                         const float *x, int64_t x_len, float *y, int64_t y_len, int64_t rows, int64_t cols,
@@ -250,9 +249,8 @@ int32_t apl_matmul_1bit_batch(const uint8_t *packed, int64_t packed_len, const f
  * `group`: columns a scale covers, 0 for the whole row; `G` = ceil(cols / group).
  *
  * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
- * an unpacked
- * code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on
- * success only.
+ * an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y`
+ * is written on success only.
  */
 int32_t apl_matmul_q(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
                      const float *scales, int64_t scales_len, const int32_t *zero_points,
@@ -278,17 +276,14 @@ int32_t apl_matmul_q_batch(const uint8_t *codes, int64_t codes_len, int32_t bits
  * Quantises a float matrix to codes of 1, 2, 4 or 8 bits, one scale a group.
  *
  * `w` (rows, cols). Outputs: `codes` packed (rows, ceil(cols * bits / 8)); `scales` (rows, G); `zero_points`
- * (rows, G), or length 0
- * for symmetric codes, whose zero point is 2^(bits-1). `group`: columns a group, 0 for the whole row; `G` =
- * ceil(cols / group).
+ * (rows, G), or length 0 for symmetric codes, whose zero point is 2^(bits-1). `group`: columns a group, 0 for
+ * the whole row; `G` = ceil(cols / group).
  * `method` 0: round to nearest, the scale from the extremes of the group (1 bit: the mean absolute value).
- * `method` 1: scale and zero point searched for least squared error.
- * 1-bit codes have no zero points: bit 1 is `+scale`, bit 0 is `-scale`. Scales are float16 numbers where all
- * of them can be.
+ * `method` 1: scale and zero point searched for least squared error. 1-bit codes have no zero points: bit 1 is
+ * `+scale`, bit 0 is `-scale`. Scales are float16 numbers where all of them can be.
  *
  * Returns: OK; ERR_RANGE (`bits`, `method`, a negative dimension, a weight that is not finite, misaligned or
- * overlapping arrays);
- * ERR_LENGTH; ERR_NULL; ERR_MEMORY. The outputs are written on success only.
+ * overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. The outputs are written on success only.
  */
 int32_t apl_quantize(const float *w, int64_t w_len, int64_t rows, int64_t cols, int32_t bits, int32_t group,
                      int32_t method, uint8_t *codes, int64_t codes_len, float *scales, int64_t scales_len,
@@ -300,13 +295,11 @@ int32_t apl_quantize(const float *w, int64_t w_len, int64_t rows, int64_t cols, 
  * `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
  * `packing` 0: (rows, cols), one code a byte.
  * `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0 stands for 2^(bits-1),
- * and is the only
- * one with 1 bit. Output: `w` (rows, cols).
+ * and is the only one with 1 bit. Output: `w` (rows, cols).
  *
  * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
- * an unpacked
- * code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w` is written on
- * success only.
+ * an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w`
+ * is written on success only.
  */
 int32_t apl_dequantize(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
                        const float *scales, int64_t scales_len, const int32_t *zero_points,
@@ -321,17 +314,14 @@ int32_t apl_dequantize(const uint8_t *codes, int64_t codes_len, int32_t bits, in
  * `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
  * `packing` 0: (rows, cols), one code a byte.
  * `bits` 1, 2, 4 or 8. `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0
- * stands for 2^(bits-1),
- * and is the only one with 1 bit. `group`: columns a scale covers, 0 for the whole row.
+ * stands for 2^(bits-1), and is the only one with 1 bit. `group`: columns a scale covers, 0 for the whole row.
  * `options`: JSON; NULL or "" for the defaults. Key: `"activations"`: `"f32"` (default), `"int8"`, or `"sign"`
  * with 1 bit.
  * Output: `handle`, to be freed by `apl_weights_free`.
  *
  * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
- * an unpacked
- * code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL;
- * ERR_MEMORY;
- * ERR_STATE (no handle is left).
+ * an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH;
+ * ERR_NULL; ERR_MEMORY; ERR_STATE (no handle is left).
  */
 int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
                                const float *scales, int64_t scales_len, const int32_t *zero_points,
@@ -348,12 +338,13 @@ int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t 
  * - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
  * - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
  *   adds under 1% of error;
- *   `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+ * `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
  *
  * Output: `handle`, to be freed by `apl_weights_free`.
  *
- * Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16, misaligned or
- * overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_STATE (no handle is left).
+ * Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16,
+ * misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_STATE (no
+ * handle is left).
  */
 int32_t apl_weights_from_f32(const float *w, int64_t w_len, int64_t rows, int64_t cols, const char *options,
                              int32_t *handle);
@@ -373,15 +364,14 @@ int32_t apl_weights_from_f64(const double *w, int64_t w_len, int64_t rows, int64
  * Makes a handle of one named matrix out of a file: a manifest (.json), a .gguf or a .safetensors file.
  *
  * `path`, `name`: text. `options`: as for `apl_weights_from_f32`, and `"mmap"`: true (default) maps the file,
- * false reads it. Weights that are
- * quantised already are taken as stored, unless `"bits"` is given and differs; floats are quantised by the
- * options.
+ * false reads it. Weights that are quantised already are taken as stored, unless `"bits"` is given and
+ * differs; floats are quantised by the options.
  * Output: `handle`, to be freed by `apl_weights_free`. A file that is cut short by someone while it is mapped
  * cannot be survived.
  *
  * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `handle`, a weight that is not
- * finite); ERR_IO; ERR_FORMAT (also a name that is not
- * there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_STATE (no handle is left).
+ * finite); ERR_IO; ERR_FORMAT (also a name that is not there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_STATE (no
+ * handle is left).
  */
 int32_t apl_weights_open(const char *path, const char *name, const char *options, int32_t *handle);
 
@@ -389,12 +379,12 @@ int32_t apl_weights_open(const char *path, const char *name, const char *options
  * What a weight handle is, as a JSON object.
  *
  * Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
- * `scales` (their type), `activations`, `bytes`
- * (memory it occupies), `path` (how it is multiplied: `"tiles"`, the fast layout, or `"rows"`, the general
- * one), `backend`, `isa`.
+ * `scales` (their type), `activations`, `bytes` (memory it occupies), `path` (how it is multiplied: `"tiles"`,
+ * the fast layout, or `"rows"`, the general one), `backend`, `isa`.
  * `group`, `symmetric` and `scales` are null for float weights.
  *
- * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+ * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
+ * ERR_NULL.
  */
 int32_t apl_weights_info(int32_t handle, char *json, int32_t capacity);
 
@@ -412,10 +402,11 @@ int32_t apl_weights_dequantize(int32_t handle, float *w, int64_t w_len);
  * Saves the weights of a handle under a name: a manifest at `path` (.json), and an .npz beside it.
  *
  * `path`, `name`: text. The .npz is in place before the manifest that names it is, so an interruption leaves
- * the old file or
- * the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
+ * the old file or the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
  *
- * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_IO; ERR_MEMORY.
+ * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json,
+                                                               or `name` is empty);
+ * ERR_IO; ERR_MEMORY.
  */
 int32_t apl_weights_save(int32_t handle, const char *path, const char *name);
 
@@ -433,13 +424,13 @@ int32_t apl_weights_free(int32_t handle);
  * threads nor on the batch that its vector travels in.
  *
  * Returns: OK; ERR_HANDLE; ERR_RANGE (`n` < 0, a vector that is not finite where activations are `"int8"`,
- * misaligned or
- * overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+ * misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
  */
 int32_t apl_matmul(int32_t handle, const float *x, int64_t x_len, float *y, int64_t y_len, int64_t n);
 
 /**
- * `apl_matmul` for float64 vectors, which are what APL has: `x` is rounded to float32 first, the sums are widened.
+ * `apl_matmul` for float64 vectors, which are what APL has: `x` is rounded to float32 first, the sums are
+ * widened.
  *
  * `x` (n, cols), `y` (n, rows). An element of `x` that is finite and beyond the range of float32 is ERR_RANGE.
  *

@@ -27,12 +27,13 @@ pub extern "C" fn apl_ffi_abi_version() -> i32 {
 /// - `"threads"`: 0 (default) for the processors that this process may use, or a count;
 /// - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has.
 ///
-/// Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS and APL_FFI_ISA say the same.
+/// Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS and APL_FFI_ISA say the
+/// same.
 /// A configuration that resolves to the same values again is OK.
 ///
 /// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_UNSUPPORTED (an instruction set the processor lacks); ERR_BACKEND
-/// (no CUDA);
-/// ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes first).
+/// (no CUDA); ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes
+/// first).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_ffi_init(config: *const c_char) -> i32 {
     guard("apl_ffi_init", || {
@@ -68,9 +69,8 @@ pub extern "C" fn apl_ffi_ready() -> i32 {
 /// What the library is and has chosen, as a JSON object.
 ///
 /// Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or the
-/// device),
-/// `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and `threads` are null.
-/// Never initialises the library and leaves the error state alone.
+/// device), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
+/// `threads` are null. Never initialises the library and leaves the error state alone.
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
 #[unsafe(no_mangle)]
@@ -148,12 +148,12 @@ pub unsafe extern "C" fn apl_ffi_status_message(
     })
 }
 
-/// Every function of this library as JSON: its C prototype, its `⎕NA` declaration and one line of documentation.
+/// Every function of this library as JSON: its C prototype, its `⎕NA` declaration and one line of
+/// documentation.
 ///
 /// `{"abi":1, "version":"…", "functions":[{"name":"…", "c":"…", "na":"…", "doc":"…"}, …]}`, in the order of
-/// this header.
-/// In `na`, `%P` stands for the path of the library. Never initialises the library and leaves the error state
-/// alone.
+/// this header. In `na`, `%P` stands for the path of the library. Never initialises the library and leaves the
+/// error state alone.
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
 #[unsafe(no_mangle)]

@@ -18,8 +18,7 @@ use crate::matmul;
 /// or -1, exact in integers before the scale.
 ///
 /// Returns: OK; ERR_RANGE (a negative dimension, `mode`, a scale that is not finite, misaligned or overlapping
-/// arrays);
-/// ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+/// arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul_1bit(
     packed: *const u8,
@@ -86,9 +85,8 @@ pub unsafe extern "C" fn apl_matmul_1bit_batch(
 /// `group`: columns a scale covers, 0 for the whole row; `G` = ceil(cols / group).
 ///
 /// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
-/// an unpacked
-/// code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on
-/// success only.
+/// an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y`
+/// is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul_q(
     codes: *const u8,
@@ -190,8 +188,7 @@ fn one_bit_args(
 
 /// What the four functions do once their scalars are in their domains.
 ///
-/// # Safety
-/// The contract of `abi`, for every array.
+/// # Safety The contract of `abi`, for every array.
 unsafe fn product(
     codes: CodeArgs,
     format: Format,

@@ -11,17 +11,14 @@ use crate::weights;
 /// Quantises a float matrix to codes of 1, 2, 4 or 8 bits, one scale a group.
 ///
 /// `w` (rows, cols). Outputs: `codes` packed (rows, ceil(cols * bits / 8)); `scales` (rows, G); `zero_points`
-/// (rows, G), or length 0
-/// for symmetric codes, whose zero point is 2^(bits-1). `group`: columns a group, 0 for the whole row; `G` =
-/// ceil(cols / group).
+/// (rows, G), or length 0 for symmetric codes, whose zero point is 2^(bits-1). `group`: columns a group, 0 for
+/// the whole row; `G` = ceil(cols / group).
 /// `method` 0: round to nearest, the scale from the extremes of the group (1 bit: the mean absolute value).
-/// `method` 1: scale and zero point searched for least squared error.
-/// 1-bit codes have no zero points: bit 1 is `+scale`, bit 0 is `-scale`. Scales are float16 numbers where all
-/// of them can be.
+/// `method` 1: scale and zero point searched for least squared error. 1-bit codes have no zero points: bit 1 is
+/// `+scale`, bit 0 is `-scale`. Scales are float16 numbers where all of them can be.
 ///
 /// Returns: OK; ERR_RANGE (`bits`, `method`, a negative dimension, a weight that is not finite, misaligned or
-/// overlapping arrays);
-/// ERR_LENGTH; ERR_NULL; ERR_MEMORY. The outputs are written on success only.
+/// overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. The outputs are written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_quantize(
     w: *const f32,
@@ -107,13 +104,11 @@ pub unsafe extern "C" fn apl_quantize(
 /// `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
 /// `packing` 0: (rows, cols), one code a byte.
 /// `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0 stands for 2^(bits-1),
-/// and is the only
-/// one with 1 bit. Output: `w` (rows, cols).
+/// and is the only one with 1 bit. Output: `w` (rows, cols).
 ///
 /// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
-/// an unpacked
-/// code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w` is written on
-/// success only.
+/// an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w`
+/// is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_dequantize(
     codes: *const u8,

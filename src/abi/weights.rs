@@ -27,17 +27,14 @@ pub(super) static TABLE: Table<Weights> = Table::new(Kind::Weights);
 /// `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
 /// `packing` 0: (rows, cols), one code a byte.
 /// `bits` 1, 2, 4 or 8. `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0
-/// stands for 2^(bits-1),
-/// and is the only one with 1 bit. `group`: columns a scale covers, 0 for the whole row.
+/// stands for 2^(bits-1), and is the only one with 1 bit. `group`: columns a scale covers, 0 for the whole row.
 /// `options`: JSON; NULL or "" for the defaults. Key: `"activations"`: `"f32"` (default), `"int8"`, or `"sign"`
 /// with 1 bit.
 /// Output: `handle`, to be freed by `apl_weights_free`.
 ///
 /// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
-/// an unpacked
-/// code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL;
-/// ERR_MEMORY;
-/// ERR_STATE (no handle is left).
+/// an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH;
+/// ERR_NULL; ERR_MEMORY; ERR_STATE (no handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_from_codes(
     codes: *const u8,
@@ -91,12 +88,13 @@ pub unsafe extern "C" fn apl_weights_from_codes(
 /// - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
 /// - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
 ///   adds under 1% of error;
-///   `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+/// `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
 ///
 /// Output: `handle`, to be freed by `apl_weights_free`.
 ///
-/// Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16, misaligned or
-/// overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_STATE (no handle is left).
+/// Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16,
+/// misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_STATE (no
+/// handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_from_f32(
     w: *const f32,
@@ -136,15 +134,14 @@ pub unsafe extern "C" fn apl_weights_from_f64(
 /// Makes a handle of one named matrix out of a file: a manifest (.json), a .gguf or a .safetensors file.
 ///
 /// `path`, `name`: text. `options`: as for `apl_weights_from_f32`, and `"mmap"`: true (default) maps the file,
-/// false reads it. Weights that are
-/// quantised already are taken as stored, unless `"bits"` is given and differs; floats are quantised by the
-/// options.
+/// false reads it. Weights that are quantised already are taken as stored, unless `"bits"` is given and
+/// differs; floats are quantised by the options.
 /// Output: `handle`, to be freed by `apl_weights_free`. A file that is cut short by someone while it is mapped
 /// cannot be survived.
 ///
 /// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `handle`, a weight that is not
-/// finite); ERR_IO; ERR_FORMAT (also a name that is not
-/// there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_STATE (no handle is left).
+/// finite); ERR_IO; ERR_FORMAT (also a name that is not there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_STATE (no
+/// handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_open(
     path: *const c_char,
@@ -179,12 +176,12 @@ pub unsafe extern "C" fn apl_weights_open(
 /// What a weight handle is, as a JSON object.
 ///
 /// Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
-/// `scales` (their type), `activations`, `bytes`
-/// (memory it occupies), `path` (how it is multiplied: `"tiles"`, the fast layout, or `"rows"`, the general
-/// one), `backend`, `isa`.
+/// `scales` (their type), `activations`, `bytes` (memory it occupies), `path` (how it is multiplied: `"tiles"`,
+/// the fast layout, or `"rows"`, the general one), `backend`, `isa`.
 /// `group`, `symmetric` and `scales` are null for float weights.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
+/// ERR_NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_info(handle: i32, json: *mut c_char, capacity: i32) -> i32 {
     guard("apl_weights_info", || {
@@ -220,10 +217,10 @@ pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len:
 /// Saves the weights of a handle under a name: a manifest at `path` (.json), and an .npz beside it.
 ///
 /// `path`, `name`: text. The .npz is in place before the manifest that names it is, so an interruption leaves
-/// the old file or
-/// the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
+/// the old file or the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
 ///
-/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_IO; ERR_MEMORY.
+/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json, or `name` is empty);
+/// ERR_IO; ERR_MEMORY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_save(
     handle: i32,
@@ -261,8 +258,7 @@ pub extern "C" fn apl_weights_free(handle: i32) -> i32 {
 /// threads nor on the batch that its vector travels in.
 ///
 /// Returns: OK; ERR_HANDLE; ERR_RANGE (`n` < 0, a vector that is not finite where activations are `"int8"`,
-/// misaligned or
-/// overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+/// misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul(
     handle: i32,
@@ -286,7 +282,8 @@ pub unsafe extern "C" fn apl_matmul(
     })
 }
 
-/// `apl_matmul` for float64 vectors, which are what APL has: `x` is rounded to float32 first, the sums are widened.
+/// `apl_matmul` for float64 vectors, which are what APL has: `x` is rounded to float32 first, the sums are
+/// widened.
 ///
 /// `x` (n, cols), `y` (n, rows). An element of `x` that is finite and beyond the range of float32 is ERR_RANGE.
 ///
@@ -321,8 +318,8 @@ pub unsafe extern "C" fn apl_matmul_f64(
 
 /// A live handle's weights, and the library that they live in.
 ///
-/// # Errors
-/// `ERR_HANDLE`. A library that is not initialised has no live handles, and is not initialised to find that out.
+/// # Errors `ERR_HANDLE`. A library that is not initialised has no live handles, and is not initialised to find
+/// that out.
 fn live(handle: i32) -> Result<(Held, Arc<Weights>)> {
     // Held before the look-up: so `cleanup` cannot come between, and the weights do not outlive their library.
     let held = state::if_initialised();
@@ -336,8 +333,7 @@ fn register(weights: Weights, _held: &Held, handle: &mut [i32]) -> Result<i32> {
     Ok(APL_FFI_OK)
 }
 
-/// # Safety
-/// The contract of `abi`.
+/// # Safety The contract of `abi`.
 unsafe fn from_floats<T: Floats>(
     w: Arg<*const T>,
     rows: i64,
@@ -365,8 +361,7 @@ unsafe fn from_floats<T: Floats>(
 
 /// `x` rounded to float32.
 ///
-/// # Errors
-/// `ERR_RANGE` where a finite number has no finite float32; `ERR_MEMORY`.
+/// # Errors `ERR_RANGE` where a finite number has no finite float32; `ERR_MEMORY`.
 fn narrowed(x: &[f64]) -> Result<Vec<f32>> {
     let mut narrow = memory::with_capacity(x.len(), "x in float32")?;
     narrow.extend(x.iter().map(|&v| v as f32));
