@@ -71,7 +71,7 @@ pub fn from_floats<T: Floats>(
                     w[i]
                 )));
             }
-            Weights::from_f32(rt, &w, rows, cols, width == Width::F16)
+            Weights::from_f32(&w, rows, cols, width == Width::F16)
         }
         Width::Codes(bits) => {
             let spec = Spec {

@@ -687,3 +687,55 @@ fn a_failure_in_one_thread_is_told_in_another_that_had_none() {
     let fresh = std::thread::spawn(last_error).join().unwrap();
     assert!(fresh.contains(": "), "{fresh}");
 }
+// For tests/abi_weights.rs, once matmul::Weights::from_f32 is real.
+#[test]
+fn float_weights_are_kept_as_they_are() {
+    let (rows, cols) = (5, 33);
+    let w = Numbers::new(51).floats(rows * cols);
+    let x = Numbers::new(52).floats(cols);
+    let path = format!("{}/floats.json", env!("CARGO_TARGET_TMPDIR"));
+    for bits in [16, 32] {
+        // "int8" does not apply to floats: they always take "f32".
+        let options = json!({"bits": bits, "activations": "int8"}).to_string();
+        let handle =
+            from_f32(&w, rows, cols, &options).unwrap_or_else(|_| panic!("{}", last_error()));
+        let i = weights_info(handle);
+        assert_eq!(
+            (&i["bits"], &i["activations"]),
+            (&json!(bits), &json!("f32"))
+        );
+        assert!(i["group"].is_null() && i["symmetric"].is_null() && i["scales"].is_null());
+        let kept = dequantized(handle, w.len());
+        for (&k, &w) in kept.iter().zip(&w) {
+            let rounded = if bits == 16 {
+                half::f16::from_f32(w).to_f32()
+            } else {
+                w
+            };
+            assert_eq!(k.to_bits(), rounded.to_bits());
+        }
+        let mut y = vec![UNTOUCHED; rows];
+        assert_eq!(matmul(handle, &x, &mut y, 1), APL_FFI_OK);
+        let wide: Vec<f64> = kept.iter().map(|&v| v.into()).collect();
+        assert_close(&y, &oracle(&wide, &x, rows, cols), &options);
+
+        assert_eq!(save(handle, &path, "w"), APL_FFI_OK, "{}", last_error());
+        let opened = open(&path, "w", &options).unwrap_or_else(|_| panic!("{}", last_error()));
+        assert_eq!(dequantized(opened, w.len()), kept);
+        let by_default = open(&path, "w", "").unwrap();
+        assert_eq!(weights_info(by_default)["bits"], 4);
+        for h in [handle, opened, by_default] {
+            assert_eq!(apl_weights_free(h), APL_FFI_OK);
+        }
+    }
+    for bad in [f32::NAN, f32::INFINITY] {
+        assert_eq!(
+            from_f32(&[1.0, bad], 1, 2, r#"{"bits":32}"#),
+            Err(APL_FFI_ERR_RANGE)
+        );
+    }
+    assert_eq!(
+        from_f32(&[1.0, 70000.0], 1, 2, r#"{"bits":16}"#),
+        Err(APL_FFI_ERR_RANGE)
+    );
+}

@@ -58,11 +58,6 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 
-    /// The first byte.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.ptr.as_ptr()
-    }
-
     /// How many bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -94,7 +89,7 @@ mod tests {
     fn aligned_and_zero() {
         for len in [0, 1, 63, 64, HUGE_PAGE, 3 * HUGE_PAGE + 7] {
             let mut b = Buffer::zeroed(len, "a test").unwrap();
-            assert_eq!(b.as_ptr() as usize % LINE, 0);
+            assert_eq!(b.as_slice().as_ptr() as usize % LINE, 0);
             assert_eq!(b.len(), len);
             assert!(b.as_slice().iter().all(|&x| x == 0));
             b.as_mut_slice().fill(1);

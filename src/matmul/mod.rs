@@ -9,6 +9,7 @@ mod weights;
 
 pub use weights::{Activations, Weights};
 
+use crate::cpu::rows::RowSource;
 use crate::error::Result;
 use crate::quant::Codes;
 use crate::runtime::Runtime;
@@ -20,13 +21,12 @@ use crate::runtime::Runtime;
 /// # Errors
 /// `ERR_MEMORY`; `y` then holds what it held.
 pub fn product(rt: &Runtime, codes: &Codes<'_>, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
-    let w = Weights::from_codes(rt, codes, Activations::F32)?;
-    w.multiply(rt, x, y, n)
+    rows::multiply(rt, &RowSource::Codes(*codes), x, y, n)
 }
 
 /// The one-shot product of 1-bit codes with the signs of the activations, exact in integers before the scale.
 ///
-/// `codes.bits` is 1 and `codes.packing` is `Msb`; `x` is `(n, cols)`, `y` is `(n, rows)`.
+/// `codes.bits` is 1; `x` is `(n, cols)`, `y` is `(n, rows)`.
 ///
 /// # Errors
 /// `ERR_MEMORY`; `y` then holds what it held.
@@ -37,6 +37,5 @@ pub fn sign_product(
     y: &mut [f32],
     n: usize,
 ) -> Result<()> {
-    let w = Weights::from_codes(rt, codes, Activations::Sign)?;
-    w.multiply(rt, x, y, n)
+    rows::multiply_sign(rt, codes, x, y, n)
 }

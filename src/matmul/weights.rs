@@ -1,9 +1,14 @@
 //! The weight object: a matrix converted once for multiplication.
 
+use super::rows;
 use super::tiles::Tiles;
 use crate::cpu::layout::Layout;
+use crate::cpu::rows::RowSource;
 use crate::error::{Error, Result};
-use crate::quant::{Bits, Codes, CodesBuf, ScaleValues, ScalesBuf, pack_row, packed_row_bytes};
+use crate::memory;
+use crate::quant::{
+    Bits, Codes, CodesBuf, ScaleValues, ScalesBuf, Shape, pack_row, packed_row_bytes,
+};
 use crate::runtime::Runtime;
 use half::f16;
 
@@ -20,9 +25,27 @@ pub enum Activations {
 
 /// A matrix converted once for multiplication.
 pub struct Weights {
-    codes: CodesBuf,
-    tiles: Option<Tiles>,
+    form: Form,
     activations: Activations,
+}
+
+/// Where the weights live.
+enum Form {
+    /// Groups that are multiples of 32, and whole rows.
+    Tiles(Tiles),
+    /// Any other group, and matrices with no element.
+    Codes(CodesBuf),
+    /// Float32 weights.
+    F32(Floats<f32>),
+    /// Float16 weights.
+    F16(Floats<f16>),
+}
+
+/// Float weights: `(rows, cols)`.
+struct Floats<T> {
+    values: Vec<T>,
+    rows: usize,
+    cols: usize,
 }
 
 impl Weights {
@@ -30,90 +53,112 @@ impl Weights {
     ///
     /// # Errors
     /// `ERR_CONFIG` for sign activations with more than one bit; `ERR_MEMORY`.
-    pub fn from_codes(rt: &Runtime, c: &Codes<'_>, activations: Activations) -> Result<Weights> {
-        if activations == Activations::Sign && c.bits != Bits::One {
-            return Err(Error::config("activations \"sign\" needs weights of 1 bit"));
+    pub fn from_codes(
+        rt: &Runtime,
+        codes: &Codes<'_>,
+        activations: Activations,
+    ) -> Result<Weights> {
+        if activations == Activations::Sign && codes.bits != Bits::One {
+            return Err(Error::config(format!(
+                "activations are \"sign\" and the weights have {} bits, expected 1",
+                codes.bits.get()
+            )));
         }
-        let s = c.shape;
-        let n = packed_row_bytes(s.cols, c.bits);
-        let mut bytes = vec![0; s.rows * n];
-        let mut row = vec![0; s.cols];
-        for r in 0..s.rows {
-            c.row_codes(r, &mut row);
-            pack_row(&row, c.bits, &mut bytes[r * n..(r + 1) * n]);
-        }
-        let each = || (0..s.rows).flat_map(|r| (0..s.groups).map(move |g| (r, g)));
-        let scales = match c.scales {
-            ScaleValues::F32(_) => ScalesBuf::F32(each().map(|(r, g)| c.scale(r, g)).collect()),
-            ScaleValues::F16(_) => {
-                ScalesBuf::F16(each().map(|(r, g)| f16::from_f32(c.scale(r, g))).collect())
-            }
+        let form = match Layout::new(codes) {
+            Some(layout) => Form::Tiles(Tiles::pack(rt.pool(), layout, codes)?),
+            None => Form::Codes(owned(codes)?),
         };
-        let zero_points = c
-            .zero_points
-            .map(|_| each().map(|(r, g)| c.zero_point(r, g)).collect());
-        let tiles = match Layout::new(c) {
-            Some(l) => Some(Tiles::pack(rt.pool(), l, c)?),
-            None => None,
-        };
-        Ok(Weights {
-            tiles,
-            codes: CodesBuf {
-                shape: s,
-                bits: c.bits,
-                bytes,
-                scales,
-                zero_points,
-            },
-            activations,
-        })
+        Ok(Weights { form, activations })
     }
 
     /// Keeps float weights: `w` is `(rows, cols)`; `half` rounds them to float16.
     ///
     /// # Errors
     /// `ERR_RANGE` where a weight does not fit float16; `ERR_MEMORY`.
-    pub fn from_f32(
-        _rt: &Runtime,
-        _w: &[f32],
-        _rows: usize,
-        _cols: usize,
-        _half: bool,
-    ) -> Result<Weights> {
-        Err(Error::unsupported("float weights"))
+    pub fn from_f32(w: &[f32], rows: usize, cols: usize, half: bool) -> Result<Weights> {
+        let form = if half {
+            let mut values = memory::with_capacity(w.len(), "float16 weights")?;
+            values.extend(w.iter().map(|&v| f16::from_f32(v)));
+            if let Some(i) = values.iter().position(|v: &f16| !v.is_finite()) {
+                return Err(Error::range(format!(
+                    "w at row {}, column {} is {:e}, expected at most 65504, the largest float16",
+                    i / cols,
+                    i % cols,
+                    w[i]
+                )));
+            }
+            Form::F16(Floats { values, rows, cols })
+        } else {
+            let mut values = memory::with_capacity(w.len(), "float32 weights")?;
+            values.extend_from_slice(w);
+            Form::F32(Floats { values, rows, cols })
+        };
+        Ok(Weights {
+            form,
+            activations: Activations::F32,
+        })
     }
 
     /// Outputs.
     pub fn rows(&self) -> usize {
-        self.codes.shape.rows
+        match &self.form {
+            Form::Tiles(t) => t.layout().shape.rows,
+            Form::Codes(c) => c.shape.rows,
+            Form::F32(f) => f.rows,
+            Form::F16(f) => f.rows,
+        }
     }
 
     /// Inputs.
     pub fn cols(&self) -> usize {
-        self.codes.shape.cols
+        match &self.form {
+            Form::Tiles(t) => t.layout().shape.cols,
+            Form::Codes(c) => c.shape.cols,
+            Form::F32(f) => f.cols,
+            Form::F16(f) => f.cols,
+        }
     }
 
     /// Bits a weight: 1, 2, 4, 8; 16 and 32 for floats.
     pub fn bits(&self) -> usize {
-        self.codes.bits.get()
+        match &self.form {
+            Form::Tiles(t) => t.layout().bits.get(),
+            Form::Codes(c) => c.bits.get(),
+            Form::F32(_) => 32,
+            Form::F16(_) => 16,
+        }
     }
 
     /// Columns a scale; `None` for float weights.
     pub fn group(&self) -> Option<usize> {
-        Some(self.codes.shape.group)
+        self.shape().map(|s| s.group)
     }
 
-    /// Whether every zero point is the constant one; `None` for float weights.
+    fn shape(&self) -> Option<Shape> {
+        match &self.form {
+            Form::Tiles(t) => Some(t.layout().shape),
+            Form::Codes(c) => Some(c.shape),
+            Form::F32(_) | Form::F16(_) => None,
+        }
+    }
+
+    /// Whether every zero point is the constant `2^(bits-1)`; `None` for float weights.
     pub fn symmetric(&self) -> Option<bool> {
-        Some(self.codes.zero_points.is_none())
+        match &self.form {
+            Form::Tiles(t) => Some(t.symmetric()),
+            Form::Codes(c) => Some(c.zero_points.is_none()),
+            Form::F32(_) | Form::F16(_) => None,
+        }
     }
 
     /// The type of the scales: `"float16"` or `"float32"`; `None` for float weights.
     pub fn scale_type(&self) -> Option<&'static str> {
-        Some(match self.codes.scales {
-            ScalesBuf::F16(_) => "float16",
-            ScalesBuf::F32(_) => "float32",
-        })
+        let half = match &self.form {
+            Form::Tiles(t) => t.half_scales(),
+            Form::Codes(c) => matches!(c.scales, ScalesBuf::F16(_)),
+            Form::F32(_) | Form::F16(_) => return None,
+        };
+        Some(if half { "float16" } else { "float32" })
     }
 
     /// How it takes activations.
@@ -123,22 +168,39 @@ impl Weights {
 
     /// Bytes it occupies: codes, scales, zero points and padding.
     pub fn bytes(&self) -> usize {
-        self.tiles
-            .as_ref()
-            .map_or(self.codes.bytes.len(), |t| t.bytes())
+        match &self.form {
+            Form::Tiles(t) => t.bytes(),
+            Form::Codes(c) => {
+                let scales = match &c.scales {
+                    ScalesBuf::F32(v) => size_of_val(v.as_slice()),
+                    ScalesBuf::F16(v) => size_of_val(v.as_slice()),
+                };
+                let zero_points = c.zero_points.as_deref().map_or(0, size_of_val);
+                c.bytes.len() + scales + zero_points
+            }
+            Form::F32(f) => size_of_val(f.values.as_slice()),
+            Form::F16(f) => size_of_val(f.values.as_slice()),
+        }
     }
 
     /// The path that products take, for people: `"tiles"` or `"rows"`.
     pub fn path(&self) -> &'static str {
-        "rows"
+        match self.form {
+            Form::Tiles(_) => "tiles",
+            _ => "rows",
+        }
     }
 
-    /// The matrix in the form of the ABI, exactly as it went in; `None` for float weights.
+    /// The matrix in the form of the ABI, its values as they went in; `None` for float weights.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
     pub fn to_codes(&self) -> Result<Option<CodesBuf>> {
-        Ok(Some(self.codes.clone()))
+        match &self.form {
+            Form::Tiles(t) => t.to_codes().map(Some),
+            Form::Codes(c) => owned(&c.as_codes()).map(Some),
+            Form::F32(_) | Form::F16(_) => Ok(None),
+        }
     }
 
     /// The weights as floats, row-major; `out` is `(rows, cols)`.
@@ -146,9 +208,20 @@ impl Weights {
     /// # Errors
     /// `ERR_MEMORY`.
     pub fn dequantize(&self, out: &mut [f32]) -> Result<()> {
-        let c = self.codes.as_codes();
-        for (r, row) in out.chunks_mut(self.cols().max(1)).enumerate() {
-            c.dequantize_row(r, row);
+        match &self.form {
+            Form::Tiles(t) => t.dequantize(out)?,
+            Form::Codes(c) => {
+                let codes = c.as_codes();
+                for (r, row) in out.chunks_exact_mut(c.shape.cols.max(1)).enumerate() {
+                    codes.dequantize_row(r, row);
+                }
+            }
+            Form::F32(f) => out.copy_from_slice(&f.values),
+            Form::F16(f) => {
+                for (out, v) in out.iter_mut().zip(&f.values) {
+                    *out = v.to_f32();
+                }
+            }
         }
         Ok(())
     }
@@ -158,33 +231,67 @@ impl Weights {
     /// # Errors
     /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`. `y` then holds what it held.
     pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
-        let (rows, cols) = (self.rows(), self.cols());
-        if n == 0 {
-            return Ok(());
-        }
-        if let Some(t) = &self.tiles {
-            return t.multiply(rt.tile_kernels(), rt.pool(), self.activations, x, y, n);
-        }
-        let mut row = vec![0.0f32; cols];
-        for r in 0..rows {
-            self.codes.as_codes().dequantize_row(r, &mut row);
-            for v in 0..n {
-                let xs = &x[v * cols..(v + 1) * cols];
-                let sum: f64 = row
-                    .iter()
-                    .zip(xs)
-                    .map(|(&w, &x)| {
-                        let x = if self.activations == Activations::Sign {
-                            if x >= 0.0 { 1.0 } else { -1.0 }
-                        } else {
-                            x as f64
-                        };
-                        w as f64 * x
-                    })
-                    .sum();
-                y[v * rows + r] = sum as f32;
+        match &self.form {
+            Form::Tiles(t) => t.multiply(rt.tile_kernels(), rt.pool(), self.activations, x, y, n),
+            Form::Codes(c) => {
+                let codes = c.as_codes();
+                match self.activations {
+                    Activations::F32 => rows::multiply(rt, &RowSource::Codes(codes), x, y, n),
+                    Activations::Int8 => rows::multiply_int8(rt, &codes, x, y, n),
+                    Activations::Sign => rows::multiply_sign(rt, &codes, x, y, n),
+                }
+            }
+            Form::F32(Floats { values, rows, cols }) => {
+                let (rows, cols) = (*rows, *cols);
+                rows::multiply(rt, &RowSource::F32 { values, rows, cols }, x, y, n)
+            }
+            Form::F16(Floats { values, rows, cols }) => {
+                let (rows, cols) = (*rows, *cols);
+                rows::multiply(rt, &RowSource::F16 { values, rows, cols }, x, y, n)
             }
         }
-        Ok(())
     }
+}
+
+/// A copy with packed codes and one scale, and zero point, a group.
+fn owned(c: &Codes<'_>) -> Result<CodesBuf> {
+    let s = c.shape;
+    let row_bytes = packed_row_bytes(s.cols, c.bits);
+    let mut bytes = memory::filled(s.rows * row_bytes, 0, "codes")?;
+    let mut row = memory::filled(s.cols, 0, "a row of codes")?;
+    // Not over the rows: without columns there may be more of them than anyone can count to.
+    for (r, out) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+        c.row_codes(r, &mut row);
+        pack_row(&row, c.bits, out);
+    }
+    // A matrix without elements may come without scales, and needs none.
+    let values = if s.cols == 0 { 0 } else { s.rows * s.groups };
+    let groups = || (0..values).map(|i| (i / s.groups, i % s.groups));
+    let scales = match c.scales {
+        ScaleValues::F32(_) => {
+            let mut scales = memory::with_capacity(values, "scales")?;
+            scales.extend(groups().map(|(r, g)| c.scale(r, g)));
+            ScalesBuf::F32(scales)
+        }
+        ScaleValues::F16(_) => {
+            let mut scales = memory::with_capacity(values, "scales")?;
+            scales.extend(groups().map(|(r, g)| f16::from_f32(c.scale(r, g))));
+            ScalesBuf::F16(scales)
+        }
+    };
+    let zero_points = match c.zero_points {
+        None => None,
+        Some(_) => {
+            let mut zero_points = memory::with_capacity(values, "zero points")?;
+            zero_points.extend(groups().map(|(r, g)| c.zero_point(r, g)));
+            Some(zero_points)
+        }
+    };
+    Ok(CodesBuf {
+        shape: s,
+        bits: c.bits,
+        bytes,
+        scales,
+        zero_points,
+    })
 }

@@ -34,6 +34,8 @@ unsafe fn four_columns<const BITS: usize>(octet: *const u8, k: usize) -> __m256i
 #[inline(always)]
 pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     l: &Layout,
+    first: usize,
+    count: usize,
     tile: *const u8,
     acts: Int8Acts,
     ahead: Ahead,
@@ -45,13 +47,13 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
             // Eight registers of sums. With twelve the optimiser, which reorders the additions, spills: 12 vectors at
             // 4 bits, weights in cache, ran at 127 instead of 178 Gop/s (with AVX-VNNI 165 instead of 212).
             12 | 8 | 4 if !(E::SPLITS_BYTES && BITS == 8) => {
-                walk::<E, BITS, V, 4, 2>(l, tile, acts, ahead, out)
+                walk::<E, BITS, V, 4, 2>(l, first, count, tile, acts, ahead, out)
             }
-            12 | 8 | 4 | 2 => walk::<E, BITS, V, 2, 2>(l, tile, acts, ahead, out),
+            12 | 8 | 4 | 2 => walk::<E, BITS, V, 2, 2>(l, first, count, tile, acts, ahead, out),
             _ if E::SPLITS_BYTES && BITS == 8 => {
-                walk::<E, BITS, V, 1, 2>(l, tile, acts, ahead, out)
+                walk::<E, BITS, V, 1, 2>(l, first, count, tile, acts, ahead, out)
             }
-            _ => walk::<E, BITS, V, 1, 4>(l, tile, acts, ahead, out),
+            _ => walk::<E, BITS, V, 1, 4>(l, first, count, tile, acts, ahead, out),
         }
     }
 }
@@ -82,6 +84,8 @@ unsafe fn walk<
     const OS: usize,
 >(
     l: &Layout,
+    first: usize,
+    count: usize,
     tile: *const u8,
     acts: Int8Acts,
     ahead: Ahead,
@@ -90,20 +94,19 @@ unsafe fn walk<
     debug_assert!(V.is_multiple_of(VS) && OCTETS.is_multiple_of(OS));
     let sub_bytes = 4 * SUB_COLS * BITS;
     let tail_bytes = l.tail_bytes();
-    let (mut p, mut next) = (tile, ahead.at);
+    let (mut p, mut next) = (tile.wrapping_add(l.group_offset(first)), ahead.at);
     let mut acts = acts;
     // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, its
     // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. `out` is (V, 32).
     unsafe {
-        out.write_bytes(0, V * TILE_ROWS);
-        for g in 0..l.shape.groups {
+        for g in first..first + count {
             let mut subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
             while subs > 0 {
-                let count = subs.min(l.block_subs);
-                subs -= count;
-                prefetch(next, count * ahead.lines * 64);
-                next = next.wrapping_add(count * ahead.lines * 64);
+                let block_subs = subs.min(l.block_subs);
+                subs -= block_subs;
+                prefetch(next, block_subs * ahead.lines * 64);
+                next = next.wrapping_add(block_subs * ahead.lines * 64);
                 let block = Block {
                     codes: p,
                     tail,
@@ -112,15 +115,15 @@ unsafe fn walk<
                 for octet in (0..OCTETS).step_by(OS) {
                     for v in (0..V).step_by(VS) {
                         // The usual block is one sub-block: known to be, it needs no room for settled sums.
-                        if count == 1 {
+                        if block_subs == 1 {
                             pass::<E, BITS, V, VS, OS>(l, &block, 1, octet, v, out);
                         } else {
-                            pass::<E, BITS, V, VS, OS>(l, &block, count, octet, v, out);
+                            pass::<E, BITS, V, VS, OS>(l, &block, block_subs, octet, v, out);
                         }
                     }
                 }
-                p = p.add(count * sub_bytes);
-                acts.codes = acts.codes.add(count * V * SUB_COLS);
+                p = p.add(block_subs * sub_bytes);
+                acts.codes = acts.codes.add(block_subs * V * SUB_COLS);
                 acts.scales = acts.scales.add(V);
                 acts.corrections = acts.corrections.add(V);
             }

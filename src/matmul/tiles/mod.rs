@@ -4,12 +4,13 @@ use super::activations::{Int8, blocks, interleaved, padded, signs};
 use super::buffer::Buffer;
 use super::pack;
 use super::weights::Activations;
-use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
+use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, FLUSH_SUBS, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
-use crate::quant::Codes;
+use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
 use crate::runtime::{Pool, Team};
+use half::f16;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
@@ -88,6 +89,84 @@ impl Tiles {
     /// Bytes of the tiles.
     pub fn bytes(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// Whether every zero point is the constant `2^(bits-1)`.
+    pub fn symmetric(&self) -> bool {
+        self.layout.zero == ZeroKind::Constant(self.layout.bits.default_zero_point())
+    }
+
+    /// Whether scales are float16.
+    pub fn half_scales(&self) -> bool {
+        self.layout.scale == ScaleKind::F16
+    }
+
+    /// The matrix in the form of the ABI, its values as they went in.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn to_codes(&self) -> Result<CodesBuf> {
+        let l = &self.layout;
+        let s = l.shape;
+        let row_bytes = packed_row_bytes(s.cols, l.bits);
+        let mut bytes = memory::filled(s.rows * row_bytes, 0, "codes")?;
+        let mut codes = memory::filled(s.cols, 0, "a row of codes")?;
+        for (r, out) in bytes.chunks_exact_mut(row_bytes).enumerate() {
+            pack::tile_row_codes(l, self.tile(r / TILE_ROWS), r % TILE_ROWS, &mut codes);
+            pack_row(&codes, l.bits, out);
+        }
+        let groups = || (0..s.rows).flat_map(|r| (0..s.groups).map(move |g| (r, g)));
+        let scale = |(r, g)| pack::tile_scale(l, self.tile(r / TILE_ROWS), r % TILE_ROWS, g);
+        let scales = match l.scale {
+            ScaleKind::F16 => {
+                let mut v = memory::with_capacity(s.rows * s.groups, "scales")?;
+                v.extend(groups().map(|at| f16::from_f32(scale(at))));
+                ScalesBuf::F16(v)
+            }
+            ScaleKind::F32 => {
+                let mut v = memory::with_capacity(s.rows * s.groups, "scales")?;
+                v.extend(groups().map(scale));
+                ScalesBuf::F32(v)
+            }
+        };
+        let zero_points = if self.symmetric() {
+            None
+        } else {
+            let mut v = memory::with_capacity(s.rows * s.groups, "zero points")?;
+            v.extend(groups().map(|(r, g)| {
+                pack::tile_zero_point(l, self.tile(r / TILE_ROWS), r % TILE_ROWS, g)
+            }));
+            Some(v)
+        };
+        Ok(CodesBuf {
+            shape: s,
+            bits: l.bits,
+            bytes,
+            scales,
+            zero_points,
+        })
+    }
+
+    /// The weights as floats, row-major; `out` is `(rows, cols)`. Each is rounded once, as
+    /// [`Codes::dequantize_row`] rounds it.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn dequantize(&self, out: &mut [f32]) -> Result<()> {
+        let l = &self.layout;
+        let mut codes = memory::filled(l.shape.cols, 0, "a row of codes")?;
+        for (r, out) in out.chunks_exact_mut(l.shape.cols).enumerate() {
+            let (tile, r) = (self.tile(r / TILE_ROWS), r % TILE_ROWS);
+            pack::tile_row_codes(l, tile, r, &mut codes);
+            for g in 0..l.shape.groups {
+                let scale = pack::tile_scale(l, tile, r, g);
+                let zero = pack::tile_zero_point(l, tile, r, g);
+                for c in l.shape.group_columns(g) {
+                    out[c] = scale * l.bits.level(codes[c], zero) as f32;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Tile `t`.

@@ -100,7 +100,10 @@ fn float32_is_exact() {
 
 #[test]
 fn float32_has_the_same_bits_at_every_level_with_fused_multiply_add() {
-    let fused: Vec<_> = TileKernels::variants().into_iter().filter(|k| k.isa() != crate::cpu::Isa::Scalar).collect();
+    let fused: Vec<_> = TileKernels::variants()
+        .into_iter()
+        .filter(|k| k.isa() != crate::cpu::Isa::Scalar)
+        .collect();
     let Some((first, others)) = fused.split_first() else {
         eprintln!("SKIPPED: this processor has the scalar set only");
         return;
@@ -112,7 +115,12 @@ fn float32_has_the_same_bits_at_every_level_with_fused_multiply_add() {
         for n in [1, 3] {
             let x = r.gaussian(n * m.shape.cols);
             let want = run(first, t, Activations::F32, &x, n, 1);
-            assert_eq!(run(k, t, Activations::F32, &x, n, 1), want, "{name}: {n} vectors, {}", first.name());
+            assert_eq!(
+                run(k, t, Activations::F32, &x, n, 1),
+                want,
+                "{name}: {n} vectors, {}",
+                first.name()
+            );
         }
     });
 }
@@ -224,12 +232,33 @@ fn sign_extremes() {
     // Every bit differs, or none, over a group of 4096 columns: counts that a byte cannot hold.
     let pool = Pool::new(1).unwrap();
     for k in TileKernels::variants() {
-        for (fill, x, want) in [(0x00, 1.0f32, -4096.0), (0xff, -1.0, -4096.0), (0xff, 1.0, 4096.0)] {
-            let mut m = random_codes(&mut Random::new(6), Shape::new(33, 4096, 0), Bits::One, Kind::ALL[0]);
+        for (fill, x, want) in [
+            (0x00, 1.0f32, -4096.0),
+            (0xff, -1.0, -4096.0),
+            (0xff, 1.0, 4096.0),
+        ] {
+            let mut m = random_codes(
+                &mut Random::new(6),
+                Shape::new(33, 4096, 0),
+                Bits::One,
+                Kind::ALL[0],
+            );
             m.bytes.fill(fill);
-            let y = run(&k, &tiles(&pool, &m), Activations::Sign, &vec![x; 3 * 4096], 3, 1);
+            let y = run(
+                &k,
+                &tiles(&pool, &m),
+                Activations::Sign,
+                &vec![x; 3 * 4096],
+                3,
+                1,
+            );
             for (i, y) in y.iter().enumerate() {
-                assert_eq!(*y, want * m.as_codes().scale(i % 33, 0), "{} {fill:x} {x}", k.name());
+                assert_eq!(
+                    *y,
+                    want * m.as_codes().scale(i % 33, 0),
+                    "{} {fill:x} {x}",
+                    k.name()
+                );
             }
         }
     }
