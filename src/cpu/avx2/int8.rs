@@ -105,6 +105,8 @@ unsafe fn walk<
             while subs > 0 {
                 let block_subs = subs.min(l.block_subs);
                 subs -= block_subs;
+                // All lines of a block at once: spread over the columns of one vector's pass they gained up to 15% from
+                // memory without AVX-VNNI and lost as much with it.
                 prefetch(next, block_subs * ahead.lines * 64);
                 next = next.wrapping_add(block_subs * ahead.lines * 64);
                 let block = Block {
