@@ -100,17 +100,14 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 }
                 let mut second = [_mm512_setzero_si512(); 2];
                 for _ in 0..block {
-                    if !few(V) {
-                        for line in 0..ahead.lines {
-                            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast());
-                        }
-                        next = next.wrapping_add(64 * ahead.lines);
-                    }
                     unroll!(K in 0..8 => {
-                        if few(V) {
-                            // Spread: in a bunch at the start of a sub-block they lose a tenth.
-                            for line in K * BITS / 4..(K + 1) * BITS / 4 {
-                                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
+                        // Spread: in a bunch at the start of a sub-block they lose a tenth.
+                        for line in K * BITS / 4..(K + 1) * BITS / 4 {
+                            let at = next.wrapping_add(64 * line).cast();
+                            if few(V) {
+                                _mm_prefetch::<_MM_HINT_T0>(at);
+                            } else if line < ahead.lines {
+                                _mm_prefetch::<_MM_HINT_T1>(at);
                             }
                         }
                         let w = [
@@ -130,9 +127,7 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                             }
                         }
                     });
-                    if few(V) {
-                        next = next.wrapping_add(sub_bytes);
-                    }
+                    next = next.wrapping_add(if few(V) { sub_bytes } else { 64 * ahead.lines });
                     p = p.add(sub_bytes);
                     x = x.add(V * SUB_COLS);
                 }

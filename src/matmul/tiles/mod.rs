@@ -354,9 +354,10 @@ impl Tiles {
                         unsafe { k.panel(width)(levels, scales, count, x, f) };
                     }
                 }
-                let f = scratch.f.0.iter().flat_map(|row| &row.0);
-                for (sum, &f) in sum.iter_mut().zip(f) {
-                    *sum += f as f64;
+                for (sum, f) in sum.chunks_exact_mut(TILE_ROWS).zip(&scratch.f.0) {
+                    for (sum, &f) in sum.iter_mut().zip(&f.0) {
+                        *sum += f as f64;
+                    }
                 }
             }
         }
