@@ -77,6 +77,16 @@ fn main() {
         repeat_cold(&name, || pool.team(|team| share(team, n)));
     }
 
+    let name = format!("try_for_each over {} x 100000 steps", 4 * threads);
+    repeat_cold(&name, || {
+        let items = vec![100_000; 4 * threads];
+        let done = pool.try_for_each(items, |n| {
+            work(n);
+            Ok::<(), ()>(())
+        });
+        assert_eq!(done, Ok(()));
+    });
+
     let times = Mutex::new(Vec::new());
     std::thread::scope(|s| {
         for _ in 0..8 {

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::f16;
 
@@ -99,26 +98,18 @@ pub fn quantize<T: Element>(rt: &Runtime, w: &[T], shape: Shape, spec: &Spec) ->
         return quant::quantize(w, shape, spec);
     }
     quant::quantize_in_bands(w, shape, spec, rows_per_band, |bands| {
-        let outcome: Mutex<Result<bool>> = Mutex::new(Ok(true));
-        let bands: Vec<_> = bands.into_iter().map(|b| Mutex::new(Some(b))).collect();
-        rt.pool().team(|team| {
-            team.run(bands.len(), &|i| {
-                let band = lock(&bands[i]).take();
-                if let Some(result) = band.map(|b| b.quantize()) {
-                    let mut all = lock(&outcome);
-                    *all = match (&*all, result) {
-                        (Err(first), _) => Err(first.clone()),
-                        (Ok(fits), result) => result.map(|fit| *fits && fit),
-                    };
-                }
-            });
+        // `Err` ends the pass: with an error, or with `None` where a scale does not fit the precision tried.
+        let pass = rt.pool().try_for_each(bands, |band| match band.quantize() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(None),
+            Err(e) => Err(Some(e)),
         });
-        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+        match pass {
+            Ok(()) => Ok(true),
+            Err(None) => Ok(false),
+            Err(Some(e)) => Err(e),
+        }
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One named matrix out of a file. Weights that are quantised already are taken as stored, unless the options

@@ -3,18 +3,24 @@
 //! A run is a job and a number of tasks. The caller publishes it and opens the *gate*; workers that
 //! see the gate open go in and claim tasks beside the caller; whoever finds no task left closes the
 //! gate; the caller returns when it is closed and nobody is inside. So a run never waits for a worker
-//! to arrive: if all of them sleep, the caller does the tasks itself, and one that comes late finds
-//! the gate closed and has touched nothing.
+//! to arrive: if none comes, the caller does the tasks itself, and one that comes late finds the gate
+//! closed and has touched nothing.
 //!
-//! Between runs a worker first spins, then gives its processor away at each look, then sleeps.
+//! A worker *serves*: between runs it first spins, then gives its processor away at each look, then goes
+//! back to where it came from; also, and at once, when the workers are *dismissed* because they are needed
+//! there. A run that finds fewer serving than it has use for calls others.
+//!
+//! The gate is one word: whether it is open, how many dismissals are in force, how many workers serve or
+//! have been called, and how many are inside. So leaving is one step from a gate that gives reason to,
+//! and a run that has counted a worker will be seen by it.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
@@ -25,9 +31,16 @@ pub(super) type Job<'a> = dyn Fn(usize) + Sync + 'a;
 const NOTHING: &Job<'static> = &|_| {};
 
 /// Bit of the gate: a run is published and may have tasks left.
-const OPEN: u32 = 1 << 31;
-/// Bit of the gate: the workers are to end. The bits below count the workers inside.
-const QUIT: u32 = 1 << 30;
+const OPEN: usize = 1 << (usize::BITS - 1);
+/// One dismissal in the gate; while there is any, nobody is to serve.
+const DISMISSAL: usize = 1 << (usize::BITS / 2);
+/// All dismissals.
+const DISMISSED: usize = OPEN - DISMISSAL;
+/// One worker that serves or has been called. The bits below count the workers inside: rayon's limit on
+/// threads is 255 where `usize` has 32 bits and 65535 where it has 64, so both counts fit.
+const SERVING: usize = 1 << (usize::BITS / 4);
+/// The workers inside.
+const INSIDE: usize = SERVING - 1;
 
 /// Looks at the gate before the processor is given away between two looks.
 ///
@@ -36,10 +49,15 @@ const QUIT: u32 = 1 << 30;
 /// worse than twice the best choice.
 const SPINS: u32 = 2000;
 
-/// How long a worker goes on looking after that, giving its processor away each time, before it sleeps.
+/// How long a worker goes on looking after that, giving its processor away each time, before it leaves.
 ///
 /// The gaps of a token loop, and of an interpreter that calls in a loop, are far shorter.
 const PATIENCE: Duration = Duration::from_millis(1);
+
+/// Whether there is a run that a worker may go into.
+fn calls(gate: usize) -> bool {
+    gate & (OPEN | DISMISSED) == OPEN
+}
 
 /// A cache line of its own (two: processors fetch them in pairs).
 #[repr(align(128))]
@@ -55,14 +73,12 @@ struct Run {
 
 /// What the caller and the workers share.
 pub(super) struct Crew {
-    gate: Line<AtomicU32>,
+    gate: Line<AtomicUsize>,
     run: Line<Run>,
     /// Whether a caller holds the crew; then nobody else opens the gate.
     held: AtomicBool,
-    /// Workers that sleep or are about to.
-    sleepers: AtomicUsize,
-    door: Mutex<()>,
-    bell: Condvar,
+    /// How many workers there are to be called.
+    workers: usize,
     /// The first panic of the run, from whichever thread.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -76,17 +92,15 @@ unsafe impl Sync for Crew {}
 unsafe impl Send for Crew {}
 
 impl Crew {
-    pub(super) fn new() -> Crew {
+    pub(super) fn new(workers: usize) -> Crew {
         Crew {
-            gate: Line(AtomicU32::new(0)),
+            gate: Line(AtomicUsize::new(0)),
             run: Line(Run {
                 job: UnsafeCell::new((NOTHING, 0)),
                 next: AtomicUsize::new(0),
             }),
             held: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
-            door: Mutex::new(()),
-            bell: Condvar::new(),
+            workers,
             panic: Mutex::new(None),
         }
     }
@@ -101,32 +115,32 @@ impl Crew {
             .then(|| Held { crew: self }) // not `then_some`: dropping a refused one would release the crew
     }
 
-    /// Tells the workers to end. No caller may hold the crew.
-    pub(super) fn quit(&self) {
-        self.gate.0.store(QUIT, SeqCst);
-        self.wake(usize::MAX);
+    /// Sends the workers away for as long as the result lives: those inside leave when their run has no
+    /// task left for them, the others at their next look, and no run calls any.
+    pub(super) fn dismiss(&self) -> Dismissed<'_> {
+        // Relaxed, as in all that is done to the count of dismissals: it orders nothing.
+        self.gate.0.fetch_add(DISMISSAL, Relaxed);
+        Dismissed { crew: self }
     }
 
-    /// The life of a worker. It begins asleep: a library is configured long before it is used, and a
-    /// thousand threads that all look for work would make the starting of them slow.
+    /// Takes part in runs until none comes for a while. The gate has counted this worker already: it was
+    /// called, once.
     pub(super) fn serve(&self) {
-        self.sleep();
+        let gate = &self.gate.0;
         loop {
-            let gate = self.gate.0.load(Relaxed);
-            if gate & QUIT != 0 {
-                return;
-            }
-            if gate & OPEN == 0 {
-                self.idle();
+            let seen = self.look();
+            if !calls(seen) {
+                let leave = |gate| (!calls(gate)).then(|| gate - SERVING);
+                if gate.fetch_update(Relaxed, Relaxed, leave).is_ok() {
+                    return;
+                }
                 continue;
             }
-            // Acquire reads from the caller's store that opened the gate, or from a later change of the
-            // count, which continues its release sequence: the job is visible. That the gate may have
-            // been closed and opened again since the load is harmless: then it is the new run's gate.
-            if self
-                .gate
-                .0
-                .compare_exchange_weak(gate, gate + 1, Acquire, Relaxed)
+            // Acquire reads from the caller's step that opened the gate, or from a later step of anyone,
+            // which continues its release sequence: the job is visible. That the gate may have been
+            // closed and opened again since the look is harmless: then it is the new run's gate.
+            if gate
+                .compare_exchange_weak(seen, seen + 1, Acquire, Relaxed)
                 .is_err()
             {
                 continue;
@@ -135,9 +149,27 @@ impl Crew {
             let (job, tasks) = unsafe { *self.run.0.job.get() };
             // SAFETY: `run` returns, and the borrow it was given ends, only after the decrement below.
             self.work(unsafe { &*job }, tasks);
-            // Release: what the tasks wrote is visible to the caller when it sees the count at 0.
-            self.gate.0.fetch_sub(1, Release);
+            // Release: what the tasks wrote is visible to the caller when it sees that nobody is inside.
+            gate.fetch_sub(1, Release);
         }
+    }
+
+    /// Waits a while for the gate to be open or the workers to be dismissed; the gate as last seen.
+    fn look(&self) -> usize {
+        let mut gate = self.gate.0.load(Relaxed);
+        for _ in 0..SPINS {
+            if gate & (OPEN | DISMISSED) != 0 {
+                return gate;
+            }
+            spin_loop();
+            gate = self.gate.0.load(Relaxed);
+        }
+        let start = Instant::now();
+        while gate & (OPEN | DISMISSED) == 0 && start.elapsed() < PATIENCE {
+            yield_now();
+            gate = self.gate.0.load(Relaxed);
+        }
+        gate
     }
 
     /// Claims tasks and does them until none is left, then closes the gate.
@@ -161,56 +193,6 @@ impl Crew {
         // of those that have left.
         self.gate.0.fetch_and(!OPEN, Relaxed);
     }
-
-    /// Waits for the gate to change: a while awake, then asleep. It may return early.
-    fn idle(&self) {
-        for _ in 0..SPINS {
-            if self.called() {
-                return;
-            }
-            spin_loop();
-        }
-        let start = Instant::now();
-        while start.elapsed() < PATIENCE {
-            if self.called() {
-                return;
-            }
-            yield_now();
-        }
-        self.sleep();
-    }
-
-    /// Sleeps unless the gate has changed, until it does. It may return early.
-    fn sleep(&self) {
-        let door = lock(&self.door);
-        // This and `wake` are the two halves of one argument: here `sleepers` is written and then the
-        // gate read, there the gate is written and then `sleepers` read, all SeqCst, so at least one
-        // side sees the other. If it is the waking one, it rings only after taking the door, which
-        // this thread holds until it waits.
-        self.sleepers.fetch_add(1, SeqCst);
-        if self.gate.0.load(SeqCst) & (OPEN | QUIT) == 0 {
-            drop(self.bell.wait(door));
-        }
-        self.sleepers.fetch_sub(1, Relaxed);
-    }
-
-    fn called(&self) -> bool {
-        self.gate.0.load(Relaxed) & (OPEN | QUIT) != 0
-    }
-
-    /// Wakes at most `wanted` sleepers. The gate has been changed, with SeqCst.
-    fn wake(&self, wanted: usize) {
-        let sleepers = self.sleepers.load(SeqCst);
-        if sleepers == 0 {
-            return;
-        }
-        drop(lock(&self.door));
-        if wanted >= sleepers {
-            self.bell.notify_all();
-        } else {
-            (0..wanted).for_each(|_| self.bell.notify_one());
-        }
-    }
 }
 
 /// The right to publish runs to a crew.
@@ -221,34 +203,33 @@ pub(super) struct Held<'a> {
 impl Held<'_> {
     /// Runs `job` once for each task in `0..tasks` and waits for all; a panic of any comes out here.
     ///
+    /// `call` is told how many workers more the run has use for, if any: each must come to [`Crew::serve`]
+    /// once, at any time.
+    ///
     /// `&mut`: a run is not published while another is, which also rules out a run from inside a job.
-    pub(super) fn run(&mut self, tasks: usize, job: &Job<'_>) {
+    pub(super) fn run(&mut self, tasks: usize, job: &Job<'_>, call: impl FnOnce(usize)) {
         let crew = self.crew;
         let job_ptr: *const Job<'_> = job;
-        // SAFETY: only the lifetime changes. No member uses the pointer after this function returns, and
-        // it does not unwind before the wait below: `work` catches the panics of the job.
+        // SAFETY: only the lifetime changes. No member uses the pointer after `published` is dropped,
+        // which is before this function returns or unwinds.
         let job_ptr: *const Job<'static> = unsafe { std::mem::transmute(job_ptr) };
         // SAFETY: the gate is closed and nobody is inside, as the previous run left it (or `new` did), so
         // no worker reads; `Held` is the only one, so nobody else writes.
         unsafe { *crew.run.0.job.get() = (job_ptr, tasks) };
         crew.run.0.next.store(0, Relaxed);
-        // Release: a worker that goes in sees the two stores above. SeqCst: see `sleep`.
-        crew.gate.0.store(OPEN, SeqCst);
-        crew.wake(tasks.saturating_sub(1));
-        crew.work(job, tasks);
+        // Release: a worker that goes in sees the two stores above.
+        let gate = crew.gate.0.fetch_or(OPEN, Release);
+        let published = Published { crew };
 
-        // `work` has closed the gate. Those inside are at their last tasks, or a scheduler has taken the
-        // processor from them: then it is better given to them than spun away.
-        // Acquire: pairs with the Release of each worker that has left.
-        let mut looks = 0;
-        while crew.gate.0.load(Acquire) != 0 {
-            if looks < SPINS {
-                looks += 1;
-                spin_loop();
-            } else {
-                yield_now();
-            }
+        let wanted = tasks.saturating_sub(1).min(crew.workers);
+        let missing = wanted.saturating_sub(gate % DISMISSAL / SERVING);
+        if missing > 0 && gate & DISMISSED == 0 {
+            crew.gate.0.fetch_add(missing * SERVING, Relaxed);
+            call(missing);
         }
+        crew.work(job, tasks);
+        drop(published);
+
         let panic = lock(&crew.panic).take();
         if let Some(payload) = panic {
             resume_unwind(payload);
@@ -262,7 +243,115 @@ impl Drop for Held<'_> {
     }
 }
 
+/// A run that workers may see. Dropping it ends the run: the gate is closed and nobody is inside.
+struct Published<'a> {
+    crew: &'a Crew,
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        let gate = &self.crew.gate.0;
+        // Those inside are at their last tasks, or a scheduler has taken the processor from them: then it
+        // is better given to them than spun away.
+        let mut looks = 0;
+        loop {
+            // Acquire: pairs with the Release of each worker that has left.
+            let seen = gate.load(Acquire);
+            if seen & OPEN != 0 {
+                // `work` closes it; it is open only if calling the workers has panicked.
+                gate.fetch_and(!OPEN, Relaxed);
+            } else if seen & INSIDE == 0 {
+                return;
+            } else if looks < SPINS {
+                looks += 1;
+                spin_loop();
+            } else {
+                yield_now();
+            }
+        }
+    }
+}
+
+/// While it lives, nobody serves.
+#[must_use = "the workers may be called again when this is dropped"]
+pub(super) struct Dismissed<'a> {
+    crew: &'a Crew,
+}
+
+impl Drop for Dismissed<'_> {
+    fn drop(&mut self) {
+        self.crew.gate.0.fetch_sub(DISMISSAL, Relaxed);
+    }
+}
+
 /// Locks a mutex under which nothing panics.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run of `tasks` tasks that do nothing; how many workers it called.
+    fn called(held: &mut Held<'_>, tasks: usize) -> usize {
+        let mut called = 0;
+        held.run(tasks, &|_| {}, |missing| called = missing);
+        called
+    }
+
+    #[test]
+    fn a_run_calls_those_it_lacks() {
+        let crew = Crew::new(3);
+        let mut held = crew.try_hold().unwrap();
+        for (tasks, expected) in [(0, 0), (1, 0), (2, 1), (2, 0), (9, 2), (9, 0)] {
+            assert_eq!(called(&mut held, tasks), expected, "{tasks}");
+        }
+        // They come and, as no run does, go.
+        (0..3).for_each(|_| crew.serve());
+        assert_eq!(called(&mut held, 9), 3);
+    }
+
+    #[test]
+    fn the_dismissed_leave_an_open_run_and_are_not_called() {
+        let crew = Crew::new(2);
+        let mut held = crew.try_hold().unwrap();
+        assert_eq!(called(&mut held, 2), 1);
+        let done = AtomicUsize::new(0);
+        let job = |task| {
+            if task == 0 {
+                let _dismissed = crew.dismiss();
+                crew.serve(); // would do the other tasks
+                assert_eq!(done.load(Relaxed), 0);
+            }
+            done.fetch_add(1, Relaxed);
+        };
+        held.run(2, &job, |_| ());
+        assert_eq!(done.into_inner(), 2);
+
+        let dismissed = [crew.dismiss(), crew.dismiss()];
+        for one in dismissed {
+            assert_eq!(called(&mut held, 9), 0);
+            drop(one);
+        }
+        assert_eq!(called(&mut held, 9), 2);
+    }
+
+    #[test]
+    fn a_run_that_cannot_call_is_ended() {
+        let crew = Crew::new(1);
+        let mut held = crew.try_hold().unwrap();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let call = |_| resume_unwind(Box::new("no call")); // without the hook, which prints
+            held.run(2, &|_| {}, call);
+        }));
+        assert!(outcome.is_err());
+        crew.serve(); // would run the job of the run that has ended
+        let done = AtomicUsize::new(0);
+        let job = |_| {
+            done.fetch_add(1, Relaxed);
+        };
+        held.run(5, &job, |_| ());
+        assert_eq!(done.into_inner(), 5);
+    }
 }

@@ -1,10 +1,13 @@
-//! The library's own threads, and the team they form for a sequence of products.
+//! The library's own threads, the team they form for a sequence of products, and the sharing of coarse work.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::mem::take;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use super::crew::{Crew, Held};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::crew::{Crew, Held, lock};
 use super::enter_library;
 use super::signals::Blocked;
 use crate::error::{Error, Result};
@@ -17,8 +20,14 @@ const STACK: usize = 2 << 20;
 /// The library's own threads; the calling thread is always one of those that work.
 ///
 /// They take no signals and print nothing. Dropping the pool joins them.
+///
+/// They are the threads of a rayon pool, where they sleep and share coarse work. A sequence of products
+/// is too fine for rayon's jobs, each an allocation, a queue and, for the caller, a wait until every
+/// worker has come and gone: there they leave rayon for a while to serve a [`Crew`].
 pub struct Pool {
     crew: Arc<Crew>,
+    /// `None` if the calling thread is alone.
+    rayon: Option<ThreadPool>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -30,23 +39,32 @@ impl Pool {
     pub fn new(threads: usize) -> Result<Pool> {
         let count = threads.saturating_sub(1);
         let mut pool = Pool {
-            crew: Arc::new(Crew::new()),
+            crew: Arc::new(Crew::new(count)),
+            rayon: None,
             workers: with_capacity(count, "the threads of the pool")?,
         };
-        let _signals = Blocked::all();
-        for n in 1..=count {
-            let crew = Arc::clone(&pool.crew);
-            let worker = Builder::new()
-                .name(format!("apl_ffi-{n}"))
-                .stack_size(STACK)
-                .spawn(move || {
-                    let _library = enter_library();
-                    crew.serve();
+        // rayon takes 0 for "as many as there are processors".
+        if count > 0 {
+            let _signals = Blocked::all();
+            let started = ThreadPoolBuilder::new()
+                .num_threads(count)
+                .spawn_handler(|worker| {
+                    let thread = Builder::new()
+                        .name(format!("apl_ffi-{}", worker.index() + 1))
+                        .stack_size(STACK)
+                        .spawn(move || {
+                            let _library = enter_library();
+                            worker.run();
+                        })?;
+                    pool.workers.push(thread);
+                    Ok(())
                 })
-                .map_err(|e| {
-                    Error::memory(format!("thread {n} of {count} cannot be started: {e}"))
-                })?;
-            pool.workers.push(worker);
+                .build();
+            // On an error rayon has told those that were started to end.
+            pool.rayon = Some(started.map_err(|e| {
+                let n = pool.workers.len() + 1;
+                Error::memory(format!("thread {n} of {count} cannot be started: {e}"))
+            })?);
         }
         Ok(pool)
     }
@@ -59,23 +77,79 @@ impl Pool {
     /// Holds the workers through the sequence of products that `f` issues.
     ///
     /// If another caller holds them, the team is the calling thread alone: nobody waits. The same
-    /// holds for a team asked for from inside a team or a job.
+    /// holds for a team asked for from inside a team or a job. While [`Pool::try_for_each`] has the
+    /// workers, the team has as many members as ever, and the calling thread does the work.
     pub fn team<R>(&self, f: impl FnOnce(&Team) -> R) -> R {
-        let held = match self.workers.len() {
-            0 => None,
-            _ => self.crew.try_hold(),
-        };
+        let workers = self.rayon.as_ref().and_then(|rayon| {
+            Some(Workers {
+                held: RefCell::new(self.crew.try_hold()?),
+                crew: &self.crew,
+                rayon,
+            })
+        });
         f(&Team {
-            members: if held.is_some() { self.threads() } else { 1 },
-            held: held.map(RefCell::new),
+            members: workers.as_ref().map_or(1, |_| self.threads()),
+            workers,
         })
+    }
+
+    /// Does `work` on every item, on the calling thread and all others: for items of 0.1 ms and more, such
+    /// as bands of a matrix to quantise.
+    ///
+    /// Any number of callers share the threads, and each waits until its own items are done. It comes
+    /// before a team: those who serve one leave it after the run they are in, and no run calls them
+    /// until this call ends, so that products issued without a pause cannot keep it waiting.
+    ///
+    /// There is no `install` that takes any closure: with one thread it would have to run on the calling
+    /// thread, where a rayon iterator starts the global pool.
+    ///
+    /// # Errors
+    /// That of an item, if any fails; then items that nobody has begun are not done.
+    ///
+    /// # Panics
+    /// If `work` does, on whichever thread; the other items may be done all the same.
+    pub fn try_for_each<T: Send, E: Send>(
+        &self,
+        items: Vec<T>,
+        work: impl Fn(T) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<(), E> {
+        let helpers = self.workers.len().min(items.len().saturating_sub(1));
+        let Some(rayon) = self.rayon.as_ref().filter(|_| helpers > 0) else {
+            return items.into_iter().try_for_each(work);
+        };
+        let rest = Mutex::new(items.into_iter());
+        let failure = Mutex::new(None);
+        let take_part = || {
+            loop {
+                let item = lock(&rest).next();
+                let Some(item) = item else { return };
+                if let Err(e) = work(item) {
+                    lock(&failure).get_or_insert(e);
+                    let unbegun = take(&mut *lock(&rest));
+                    drop(unbegun); // here, where the lock is not held
+                }
+            }
+        };
+        let _away_from_teams = self.crew.dismiss();
+        rayon.in_place_scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|_| take_part());
+            }
+            take_part();
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(e) => Err(e),
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         // `&mut self`: no team borrows the pool any more.
-        self.crew.quit();
+        let _for_good = self.crew.dismiss();
+        // Its threads end when those who serve have come back.
+        self.rayon = None;
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its jobs, so it ends by returning.
             let _ = worker.join();
@@ -88,7 +162,14 @@ impl Drop for Pool {
 /// It stays on the thread that asked for it: a job cannot capture it.
 pub struct Team<'a> {
     members: usize,
-    held: Option<RefCell<Held<'a>>>,
+    workers: Option<Workers<'a>>,
+}
+
+/// What a team has beside the calling thread.
+struct Workers<'a> {
+    held: RefCell<Held<'a>>,
+    crew: &'a Arc<Crew>,
+    rayon: &'a ThreadPool,
 }
 
 impl Team<'_> {
@@ -96,11 +177,11 @@ impl Team<'_> {
     pub fn alone() -> Team<'static> {
         Team {
             members: 1,
-            held: None,
+            workers: None,
         }
     }
 
-    /// How many threads share the work.
+    /// At most how many threads share the work.
     pub fn members(&self) -> usize {
         self.members
     }
@@ -111,8 +192,15 @@ impl Team<'_> {
     /// If the job does, on whichever thread: the first panic comes out here, and the tasks that nobody
     /// has begun by then are not run. The pool stays usable.
     pub fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
-        match &self.held {
-            Some(held) if tasks > 1 => held.borrow_mut().run(tasks, job),
+        match &self.workers {
+            Some(Workers { held, crew, rayon }) if tasks > 1 => {
+                held.borrow_mut().run(tasks, job, |missing| {
+                    for _ in 0..missing {
+                        let crew = Arc::clone(crew);
+                        rayon.spawn(move || crew.serve());
+                    }
+                });
+            }
             _ => (0..tasks).for_each(job),
         }
     }

@@ -223,6 +223,144 @@ fn many_callers_and_two_pools() {
 }
 
 #[test]
+fn every_item_is_done_once() {
+    for threads in THREADS {
+        let pool = pool(threads);
+        for len in [0usize, 1, 2, threads, 1000] {
+            let counts: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
+            let done = pool.try_for_each(counts.iter().collect(), |count| {
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok::<(), ()>(())
+            });
+            assert_eq!(done, Ok(()));
+            assert!(
+                counts.iter().all(|c| c.load(Ordering::Relaxed) == 1),
+                "{threads} {len}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_thread_takes_items() {
+    for threads in THREADS {
+        let pool = pool(threads);
+        let caller = std::thread::current().id();
+        let all = Barrier::new(threads); // hangs if a thread stays away
+        let done = pool.try_for_each((0..threads).collect(), |_| {
+            all.wait();
+            assert_eq!(std::thread::current().id() == caller, !on_worker());
+            Ok::<(), ()>(())
+        });
+        assert_eq!(done, Ok(()));
+    }
+}
+
+#[test]
+fn an_item_that_fails_ends_the_rest() {
+    for threads in THREADS {
+        let pool = pool(threads);
+        let begun = AtomicUsize::new(0);
+        let outcome = pool.try_for_each((0..1000).collect(), |item: usize| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            Err(item)
+        });
+        assert!(outcome.is_err());
+        // Each thread begins one, and sees afterwards that nothing is left.
+        let begun = begun.into_inner();
+        assert!((1..=threads).contains(&begun), "{threads} {begun}");
+    }
+}
+
+#[test]
+fn a_panic_of_an_item_comes_out() {
+    for threads in THREADS {
+        let pool = pool(threads);
+        for panicking in [0, 999] {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                pool.try_for_each((0..1000).collect(), |item: usize| {
+                    if item == panicking {
+                        resume_unwind(Box::new(item)); // without the hook, which prints
+                    }
+                    Ok::<(), ()>(())
+                })
+            }));
+            assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&panicking));
+        }
+        with_every_member(&pool, || {});
+    }
+}
+
+#[test]
+fn teams_and_items_inside_one_another() {
+    let pool = pool(3);
+    let items = |count: &AtomicUsize| {
+        let done = pool.try_for_each((0..7).collect(), |_: usize| {
+            pool.team(|team| sequence(team, 4, 3));
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok::<(), ()>(())
+        });
+        assert_eq!(done, Ok(()));
+    };
+    let count = AtomicUsize::new(0);
+    pool.team(|team| {
+        team.run(5, &|_| items(&count));
+        items(&count);
+    });
+    let outer = pool.try_for_each((0..5).collect(), |_: usize| {
+        items(&count);
+        Ok::<(), ()>(())
+    });
+    assert_eq!(outer, Ok(()));
+    assert_eq!(count.into_inner(), 7 * (5 + 1 + 5));
+    with_every_member(&pool, || {});
+}
+
+#[test]
+fn items_of_many_callers_while_runs_follow_one_another_without_a_pause() {
+    let pool = pool(3);
+    let waiting = AtomicUsize::new(8);
+    std::thread::scope(|s| {
+        let team = s.spawn(|| {
+            pool.team(|team| {
+                while waiting.load(Ordering::Relaxed) > 0 {
+                    sequence(team, 3, 20);
+                }
+            });
+        });
+        let callers = [(); 8].map(|()| {
+            s.spawn(|| {
+                for _ in 0..20 {
+                    let sum = AtomicUsize::new(0);
+                    let done = pool.try_for_each((0..50).collect(), |item| {
+                        sum.fetch_add(item, Ordering::Relaxed);
+                        Ok::<(), ()>(())
+                    });
+                    assert_eq!(done, Ok(()));
+                    assert_eq!(sum.into_inner(), 50 * 49 / 2);
+                }
+                waiting.fetch_sub(1, Ordering::Relaxed);
+            })
+        });
+        for caller in callers {
+            caller.join().unwrap();
+        }
+        team.join().unwrap();
+    });
+    with_every_member(&pool, || {});
+}
+
+#[test]
+fn a_pool_ends_while_its_workers_serve() {
+    for pause in (0..60).map(|i| Duration::from_micros(i * 29)) {
+        let pool = pool(3);
+        pool.team(|team| team.run(3, &|_| {})); // calls both; one may still be on its way
+        std::thread::sleep(pause);
+        drop(pool); // hangs if a worker does not come back
+    }
+}
+
+#[test]
 fn workers_are_the_library() {
     with_every_member(&pool(3), || {
         assert_eq!(crate::runtime::in_library(), on_worker());
