@@ -155,7 +155,7 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 corr = corr.add(V);
             }
             p = p.add(tail_bytes);
-            if few(V) {
+            if few(V) || ahead.lines == 2 * BITS {
                 // The scales are a line of the stream too.
                 _mm_prefetch::<_MM_HINT_T0>(next.cast());
                 next = next.wrapping_add(tail_bytes);
