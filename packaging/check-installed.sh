@@ -17,7 +17,8 @@ with_pkg_config() {
 if command -v pkg-config > /dev/null; then
   with_pkg_config "${CC:-cc}" -std=c99 -Wall -Wextra -Werror "$sources/use.c" -o "$scratch/use_c"
   with_pkg_config "${CXX:-c++}" -std=c++17 -Wall -Wextra -Werror "$sources/use.cpp" -o "$scratch/use_cpp"
-  "$scratch/use_c" && "$scratch/use_cpp"
+  "$scratch/use_c"
+  "$scratch/use_cpp"
   echo "ok - installed tree through pkg-config"
 else
   echo "SKIPPED - pkg-config is not here: the installed .pc file is not tested"
@@ -32,7 +33,8 @@ for where in "CMAKE_PREFIX_PATH=$prefix" "apl_ffi_DIR=$scratch/moved/lib/deep/cm
     build=$scratch/build-${where%%=*}
     cmake -S "$sources" -B "$build" "-D$where" > "$scratch/log" 2>&1 \
       && cmake --build "$build" >> "$scratch/log" 2>&1 || { cat "$scratch/log"; exit 1; }
-    "$build/use_c" && "$build/use_cpp"
+    "$build/use_c"
+    "$build/use_cpp"
     echo "ok - installed tree through CMake and ${where%%=*}"
   else
     echo "SKIPPED - cmake is not here: the installed CMake package is not tested"
