@@ -3,7 +3,8 @@
 #
 #     ctest/run.sh LIBRARY_FOLDER OUTPUT_FOLDER [PROGRAM...]     from the top of the repository; without names: all
 #
-# CC, CFLAGS, LDLIBS: as for make. UNDER: what a program is started with, such as valgrind and its arguments.
+# CC, CFLAGS: as for make. RUNTIME: an archive linked whole into every program, whose symbols the library finds there
+# (a sanitizer's). UNDER: what a program is started with, such as valgrind and its arguments.
 set -u
 
 library=$1 out=$2
@@ -21,10 +22,13 @@ ln -sf "$(realpath "$library")/libapl_ffi.so" "$out/libapl_ffi.so.$abi" || exit 
 log=$out/log
 : > "$log"
 for name; do
-  # --as-needed: the program that loads the library by itself must not be linked with it.
+  # Compiling and linking are two steps: a sanitizer's flag at the second would link the C compiler's runtime.
   # shellcheck disable=SC2086 # flags are words
-  ${CC:-cc} ${CFLAGS:--O2} -std=c99 -Wall -Wextra -Wpedantic -Werror -Iinclude "ctest/$name.c" -o "$out/$name" \
-    -Wl,--as-needed "-L$library" -lapl_ffi -lm -pthread -ldl ${LDLIBS:-} -Wl,-rpath,'$ORIGIN' || exit 2
+  ${CC:-cc} ${CFLAGS:--O2} -std=c99 -Wall -Wextra -Wpedantic -Werror -Iinclude -c "ctest/$name.c" -o "$out/$name.o" \
+    || exit 2
+  # --as-needed: the program that loads the library by itself must not be linked with it.
+  ${CC:-cc} "$out/$name.o" ${RUNTIME:+-Wl,--whole-archive "$RUNTIME" -Wl,--no-whole-archive -rdynamic} -o "$out/$name" \
+    -Wl,--as-needed "-L$library" -lapl_ffi -lm -pthread -ldl -lrt -lgcc_s -Wl,-rpath,'$ORIGIN' || exit 2
 done
 for name; do
   echo "$name:"
