@@ -4,16 +4,29 @@ PYTHON ?= python3
 CFLAGS ?= -O2
 WARNINGS = -std=c99 -Wall -Wextra -Wpedantic -Werror
 
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+DESTDIR ?=
+
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 20
+
 RELEASE = target/release
 ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
+export CC CFLAGS
 
-.PHONY: help build run bench peers
+.PHONY: help build run test ctest header install uninstall check-installed lint asan tsan valgrind fuzz bench peers
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
 build: ## the library, optimised
+	$(CARGO) build --release
+
+# For `install`, which is run by someone who may have no compiler: it takes the library that is there.
+$(RELEASE)/libapl_ffi.so:
 	$(CARGO) build --release
 
 run: $(DEMO) ## the table of error, size and speed of this machine
@@ -24,6 +37,48 @@ $(DEMO): ctest/demo.c include/apl_ffi.h build
 	@mkdir -p $(@D)
 	@ln -sf ../../$(RELEASE)/libapl_ffi.so $(@D)/libapl_ffi.so.$(ABI)
 	$(CC) $(CFLAGS) $(WARNINGS) -Iinclude $< -o $@ -L$(RELEASE) -lapl_ffi -lm -Wl,-rpath,'$$ORIGIN'
+
+test: ## every test: Rust, C and C++, and programs against an installed tree
+	$(CARGO) test
+	$(MAKE) --no-print-directory ctest check-installed
+
+ctest: build ## the C programs, a line a test
+	ctest/run.sh $(RELEASE) target/ctest
+
+header: ## include/apl_ffi.h, from the sources
+	APL_FFI_BLESS=1 $(CARGO) test --test header the_header_is
+
+install: $(RELEASE)/libapl_ffi.so ## the library, its header, and what pkg-config and CMake ask for; PREFIX, LIBDIR, INCLUDEDIR, DESTDIR
+	@PREFIX='$(PREFIX)' LIBDIR='$(LIBDIR)' INCLUDEDIR='$(INCLUDEDIR)' DESTDIR='$(DESTDIR)' RELEASE='$(RELEASE)' \
+	  packaging/install.sh
+
+uninstall: ## what `make install` with the same variables put there
+	rm -f '$(DESTDIR)$(LIBDIR)'/libapl_ffi.so* '$(DESTDIR)$(LIBDIR)/pkgconfig/apl_ffi.pc' \
+	  '$(DESTDIR)$(INCLUDEDIR)/apl_ffi.h'
+	rm -rf '$(DESTDIR)$(LIBDIR)/cmake/apl_ffi'
+
+check-installed: build ## C and C++ programs against an installed tree
+	packaging/check-installed.sh
+
+lint: ## formatting and clippy
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+asan: ## the Rust and C tests under AddressSanitizer
+	tools/sanitize.sh address
+
+tsan: ## the tests with threads under ThreadSanitizer
+	tools/sanitize.sh thread
+
+# Valgrind knows no AVX-512. It runs one thread at a time, so the programs about threads are left to tsan.
+valgrind: export APL_FFI_ISA = avx2
+valgrind: export APL_FFI_SANITIZED = 1
+valgrind: build ## the C programs under valgrind's memcheck
+	UNDER='valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite' \
+	  ctest/run.sh $(RELEASE) target/valgrind lifecycle oneshot quantise weights errors
+
+fuzz: ## every fuzz target for FUZZ_SECONDS
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 bench: build ## products against the ceilings of the machine; BENCH='--help' lists the filters
 	$(CARGO) bench --bench matmul -- $(BENCH)

@@ -52,10 +52,10 @@ static inline void skipped(const char *name, const char *why)
     printf("ok - %s # skipped: %s\n", name, why);
 }
 
-/* What `main` returns. */
+/* What `main` returns; a check that failed after the last test counts. */
 static inline int finish(void)
 {
-    return check_exit;
+    return check_exit || check_failures;
 }
 
 /* `count` elements of `size` bytes, zeroed; ends the program where there is no memory. */

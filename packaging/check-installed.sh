@@ -14,21 +14,28 @@ with_pkg_config() {
   # shellcheck disable=SC2046 # the flags are words
   "$@" $(PKG_CONFIG_PATH="$prefix/lib/pkgconfig" pkg-config --cflags --libs apl_ffi) "-Wl,-rpath,$prefix/lib"
 }
-with_pkg_config "${CC:-cc}" -std=c99 -Wall -Wextra -Werror "$sources/use.c" -o "$scratch/use_c"
-with_pkg_config "${CXX:-c++}" -std=c++17 -Wall -Wextra -Werror "$sources/use.cpp" -o "$scratch/use_cpp"
-"$scratch/use_c" && "$scratch/use_cpp"
-echo "ok - installed tree through pkg-config"
+if command -v pkg-config > /dev/null; then
+  with_pkg_config "${CC:-cc}" -std=c99 -Wall -Wextra -Werror "$sources/use.c" -o "$scratch/use_c"
+  with_pkg_config "${CXX:-c++}" -std=c++17 -Wall -Wextra -Werror "$sources/use.cpp" -o "$scratch/use_cpp"
+  "$scratch/use_c"
+  "$scratch/use_cpp"
+  echo "ok - installed tree through pkg-config"
+else
+  echo "SKIPPED - pkg-config is not here: the installed .pc file is not tested"
+fi
 
 staged=$scratch/staged
 make --no-print-directory install PREFIX=/usr LIBDIR=/usr/lib/deep DESTDIR="$staged"
 mv "$staged/usr" "$scratch/moved"
-for tree in "$prefix" "$scratch/moved"; do
+# CMake looks in lib by itself; a library folder of another name has to be told.
+for where in "CMAKE_PREFIX_PATH=$prefix" "apl_ffi_DIR=$scratch/moved/lib/deep/cmake/apl_ffi"; do
   if command -v cmake > /dev/null; then
-    build=$scratch/build-$(basename "$tree")
-    cmake -S "$sources" -B "$build" -DCMAKE_PREFIX_PATH="$tree;$tree/lib/deep" > "$scratch/log" 2>&1 \
+    build=$scratch/build-${where%%=*}
+    cmake -S "$sources" -B "$build" "-D$where" > "$scratch/log" 2>&1 \
       && cmake --build "$build" >> "$scratch/log" 2>&1 || { cat "$scratch/log"; exit 1; }
-    "$build/use_c" && "$build/use_cpp"
-    echo "ok - $(basename "$tree") tree through CMake"
+    "$build/use_c"
+    "$build/use_cpp"
+    echo "ok - installed tree through CMake and ${where%%=*}"
   else
     echo "SKIPPED - cmake is not here: the installed CMake package is not tested"
   fi

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Runs tests under a sanitizer: tools/sanitize.sh address|thread, from the top of the repository.
+#
+# Rust's compiler carries LLVM's sanitizer runtimes and links them into executables only; a shared library leaves the
+# runtime's symbols to the program that loads it. So the C programs are instrumented by the C compiler and linked with
+# Rust's runtime instead of the C compiler's own: one runtime, which sees the memory of both sides. Calls between
+# compiler and runtime are the same for GCC and LLVM (__asan_version_mismatch_check_v8 says so at link time).
+#
+# The option is unstable, which RUSTC_BOOTSTRAP=1 admits to a stable compiler. The target is named so that the options
+# reach neither build scripts nor procedural macros.
+set -eu
+
+sanitizer=$1
+target=x86_64-unknown-linux-gnu
+folder=target/sanitize-$sanitizer
+symbols=$(rustc --print sysroot)/lib/rustlib/$target/lib
+
+export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$folder"
+# Read by the tests that compare times or limit the address space.
+export APL_FFI_SANITIZED=1
+case $sanitizer in
+  address)
+    runtime=$symbols/librustc-stable_rt.asan.a
+    export RUSTFLAGS="-Zsanitizer=address"
+    # Leaks too: every C program ends with apl_ffi_cleanup.
+    export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
+    set -- --lib --test abi_calls --test abi_lifecycle --test abi_weights
+    filter=
+    programs=
+    ;;
+  thread)
+    runtime=$symbols/librustc-stable_rt.tsan.a
+    # The standard library is not rebuilt; what that hides, and why, is told where it is suppressed.
+    export RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer"
+    export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
+    set -- --lib --test abi_lifecycle --test abi_weights
+    filter="runtime:: thread"
+    programs="threads lifecycle loadunload"
+    ;;
+  *)
+    echo "usage: tools/sanitize.sh address|thread" >&2
+    exit 2
+    ;;
+esac
+
+# shellcheck disable=SC2086 # words
+cargo test --target $target "$@" -- $filter
+CFLAGS="-O1 -g -fsanitize=$sanitizer -fno-omit-frame-pointer" RUNTIME="$runtime" ctest/run.sh "$folder/$target/debug" "$folder/ctest" $programs
