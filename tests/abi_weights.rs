@@ -540,6 +540,14 @@ fn saved_and_opened_again() {
 /// touches, and so many that their float32 copies do not fit the 128 TiB that a process can address.
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 #[test]
+fn saving_does_not_count_the_rows_of_a_matrix_without_columns() {
+    let path = format!("{}/no_columns.json", env!("CARGO_TARGET_TMPDIR"));
+    let handle = from_codes(&[], &[], 1 << 62, 0, "").unwrap();
+    assert_eq!(save(handle, &path, "w"), APL_FFI_OK, "{}", last_error());
+    assert_eq!(apl_weights_free(handle), APL_FFI_OK);
+}
+
+#[test]
 fn more_than_memory() {
     let (rows, cols) = (11 << 20, 1 << 20);
     let bytes = rows * cols * size_of::<f64>();

@@ -245,7 +245,8 @@ fn write_codes<W: Write + Seek>(
         ScaleValues::F32(_) => (Dtype::F32, "float32"),
         ScaleValues::F16(_) => (Dtype::F16, "float16"),
     };
-    let each = || (0..rows).flat_map(|row| (0..groups).map(move |group| (row, group)));
+    // Not over the rows: without groups there may be more of them than anyone can count to.
+    let each = || (0..rows * groups).map(|i| (i / groups, i % groups));
     npz.array(&scales_key, dtype, &[rows, groups], |w| {
         each().try_for_each(|(row, group)| {
             let index = c.scale_per.index(row, group, c.shape.groups);

@@ -50,8 +50,8 @@ impl Int8 {
         };
         let mut one = (
             memory::filled(padded, 0i8, "an activation vector")?,
-            vec![0f32; per],
-            vec![0i32; per],
+            memory::filled(per, 0f32, "the scales of a vector")?,
+            memory::filled(per, 0i32, "the sums of a vector")?,
         );
         for (first, width) in blocks(0..n) {
             for v in 0..width {
@@ -89,6 +89,65 @@ impl Int8 {
             codes: self.codes[first * self.vector_codes + sub * width * SUB_COLS..].as_ptr(),
             scales: self.scales[at..].as_ptr(),
             corrections: self.corrections[at..].as_ptr(),
+        }
+    }
+}
+
+/// Float32 activations whose chains stay in range: a kernel sums `level * x` over up to [`SUB_COLS`] columns before it applies
+/// the scale, which can leave the range of float32 though the products with the scaled weights do not.
+///
+/// A vector that comes near is taken 2^32 times smaller, and its sums that much larger afterwards: powers of two, so nothing is
+/// rounded. Each vector is judged by itself, so the batch it travels in makes no difference.
+pub struct InRange<'a> {
+    /// `(n, cols)`.
+    pub x: Cow<'a, [f32]>,
+    /// The vectors that were taken smaller.
+    shrunk: Vec<usize>,
+}
+
+impl<'a> InRange<'a> {
+    const FACTOR: f32 = (1u64 << 32) as f32;
+
+    /// The largest magnitude that cannot overflow: 255 levels times 32 columns are less than 2^13.
+    const LARGEST: f32 = f32::MAX / (1 << 13) as f32;
+
+    /// `x` is `(n, cols)`, `cols` at least 1.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn new(x: &'a [f32], cols: usize) -> Result<InRange<'a>> {
+        let mut held = InRange {
+            x: Cow::Borrowed(x),
+            shrunk: Vec::new(),
+        };
+        for (v, vector) in x.chunks_exact(cols).enumerate() {
+            // Without an early exit, so that it is done in vectors.
+            if !vector
+                .iter()
+                .fold(false, |any, x| any | (x.abs() > Self::LARGEST))
+            {
+                continue;
+            }
+            if held.shrunk.is_empty() {
+                let mut copy = memory::with_capacity(x.len(), "activations taken smaller")?;
+                copy.extend_from_slice(x);
+                held.x = Cow::Owned(copy);
+                held.shrunk = memory::with_capacity(x.len() / cols - v, "their numbers")?;
+            }
+            held.shrunk.push(v);
+            for x in &mut held.x.to_mut()[v * cols..(v + 1) * cols] {
+                *x /= Self::FACTOR;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Takes the sums back to size; `y` is `(n, rows)`.
+    pub fn restore(&self, y: &mut [f32], rows: usize) {
+        for &v in &self.shrunk {
+            for y in &mut y[v * rows..(v + 1) * rows] {
+                *y *= Self::FACTOR;
+            }
         }
     }
 }

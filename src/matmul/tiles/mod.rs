@@ -1,6 +1,6 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
-use super::activations::{Int8, blocks, interleaved, padded, signs};
+use super::activations::{InRange, Int8, blocks, interleaved, padded, signs};
 use super::buffer::Buffer;
 use super::pack;
 use super::weights::Activations;
@@ -63,11 +63,9 @@ impl Tiles {
     pub fn pack(pool: &Pool, layout: Layout, codes: &Codes<'_>) -> Result<Tiles> {
         let tile_bytes = layout.tile_bytes();
         let mut buffer = Buffer::zeroed(layout.tiles() * tile_bytes, "weights")?;
-        let tiles: Vec<Mutex<&mut [u8]>> = buffer
-            .as_mut_slice()
-            .chunks_exact_mut(tile_bytes)
-            .map(Mutex::new)
-            .collect();
+        let mut tiles = memory::with_capacity(layout.tiles(), "the turns at tiles")?;
+        let each = buffer.as_mut_slice().chunks_exact_mut(tile_bytes);
+        tiles.extend(each.map(Mutex::new));
         let job = |t: usize| {
             let mut tile = tiles[t].lock().unwrap_or_else(|e| e.into_inner());
             pack::pack_tile(&layout, codes, t, &mut tile);
@@ -208,24 +206,27 @@ impl Tiles {
                 pool.team(|team| team.run(plan.tasks(), job))
             }
         };
-        match (activations, n) {
-            (Activations::Int8, _) => {
+        match activations {
+            Activations::Int8 => {
                 let acts = Int8::new(kernels, &self.layout, x, n)?;
                 let sums = Slots::new(members, || Aligned::zeroed(plan.panel, "sums"))?;
                 run(&|task| self.int8_task(kernels, &acts, &plan, task, &mut sums.take(), &out));
             }
-            (Activations::Sign, _) => {
+            Activations::Sign => {
                 let x = signs(&self.layout, x, n)?;
                 run(&|task| self.sign_task(kernels, &x, &plan, task, &out));
             }
-            (Activations::F32, 1) => {
-                let x = padded(&self.layout, x)?;
-                run(&|task| self.f32_one_task(kernels, &x, &plan, task, &out));
-            }
-            (Activations::F32, _) => {
-                let x = interleaved(&self.layout, x, n)?;
-                let scratch = Slots::new(members, || Scratch::new(&plan))?;
-                run(&|task| self.f32_task(kernels, &x, &plan, task, &mut scratch.take(), &out));
+            Activations::F32 => {
+                let held = InRange::new(x, self.layout.shape.cols)?;
+                if n == 1 {
+                    let x = padded(&self.layout, &held.x)?;
+                    run(&|task| self.f32_one_task(kernels, &x, &plan, task, &out));
+                } else {
+                    let x = interleaved(&self.layout, &held.x, n)?;
+                    let scratch = Slots::new(members, || Scratch::new(&plan))?;
+                    run(&|task| self.f32_task(kernels, &x, &plan, task, &mut scratch.take(), &out));
+                }
+                held.restore(y, self.layout.shape.rows);
             }
         }
         Ok(())

@@ -142,6 +142,39 @@ fn float32_is_exact_on_constant_data_of_any_length() {
     }
 }
 
+#[test]
+fn float32_stays_in_range_where_its_products_do() {
+    // A level times an activation, and a sum of them, would leave the range of float32 before the scale is applied.
+    let pool = Pool::new(1).unwrap();
+    for k in TileKernels::variants() {
+        for (bits, scale) in Bits::ALL.into_iter().zip([1e-32, 1e-33, 1e-34, 1e-36]) {
+            let shape = Shape::new(33, 70, 32);
+            let mut m = random_codes(&mut Random::new(5), shape, bits, Kind::ALL[0]);
+            m.scales = ScalesBuf::F32(vec![scale; 33 * 3]);
+            let t = tiles(&pool, &m);
+            let ordinary = Random::new(6).gaussian(3 * 70);
+            let before = run(&k, &t, Activations::F32, &ordinary, 3, 1);
+            for (at, top) in [3e38, -3e38, 1e37, f32::MAX].into_iter().enumerate() {
+                let mut x = ordinary.clone();
+                for x in &mut x[70..140] {
+                    *x = (*x / 4.0).clamp(-1.0, 1.0) * top;
+                }
+                let y = run(&k, &t, Activations::F32, &x, 3, 1);
+                let wide: Vec<f64> = x[70..140].iter().map(|&x| x as f64).collect();
+                let name = format!("{} {bits:?} {at}", k.name());
+                assert_product(&name, &y[33..66], &product(&m.as_codes(), &wide), 1e-5);
+                let alone = run(&k, &t, Activations::F32, &x[70..140], 1, 1);
+                assert_eq!(alone, &y[33..66], "{name}");
+                assert_eq!(
+                    (&y[..33], &y[66..]),
+                    (&before[..33], &before[66..]),
+                    "{name}"
+                );
+            }
+        }
+    }
+}
+
 /// What int8 activations are defined to give, bit for bit: exact integers in a block, then float32 in block order.
 fn int8_oracle(m: &CodesBuf, x: &[f32]) -> Vec<f32> {
     let s = m.shape;
