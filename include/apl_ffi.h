@@ -338,7 +338,7 @@ int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t 
  * - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
  * - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
  *   adds under 1% of error;
- * `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+ *   `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
  *
  * Output: `handle`, to be freed by `apl_weights_free`.
  *

@@ -88,7 +88,7 @@ pub unsafe extern "C" fn apl_weights_from_codes(
 /// - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
 /// - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
 ///   adds under 1% of error;
-/// `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+///   `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
 ///
 /// Output: `handle`, to be freed by `apl_weights_free`.
 ///

@@ -105,9 +105,10 @@ unsafe fn int8<const BITS: usize, const V: usize>(
             }
             for sub in s..end {
                 for col in 0..SUB_COLS {
-                    // SAFETY: the sub-block lies in the group; 32 codes a sub-block and vector.
+                    // SAFETY: the sub-block lies in the group.
                     let codes = unsafe { column::<BITS>(base.add(sub * l.sub_bytes()), col) };
                     for (v, sums) in sums.iter_mut().enumerate() {
+                        // SAFETY: 32 codes a sub-block and vector.
                         let x = unsafe {
                             *acts
                                 .codes

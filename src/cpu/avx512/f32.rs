@@ -183,7 +183,7 @@ pub(super) unsafe fn one<const BITS: usize>(
                     unroll!(I in 0..16 => {
                         const Q: usize = I / 4;
                         // A line in 16 / BITS columns: spread, as in the int8 kernel.
-                        if I % (16 / BITS) == 0 {
+                        if I.is_multiple_of(16 / BITS) {
                             let line = half * BITS + I * BITS / 16;
                             _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * line).cast());
                         }
