@@ -337,8 +337,7 @@ int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t 
  * - `"symmetric"`: true (default): no zero points;
  * - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
  * - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
- *   adds under 1% of error;
- *   `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+ *   adds under 1% of error; `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
  *
  * Output: `handle`, to be freed by `apl_weights_free`.
  *
@@ -404,9 +403,8 @@ int32_t apl_weights_dequantize(int32_t handle, float *w, int64_t w_len);
  * `path`, `name`: text. The .npz is in place before the manifest that names it is, so an interruption leaves
  * the old file or the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
  *
- * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json,
-                                                               or `name` is empty);
- * ERR_IO; ERR_MEMORY.
+ * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json, or `name` is empty
+ * or beyond 1024 bytes, or has control characters); ERR_IO; ERR_MEMORY.
  */
 int32_t apl_weights_save(int32_t handle, const char *path, const char *name);
 

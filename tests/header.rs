@@ -81,7 +81,7 @@ fn tidy(section: &str) -> String {
             && define.starts_with("#define ")
         {
             text += &format!("{define} (-{digits})\n");
-        } else if line.len() > WIDTH && line.ends_with(");") {
+        } else if line.len() > WIDTH && line.ends_with(");") && !line.starts_with(" *") {
             let indent = line.find('(').unwrap() + 1;
             let mut column = 0;
             for argument in line.split_inclusive(", ") {
