@@ -7,7 +7,7 @@ use half::f16;
 
 use crate::error::{Error, Result};
 use crate::formats::{self, FloatValues, FloatsView, MatrixRef, MatrixView};
-use crate::matmul::Weights;
+use crate::matmul::{self, Weights};
 use crate::memory;
 use crate::options::{WeightOptions, Width};
 use crate::quant::{self, Bits, Codes, CodesBuf, Element, ScalePrecision, Shape, Spec};
@@ -130,9 +130,7 @@ pub fn open(rt: &Runtime, path: &Path, name: &str, options: &WeightOptions) -> R
             // A product that overflows is what no memory holds.
             let len = rows.saturating_mul(cols);
             let mut w = memory::filled(len, 0f32, "the weights in float32")?;
-            for (r, row) in w.chunks_exact_mut(cols.max(1)).enumerate() {
-                codes.dequantize_row(r, row);
-            }
+            matmul::dequantize(rt, &codes, &mut w)?;
             from_floats(rt, &w, rows, cols, options)
         }
         MatrixView::Floats(view) => from_floats(rt, &view.to_f32()?, view.rows, view.cols, options),
@@ -143,13 +141,13 @@ pub fn open(rt: &Runtime, path: &Path, name: &str, options: &WeightOptions) -> R
 ///
 /// # Errors
 /// Those of [`formats::save_manifest`].
-pub fn save(weights: &Weights, path: &Path, name: &str) -> Result<()> {
+pub fn save(rt: &Runtime, weights: &Weights, path: &Path, name: &str) -> Result<()> {
     if let Some(codes) = weights.to_codes()? {
         return formats::save_manifest(path, name, &MatrixRef::Codes(codes.as_codes()));
     }
     let (rows, cols) = (weights.rows(), weights.cols());
     let mut w = memory::filled(rows * cols, 0f32, "the weights in float32")?;
-    weights.dequantize(&mut w)?;
+    weights.dequantize(rt, &mut w)?;
     let values = if weights.bits() == 16 {
         let mut half = memory::with_capacity(w.len(), "the weights in float16")?;
         half.extend(w.iter().map(|&v| f16::from_f32(v)));

@@ -5,6 +5,7 @@ use super::code_args::{ALL_BITS, Format, code_args, packed_len, shape};
 use super::guard::guard;
 use super::state;
 use super::status::APL_FFI_OK;
+use crate::matmul;
 use crate::quant::{Bits, Method, ScalePrecision, Spec};
 use crate::weights;
 
@@ -146,9 +147,7 @@ pub unsafe extern "C" fn apl_dequantize(
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
         let (codes, w) = unsafe { (codes.read()?, w.slice()) };
 
-        for (r, row) in w.chunks_exact_mut(shape.cols.max(1)).enumerate() {
-            codes.dequantize_row(r, row);
-        }
+        matmul::dequantize(&*state::runtime()?, &codes, w)?;
         Ok(APL_FFI_OK)
     })
 }

@@ -200,7 +200,7 @@ pub unsafe extern "C" fn apl_weights_info(handle: i32, json: *mut c_char, capaci
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len: i64) -> i32 {
     guard("apl_weights_dequantize", || {
-        let (_runtime, weights) = live(handle)?;
+        let (runtime, weights) = live(handle)?;
         let mut arrays = Arrays::default();
         let w = arrays.output(
             arg("w", w, w_len),
@@ -208,7 +208,7 @@ pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len:
         );
         arrays.check()?;
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
-        weights.dequantize(unsafe { w.slice() })?;
+        weights.dequantize(&runtime, unsafe { w.slice() })?;
         Ok(APL_FFI_OK)
     })
 }
@@ -227,14 +227,14 @@ pub unsafe extern "C" fn apl_weights_save(
     name: *const c_char,
 ) -> i32 {
     guard("apl_weights_save", || {
-        let (_runtime, weights) = live(handle)?;
+        let (runtime, weights) = live(handle)?;
         // SAFETY: the contract of `abi`.
         let (path, name) = unsafe { (text("path", path)?, text("name", name)?) };
         let mut arrays = Arrays::default();
         let path = arrays.required("path", path);
         let name = arrays.required("name", name);
         arrays.check()?;
-        weights::save(&weights, Path::new(path), name)?;
+        weights::save(&runtime, &weights, Path::new(path), name)?;
         Ok(APL_FFI_OK)
     })
 }

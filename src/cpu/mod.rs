@@ -15,3 +15,22 @@ mod avx2;
 mod avx512;
 
 pub use dispatch::{Features, Isa};
+
+/// The kernels of one level; that a value exists proves that the processor has it.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    /// Those of the interleaved tiles.
+    pub tiles: tile::TileKernels,
+    /// Those of row-major weights.
+    pub rows: rows::RowKernels,
+}
+
+impl Kernels {
+    /// The kernels of a level, or `None` where the processor lacks it.
+    pub fn for_isa(isa: Isa) -> Option<Kernels> {
+        Some(Kernels {
+            tiles: tile::TileKernels::for_isa(isa)?,
+            rows: rows::RowKernels::for_isa(isa)?,
+        })
+    }
+}

@@ -1,9 +1,11 @@
 //! Products of quantised matrices with vectors.
 
 mod activations;
+mod aligned;
 mod buffer;
 mod pack;
-pub mod rows;
+mod rows;
+mod tasks;
 mod tiles;
 mod weights;
 
@@ -21,7 +23,7 @@ use crate::runtime::Runtime;
 /// # Errors
 /// `ERR_MEMORY`; `y` then holds what it held.
 pub fn product(rt: &Runtime, codes: &Codes<'_>, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
-    rows::multiply(rt, &RowSource::Codes(*codes), x, y, n)
+    rows::Driver::new(rt).multiply(&RowSource::Codes(*codes), x, y, n)
 }
 
 /// The one-shot product of 1-bit codes with the signs of the activations, exact in integers before the scale.
@@ -37,5 +39,13 @@ pub fn sign_product(
     y: &mut [f32],
     n: usize,
 ) -> Result<()> {
-    rows::multiply_sign(rt, codes, x, y, n)
+    rows::Driver::new(rt).multiply_sign(codes, x, y, n)
+}
+
+/// The weights that codes stand for, as floats, each rounded once to float32; `out` is `(rows, cols)`.
+///
+/// # Errors
+/// `ERR_MEMORY`; `out` then holds what it held.
+pub fn dequantize(rt: &Runtime, codes: &Codes<'_>, out: &mut [f32]) -> Result<()> {
+    rows::Driver::new(rt).dequantize(&RowSource::Codes(*codes), out)
 }

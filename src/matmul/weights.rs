@@ -207,23 +207,11 @@ impl Weights {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn dequantize(&self, out: &mut [f32]) -> Result<()> {
-        match &self.form {
-            Form::Tiles(t) => t.dequantize(out)?,
-            Form::Codes(c) => {
-                let codes = c.as_codes();
-                for (r, row) in out.chunks_exact_mut(c.shape.cols.max(1)).enumerate() {
-                    codes.dequantize_row(r, row);
-                }
-            }
-            Form::F32(f) => out.copy_from_slice(&f.values),
-            Form::F16(f) => {
-                for (out, v) in out.iter_mut().zip(&f.values) {
-                    *out = v.to_f32();
-                }
-            }
+    pub fn dequantize(&self, rt: &Runtime, out: &mut [f32]) -> Result<()> {
+        match self.rows_form() {
+            Ok(source) => rows::Driver::new(rt).dequantize(&source, out),
+            Err(tiles) => tiles.dequantize(rt.pool(), out),
         }
-        Ok(())
     }
 
     /// `y[v] = W x[v]` for each of `n` vectors: `x` is `(n, cols)`, `y` is `(n, rows)`.
@@ -231,24 +219,36 @@ impl Weights {
     /// # Errors
     /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`. `y` then holds what it held.
     pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
+        let source = match self.rows_form() {
+            Ok(source) => source,
+            Err(tiles) => {
+                let (kernels, pool) = (&rt.kernels().tiles, rt.pool());
+                return tiles.multiply(kernels, pool, self.activations, x, y, n);
+            }
+        };
+        let driver = rows::Driver::new(rt);
+        match (self.activations, &source) {
+            (Activations::Int8, RowSource::Codes(codes)) => driver.multiply_int8(codes, x, y, n),
+            (Activations::Sign, RowSource::Codes(codes)) => driver.multiply_sign(codes, x, y, n),
+            _ => driver.multiply(&source, x, y, n),
+        }
+    }
+
+    /// The weights as the row-major path reads them, or the tiles that they are in.
+    fn rows_form(&self) -> std::result::Result<RowSource<'_>, &Tiles> {
         match &self.form {
-            Form::Tiles(t) => t.multiply(rt.tile_kernels(), rt.pool(), self.activations, x, y, n),
-            Form::Codes(c) => {
-                let codes = c.as_codes();
-                match self.activations {
-                    Activations::F32 => rows::multiply(rt, &RowSource::Codes(codes), x, y, n),
-                    Activations::Int8 => rows::multiply_int8(rt, &codes, x, y, n),
-                    Activations::Sign => rows::multiply_sign(rt, &codes, x, y, n),
-                }
-            }
-            Form::F32(Floats { values, rows, cols }) => {
-                let (rows, cols) = (*rows, *cols);
-                rows::multiply(rt, &RowSource::F32 { values, rows, cols }, x, y, n)
-            }
-            Form::F16(Floats { values, rows, cols }) => {
-                let (rows, cols) = (*rows, *cols);
-                rows::multiply(rt, &RowSource::F16 { values, rows, cols }, x, y, n)
-            }
+            Form::Tiles(t) => Err(t),
+            Form::Codes(c) => Ok(RowSource::Codes(c.as_codes())),
+            &Form::F32(Floats {
+                ref values,
+                rows,
+                cols,
+            }) => Ok(RowSource::F32 { values, rows, cols }),
+            &Form::F16(Floats {
+                ref values,
+                rows,
+                cols,
+            }) => Ok(RowSource::F16 { values, rows, cols }),
         }
     }
 }

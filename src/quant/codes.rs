@@ -94,24 +94,38 @@ impl<'a> Codes<'a> {
 
     /// The codes of one row, one a byte; `out` is `(cols)`.
     pub fn row_codes(&self, row: usize, out: &mut [u8]) {
+        self.codes_from(row, 0, out);
+    }
+
+    /// The codes of one row from column `start` on, a multiple of 8, as many as `out` holds.
+    fn codes_from(&self, row: usize, start: usize, out: &mut [u8]) {
+        let bytes = self.row_bytes(row);
         match self.packing {
-            Packing::Bytes => out.copy_from_slice(self.row_bytes(row)),
-            Packing::Msb => unpack_row(self.row_bytes(row), self.bits, out),
+            Packing::Bytes => out.copy_from_slice(&bytes[start..][..out.len()]),
+            Packing::Msb => unpack_row(&bytes[start / 8 * self.bits.get()..], self.bits, out),
         }
     }
 
     /// The weights of one row; `out` is `(cols)`. Each is `scale * level` rounded once to float32.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        let mut codes = vec![0; self.shape.cols];
-        self.row_codes(row, &mut codes);
-        for g in 0..self.shape.groups {
-            let (scale, zero) = (self.scale(row, g), self.zero_point(row, g));
-            for c in self.shape.group_columns(g) {
-                out[c] = scale * self.bits.level(codes[c], zero) as f32;
+        let mut codes = [0; CHUNK];
+        for (i, out) in out.chunks_mut(CHUNK).enumerate() {
+            let (start, end) = (i * CHUNK, i * CHUNK + out.len());
+            let codes = &mut codes[..out.len()];
+            self.codes_from(row, start, codes);
+            for g in start / self.shape.group..(end - 1) / self.shape.group + 1 {
+                let (scale, zero) = (self.scale(row, g), self.zero_point(row, g));
+                let columns = self.shape.group_columns(g);
+                for c in columns.start.max(start) - start..columns.end.min(end) - start {
+                    out[c] = scale * self.bits.level(codes[c], zero) as f32;
+                }
             }
         }
     }
 }
+
+/// Columns that [`Codes::dequantize_row`] unpacks at a time: they begin at a byte, whatever the width.
+const CHUNK: usize = 256;
 
 /// Owned scales.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,14 +10,13 @@ pub use config::{Backend, BackendChoice, Config, MAX_THREADS, Resolved};
 pub(crate) use panic_scope::{enter_library, in_library};
 pub use pool::{Pool, Team};
 
-use crate::cpu::Isa;
-use crate::cpu::tile::TileKernels;
+use crate::cpu::{Isa, Kernels};
 use crate::error::Result;
 
 /// A configured library. Everything that multiplies takes one by reference.
 pub struct Runtime {
     resolved: Resolved,
-    kernels: TileKernels,
+    kernels: Kernels,
     pool: Pool,
 }
 
@@ -29,7 +28,7 @@ impl Runtime {
     /// `ERR_MEMORY` if a thread cannot be started.
     pub fn new(config: Config) -> Result<Runtime> {
         let resolved = config.resolve()?;
-        let kernels = TileKernels::for_isa(resolved.isa).expect("resolve asked the processor");
+        let kernels = Kernels::for_isa(resolved.isa).expect("resolve asked the processor");
         let pool = Pool::new(resolved.threads)?;
         Ok(Runtime {
             resolved,
@@ -45,11 +44,11 @@ impl Runtime {
 
     /// The instruction-set level in use.
     pub fn isa(&self) -> Isa {
-        self.kernels.isa()
+        self.resolved.isa
     }
 
     /// The kernels in use.
-    pub fn tile_kernels(&self) -> &TileKernels {
+    pub fn kernels(&self) -> &Kernels {
         &self.kernels
     }
 

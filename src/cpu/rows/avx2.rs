@@ -70,6 +70,7 @@ impl Avx2 {
 impl Level<LANES> for Avx2 {
     type F = __m256;
     type Group = Group;
+    const TABLE_BITS: usize = 2;
 
     #[inline(always)]
     fn splat(self, v: f32) -> __m256 {
@@ -84,6 +85,17 @@ impl Level<LANES> for Avx2 {
     #[inline(always)]
     fn store(self, v: __m256, to: &mut [f32; LANES]) {
         with!(self, _mm256_storeu_ps(to.as_mut_ptr(), v))
+    }
+
+    #[inline(always)]
+    fn store_from(self, v: __m256, to: &mut [f32; LANES], first: usize) {
+        let old = self.load(to);
+        let merged = with!(self, {
+            let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let before = _mm256_cmpgt_epi32(_mm256_set1_epi32(first as i32), lane);
+            _mm256_blendv_ps(v, old, _mm256_castsi256_ps(before))
+        });
+        self.store(merged, to);
     }
 
     #[inline(always)]
@@ -157,7 +169,7 @@ impl Level<LANES> for Avx2 {
 
     #[inline(always)]
     fn weights<const BITS: usize>(self, g: Group, bytes: &[u8]) -> __m256 {
-        if BITS >= 4 {
+        if BITS > Self::TABLE_BITS {
             self.mul(
                 self.mul_sub(self.codes::<BITS>(bytes), g.step, g.zero),
                 g.scale,

@@ -81,6 +81,7 @@ impl Avx512 {
 impl Level<LANES> for Avx512 {
     type F = __m512;
     type Group = Group;
+    const TABLE_BITS: usize = 4;
 
     #[inline(always)]
     fn splat(self, v: f32) -> __m512 {
@@ -95,6 +96,12 @@ impl Level<LANES> for Avx512 {
     #[inline(always)]
     fn store(self, v: __m512, to: &mut [f32; LANES]) {
         with!(self, _mm512_storeu_ps(to.as_mut_ptr(), v))
+    }
+
+    #[inline(always)]
+    fn store_from(self, v: __m512, to: &mut [f32; LANES], first: usize) {
+        let lanes = u16::MAX << first;
+        with!(self, _mm512_mask_storeu_ps(to.as_mut_ptr(), lanes, v))
     }
 
     #[inline(always)]
@@ -172,7 +179,7 @@ impl Level<LANES> for Avx512 {
 
     #[inline(always)]
     fn weights<const BITS: usize>(self, g: Group, bytes: &[u8]) -> __m512 {
-        if BITS == 8 {
+        if BITS > Self::TABLE_BITS {
             self.mul(
                 self.mul_sub(self.codes::<BITS>(bytes), g.step, g.zero),
                 g.scale,

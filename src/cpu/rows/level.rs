@@ -14,12 +14,17 @@ pub(super) trait Level<const N: usize>: Copy {
     /// its weights.
     type Group: Copy;
 
+    /// The widest codes whose weights [`Level::weights`] looks up in a table of all of them.
+    const TABLE_BITS: usize;
+
     /// `v` in every lane.
     fn splat(self, v: f32) -> Self::F;
     /// `N` floats from memory.
     fn load(self, from: &[f32; N]) -> Self::F;
     /// `N` floats to memory.
     fn store(self, v: Self::F, to: &mut [f32; N]);
+    /// Lanes `first..` to memory; `first` is below `N`.
+    fn store_from(self, v: Self::F, to: &mut [f32; N], first: usize);
     /// `a + b`.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b`.

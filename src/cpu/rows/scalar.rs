@@ -31,6 +31,7 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 impl Level<LANES> for Scalar {
     type F = [f32; LANES];
     type Group = Group;
+    const TABLE_BITS: usize = 0;
 
     #[inline(always)]
     fn splat(self, v: f32) -> Self::F {
@@ -45,6 +46,11 @@ impl Level<LANES> for Scalar {
     #[inline(always)]
     fn store(self, v: Self::F, to: &mut [f32; LANES]) {
         *to = v;
+    }
+
+    #[inline(always)]
+    fn store_from(self, v: Self::F, to: &mut [f32; LANES], first: usize) {
+        to[first..].copy_from_slice(&v[first..]);
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Row-major weights where they lie.
 
-use crate::quant::{Codes, Packing};
+use crate::quant::{Codes, Packing, Per, ScaleValues};
 use half::f16;
 
 /// A row-major matrix, borrowed, in any of the forms that the row kernels multiply with.
@@ -58,6 +58,17 @@ impl RowSource<'_> {
                         Packing::Msb => 8 / c.bits.get(),
                     };
                     prefetch(&c.row_bytes(row)[start / per_byte..end.div_ceil(per_byte)]);
+                    let (group, first) = (c.shape.group, row * c.shape.groups);
+                    let groups = first + start / group..first + (end - 1) / group + 1;
+                    if c.scale_per == Per::Group {
+                        match c.scales {
+                            ScaleValues::F32(values) => prefetch(&values[groups.clone()]),
+                            ScaleValues::F16(values) => prefetch(&values[groups.clone()]),
+                        }
+                    }
+                    if let Some((values, Per::Group)) = c.zero_points {
+                        prefetch(&values[groups]);
+                    }
                 }
                 RowSource::F32 { values, cols, .. } => prefetch(&values[row * cols..][start..end]),
                 RowSource::F16 { values, cols, .. } => prefetch(&values[row * cols..][start..end]),

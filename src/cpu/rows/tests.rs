@@ -56,7 +56,9 @@ fn assert_row(what: &str, got: &[f32], expected: &[f32]) {
 fn unpacked_weights_are_the_definition() {
     const ROWS: usize = 2;
     for (case, &cols) in [1, 7, 8, 31, 33, 63, 65, 172, 513, 4097].iter().enumerate() {
-        for group in [0, 1, 2, 7, 8, 16, 24, 32, 33, 48, 64, 128, 1000, 5000] {
+        for group in [
+            0, 1, 2, 7, 8, 16, 24, 32, 33, 48, 64, 65, 100, 128, 1000, 5000,
+        ] {
             let shape = Shape::new(ROWS, cols, group);
             let values = ROWS * shape.groups;
             let f32s: Vec<f32> = (0..values).map(|i| noise(i) as f32 / 3e13 - 1.0).collect();

@@ -1,7 +1,8 @@
 //! Codes to float weights, written once for every level. The contract is in [`super`].
 //!
-//! Three ways by how the groups lie: one group (or one scale) for all columns; groups of whole vectors,
-//! whose scale is broadcast once; and any other groups, where each lane picks the scale of its group.
+//! Four ways by how the groups lie: one group (or one scale) for all columns; groups of whole vectors,
+//! whose scale is broadcast once; other groups of more than [`PHASES`] columns, which are taken one after the
+//! other; and other groups up to that, where each lane picks the scale of its group.
 
 use super::level::Level;
 use super::{CHAIN, MAX_LANES, RowSource};
@@ -12,20 +13,18 @@ use std::ops::Range;
 /// Columns whose scales are gathered at a time: the longest span.
 const BLOCK: usize = CHAIN * MAX_LANES;
 
-/// Places in a group where a vector may start, as far as they are told apart.
+/// The longest group whose lanes pick their scales by a pattern. A longer one has more than four vectors of
+/// its own between those that it shares, so that one scale at a time costs less than a pattern a vector.
 const PHASES: usize = 64;
 
 /// Room that [`super::RowKernels::unpack`] works in.
 pub struct UnpackScratch {
-    /// One scale for each group of a span, with room for a vector beyond.
+    /// One scale for each group of a block, with room for a vector beyond.
     scales: [f32; BLOCK + MAX_LANES],
     /// One zero point for each group, likewise.
     zeros: [f32; BLOCK + MAX_LANES],
-    /// The group, counted from that of the first lane, that each lane of a vector falls in, for each
-    /// phase: the column of its group that the vector starts at.
-    patterns: [[u32; MAX_LANES]; PHASES],
-    /// The group size that `patterns` is for; 0: none yet.
-    patterns_of: usize,
+    /// What the lanes of a vector pick.
+    patterns: Patterns,
 }
 
 impl Default for UnpackScratch {
@@ -33,24 +32,36 @@ impl Default for UnpackScratch {
         UnpackScratch {
             scales: [0.0; BLOCK + MAX_LANES],
             zeros: [0.0; BLOCK + MAX_LANES],
-            patterns: [[0; MAX_LANES]; PHASES],
-            patterns_of: 0,
+            patterns: Patterns {
+                of: (0, 0),
+                lanes: [[0; MAX_LANES]; PHASES],
+                groups: [0; PHASES],
+            },
         }
     }
 }
 
-impl UnpackScratch {
-    /// Makes the patterns those of groups of `size`.
-    ///
-    /// All that a vector has to know of a long group is whether it ends inside the vector: the patterns of
-    /// groups longer than [`PHASES`] are those of its last [`PHASES`] columns.
-    fn set_patterns(&mut self, size: usize) {
-        if self.patterns_of != size {
-            self.patterns_of = size;
-            let size = size.min(PHASES);
-            for (phase, pattern) in self.patterns[..size].iter_mut().enumerate() {
-                for (l, group) in pattern.iter_mut().enumerate() {
-                    *group = ((phase + l) / size) as u32;
+/// Where the lanes of consecutive vectors of a row fall in its groups. With groups of `size` columns this repeats
+/// after `size` vectors, which are as many groups as a vector has lanes.
+struct Patterns {
+    /// The group size and the number of lanes that these are for; (0, 0): none yet.
+    of: (usize, usize),
+    /// For each vector of the period, the group of each lane, counted from that of the first lane.
+    lanes: [[u32; MAX_LANES]; PHASES],
+    /// For each vector of the period, the group of the first lane.
+    groups: [usize; PHASES],
+}
+
+impl Patterns {
+    /// Makes them those of groups of `size` columns, at most [`PHASES`], and vectors of `lanes` lanes.
+    fn set(&mut self, size: usize, lanes: usize) {
+        if self.of != (size, lanes) {
+            self.of = (size, lanes);
+            for v in 0..size {
+                let column = v * lanes;
+                self.groups[v] = column / size;
+                for (l, group) in self.lanes[v].iter_mut().enumerate() {
+                    *group = ((column % size + l) / size) as u32;
                 }
             }
         }
@@ -148,24 +159,25 @@ fn unpack_codes<const N: usize, L: Level<N>, const BITS: usize>(
         let out = &mut out[at..][..columns.count.next_multiple_of(N)];
         let k = columns.groups().len();
         group_scales(l, codes, row, &columns, &mut scratch.scales);
-        match (size.is_multiple_of(N), one_zero) {
-            (true, _) => {
-                if one_zero {
-                    scratch.zeros[..k].fill(zero);
-                } else {
-                    group_zeros(codes, row, &columns, &mut scratch.zeros);
-                }
-                let (scales, zeros) = (&scratch.scales[..k], &scratch.zeros[..k]);
-                whole_groups::<N, L, BITS>(l, &columns, scales, zeros, step, bytes, out);
-            }
-            (false, true) => {
-                scratch.set_patterns(size);
-                any_groups::<N, L, BITS, false>(l, &columns, scratch, step, zero, bytes, out);
-            }
-            (false, false) => {
-                scratch.set_patterns(size);
+        if size.is_multiple_of(N) || size > PHASES {
+            if one_zero {
+                scratch.zeros[..k].fill(zero);
+            } else {
                 group_zeros(codes, row, &columns, &mut scratch.zeros);
-                any_groups::<N, L, BITS, true>(l, &columns, scratch, step, zero, bytes, out);
+            }
+            let (scales, zeros) = (&scratch.scales[..k], &scratch.zeros[..k]);
+            if size.is_multiple_of(N) {
+                whole_groups::<N, L, BITS>(l, &columns, scales, zeros, step, bytes, out);
+            } else {
+                long_groups::<N, L, BITS>(l, &columns, scales, zeros, step, bytes, out);
+            }
+        } else {
+            scratch.patterns.set(size, N);
+            if one_zero {
+                short_groups::<N, L, BITS, false>(l, &columns, scratch, step, zero, bytes, out);
+            } else {
+                group_zeros(codes, row, &columns, &mut scratch.zeros);
+                short_groups::<N, L, BITS, true>(l, &columns, scratch, step, zero, bytes, out);
             }
         }
         at += columns.count;
@@ -326,9 +338,54 @@ fn full_groups<const N: usize, L: Level<N>, const BITS: usize>(
     }
 }
 
-/// Columns in groups of any size; without `ZEROS` all have the zero point `zero`.
+/// Columns in groups longer than a vector and not of whole vectors: a vector that two groups share is written by
+/// the first in full, then by the second from its first column on.
 #[inline(always)]
-fn any_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: bool>(
+fn long_groups<const N: usize, L: Level<N>, const BITS: usize>(
+    l: L,
+    columns: &Columns,
+    scales: &[f32],
+    zeros: &[f32],
+    step: f32,
+    bytes: &[u8],
+    out: &mut [f32],
+) {
+    let vector = N * BITS / 8;
+    let whole = columns.count / N;
+    let last = last_bytes::<N, BITS>(bytes, columns.count);
+    let out = out.as_chunks_mut::<N>().0;
+    let mut start = 0;
+    let mut end = columns.size - columns.first % columns.size;
+    for (&s, &z) in scales.iter().zip(zeros) {
+        let group = l.group::<BITS>(s, step, z);
+        let (first, beyond) = (start / N, end.min(columns.count).div_ceil(N));
+        if start % N != 0 {
+            let b = match first < whole {
+                true => &bytes[first * vector..][..vector],
+                false => &last[..vector],
+            };
+            l.store_from(l.weights::<BITS>(group, b), &mut out[first], start % N);
+        }
+        let own = start.div_ceil(N)..beyond.min(whole);
+        if !own.is_empty() {
+            let bytes = bytes[own.start * vector..].chunks_exact(vector);
+            for (o, b) in out[own].iter_mut().zip(bytes) {
+                l.store(l.weights::<BITS>(group, b), o);
+            }
+        }
+        if beyond > whole && start.div_ceil(N) <= whole {
+            l.store(l.weights::<BITS>(group, &last[..vector]), &mut out[whole]);
+        }
+        (start, end) = (end, end + columns.size);
+    }
+    if let Some(padded) = out.get_mut(whole) {
+        padded[columns.count % N..].fill(0.0);
+    }
+}
+
+/// Columns in groups of at most [`PHASES`] columns; without `ZEROS` all have the zero point `zero`.
+#[inline(always)]
+fn short_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: bool>(
     l: L,
     columns: &Columns,
     scratch: &UnpackScratch,
@@ -337,34 +394,76 @@ fn any_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: bool>
     bytes: &[u8],
     out: &mut [f32],
 ) {
-    // Where a vector starts: in group `g` of these, `phase` columns after that group's first.
-    let size = columns.size;
-    let (mut g, mut phase) = (0, columns.first % size);
-    let (groups, rest) = (N / size, N % size);
-    let beyond_pattern = size - size.min(PHASES);
-    let (step, zero) = (l.splat(step), l.splat(zero));
     let vector = N * BITS / 8;
-    let last = last_bytes::<N, BITS>(bytes, columns.count);
-    let bytes = bytes.chunks_exact(vector).chain([&last[..vector]]);
-    for (o, bytes) in out.as_chunks_mut::<N>().0.iter_mut().zip(bytes) {
-        let pattern = &scratch.patterns[phase.saturating_sub(beyond_pattern)];
-        if let (Some(pattern), Some(s), Some(z)) = (
-            pattern.first_chunk(),
-            scratch.scales[g..].first_chunk(),
-            scratch.zeros[g..].first_chunk(),
-        ) {
-            let z = if ZEROS { l.pick(z, pattern) } else { zero };
-            let level = l.mul_sub(l.codes::<BITS>(bytes), step, z);
-            l.store(l.mul(level, l.pick(s, pattern)), o);
+    let size = columns.size;
+    let levels = Levels {
+        step: l.splat(step),
+        zero: l.splat(zero),
+        unit: l.group::<BITS>(1.0, step, zero),
+    };
+    let patterns = &scratch.patterns;
+    // The vector of the period that is next, and the groups passed before the period began less those before
+    // the first column.
+    let mut at = columns.first / N % size;
+    let first_group = patterns.groups[at];
+    let mut passed = 0;
+    let (mut whole, last) = out.as_chunks_mut::<N>().0.split_at_mut(columns.count / N);
+    let mut left = bytes;
+    while !whole.is_empty() {
+        let run = whole.len().min(size - at);
+        let (here, later) = whole.split_at_mut(run);
+        let lanes = &patterns.lanes[at..][..run];
+        let groups = &patterns.groups[at..][..run];
+        let codes = left.chunks_exact(vector);
+        for (((o, b), pattern), &group) in here.iter_mut().zip(codes).zip(lanes).zip(groups) {
+            let group = passed + group - first_group;
+            let w = picked::<N, L, BITS, ZEROS>(l, &levels, scratch, pattern, group, b);
+            l.store(w, o);
         }
-        phase += rest;
-        g += groups;
-        if phase >= size {
-            phase -= size;
-            g += 1;
+        (whole, left) = (later, &left[run * vector..]);
+        at += run;
+        if at == size {
+            at = 0;
+            passed += N;
         }
     }
-    if !columns.count.is_multiple_of(N) {
-        out[columns.count..].fill(0.0);
+    if let Some(last) = last.first_mut() {
+        let b = last_bytes::<N, BITS>(bytes, columns.count);
+        let group = passed + patterns.groups[at] - first_group;
+        let (pattern, b) = (&patterns.lanes[at], &b[..vector]);
+        let w = picked::<N, L, BITS, ZEROS>(l, &levels, scratch, pattern, group, b);
+        l.store(w, last);
+        last[columns.count % N..].fill(0.0);
     }
+}
+
+/// What turns codes into levels where the zero point is one for all columns.
+struct Levels<const N: usize, L: Level<N>> {
+    step: L::F,
+    zero: L::F,
+    /// A group with the scale 1: its weights are levels.
+    unit: L::Group,
+}
+
+/// The weights of `N` codes whose lanes fall in groups by `pattern`, counted from `group`.
+#[inline(always)]
+fn picked<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: bool>(
+    l: L,
+    levels: &Levels<N, L>,
+    scratch: &UnpackScratch,
+    pattern: &[u32; MAX_LANES],
+    group: usize,
+    bytes: &[u8],
+) -> L::F {
+    let pattern = pattern.first_chunk().expect("at most MAX_LANES lanes");
+    let level = if ZEROS {
+        let zeros = scratch.zeros[group..].first_chunk().expect("room beyond");
+        l.mul_sub(l.codes::<BITS>(bytes), levels.step, l.pick(zeros, pattern))
+    } else if BITS <= L::TABLE_BITS {
+        l.weights::<BITS>(levels.unit, bytes)
+    } else {
+        l.mul_sub(l.codes::<BITS>(bytes), levels.step, levels.zero)
+    };
+    let scales = scratch.scales[group..].first_chunk().expect("room beyond");
+    l.mul(level, l.pick(scales, pattern))
 }

@@ -1,9 +1,10 @@
 //! One vector or a few: the weights pass once, as one linear stream.
 
-use super::Aligned;
-use super::tasks::{Driver, Output};
+use super::Driver;
 use crate::cpu::rows::{MAX_LANES, RowSource, SPANS, UnpackScratch};
 use crate::error::Result;
+use crate::matmul::aligned::Aligned;
+use crate::matmul::tasks::{Output, members, run};
 
 /// Spans unpacked at a time: as many as `RowKernels::dot` runs side by side.
 const PIECE: usize = 4;
@@ -12,6 +13,9 @@ const _: () = assert!(SPANS.is_multiple_of(PIECE));
 
 /// Weights a task covers, about: enough that taking a task is nothing, few enough to balance.
 const WEIGHTS_PER_TASK: usize = 1 << 16;
+
+/// Products that one thread makes in a nanosecond, about.
+const PRODUCTS_PER_NS: usize = 8;
 
 struct Scratch {
     unpack: UnpackScratch,
@@ -55,8 +59,10 @@ impl Driver<'_> {
                 totals: [0.0; super::MANY],
             })
         };
-        self.run(
-            rows.saturating_mul(cols).saturating_mul(n),
+        let products = rows.saturating_mul(cols).saturating_mul(n);
+        run(
+            self.pool,
+            members(self.pool, products / PRODUCTS_PER_NS),
             rows.div_ceil(rows_per_task),
             new_scratch,
             |scratch, task| {
@@ -75,6 +81,7 @@ impl Driver<'_> {
                             }
                             _ => {
                                 let w = &mut scratch.weights.floats_mut()[..len];
+                                source.prefetch(row + 1, start, len);
                                 kernels.unpack(source, row, start, &mut scratch.unpack, w);
                                 &*w
                             }

@@ -2,34 +2,22 @@
 
 use std::ops::Range;
 
-use super::tasks::Driver;
+use super::Driver;
 use crate::cpu::rows::RowSource;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::quant::{Codes, Shape, quantize_block};
-use crate::runtime::Runtime;
 
 /// The longest run of columns that shares a scale where the weight group has not 32, 64 or 128.
 const RUN: usize = 32;
 
-/// As [`super::multiply`], each vector replaced by what is left of it in 8 bits: `scale * round(x / scale)`
-/// over the blocks of [`activation_blocks`].
-///
-/// # Errors
-/// `ERR_RANGE` for a vector that is not finite; `ERR_MEMORY`. `y` then holds what it held.
-pub fn multiply_int8(
-    rt: &Runtime,
-    codes: &Codes<'_>,
-    x: &[f32],
-    y: &mut [f32],
-    n: usize,
-) -> Result<()> {
-    Driver::new(rt)?.multiply_int8(codes, x, y, n)
-}
-
 impl Driver<'_> {
-    /// See [`multiply_int8`].
-    pub(super) fn multiply_int8(
+    /// As [`Driver::multiply`], each vector replaced by what is left of it in 8 bits: `scale * round(x / scale)`
+    /// over the blocks of [`activation_blocks`].
+    ///
+    /// # Errors
+    /// `ERR_RANGE` for a vector that is not finite; `ERR_MEMORY`. `y` then holds what it held.
+    pub fn multiply_int8(
         &self,
         codes: &Codes<'_>,
         x: &[f32],

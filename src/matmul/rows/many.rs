@@ -1,9 +1,10 @@
 //! Many vectors: blocks of rows × vectors, one span of columns at a time.
 
-use super::Aligned;
-use super::tasks::{Driver, Output};
+use super::Driver;
 use crate::cpu::rows::{RowSource, SPANS, UnpackScratch};
 use crate::error::Result;
+use crate::matmul::aligned::Aligned;
+use crate::matmul::tasks::{Output, members, run};
 use crate::memory;
 
 /// Rows and vectors of a block: each weight is unpacked once for so many vectors, each activation copied
@@ -18,6 +19,9 @@ const BLOCK_VECTORS: usize = 60;
 /// apart, which the processor does not foresee. Without it 512 vectors take 17% longer; the same for the
 /// activations gained nothing.
 const AHEAD: usize = 4;
+
+/// Products that one thread makes in a nanosecond, about.
+const PRODUCTS_PER_NS: usize = 32;
 
 struct Scratch {
     unpack: UnpackScratch,
@@ -56,8 +60,10 @@ impl Driver<'_> {
             })
         };
         let row_blocks = rows.div_ceil(block_rows);
-        self.run(
-            rows.saturating_mul(cols).saturating_mul(n),
+        let products = rows.saturating_mul(cols).saturating_mul(n);
+        run(
+            self.pool,
+            members(self.pool, products / PRODUCTS_PER_NS),
             row_blocks * n.div_ceil(block_vectors),
             new_scratch,
             |scratch, task| {

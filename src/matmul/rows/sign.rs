@@ -1,38 +1,26 @@
 //! 1-bit weights with the signs of the activations.
 
-use super::tasks::{Driver, Output};
+use super::Driver;
 use crate::cpu::rows::{row_words, sign_words};
 use crate::error::Result;
+use crate::matmul::tasks::{Output, members, run};
 use crate::memory;
 use crate::quant::{Codes, Per, ScaleValues};
-use crate::runtime::Runtime;
 use half::slice::HalfFloatSliceExt;
 
 /// Words of 64 weights a task covers, about.
 const WORDS_PER_TASK: usize = 1 << 13;
 
-/// Products of words count as many in the decision to share the work: about what float products of the
-/// same duration would be.
-const PRODUCTS_PER_WORD: usize = 16;
-
-/// `y[v] = W sign(x[v])` for each of `n` vectors, the sign of a number being +1 if it is `>= 0`, else -1:
-/// `codes.bits` is 1, `x` is `(n, cols)`, `y` is `(n, rows)`.
-///
-/// # Errors
-/// `ERR_MEMORY`; `y` then holds what it held.
-pub fn multiply_sign(
-    rt: &Runtime,
-    codes: &Codes<'_>,
-    x: &[f32],
-    y: &mut [f32],
-    n: usize,
-) -> Result<()> {
-    Driver::new(rt)?.multiply_sign(codes, x, y, n)
-}
+/// Products of words that one thread makes in a nanosecond, about.
+const PRODUCTS_PER_NS: usize = 2;
 
 impl Driver<'_> {
-    /// See [`multiply_sign`].
-    pub(super) fn multiply_sign(
+    /// `y[v] = W sign(x[v])` for each of `n` vectors, the sign of a number being +1 if it is `>= 0`, else -1:
+    /// `codes.bits` is 1, `x` is `(n, cols)`, `y` is `(n, rows)`.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`; `y` then holds what it held.
+    pub fn multiply_sign(
         &self,
         codes: &Codes<'_>,
         x: &[f32],
@@ -65,10 +53,10 @@ impl Driver<'_> {
                 memory::filled(groups, 0.0f32, "the scales of a row")?,
             ))
         };
-        self.run(
-            (rows * words)
-                .saturating_mul(n)
-                .saturating_mul(PRODUCTS_PER_WORD),
+        let products = (rows * words).saturating_mul(n);
+        run(
+            self.pool,
+            members(self.pool, products / PRODUCTS_PER_NS),
             rows.div_ceil(rows_per_task),
             new_scratch,
             |(bits, scales), task| {

@@ -191,6 +191,22 @@ fn float_weights() {
 }
 
 #[test]
+fn dequantised_in_any_number_of_tasks() {
+    for isa in levels() {
+        for (rows, cols) in [(0, 5), (3, 0), (5, 33), (70, 4097), (3, 70_000)] {
+            let pool = threads(3);
+            let d = driver(isa, &pool);
+            let m = Matrix::new(rows, cols, 33, Bits::Four);
+            let mut out = vec![f32::NAN; rows * cols];
+            d.dequantize(&RowSource::Codes(m.codes()), &mut out)
+                .unwrap();
+            let rounded: Vec<f32> = m.weights().iter().map(|&w| w as f32).collect();
+            assert_eq!(bits(&out), bits(&rounded), "{isa} {rows} x {cols}");
+        }
+    }
+}
+
+#[test]
 fn through_a_runtime() {
     let config = Config {
         threads: 1,
@@ -201,7 +217,9 @@ fn through_a_runtime() {
     let m = Matrix::new(3, 50, 7, Bits::Two);
     let x = noise(12, 4 * 50);
     let mut y = [f32::NAN; 12];
-    multiply(&rt, &RowSource::Codes(m.codes()), &x, &mut y, 4).unwrap();
+    let d = Driver::new(&rt);
+    d.multiply(&RowSource::Codes(m.codes()), &x, &mut y, 4)
+        .unwrap();
     assert_close("scalar", &m.weights(), 50, &x, &y, 4);
 }
 

@@ -1,18 +1,19 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
 use super::activations::{InRange, Int8, blocks, interleaved, padded, signs};
+use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
+use super::tasks::{Output, members, run, run_chunks};
 use super::weights::Activations;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, FLUSH_SUBS, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
-use crate::runtime::{Pool, Team};
+use crate::runtime::Pool;
 use half::f16;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard};
 
 /// A matrix in tiles.
 pub struct Tiles {
@@ -20,8 +21,11 @@ pub struct Tiles {
     buffer: Buffer,
 }
 
-/// Below this many bytes of tiles to read (counted once for four vectors) a product stays on the calling thread.
-const SERIAL_BYTES: usize = 256 << 10;
+/// Bytes of tiles that a thread reads in a nanosecond, about, once for four vectors.
+const READ_PER_NS: usize = 32;
+
+/// Bytes of tiles that a thread packs in a nanosecond, about.
+const PACKED_PER_NS: usize = 8;
 
 /// Vectors that go through the kernels together, so that their activations stay in the second-level cache
 /// while a tile passes: this many bytes of them.
@@ -29,31 +33,6 @@ const PANEL_BYTES: usize = 512 << 10;
 
 /// Sub-blocks unpacked at once for float32 and many vectors: 128 columns, 16 KiB of levels.
 const UNPACK_SUBS: usize = 4;
-
-/// The output, shared by tasks that write disjoint parts of it.
-struct Output {
-    y: *mut f32,
-    len: usize,
-    rows: usize,
-}
-
-// SAFETY: tasks write disjoint (vector, tile) cells; see `store`.
-unsafe impl Sync for Output {}
-
-impl Output {
-    /// Writes the rows of tile `t` of vector `v`.
-    ///
-    /// # Safety
-    /// No other task writes this cell.
-    unsafe fn store(&self, v: usize, t: usize, values: &[f32; TILE_ROWS]) {
-        let row = t * TILE_ROWS;
-        let count = TILE_ROWS.min(self.rows - row);
-        let at = v * self.rows + row;
-        assert!(at + count <= self.len);
-        // SAFETY: inside the output, which is exclusively ours, and this cell is this task's.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.y.add(at), count) }
-    }
-}
 
 impl Tiles {
     /// Packs a matrix, in parallel.
@@ -63,19 +42,15 @@ impl Tiles {
     pub fn pack(pool: &Pool, layout: Layout, codes: &Codes<'_>) -> Result<Tiles> {
         let tile_bytes = layout.tile_bytes();
         let mut buffer = Buffer::zeroed(layout.tiles() * tile_bytes, "weights")?;
-        let mut tiles = memory::with_capacity(layout.tiles(), "the turns at tiles")?;
-        let each = buffer.as_mut_slice().chunks_exact_mut(tile_bytes);
-        tiles.extend(each.map(Mutex::new));
-        let job = |t: usize| {
-            let mut tile = tiles[t].lock().unwrap_or_else(|e| e.into_inner());
-            pack::pack_tile(&layout, codes, t, &mut tile);
-        };
-        if layout.tiles() * tile_bytes < SERIAL_BYTES / 4 {
-            Team::alone().run(layout.tiles(), &job);
-        } else {
-            pool.team(|team| team.run(layout.tiles(), &job));
-        }
-        drop(tiles);
+        let members = members(pool, buffer.len() / PACKED_PER_NS);
+        let chunks = (buffer.as_mut_slice(), tile_bytes);
+        run_chunks(
+            pool,
+            members,
+            chunks,
+            || Ok(()),
+            |(), t, tile| pack::pack_tile(&layout, codes, t, tile),
+        )?;
         Ok(Tiles { layout, buffer })
     }
 
@@ -150,21 +125,25 @@ impl Tiles {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn dequantize(&self, out: &mut [f32]) -> Result<()> {
+    pub fn dequantize(&self, pool: &Pool, out: &mut [f32]) -> Result<()> {
         let l = &self.layout;
-        let mut codes = memory::filled(l.shape.cols, 0, "a row of codes")?;
-        for (r, out) in out.chunks_exact_mut(l.shape.cols).enumerate() {
-            let (tile, r) = (self.tile(r / TILE_ROWS), r % TILE_ROWS);
-            pack::tile_row_codes(l, tile, r, &mut codes);
-            for g in 0..l.shape.groups {
-                let scale = pack::tile_scale(l, tile, r, g);
-                let zero = pack::tile_zero_point(l, tile, r, g);
-                for c in l.shape.group_columns(g) {
-                    out[c] = scale * l.bits.level(codes[c], zero) as f32;
+        let cols = l.shape.cols;
+        let members = members(pool, out.len());
+        let chunks = (out, TILE_ROWS * cols);
+        let row_codes = || memory::filled(cols, 0, "a row of codes");
+        run_chunks(pool, members, chunks, row_codes, |codes, t, out| {
+            let tile = self.tile(t);
+            for (r, out) in out.chunks_exact_mut(cols).enumerate() {
+                pack::tile_row_codes(l, tile, r, codes);
+                for g in 0..l.shape.groups {
+                    let scale = pack::tile_scale(l, tile, r, g);
+                    let zero = pack::tile_zero_point(l, tile, r, g);
+                    for c in l.shape.group_columns(g) {
+                        out[c] = scale * l.bits.level(codes[c], zero) as f32;
+                    }
                 }
             }
-        }
-        Ok(())
+        })
     }
 
     /// Tile `t`.
@@ -187,49 +166,71 @@ impl Tiles {
         n: usize,
     ) -> Result<()> {
         assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
-        let work = self.bytes().saturating_mul(n.div_ceil(4));
-        let members = if work < SERIAL_BYTES {
-            1
-        } else {
-            pool.threads()
-        };
-        let out = Output {
-            y: y.as_mut_ptr(),
-            len: y.len(),
-            rows: self.layout.shape.rows,
-        };
+        let read = self.bytes().saturating_mul(n.div_ceil(4));
+        let members = members(pool, read / READ_PER_NS);
+        let out = Output::new(y);
         let plan = Plan::new(&self.layout, activations, n, members);
-        let run = |job: &(dyn Fn(usize) + Sync)| {
-            if members == 1 {
-                Team::alone().run(plan.tasks(), job)
-            } else {
-                pool.team(|team| team.run(plan.tasks(), job))
-            }
-        };
+        let tasks = plan.tasks();
         match activations {
             Activations::Int8 => {
                 let acts = Int8::new(kernels, &self.layout, x, n)?;
-                let sums = Slots::new(members, || Aligned::zeroed(plan.panel, "sums"))?;
-                run(&|task| self.int8_task(kernels, &acts, &plan, task, &mut sums.take(), &out));
+                let sums = || Aligned::zeros(plan.panel * TILE_ROWS, "sums");
+                run(pool, members, tasks, sums, |sums, task| {
+                    self.int8_task(kernels, &acts, &plan, task, sums, &out);
+                })
             }
             Activations::Sign => {
                 let x = signs(&self.layout, x, n)?;
-                run(&|task| self.sign_task(kernels, &x, &plan, task, &out));
+                run(pool, members, tasks, no_scratch, |(), task| {
+                    self.sign_task(kernels, &x, &plan, task, &out);
+                })
             }
             Activations::F32 => {
                 let held = InRange::new(x, self.layout.shape.cols)?;
                 if n == 1 {
                     let x = padded(&self.layout, &held.x)?;
-                    run(&|task| self.f32_one_task(kernels, &x, &plan, task, &out));
+                    run(pool, members, tasks, no_scratch, |(), task| {
+                        self.f32_one_task(kernels, &x, &plan, task, &out);
+                    })?;
                 } else {
                     let x = interleaved(&self.layout, &held.x, n)?;
-                    let scratch = Slots::new(members, || Scratch::new(&plan))?;
-                    run(&|task| self.f32_task(kernels, &x, &plan, task, &mut scratch.take(), &out));
+                    let scratch = || Scratch::new(&plan);
+                    run(pool, members, tasks, scratch, |scratch, task| {
+                        self.f32_task(kernels, &x, &plan, task, scratch, &out);
+                    })?;
                 }
                 held.restore(y, self.layout.shape.rows);
+                Ok(())
             }
         }
-        Ok(())
+    }
+
+    /// Writes the rows of tile `t` of vector `v`.
+    ///
+    /// # Safety
+    /// No other task writes this cell.
+    unsafe fn store(&self, out: &Output<'_>, v: usize, t: usize, values: &[f32; TILE_ROWS]) {
+        let (row, rows) = (t * TILE_ROWS, self.layout.shape.rows);
+        // SAFETY: the caller's.
+        unsafe { out.store(v * rows + row, &values[..TILE_ROWS.min(rows - row)]) };
+    }
+
+    /// Writes the rows of tile `t` of the vectors from `first` on.
+    ///
+    /// # Safety
+    /// No other task writes these cells.
+    unsafe fn store_block(
+        &self,
+        out: &Output<'_>,
+        first: usize,
+        width: usize,
+        t: usize,
+        values: &Block,
+    ) {
+        for (v, values) in values.0.iter().enumerate().take(width) {
+            // SAFETY: the caller's.
+            unsafe { self.store(out, first + v, t, values) };
+        }
     }
 
     /// For a panel of vectors: for each tile, for a few groups at a time, all vectors.
@@ -240,7 +241,7 @@ impl Tiles {
         plan: &Plan,
         task: usize,
         sums: &mut Aligned,
-        out: &Output,
+        out: &Output<'_>,
     ) {
         let l = &self.layout;
         let (tiles, vectors) = plan.task(task);
@@ -253,7 +254,8 @@ impl Tiles {
         };
         for t in tiles {
             let tile = self.tile(t);
-            sums.0.fill(AlignedRow::ZERO);
+            let sums = sums.floats_mut();
+            sums.fill(0.0);
             for first in (0..l.shape.groups).step_by(step) {
                 let count = step.min(l.shape.groups - first);
                 let bytes = count * l.group_offset(1);
@@ -282,19 +284,19 @@ impl Tiles {
                             tile.as_ptr(),
                             acts.block(v, width, first * l.subs, first * l.group_blocks()),
                             ahead,
-                            sums.0[v - vectors.start..].as_mut_ptr().cast(),
+                            sums[(v - vectors.start) * TILE_ROWS..].as_mut_ptr(),
                         );
                     }
                 }
             }
-            for (v, sums) in vectors.clone().zip(&sums.0) {
+            for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
                 // SAFETY: tasks have disjoint tiles or vectors.
-                unsafe { out.store(v, t, &sums.0) };
+                unsafe { self.store(out, v, t, sums) };
             }
         }
     }
 
-    fn sign_task(&self, k: &TileKernels, x: &[u32], plan: &Plan, task: usize, out: &Output) {
+    fn sign_task(&self, k: &TileKernels, x: &[u32], plan: &Plan, task: usize, out: &Output<'_>) {
         let (tiles, vectors) = plan.task(task);
         let subs = self.layout.total_subs();
         for t in tiles {
@@ -304,12 +306,13 @@ impl Tiles {
                 let tile = self.tile(t).as_ptr();
                 // SAFETY: as in `int8_task`.
                 unsafe { k.sign(width)(&self.layout, tile, x, values.as_mut_ptr()) };
-                store_block(out, first, width, t, &values);
+                // SAFETY: tasks have disjoint tiles or vectors.
+                unsafe { self.store_block(out, first, width, t, &values) };
             }
         }
     }
 
-    fn f32_one_task(&self, k: &TileKernels, x: &[f32], plan: &Plan, task: usize, out: &Output) {
+    fn f32_one_task(&self, k: &TileKernels, x: &[f32], plan: &Plan, task: usize, out: &Output<'_>) {
         for t in plan.task(task).0 {
             let mut values = Block::zero();
             let tile = self.tile(t).as_ptr();
@@ -317,7 +320,8 @@ impl Tiles {
             unsafe {
                 k.f32_one(self.layout.bits)(&self.layout, tile, x.as_ptr(), values.as_mut_ptr())
             };
-            store_block(out, 0, 1, t, &values);
+            // SAFETY: tasks have disjoint tiles.
+            unsafe { self.store_block(out, 0, 1, t, &values) };
         }
     }
 
@@ -330,7 +334,7 @@ impl Tiles {
         plan: &Plan,
         task: usize,
         scratch: &mut Scratch,
-        out: &Output,
+        out: &Output<'_>,
     ) {
         let l = &self.layout;
         let (tiles, vectors) = plan.task(task);
@@ -341,22 +345,28 @@ impl Tiles {
             let end = (chunk + FLUSH_SUBS).min(l.total_subs());
             for (t, sum) in tiles.clone().zip(scratch.sum.chunks_exact_mut(cells)) {
                 let tile = self.tile(t).as_ptr();
-                scratch.f.0.fill(AlignedRow::ZERO);
+                let f = scratch.f.floats_mut();
+                f.fill(0.0);
                 for s in (chunk..end).step_by(UNPACK_SUBS) {
                     let count = UNPACK_SUBS.min(end - s);
-                    let (levels, scales) =
-                        (scratch.levels.as_mut_ptr(), scratch.scales.as_mut_ptr());
+                    let (levels, scales) = (
+                        scratch.levels.floats_mut().as_mut_ptr(),
+                        scratch.scales.floats_mut().as_mut_ptr(),
+                    );
                     // SAFETY: as in `int8_task`; the scratch holds UNPACK_SUBS sub-blocks.
                     unsafe { k.unpack(l.bits)(l, tile, s, count, levels, scales) };
                     for (first, width) in blocks(vectors.clone()) {
                         let x = x[first * padded + s * SUB_COLS * width..].as_ptr();
-                        let f = scratch.f.0[first - vectors.start..].as_mut_ptr().cast();
+                        let f = f[(first - vectors.start) * TILE_ROWS..].as_mut_ptr();
                         // SAFETY: as above; `x` is in blocks of (columns, width), `f` has a row of 32 a vector.
                         unsafe { k.panel(width)(levels, scales, count, x, f) };
                     }
                 }
-                for (sum, f) in sum.chunks_exact_mut(TILE_ROWS).zip(&scratch.f.0) {
-                    for (sum, &f) in sum.iter_mut().zip(&f.0) {
+                for (sum, f) in sum
+                    .chunks_exact_mut(TILE_ROWS)
+                    .zip(f.as_chunks::<TILE_ROWS>().0)
+                {
+                    for (sum, &f) in sum.iter_mut().zip(f) {
                         *sum += f as f64;
                     }
                 }
@@ -365,7 +375,7 @@ impl Tiles {
         for (t, sum) in tiles.zip(scratch.sum.chunks_exact(cells)) {
             for (v, sum) in vectors.clone().zip(sum.chunks_exact(TILE_ROWS)) {
                 // SAFETY: tasks have disjoint tiles or vectors.
-                unsafe { out.store(v, t, &std::array::from_fn(|r| sum[r] as f32)) };
+                unsafe { self.store(out, v, t, &std::array::from_fn(|r| sum[r] as f32)) };
             }
         }
     }
@@ -392,11 +402,9 @@ impl Block {
     }
 }
 
-fn store_block(out: &Output, first: usize, width: usize, t: usize, values: &Block) {
-    for (v, values) in values.0.iter().enumerate().take(width) {
-        // SAFETY: tasks have disjoint tiles or vectors.
-        unsafe { out.store(first + v, t, values) };
-    }
+/// The scratch of a product that needs none.
+fn no_scratch() -> Result<()> {
+    Ok(())
 }
 
 /// How a product is cut into tasks: runs of tiles × panels of vectors.
@@ -453,26 +461,6 @@ impl Plan {
     }
 }
 
-/// Working memory of a product, one for each thread that may take part.
-struct Slots<T>(Vec<Mutex<T>>);
-
-impl<T> Slots<T> {
-    fn new(members: usize, make: impl Fn() -> Result<T>) -> Result<Slots<T>> {
-        (0..members)
-            .map(|_| make().map(Mutex::new))
-            .collect::<Result<_>>()
-            .map(Slots)
-    }
-
-    /// One that is free. A task holds one while it runs, and no more tasks run at once than there are members.
-    fn take(&self) -> MutexGuard<'_, T> {
-        self.0
-            .iter()
-            .find_map(|s| s.try_lock().ok())
-            .expect("a free slot for each member")
-    }
-}
-
 /// What one thread needs for float32 and many vectors.
 struct Scratch {
     /// `(UNPACK_SUBS * 32, 32)`.
@@ -488,32 +476,11 @@ struct Scratch {
 impl Scratch {
     fn new(plan: &Plan) -> Result<Scratch> {
         Ok(Scratch {
-            levels: Aligned::zeroed(UNPACK_SUBS * SUB_COLS, "unpacked weights")?,
-            scales: Aligned::zeroed(UNPACK_SUBS, "unpacked scales")?,
-            f: Aligned::zeroed(plan.panel, "sums")?,
+            levels: Aligned::zeros(UNPACK_SUBS * SUB_COLS * TILE_ROWS, "unpacked weights")?,
+            scales: Aligned::zeros(UNPACK_SUBS * TILE_ROWS, "unpacked scales")?,
+            f: Aligned::zeros(plan.panel * TILE_ROWS, "sums")?,
             sum: memory::filled(plan.tiles_a_task * plan.panel * TILE_ROWS, 0.0, "sums")?,
         })
-    }
-}
-
-/// Rows of 32 floats, aligned to cache lines.
-struct Aligned(Vec<AlignedRow>);
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct AlignedRow([f32; TILE_ROWS]);
-
-impl AlignedRow {
-    const ZERO: AlignedRow = AlignedRow([0.0; TILE_ROWS]);
-}
-
-impl Aligned {
-    fn zeroed(rows: usize, what: &str) -> Result<Aligned> {
-        Ok(Aligned(memory::filled(rows, AlignedRow::ZERO, what)?))
-    }
-
-    fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
     }
 }
 

@@ -1,0 +1,41 @@
+//! Buffers of floats for kernels, whose vectors must not straddle cache lines.
+
+use crate::error::Result;
+use crate::memory;
+
+/// One cache line of floats.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// A buffer of floats that starts at a cache line.
+pub struct Aligned {
+    lines: Vec<Line>,
+}
+
+impl Aligned {
+    /// At least `len` zeros: `len` rounded up to whole cache lines.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`; `what` names the buffer in the message.
+    pub fn zeros(len: usize, what: &str) -> Result<Aligned> {
+        Ok(Aligned {
+            lines: memory::filled(len.div_ceil(16), Line([0.0; 16]), what)?,
+        })
+    }
+
+    /// The floats.
+    pub fn floats(&self) -> &[f32] {
+        // SAFETY: `Line` is `repr(C)` around 16 floats and 64 bytes large: `lines` is an array of floats
+        // without gaps, borrowed as long as `self` is.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 16) }
+    }
+
+    /// The floats, to be written.
+    pub fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `floats`; `self` is borrowed mutably.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * 16)
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Row-major weights as floats.
+
+use super::Driver;
+use crate::cpu::rows::{RowSource, UnpackScratch};
+use crate::error::Result;
+use crate::matmul::aligned::Aligned;
+use crate::matmul::tasks::{members, run_chunks};
+
+/// Spans unpacked at a time.
+const PIECE: usize = 4;
+
+/// Weights a task covers, about.
+const WEIGHTS_PER_TASK: usize = 1 << 16;
+
+/// Weights that one thread writes in a nanosecond, about: the memory they go to is the limit.
+const WEIGHTS_PER_NS: usize = 2;
+
+impl Driver<'_> {
+    /// The weights as floats, each rounded once to float32; `out` is `(rows, cols)`.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`; `out` then holds what it held.
+    pub fn dequantize(&self, source: &RowSource<'_>, out: &mut [f32]) -> Result<()> {
+        let (rows, cols) = (source.rows(), source.cols());
+        if rows == 0 || cols == 0 {
+            return Ok(());
+        }
+        let kernels = &self.kernels;
+        let piece = PIECE * kernels.span();
+        let rows_per_task = (WEIGHTS_PER_TASK / cols).clamp(1, rows);
+        let members = members(self.pool, out.len() / WEIGHTS_PER_NS);
+        let new_scratch = || {
+            let weights = Aligned::zeros(piece, "a piece of a row of weights")?;
+            Ok((UnpackScratch::default(), weights))
+        };
+        let chunks = (out, rows_per_task * cols);
+        run_chunks(
+            self.pool,
+            members,
+            chunks,
+            new_scratch,
+            |(scratch, weights), task, out| {
+                for (r, out) in out.chunks_exact_mut(cols).enumerate() {
+                    for (p, out) in out.chunks_mut(piece).enumerate() {
+                        let padded = out.len().next_multiple_of(kernels.lanes());
+                        let weights = &mut weights.floats_mut()[..padded];
+                        let row = task * rows_per_task + r;
+                        kernels.unpack(source, row, p * piece, scratch, weights);
+                        out.copy_from_slice(&weights[..out.len()]);
+                    }
+                }
+            },
+        )
+    }
+}

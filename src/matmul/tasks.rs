@@ -1,0 +1,166 @@
+//! How work is shared among threads, and the output that they write together.
+
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::error::Result;
+use crate::memory;
+use crate::runtime::Pool;
+
+/// Nanoseconds of work below which the calling thread works alone: waking a thread costs 3 to 10 µs, so that
+/// a second one has nothing to give.
+const ALONE: usize = 8192;
+
+/// How many threads share work that takes one of them about so many nanoseconds.
+pub fn members(pool: &Pool, nanoseconds: usize) -> usize {
+    if nanoseconds < ALONE {
+        1
+    } else {
+        pool.threads()
+    }
+}
+
+/// Runs `job(scratch, task)` once for each task in `0..tasks`, in any order, on at most `members` threads.
+///
+/// Each thread has a scratch of its own, made by `scratch` before the first task runs.
+///
+/// # Errors
+/// Those of `scratch`, and `ERR_MEMORY`; no task has run then.
+pub fn run<S: Send>(
+    pool: &Pool,
+    members: usize,
+    tasks: usize,
+    scratch: impl Fn() -> Result<S>,
+    job: impl Fn(&mut S, usize) + Sync,
+) -> Result<()> {
+    if members == 1 || tasks == 1 {
+        let mut scratch = scratch()?;
+        (0..tasks).for_each(|task| job(&mut scratch, task));
+        return Ok(());
+    }
+    pool.team(|team| {
+        let workers = team.members().min(members).min(tasks);
+        let mut scratches = memory::with_capacity(workers, "the scratch of the threads")?;
+        for _ in 0..workers {
+            scratches.push(Mutex::new(scratch()?));
+        }
+        let next = AtomicUsize::new(0);
+        team.run(workers, &|worker| {
+            let mut scratch = lock(&scratches[worker]);
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    break;
+                }
+                job(&mut scratch, task);
+            }
+        });
+        Ok(())
+    })
+}
+
+/// As [`run`], the tasks being the chunks of `len` elements of `out`, the last one perhaps short:
+/// `job(scratch, i, chunk)` for the `i`-th.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_chunks<T: Send, S: Send>(
+    pool: &Pool,
+    members: usize,
+    (out, len): (&mut [T], usize),
+    scratch: impl Fn() -> Result<S>,
+    job: impl Fn(&mut S, usize, &mut [T]) + Sync,
+) -> Result<()> {
+    let mut chunks = memory::with_capacity(out.len().div_ceil(len), "the list of tasks")?;
+    chunks.extend(out.chunks_mut(len).map(Mutex::new));
+    run(pool, members, chunks.len(), scratch, |scratch, i| {
+        job(scratch, i, &mut lock(&chunks[i]));
+    })
+}
+
+/// A lock that no two threads ever want: what it guards was left by a task that is over, if by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The output of a product, written by several threads.
+pub struct Output<'a> {
+    // Atomics, so that sharing it and setting one element is safe; a relaxed store is a plain one.
+    y: &'a [AtomicU32],
+}
+
+impl<'a> Output<'a> {
+    /// Shares `y` for as long as it is borrowed.
+    pub fn new(y: &'a mut [f32]) -> Output<'a> {
+        // SAFETY: `AtomicU32` has the size and alignment of `f32`, both are valid for every bit pattern, and
+        // `y` is borrowed mutably for as long as the atomics are.
+        let y = unsafe { &*(std::ptr::from_mut(y) as *const [AtomicU32]) };
+        Output { y }
+    }
+
+    /// Writes element `i`.
+    pub fn set(&self, i: usize, value: f32) {
+        self.y[i].store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Writes the elements from `at` on, by vectors: 32 relaxed stores stay 32 stores.
+    ///
+    /// # Safety
+    /// No other thread writes these elements while this one does.
+    pub unsafe fn store(&self, at: usize, values: &[f32]) {
+        let to = &self.y[at..][..values.len()];
+        // SAFETY: `to` is as long as `values`; atomics may be written through a shared borrow, and nobody else
+        // does so now; `y` was borrowed mutably, so `values` lies elsewhere.
+        unsafe {
+            let to = to.as_ptr().cast::<f32>().cast_mut();
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn every_chunk_once_whoever_takes_it() {
+        let pool = Pool::new(3).unwrap();
+        for (len, chunk) in [(0, 4), (1, 4), (8, 4), (103, 4), (5000, 7)] {
+            for members in [1, 2, 3] {
+                let mut out = vec![0; len];
+                let add = |(): &mut (), i: usize, chunk: &mut [usize]| {
+                    chunk.iter_mut().for_each(|v| *v += i + 1);
+                };
+                run_chunks(&pool, members, (&mut out, chunk), || Ok(()), add).unwrap();
+                let expected: Vec<usize> = (0..len).map(|i| i / chunk + 1).collect();
+                assert_eq!(out, expected, "{len} by {chunk}, {members} members");
+            }
+        }
+    }
+
+    #[test]
+    fn without_scratch_no_task_runs() {
+        let pool = Pool::new(2).unwrap();
+        for members in [1, 2] {
+            let made = AtomicUsize::new(0);
+            let scratch = || match made.fetch_add(1, Ordering::Relaxed) + 1 {
+                last if last == members => Err(Error::memory("none left")),
+                _ => Ok(()),
+            };
+            let error = run(&pool, members, 9, scratch, |(), _| panic!("a task ran"));
+            assert_eq!(error.unwrap_err().message(), "none left");
+        }
+    }
+
+    #[test]
+    fn an_output_is_written_where_it_says() {
+        let mut y = [0.0; 6];
+        let out = Output::new(&mut y);
+        out.set(1, -0.0);
+        // SAFETY: there is one thread.
+        unsafe { out.store(3, &[1.0, f32::INFINITY]) };
+        assert_eq!(y, [0.0, 0.0, 0.0, 1.0, f32::INFINITY, 0.0]);
+        assert!(y[1].is_sign_negative());
+    }
+}
