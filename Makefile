@@ -72,7 +72,7 @@ tsan: ## the tests with threads under ThreadSanitizer
 
 # Valgrind knows no AVX-512. It runs one thread at a time, so the programs about threads are left to tsan.
 valgrind: export APL_FFI_ISA = avx2
-valgrind: export APL_FFI_SANITIZED = 1
+valgrind: export APL_FFI_SANITIZED = valgrind
 valgrind: build ## the C programs under valgrind's memcheck
 	UNDER='valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite' \
 	  ctest/run.sh $(RELEASE) target/valgrind lifecycle oneshot quantise weights errors

@@ -16,14 +16,17 @@ folder=target/sanitize-$sanitizer
 symbols=$(rustc --print sysroot)/lib/rustlib/$target/lib
 
 export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$folder"
-# Read by the tests that compare times or limit the address space.
-export APL_FFI_SANITIZED=1
+# Read by the tests that limit the address space.
+export APL_FFI_SANITIZED="$sanitizer"
+# The sanitizer's checks are most of the time of compiling; full optimisation would double it.
+export CARGO_PROFILE_TEST_OPT_LEVEL=1 CARGO_PROFILE_TEST_DEBUG=line-tables-only
 case $sanitizer in
   address)
     runtime=$symbols/librustc-stable_rt.asan.a
     export RUSTFLAGS="-Zsanitizer=address"
-    # Leaks too: every C program ends with apl_ffi_cleanup.
-    export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
+    # Tests ask for more memory than there is, and expect NULL. Leaks count too.
+    export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1:detect_stack_use_after_return=1
+    export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
     set -- --lib --test abi_calls --test abi_lifecycle --test abi_weights
     filter=
     programs=
@@ -32,7 +35,7 @@ case $sanitizer in
     runtime=$symbols/librustc-stable_rt.tsan.a
     # The standard library is not rebuilt; what that hides, and why, is told where it is suppressed.
     export RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer"
-    export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1"
+    export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1 allocator_may_return_null=1"
     set -- --lib --test abi_lifecycle --test abi_weights
     filter="runtime:: thread"
     programs="threads lifecycle loadunload"
@@ -45,4 +48,5 @@ esac
 
 # shellcheck disable=SC2086 # words
 cargo test --target $target "$@" -- $filter
-CFLAGS="-O1 -g -fsanitize=$sanitizer -fno-omit-frame-pointer" RUNTIME="$runtime" ctest/run.sh "$folder/$target/debug" "$folder/ctest" $programs
+CFLAGS="-O1 -g -fsanitize=$sanitizer -fno-omit-frame-pointer" RUNTIME="$runtime" ctest/run.sh \
+  "$folder/$target/debug/deps" "$folder/ctest" $programs
