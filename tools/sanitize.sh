@@ -36,7 +36,9 @@ case $sanitizer in
     # The standard library is not rebuilt; what that hides, and why, is told where it is suppressed.
     export RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer"
     export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp halt_on_error=1 allocator_may_return_null=1"
-    set -- --lib --test abi_lifecycle --test abi_weights
+    # Not abi_weights: the end of a std::thread::scope is in std, and is not seen. ctest/threads.c does the same with
+    # POSIX threads, whose joins are.
+    set -- --lib --test abi_lifecycle
     filter="runtime:: thread"
     programs="threads lifecycle loadunload"
     ;;
