@@ -17,7 +17,7 @@ ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
 export CC CFLAGS
 
-.PHONY: help build run test ctest header install uninstall check-installed lint asan tsan valgrind fuzz bench peers
+.PHONY: help build run test ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ uninstall: ## what `make install` with the same variables put there
 
 check-installed: build ## C and C++ programs against an installed tree
 	packaging/check-installed.sh
+
+test-large: ## the test that writes and hashes 4.4 GB
+	$(CARGO) test --test formats -- --ignored
 
 lint: ## formatting and clippy
 	$(CARGO) fmt --check

@@ -101,7 +101,7 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 let mut second = [_mm512_setzero_si512(); 2];
                 for _ in 0..block {
                     unroll!(K in 0..8 => {
-                        // Spread: in a bunch at the start of a sub-block they lose a tenth.
+                        // Spread: in a bunch at the start of a sub-block they lose a sixth or more.
                         for line in K * BITS / 4..(K + 1) * BITS / 4 {
                             let at = next.wrapping_add(64 * line).cast();
                             if few(V) {
