@@ -6,6 +6,7 @@ pub mod error;
 pub mod formats;
 pub mod matmul;
 pub mod memory;
+pub mod model;
 pub mod options;
 pub mod quant;
 pub mod runtime;

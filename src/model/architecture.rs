@@ -1,0 +1,160 @@
+//! What a decoder-only transformer computes, as plain data: read from a `config.json`, the metadata of a GGUF
+//! file or a manifest, and all that the forward pass looks at.
+//!
+//! Names and conventions are those of Hugging Face `transformers`; a layer is
+//!
+//! ```text
+//! a = norm(x, input_layernorm)
+//! q, k, v = W_q a, W_k a, W_v a  (+ biases; norm of each head with qk_norm; then rotary embedding)
+//! x = x + [norm] W_o attention(q, k, v)
+//! b = norm(x, post_attention_layernorm; with `sandwich` pre_feedforward_layernorm)
+//! x = x + [norm] W_down (act(W_gate b) * W_up b)
+//! ```
+//!
+//! where `[norm]` is there with `sandwich` only.
+
+/// The families of models that are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Llama 1 to 3, Code Llama, TinyLlama, DeepSeek's distillations of Llama.
+    Llama,
+    /// Mistral: Llama with a sliding window.
+    Mistral,
+    /// Gemma 1.
+    Gemma,
+    /// Gemma 2.
+    Gemma2,
+    /// Qwen 2 and 2.5.
+    Qwen2,
+    /// Qwen 3 (dense).
+    Qwen3,
+}
+
+/// The gate of the feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`: SwiGLU.
+    Silu,
+    /// Gaussian error linear unit by its tanh formula: GeGLU.
+    GeluTanh,
+    /// Gaussian error linear unit by the error function.
+    Gelu,
+}
+
+/// Which two elements of a head the rotary embedding turns together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// `i` and `i + head_dim/2`: Hugging Face.
+    Halves,
+    /// `2i` and `2i + 1`: GGUF files of Llama and Mistral, whose query and key rows are permuted for it.
+    Neighbours,
+}
+
+/// How the rotary embedding is stretched to contexts longer than those trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// As trained.
+    None,
+    /// Positions divided by the factor.
+    Linear {
+        /// How many times longer a context may be.
+        factor: f64,
+    },
+    /// NTK-aware: the base grows once a sequence is longer than `original_context`.
+    Dynamic {
+        /// How many times longer a context may be.
+        factor: f64,
+        /// The context trained on.
+        original_context: usize,
+    },
+    /// YaRN: high frequencies as trained, low ones divided, and logits sharpened.
+    Yarn {
+        /// How many times longer a context may be.
+        factor: f64,
+        /// The context trained on.
+        original_context: usize,
+        /// Frequencies that turn more often than this in that context stay.
+        beta_fast: f64,
+        /// Those that turn less often than this are divided by the factor.
+        beta_slow: f64,
+        /// The factor on cosines and sines; `None`: `0.1 ln(factor) + 1`.
+        attention_factor: Option<f64>,
+    },
+    /// Llama 3: low frequencies divided, high ones as trained, a smooth step between.
+    Llama3 {
+        /// What low frequencies are divided by.
+        factor: f64,
+        /// Wavelengths beyond `original_context / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_context / high_freq_factor` stay.
+        high_freq_factor: f64,
+        /// The context trained on.
+        original_context: usize,
+    },
+    /// A divisor for each frequency (`rope_freqs.weight` of GGUF files): `(head_dim/2)`.
+    Divisors(Vec<f32>),
+}
+
+/// The rotary position embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// The base of the frequencies: `theta^(-2i/head_dim)`.
+    pub theta: f64,
+    /// How it is stretched.
+    pub scaling: RopeScaling,
+    /// Which elements it turns together.
+    pub pairing: Pairing,
+}
+
+/// A decoder-only transformer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Architecture {
+    /// The family it belongs to; everything that follows from it is in the fields below.
+    pub family: Family,
+    /// Layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the feed-forward network.
+    pub intermediate: usize,
+    /// Tokens in the vocabulary.
+    pub vocabulary: usize,
+    /// The longest context it is made for.
+    pub context: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Added to the mean square in a norm.
+    pub norm_eps: f32,
+    /// Added to the weights of every norm: 1 for Gemma in the Hugging Face layout, else 0.
+    pub norm_offset: f32,
+    /// The gate.
+    pub activation: Activation,
+    /// The rotary embedding.
+    pub rope: Rope,
+    /// What embeddings are multiplied with: `sqrt(hidden)` for Gemma, else 1.
+    pub embedding_scale: f32,
+    /// What the products of queries and keys are multiplied with; `1/sqrt(head_dim)` mostly.
+    pub query_scale: f32,
+    /// For each layer the number of positions it sees, itself included; `None`: all. `(layers)`
+    pub windows: Vec<Option<usize>>,
+    /// `cap * tanh(score / cap)` on attention scores.
+    pub attention_softcap: Option<f32>,
+    /// The same on logits.
+    pub final_softcap: Option<f32>,
+    /// Biases on queries, keys and values.
+    pub qkv_bias: bool,
+    /// A bias on the output of attention.
+    pub output_bias: bool,
+    /// Biases in the feed-forward network.
+    pub mlp_bias: bool,
+    /// A norm on each head of queries and keys, before the rotary embedding.
+    pub qk_norm: bool,
+    /// Norms also behind attention and feed-forward network (Gemma 2).
+    pub sandwich: bool,
+    /// The output matrix is the embedding.
+    pub tied: bool,
+}
