@@ -142,12 +142,70 @@ impl Gguf {
     /// `ERR_UNSUPPORTED` for another number of dimensions or a type that is known by size only;
     /// `ERR_FORMAT` for a scale that is not finite; `ERR_MEMORY`.
     pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
-        let tensor = &self.tensors[*self.index.get(name)?];
-        Some(self.read(tensor).map_err(|e| e.within(name)))
+        self.seen_as(name, super::rows_and_cols)
     }
 
-    fn read(&self, tensor: &Tensor) -> Result<MatrixView<'_>> {
-        let (rows, cols) = super::rows_and_cols(&tensor.shape)?;
+    /// A tensor of one dimension, as a matrix of one row; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// As [`Gguf::matrix`].
+    pub fn vector(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
+        self.seen_as(name, super::one_row)
+    }
+
+    /// The shape of a tensor, slowest dimension first.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors[*self.index.get(name)?].shape)
+    }
+
+    /// The elements of an array of texts.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` if it is an array of something else, or an element is not UTF-8; `ERR_MEMORY`.
+    pub fn texts(&self, array: &Array) -> Result<Vec<&str>> {
+        if array.element != TEXT {
+            return Err(Error::format(format!(
+                "an array of elements of type {}, texts were expected",
+                array.element
+            )));
+        }
+        let mut c = Cursor::new(&self.bytes[array.bytes.clone()]);
+        let mut out = memory::with_capacity(array.len, "the elements of an array")?;
+        for _ in 0..array.len {
+            out.push(c.text(limits::TEXT_BYTES, "a text in an array")?);
+        }
+        Ok(out)
+    }
+
+    /// The elements of an array of numbers, integers and floats alike.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` if it is an array of something else; `ERR_MEMORY`.
+    pub fn numbers(&self, array: &Array) -> Result<Vec<f64>> {
+        let mut c = Cursor::new(&self.bytes[array.bytes.clone()]);
+        let mut out = memory::with_capacity(array.len, "the elements of an array")?;
+        for _ in 0..array.len {
+            out.push(match read_value(&mut c, array.element)? {
+                Value::Unsigned(v) => v as f64,
+                Value::Signed(v) => v as f64,
+                Value::Float(v) => v,
+                other => {
+                    return Err(Error::format(format!(
+                        "an array with {other:?}, numbers were expected"
+                    )));
+                }
+            });
+        }
+        Ok(out)
+    }
+
+    fn seen_as(&self, name: &str, sides: super::Sides) -> Option<Result<MatrixView<'_>>> {
+        let tensor = &self.tensors[*self.index.get(name)?];
+        let view = sides(&tensor.shape).and_then(|sides| self.read(tensor, sides));
+        Some(view.map_err(|e| e.within(name)))
+    }
+
+    fn read(&self, tensor: &Tensor, (rows, cols): (usize, usize)) -> Result<MatrixView<'_>> {
         let data = &self.bytes[tensor.data.clone()];
         let values = match tensor.kind.content {
             Content::F32 => FloatValues::F32(numbers(data)?),

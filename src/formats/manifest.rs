@@ -138,12 +138,41 @@ impl Manifest {
     /// `ERR_UNSUPPORTED` for another number of dimensions; `ERR_FORMAT` where its arrays do not agree;
     /// `ERR_IO` where they lie in a file that cannot be opened; `ERR_MEMORY`.
     pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
-        let (name, weight) = &self.weights[*self.index.get(name)?];
-        Some(self.read(name, weight).map_err(|e| e.within(name)))
+        self.seen_as(name, super::rows_and_cols)
     }
 
-    fn read<'a>(&'a self, name: &str, weight: &'a Weight) -> Result<MatrixView<'a>> {
-        let (rows, cols) = super::rows_and_cols(&self.shape(name, weight)?)?;
+    /// A weight of one dimension, as a matrix of one row; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// As [`Manifest::matrix`].
+    pub fn vector(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
+        self.seen_as(name, super::one_row)
+    }
+
+    /// The shape of a weight; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` if it has none.
+    pub fn shape(&self, name: &str) -> Option<Result<Cow<'_, [usize]>>> {
+        let (name, weight) = &self.weights[*self.index.get(name)?];
+        Some(self.shape_of(name, weight).map_err(|e| e.within(name)))
+    }
+
+    fn seen_as(&self, name: &str, sides: super::Sides) -> Option<Result<MatrixView<'_>>> {
+        let (name, weight) = &self.weights[*self.index.get(name)?];
+        let shape = self.shape_of(name, weight);
+        let view = shape
+            .and_then(|shape| sides(&shape))
+            .and_then(|sides| self.read(name, weight, sides));
+        Some(view.map_err(|e| e.within(name)))
+    }
+
+    fn read<'a>(
+        &'a self,
+        name: &str,
+        weight: &'a Weight,
+        (rows, cols): (usize, usize),
+    ) -> Result<MatrixView<'a>> {
         let (codes, bits, packing, scales, zero_points) = match self.stored(name, weight)? {
             Stored::Floats(reference) => {
                 let values = self.array(&reference, rows)?.floats()?;
@@ -191,7 +220,7 @@ impl Manifest {
         .map(MatrixView::Codes)
     }
 
-    fn shape<'a>(&self, name: &str, weight: &'a Weight) -> Result<Cow<'a, [usize]>> {
+    fn shape_of<'a>(&self, name: &str, weight: &'a Weight) -> Result<Cow<'a, [usize]>> {
         if let Some(shape) = &weight.shape {
             return Ok(Cow::Borrowed(shape));
         }

@@ -98,6 +98,24 @@ fn widen<T: Copy + Into<f32>>(values: &[T], out: &mut [f32]) {
     }
 }
 
+impl MatrixView<'_> {
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            MatrixView::Codes(c) => (c.shape.rows, c.shape.cols),
+            MatrixView::Floats(f) => (f.rows, f.cols),
+        }
+    }
+
+    /// Writes one row, dequantised or widened; `out` is `(cols)`.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            MatrixView::Codes(c) => c.as_codes().dequantize_row(row, out),
+            MatrixView::Floats(f) => f.row(row, out),
+        }
+    }
+}
+
 /// The scales of a quantised matrix, in the precision they are stored with.
 #[derive(Clone, Debug)]
 pub enum ScalesView<'a> {

@@ -28,6 +28,7 @@ pub use bytes::FileBytes;
 pub use matrix::{CodesView, FloatValues, FloatsView, MatrixRef, MatrixView};
 pub use save::save_manifest;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use crate::error::{Error, Result, Status};
@@ -143,12 +144,41 @@ impl WeightFile {
             WeightFile::Sharded(f) => f.matrix(name),
             WeightFile::Gguf(f) => f.matrix(name),
         };
-        found.unwrap_or_else(|| {
-            Err(Error::format(format!(
-                "there is no matrix named {name:?}; {}",
-                resembling(name, self.names())
-            )))
-        })
+        found.unwrap_or_else(|| Err(self.none("matrix", name)))
+    }
+
+    /// The tensor of one dimension of that name (a norm, a bias), as a matrix of one row.
+    ///
+    /// # Errors
+    /// As [`WeightFile::matrix`].
+    pub fn vector(&self, name: &str) -> Result<MatrixView<'_>> {
+        let found = match self {
+            WeightFile::Manifest(f) => f.vector(name),
+            WeightFile::SafeTensors(f) => f.vector(name),
+            WeightFile::Sharded(f) => f.vector(name),
+            WeightFile::Gguf(f) => f.vector(name),
+        };
+        found.unwrap_or_else(|| Err(self.none("vector", name)))
+    }
+
+    /// The shape of a tensor, slowest dimension first; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// `ERR_IO` where it lies in a further file that cannot be opened; `ERR_FORMAT` where its entry has none.
+    pub fn shape(&self, name: &str) -> Result<Option<Cow<'_, [usize]>>> {
+        match self {
+            WeightFile::Manifest(f) => f.shape(name).transpose(),
+            WeightFile::SafeTensors(f) => Ok(f.shape(name).map(Cow::Borrowed)),
+            WeightFile::Sharded(f) => Ok(f.shape(name).transpose()?.map(Cow::Borrowed)),
+            WeightFile::Gguf(f) => Ok(f.shape(name).map(Cow::Borrowed)),
+        }
+    }
+
+    fn none(&self, what: &str, name: &str) -> Error {
+        Error::format(format!(
+            "there is no {what} named {name:?}; {}",
+            resembling(name, self.names())
+        ))
     }
 }
 
@@ -177,6 +207,19 @@ fn common_affixes(a: &str, b: &str) -> usize {
 /// The product of dimensions, unless it overflows.
 fn product(dimensions: &[usize]) -> Option<usize> {
     dimensions.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+/// How a shape is seen: as rows and columns, if it can be.
+type Sides = fn(&[usize]) -> Result<(usize, usize)>;
+
+/// One row of a tensor of one dimension.
+fn one_row(shape: &[usize]) -> Result<(usize, usize)> {
+    match shape {
+        &[len] => Ok((1, len)),
+        _ => Err(Error::unsupported(format!(
+            "its shape is {shape:?}, a vector has one dimension"
+        ))),
+    }
 }
 
 /// The rows and columns of a matrix of this shape, slowest dimension first.

@@ -93,12 +93,29 @@ impl SafeTensors {
     /// `ERR_UNSUPPORTED` for another number of dimensions, or an element type other than F32, F16 and
     /// BF16; `ERR_MEMORY`.
     pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
-        let (name, tensor) = &self.tensors[*self.index.get(name)?];
-        Some(self.read(tensor).map_err(|e| e.within(name)))
+        self.seen_as(name, super::rows_and_cols)
     }
 
-    fn read(&self, tensor: &Tensor) -> Result<MatrixView<'_>> {
-        let (rows, cols) = super::rows_and_cols(&tensor.shape)?;
+    /// A tensor of one dimension, as a matrix of one row; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// As [`SafeTensors::matrix`].
+    pub fn vector(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
+        self.seen_as(name, super::one_row)
+    }
+
+    /// The shape of a tensor, slowest dimension first.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors[*self.index.get(name)?].1.shape)
+    }
+
+    fn seen_as(&self, name: &str, sides: super::Sides) -> Option<Result<MatrixView<'_>>> {
+        let (name, tensor) = &self.tensors[*self.index.get(name)?];
+        let view = sides(&tensor.shape).and_then(|sides| self.read(tensor, sides));
+        Some(view.map_err(|e| e.within(name)))
+    }
+
+    fn read(&self, tensor: &Tensor, (rows, cols): (usize, usize)) -> Result<MatrixView<'_>> {
         let data = &self.bytes[tensor.data.clone()];
         let values = match tensor.dtype.as_str() {
             "F32" => FloatValues::F32(numbers(data)?),
@@ -199,9 +216,33 @@ impl Sharded {
     /// # Errors
     /// `ERR_IO` where its shard cannot be opened, and those of [`SafeTensors`].
     pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
+        self.in_shard(name, |shard| shard.matrix(name))
+    }
+
+    /// A tensor of one dimension, as a matrix of one row; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// As [`Sharded::matrix`].
+    pub fn vector(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
+        self.in_shard(name, |shard| shard.vector(name))
+    }
+
+    /// The shape of a tensor, slowest dimension first; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// `ERR_IO` where its shard cannot be opened, `ERR_FORMAT` where that does not hold it.
+    pub fn shape(&self, name: &str) -> Option<Result<&[usize]>> {
+        self.in_shard(name, |shard| shard.shape(name).map(Ok))
+    }
+
+    fn in_shard<'a, T>(
+        &'a self,
+        name: &str,
+        read: impl FnOnce(&'a SafeTensors) -> Option<Result<T>>,
+    ) -> Option<Result<T>> {
         let (file, shard) = &self.shards[*self.index.get(name)?];
         let found = self.open(file, shard).and_then(|opened| {
-            opened.matrix(name).unwrap_or_else(|| {
+            read(opened).unwrap_or_else(|| {
                 Err(Error::format(format!(
                     "{name} is not in {file}, where the index has it"
                 )))
