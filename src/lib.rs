@@ -10,6 +10,7 @@ pub mod model;
 pub mod options;
 pub mod quant;
 pub mod runtime;
+pub mod tokenizer;
 pub mod weights;
 
 #[cfg(test)]

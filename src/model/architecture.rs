@@ -13,6 +13,8 @@
 //!
 //! where `[norm]` is there with `sandwich` only.
 
+use crate::error::{Error, Result};
+
 /// The families of models that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -158,3 +160,121 @@ pub struct Architecture {
     /// The output matrix is the embedding.
     pub tied: bool,
 }
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Family; 6] = [
+        Family::Llama,
+        Family::Mistral,
+        Family::Gemma,
+        Family::Gemma2,
+        Family::Qwen2,
+        Family::Qwen3,
+    ];
+
+    /// Its name in configurations, GGUF files and manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Llama => "llama",
+            Family::Mistral => "mistral",
+            Family::Gemma => "gemma",
+            Family::Gemma2 => "gemma2",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+        }
+    }
+}
+
+impl Activation {
+    /// By the names of `transformers`.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED` for another one.
+    pub fn of(name: &str) -> Result<Activation> {
+        match name {
+            "silu" | "swish" | "swiglu" => Ok(Activation::Silu),
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_tanh" => Ok(Activation::GeluTanh),
+            "gelu" => Ok(Activation::Gelu),
+            _ => Err(Error::unsupported(format!(
+                "activation {name:?}; silu, gelu and gelu_pytorch_tanh are known"
+            ))),
+        }
+    }
+
+    /// Its name in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Silu => "swiglu",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Gelu => "gelu",
+        }
+    }
+}
+
+/// `ERR_UNSUPPORTED` for an architecture that is not known, with those that are.
+pub fn unsupported(found: &str) -> Error {
+    let known: Vec<&str> = Family::ALL.iter().map(|f| f.name()).collect();
+    Error::unsupported(format!(
+        "the architecture is {found:?}; supported are {}",
+        known.join(", ")
+    ))
+}
+
+impl Architecture {
+    /// Whether the numbers agree with each other.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT`, naming those that do not.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::format(what));
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return wrong(format!(
+                "{} query heads cannot share {} key/value heads",
+                self.heads, self.kv_heads
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) || self.head_dim == 0 {
+            return wrong(format!(
+                "a head has {} elements, an even number was expected",
+                self.head_dim
+            ));
+        }
+        if self.layers > MOST_LAYERS {
+            return wrong(format!(
+                "{} layers, at most {MOST_LAYERS} were expected",
+                self.layers
+            ));
+        }
+        for (what, width) in [
+            ("query heads", self.heads),
+            ("key/value heads", self.kv_heads),
+        ] {
+            if width.saturating_mul(self.head_dim) > MOST_WIDTH {
+                return wrong(format!("{width} {what} of {} elements", self.head_dim));
+            }
+        }
+        if let RopeScaling::Divisors(d) = &self.rope.scaling
+            && (d.len() != self.head_dim / 2 || d.iter().any(|d| !(d.is_finite() && *d > 0.0)))
+        {
+            return wrong(format!(
+                "{} divisors of frequencies, expected {} numbers above 0",
+                d.len(),
+                self.head_dim / 2
+            ));
+        }
+        if self.windows.len() != self.layers {
+            return wrong(format!(
+                "{} windows for {} layers",
+                self.windows.len(),
+                self.layers
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Far above what models have: the deepest have some 130 layers.
+const MOST_LAYERS: usize = 1 << 12;
+
+/// Elements of all heads together, far above what models have.
+const MOST_WIDTH: usize = 1 << 24;

@@ -3,5 +3,7 @@
 //! | module | one reason to exist |
 //! |---|---|
 //! | `architecture` | what a model computes, as plain data |
+//! | `source` | models on disk: architecture, tensors, tokenizer |
 
 pub mod architecture;
+pub mod source;

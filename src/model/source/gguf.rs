@@ -1,0 +1,205 @@
+//! The metadata of a GGUF file.
+
+use crate::error::{Error, Result};
+use crate::formats::gguf::{Gguf, Value};
+use crate::model::architecture::{
+    self, Activation, Architecture, Family, Pairing, Rope, RopeScaling,
+};
+use crate::model::source::fields::MOST;
+
+/// Metadata under the name of the architecture: `llama.block_count`.
+struct Keys<'a> {
+    file: &'a Gguf,
+    name: &'a str,
+}
+
+impl Keys<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.file.metadata(&format!("{}.{key}", self.name))
+    }
+
+    fn wrong(&self, key: &str, expected: &str) -> Error {
+        Error::format(format!(
+            "{}.{key} is {:?}, expected {expected}",
+            self.name,
+            self.get(key)
+        ))
+    }
+
+    fn count(&self, key: &str) -> Result<Option<usize>> {
+        let n = match self.get(key) {
+            None => return Ok(None),
+            Some(&Value::Unsigned(n)) => usize::try_from(n).ok(),
+            Some(&Value::Signed(n)) => usize::try_from(n).ok(),
+            Some(_) => None,
+        };
+        match n {
+            Some(n) if (1..=MOST).contains(&n) => Ok(Some(n)),
+            _ => Err(self.wrong(key, &format!("an integer from 1 to {MOST}"))),
+        }
+    }
+
+    fn need_count(&self, key: &str) -> Result<usize> {
+        self.count(key)?
+            .ok_or_else(|| Error::format(format!("{}.{key} is missing", self.name)))
+    }
+
+    fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(&Value::Float(x)) if x > 0.0 && x.is_finite() => Ok(Some(x)),
+            Some(_) => Err(self.wrong(key, "a number above 0")),
+        }
+    }
+}
+
+/// Reads the architecture out of the metadata.
+pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
+    let name = match file.metadata("general.architecture") {
+        Some(Value::Text(name)) => name,
+        _ => return Err(Error::format("general.architecture is missing")),
+    };
+    let family = Family::ALL.into_iter().find(|f| f.name() == name);
+    let family = family.ok_or_else(|| architecture::unsupported(name))?;
+    let gemma = matches!(family, Family::Gemma | Family::Gemma2);
+    let keys = Keys { file, name };
+
+    let (layers, hidden) = (
+        keys.need_count("block_count")?,
+        keys.need_count("embedding_length")?,
+    );
+    let heads = keys.need_count("attention.head_count")?;
+    let head_dim = keys
+        .count("attention.key_length")?
+        .unwrap_or(hidden / heads);
+    if keys
+        .count("attention.value_length")?
+        .is_some_and(|v| v != head_dim)
+    {
+        return Err(Error::unsupported("values of another width than keys"));
+    }
+    if keys
+        .count("rope.dimension_count")?
+        .is_some_and(|d| d != head_dim)
+    {
+        return Err(Error::unsupported(
+            "a rotary embedding of a part of each head",
+        ));
+    }
+    let embedding = file.shape("token_embd.weight");
+    let &[vocabulary, _] = embedding.unwrap_or_default() else {
+        return Err(Error::format("there is no matrix token_embd.weight"));
+    };
+    let context = keys.need_count("context_length")?;
+    // Gemma 2 with 27 billion parameters scales queries by its hidden size a head, the others by the width of a head.
+    let query_width = if family == Family::Gemma2 && layers == 46 {
+        hidden / heads
+    } else {
+        head_dim
+    };
+    let window = match (family, keys.count("attention.sliding_window")?) {
+        (Family::Gemma2, None) => Some(4096),
+        (_, window) => window,
+    };
+    let softcap = |key: &str, default: f64| -> Result<Option<f32>> {
+        if family != Family::Gemma2 {
+            return Ok(None);
+        }
+        Ok(Some(keys.positive(key)?.unwrap_or(default) as f32))
+    };
+    let has = |tensor: &str| file.shape(tensor).is_some();
+    let architecture = Architecture {
+        family,
+        layers,
+        hidden,
+        intermediate: keys.need_count("feed_forward_length")?,
+        vocabulary,
+        context,
+        heads,
+        kv_heads: keys.count("attention.head_count_kv")?.unwrap_or(heads),
+        head_dim,
+        norm_eps: keys
+            .positive("attention.layer_norm_rms_epsilon")?
+            .unwrap_or(1e-6) as f32,
+        // Files of Gemma have the 1 in their weights.
+        norm_offset: 0.0,
+        activation: if gemma {
+            Activation::GeluTanh
+        } else {
+            Activation::Silu
+        },
+        rope: rope(file, &keys, family, context)?,
+        embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
+        query_scale: (query_width as f32).powf(-0.5),
+        windows: (0..layers)
+            .map(|layer| match family {
+                Family::Gemma2 => window.filter(|_| layer % 2 == 0),
+                _ => window,
+            })
+            .collect(),
+        attention_softcap: softcap("attn_logit_softcapping", 50.0)?,
+        final_softcap: softcap("final_logit_softcapping", 30.0)?,
+        qkv_bias: has("blk.0.attn_q.bias"),
+        output_bias: has("blk.0.attn_output.bias"),
+        mlp_bias: has("blk.0.ffn_up.bias"),
+        qk_norm: has("blk.0.attn_q_norm.weight"),
+        sandwich: family == Family::Gemma2,
+        tied: !has("output.weight"),
+    };
+    architecture.check()?;
+    Ok(architecture)
+}
+
+fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<Rope> {
+    let factor = match keys.positive("rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        // Files before the scaling had a type of its own.
+        None => keys.positive("rope.scale_linear")?,
+    };
+    let kind = match keys.get("rope.scaling.type") {
+        None if factor.is_some_and(|f| f != 1.0) => "linear",
+        None => "none",
+        Some(Value::Text(kind)) => kind,
+        Some(_) => return Err(keys.wrong("rope.scaling.type", "text")),
+    };
+    let need_factor = || factor.ok_or_else(|| Error::format("rope.scaling.factor is missing"));
+    let scaling = match kind {
+        "none" => match file.vector("rope_freqs.weight") {
+            None => RopeScaling::None,
+            Some(divisors) => {
+                let divisors = divisors?;
+                let mut values = crate::memory::filled(divisors.shape().1, 0.0, "rope_freqs")?;
+                divisors.row(0, &mut values);
+                RopeScaling::Divisors(values)
+            }
+        },
+        "linear" => RopeScaling::Linear {
+            factor: need_factor()?,
+        },
+        "yarn" => RopeScaling::Yarn {
+            factor: need_factor()?,
+            original_context: keys
+                .count("rope.scaling.original_context_length")?
+                .unwrap_or(context),
+            beta_fast: keys
+                .positive("rope.scaling.yarn_beta_fast")?
+                .unwrap_or(32.0),
+            beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            attention_factor: keys.positive("rope.scaling.attn_factor")?,
+        },
+        other => {
+            return Err(Error::unsupported(format!(
+                "rotary scaling {other:?}; none, linear and yarn are known"
+            )));
+        }
+    };
+    Ok(Rope {
+        theta: keys.positive("rope.freq_base")?.unwrap_or(10000.0),
+        scaling,
+        // The converter of llama.cpp permutes the query and key rows of these files.
+        pairing: match family {
+            Family::Llama | Family::Mistral => Pairing::Neighbours,
+            _ => Pairing::Halves,
+        },
+    })
+}

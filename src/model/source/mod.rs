@@ -1,0 +1,270 @@
+//! Models on disk: what they compute, their tensors by canonical names, where their tokenizer is.
+//!
+//! | module | one reason to exist |
+//! |---|---|
+//! | `hf` | `config.json` of the Hugging Face layout |
+//! | `gguf` | the metadata of a GGUF file |
+//! | `manifest` | the `architecture` object of our own manifest, both ways |
+//! | `fields` | typed fields of a JSON object, with messages that name them |
+//! | `names` | the tensors that an architecture has, and what each format calls them |
+
+mod fields;
+mod gguf;
+mod hf;
+mod manifest;
+mod names;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use manifest::to_json as architecture_to_json;
+pub use names::{Role, TensorSpec};
+
+use super::architecture::Architecture;
+use crate::error::{Error, Result};
+use crate::formats::{self, FileBytes, MatrixView, WeightFile, gguf::Gguf, limits};
+use crate::memory;
+
+/// The matrix of embeddings.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// An opened model.
+pub struct Source {
+    architecture: Architecture,
+    weights: WeightFile,
+    path: PathBuf,
+    /// Where the tokenizer's files are, if they lie beside the weights.
+    folder: PathBuf,
+}
+
+/// Where the tokenizer of a model is.
+pub enum TokenizerSource<'a> {
+    /// `tokenizer.json` and what belongs to it, in this folder; it may be absent.
+    Folder(&'a Path),
+    /// In the metadata of this file; it may be absent.
+    Gguf(&'a Gguf),
+}
+
+impl Source {
+    /// Opens a folder in the Hugging Face layout, a `.gguf` file, or a manifest (`.json`; a folder that holds one
+    /// manifest will do). With `mmap` false files are read instead of mapped.
+    ///
+    /// Every tensor that the architecture needs is there and has the right shape, or it is an error.
+    ///
+    /// # Errors
+    /// `ERR_IO`, `ERR_FORMAT` for what is missing, misshapen or contradictory, `ERR_UNSUPPORTED` for an architecture
+    /// that is not known (the message lists those that are), `ERR_MEMORY`.
+    pub fn open(path: &Path, mmap: bool) -> Result<Source> {
+        let source = if path.is_dir() {
+            Source::open_folder(path, mmap)?
+        } else {
+            Source::open_file(path, mmap)?
+        };
+        source
+            .check_tensors()
+            .map_err(|e| e.within(source.path.display()))?;
+        Ok(source)
+    }
+
+    fn open_folder(folder: &Path, mmap: bool) -> Result<Source> {
+        let config = folder.join("config.json");
+        if !config.is_file() {
+            return Source::open_file(&only_manifest(folder)?, mmap);
+        }
+        let bytes = FileBytes::open(&config, mmap)?;
+        let architecture = hf::architecture(&bytes).map_err(|e| e.within(config.display()))?;
+        let path = safetensors_in(folder)?;
+        Ok(Source {
+            architecture,
+            weights: formats::open(&path, mmap)?,
+            path,
+            folder: folder.to_owned(),
+        })
+    }
+
+    fn open_file(path: &Path, mmap: bool) -> Result<Source> {
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let weights = formats::open(path, mmap)?;
+        let architecture = match &weights {
+            WeightFile::Gguf(file) => gguf::architecture(file),
+            WeightFile::Manifest(_) => manifest::architecture(&FileBytes::open(path, mmap)?),
+            WeightFile::SafeTensors(_) | WeightFile::Sharded(_) => Err(Error::unsupported(
+                "weights without a description of the model: give the folder that holds config.json as well",
+            )),
+        };
+        Ok(Source {
+            architecture: architecture.map_err(|e| e.within(path.display()))?,
+            weights,
+            path: path.to_owned(),
+            folder,
+        })
+    }
+
+    /// Every tensor that the architecture needs is there with its shape.
+    fn check_tensors(&self) -> Result<()> {
+        for spec in self.tensors() {
+            let stored = self.stored_name(&spec.name);
+            let Some(shape) = self.weights.shape(&stored)? else {
+                return Err(Error::format(format!(
+                    "there is no tensor {stored}, which {} has",
+                    self.architecture.family.name()
+                )));
+            };
+            if *shape != spec.shape[..] {
+                return Err(Error::format(format!(
+                    "{stored} is of shape {shape:?}, {:?} was expected",
+                    spec.shape
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What it computes.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// Every tensor that the architecture needs, in the order of the layers.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        names::tensors(&self.architecture)
+    }
+
+    /// A matrix by its canonical name.
+    ///
+    /// # Errors
+    /// Those of [`WeightFile::matrix`].
+    pub fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
+        self.weights.matrix(&self.stored_name(name))
+    }
+
+    /// A norm or a bias by its canonical name, as float32.
+    ///
+    /// # Errors
+    /// Those of [`WeightFile::vector`]; `ERR_FORMAT` for a value that is not finite.
+    pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        let view = self.weights.vector(&self.stored_name(name))?;
+        let mut out = memory::filled(view.shape().1, 0.0, "a norm or bias")?;
+        view.row(0, &mut out);
+        match out.iter().position(|v| !v.is_finite()) {
+            None => Ok(out),
+            Some(i) => Err(Error::format(format!(
+                "{name}: element {i} is {}, expected a finite number",
+                out[i]
+            ))),
+        }
+    }
+
+    /// The tensors of the file, whatever the architecture makes of them.
+    pub fn weights(&self) -> &WeightFile {
+        &self.weights
+    }
+
+    /// Where the tokenizer is.
+    pub fn tokenizer(&self) -> TokenizerSource<'_> {
+        match &self.weights {
+            WeightFile::Gguf(file) => TokenizerSource::Gguf(file),
+            _ => TokenizerSource::Folder(&self.folder),
+        }
+    }
+
+    /// The file that names the weights: a safetensors file or index, a GGUF file, a manifest.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The layout: `"huggingface"`, `"gguf"` or `"manifest"`.
+    pub fn kind(&self) -> &'static str {
+        match &self.weights {
+            WeightFile::Gguf(_) => "gguf",
+            WeightFile::Manifest(_) => "manifest",
+            WeightFile::SafeTensors(_) | WeightFile::Sharded(_) => "huggingface",
+        }
+    }
+
+    /// What the file calls a tensor.
+    fn stored_name(&self, name: &str) -> String {
+        match &self.weights {
+            WeightFile::Gguf(_) => names::gguf(name, self.architecture.sandwich),
+            // Of tied matrices some writers keep the other one.
+            weights
+                if name == EMBEDDING
+                    && self.architecture.tied
+                    && !matches!(weights.shape(name), Ok(Some(_))) =>
+            {
+                "lm_head.weight".to_owned()
+            }
+            _ => name.to_owned(),
+        }
+    }
+}
+
+/// The index or the one file with the weights of a folder.
+fn safetensors_in(folder: &Path) -> Result<PathBuf> {
+    for name in ["model.safetensors.index.json", "model.safetensors"] {
+        let path = folder.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+    }
+    let with = |ending: &str| files_in(folder, |name| name.ends_with(ending));
+    match &with(".safetensors")?[..] {
+        [one] => Ok(one.clone()),
+        [] => Err(Error::format(format!(
+            "{} has a config.json and no .safetensors{}",
+            folder.display(),
+            if with(".bin")?.is_empty() {
+                ""
+            } else {
+                "; weights in .bin files have to be saved as safetensors first"
+            }
+        ))),
+        several => Err(Error::format(format!(
+            "{} has {} .safetensors and no model.safetensors.index.json that puts them together",
+            folder.display(),
+            several.len()
+        ))),
+    }
+}
+
+/// The one manifest of a folder.
+fn only_manifest(folder: &Path) -> Result<PathBuf> {
+    let mut manifests = Vec::new();
+    for path in files_in(folder, |name| name.ends_with(".json"))? {
+        let small = fs::metadata(&path).is_ok_and(|m| m.len() <= limits::JSON_BYTES);
+        if small && fs::read(&path).is_ok_and(|text| manifest::is_manifest(&text)) {
+            manifests.push(path);
+        }
+    }
+    match &manifests[..] {
+        [one] => Ok(one.clone()),
+        [] => Err(Error::format(format!(
+            "{} has neither a config.json nor a manifest",
+            folder.display()
+        ))),
+        [a, b, ..] => Err(Error::format(format!(
+            "{} has several manifests ({}, {} …): name one",
+            folder.display(),
+            a.display(),
+            b.display()
+        ))),
+    }
+}
+
+/// The files of a folder whose names are `wanted`, in order.
+fn files_in(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
+    let refused =
+        |e: std::io::Error| Error::io(format!("{} cannot be read: {e}", folder.display()));
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(refused)? {
+        let entry = entry.map_err(refused)?;
+        if entry.file_name().to_str().is_some_and(&wanted) && entry.path().is_file() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,264 @@
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::error::Status;
+use crate::model::architecture::{Family, Pairing, RopeScaling};
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models")
+}
+
+#[test]
+fn every_family_as_folder_and_as_gguf() {
+    for name in [
+        "gemma",
+        "gemma2",
+        "llama-dynamic",
+        "llama-linear",
+        "llama-yarn",
+        "llama3",
+        "mistral",
+        "qwen2",
+        "qwen3",
+    ] {
+        let hf = Source::open(&data().join(name), true).unwrap();
+        let a = hf.architecture();
+        assert_eq!(hf.kind(), "huggingface");
+        let back = manifest_round_trip(a);
+        assert_eq!(*a, back, "{name} through a manifest");
+        let file = data().join(format!("{name}.gguf"));
+        if !file.is_file() {
+            continue;
+        }
+        let gguf = Source::open(&file, true).unwrap();
+        let mut expected = a.clone();
+        // What the two formats say differently by design.
+        expected.norm_offset = 0.0;
+        if matches!(a.family, Family::Llama | Family::Mistral) {
+            expected.rope.pairing = Pairing::Neighbours;
+        }
+        if let RopeScaling::Divisors(_) = gguf.architecture().rope.scaling {
+            expected.rope.scaling = gguf.architecture().rope.scaling.clone();
+        }
+        // These files have no key for it: the query weights are scaled instead.
+        expected.query_scale = gguf.architecture().query_scale;
+        assert!((gguf.architecture().norm_eps - expected.norm_eps).abs() < 1e-12);
+        expected.norm_eps = gguf.architecture().norm_eps;
+        assert_eq!(*gguf.architecture(), expected, "{name}.gguf");
+        assert_eq!(
+            *gguf.architecture(),
+            manifest_round_trip(gguf.architecture())
+        );
+        assert_eq!(hf.tensors(), gguf.tensors());
+    }
+}
+
+fn manifest_round_trip(a: &Architecture) -> Architecture {
+    let text = serde_json::json!({
+        "format_version": 2, "model": {"primary_family": a.family.name()},
+        "architecture": architecture_to_json(a), "weights": {},
+    });
+    manifest::architecture(text.to_string().as_bytes()).unwrap()
+}
+
+#[test]
+fn the_example_of_the_format() {
+    let text = br#"{"format_version": 2, "model": {"primary_family": "llama", "families": ["llama"]},
+      "architecture": {"num_layers": 2, "hidden_size": 128, "intermediate_size": 384, "vocab_size": 2048, "context_length": 512,
+        "attention": {"variant": "gqa", "num_heads": 8, "kv_groups": 4, "head_dim": 16, "window_size": null},
+        "activation": "swiglu", "norm": "rmsnorm", "norm_eps": 1e-6, "rope": {"base_theta": 10000.0, "scale": 1.0},
+        "tie_word_embeddings": true}, "weights": {}}"#;
+    let a = manifest::architecture(text).unwrap();
+    assert_eq!(
+        (a.layers, a.heads, a.kv_heads, a.head_dim, a.tied),
+        (2, 8, 4, 16, true)
+    );
+    assert_eq!((a.query_scale, a.windows.clone()), (0.25, vec![None, None]));
+}
+
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 12,
+  "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16,
+  "max_position_embeddings": 32, "rms_norm_eps": 1e-5}"#;
+
+#[test]
+fn configurations_that_are_wrong_say_what() {
+    assert!(hf::architecture(CONFIG.as_bytes()).is_ok());
+    for (from, to, status, message) in [
+        (
+            "LlamaForCausalLM",
+            "GPT2LMHeadModel",
+            Status::Unsupported,
+            "the architecture is \"GPT2LMHeadModel\"; supported are llama, mistral, gemma, gemma2, qwen2, qwen3",
+        ),
+        (
+            "\"hidden_size\": 8",
+            "\"hidden_size\": 0",
+            Status::Format,
+            "hidden_size is 0, expected an integer from 1 to 16777216",
+        ),
+        (
+            "\"hidden_size\": 8",
+            "\"hidden_size\": 1e30",
+            Status::Format,
+            "hidden_size is 1e+30, expected an integer from 1 to 16777216",
+        ),
+        (
+            "\"hidden_size\": 8",
+            "\"x\": 8",
+            Status::Format,
+            "hidden_size is missing",
+        ),
+        (
+            "\"vocab_size\": 16",
+            "\"vocab_size\": \"16\"",
+            Status::Format,
+            "vocab_size is \"16\", expected an integer from 1 to 16777216",
+        ),
+        (
+            "\"num_key_value_heads\": 1",
+            "\"num_key_value_heads\": 3",
+            Status::Format,
+            "2 query heads cannot share 3 key/value heads",
+        ),
+        (
+            "\"hidden_size\": 8",
+            "\"hidden_size\": 6",
+            Status::Format,
+            "a head has 3 elements, an even number was expected",
+        ),
+        (
+            "1e-5",
+            "-1",
+            Status::Format,
+            "rms_norm_eps is -1, expected a number above 0",
+        ),
+        (
+            "1e-5",
+            "1e-5, \"hidden_act\": \"relu\"",
+            Status::Unsupported,
+            "activation \"relu\"; silu, gelu and gelu_pytorch_tanh are known",
+        ),
+        (
+            "1e-5",
+            "1e-5, \"rope_scaling\": {\"type\": \"su\"}",
+            Status::Unsupported,
+            "rotary scaling \"su\"; default, linear, dynamic, yarn and llama3 are known",
+        ),
+        (
+            "1e-5",
+            "1e-5, \"rope_scaling\": {\"type\": \"linear\"}",
+            Status::Format,
+            "rope_scaling.factor is missing",
+        ),
+        (
+            "1e-5",
+            "1e-5, \"rope_scaling\": 4",
+            Status::Format,
+            "rope_scaling is 4, expected an object",
+        ),
+        (
+            "1e-5",
+            "1e-5, \"layer_types\": []",
+            Status::Format,
+            "layer_types has 0 entries, expected num_hidden_layers = 1",
+        ),
+        (
+            "1e-5",
+            "1e-5, \"tie_word_embeddings\": 1",
+            Status::Format,
+            "tie_word_embeddings is 1, expected true or false",
+        ),
+        (
+            "\"num_hidden_layers\": 1",
+            "\"num_hidden_layers\": 5000",
+            Status::Format,
+            "5000 layers, at most 4096 were expected",
+        ),
+    ] {
+        let text = CONFIG.replace(from, to);
+        let e = hf::architecture(text.as_bytes()).unwrap_err();
+        assert_eq!((e.status(), e.message()), (status, message));
+    }
+    let e = hf::architecture(b"[]").unwrap_err();
+    assert!(e.message().starts_with("it is not a JSON object"), "{e}");
+}
+
+#[test]
+fn tensors_are_checked_at_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = data().join("llama-linear");
+    std::fs::copy(
+        from.join("model.safetensors"),
+        folder.path().join("model.safetensors"),
+    )
+    .unwrap();
+    let config = std::fs::read_to_string(from.join("config.json")).unwrap();
+    let open_with = |text: &str| {
+        std::fs::write(folder.path().join("config.json"), text).unwrap();
+        Source::open(folder.path(), true).map(drop)
+    };
+    open_with(&config).unwrap();
+    let layers = config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    let e = open_with(&layers).unwrap_err();
+    assert_eq!(e.status(), Status::Format);
+    assert!(
+        e.message()
+            .ends_with("there is no tensor model.layers.2.input_layernorm.weight, which llama has"),
+        "{e}"
+    );
+    let e = open_with(&config.replace("\"vocab_size\": 64", "\"vocab_size\": 65")).unwrap_err();
+    assert!(
+        e.message()
+            .ends_with("model.embed_tokens.weight is of shape [64, 24], [65, 24] was expected"),
+        "{e}"
+    );
+}
+
+#[test]
+fn what_is_not_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = |path: &Path| {
+        Source::open(path, true)
+            .map(drop)
+            .unwrap_err()
+            .message()
+            .to_owned()
+    };
+    assert!(message(folder.path()).ends_with("has neither a config.json nor a manifest"));
+    assert!(message(&folder.path().join("none")).contains("cannot be opened"));
+    std::fs::write(folder.path().join("config.json"), CONFIG).unwrap();
+    assert!(message(folder.path()).ends_with("has a config.json and no .safetensors"));
+    std::fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
+    assert!(
+        message(folder.path())
+            .ends_with("weights in .bin files have to be saved as safetensors first")
+    );
+    let lone = data().join("qwen2/model.safetensors");
+    assert!(message(&lone).ends_with("give the folder that holds config.json as well"));
+}
+
+/// The real models of other people, where they are.
+#[test]
+fn real_models() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models");
+    if !shared.is_dir() {
+        eprintln!("SKIPPED: {} is not here", shared.display());
+        return;
+    }
+    let a = Source::open(&shared.join("stories260K/stories260K.gguf"), true).unwrap();
+    let a = a.architecture();
+    assert_eq!(
+        (a.family, a.hidden, a.intermediate, a.layers),
+        (Family::Llama, 64, 172, 5)
+    );
+    assert_eq!(
+        (a.heads, a.kv_heads, a.vocabulary, a.rope.pairing),
+        (8, 4, 512, Pairing::Neighbours)
+    );
+    let b = Source::open(&shared.join("tinystories-656k"), true).unwrap();
+    let b = b.architecture();
+    assert_eq!(
+        (b.hidden, b.intermediate, b.layers, b.tied, b.context),
+        (128, 384, 2, true, 512)
+    );
+}

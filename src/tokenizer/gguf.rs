@@ -1,0 +1,254 @@
+//! The vocabulary in the metadata of a GGUF file, turned into a `tokenizer.json`.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use tokenizers::Tokenizer as Engine;
+
+use super::{Special, hf};
+use crate::error::{Error, Result};
+use crate::formats::gguf::{self, Gguf};
+
+/// Kinds of tokens, as in `tokenizer.ggml.token_type`.
+mod kind {
+    pub const UNKNOWN: i64 = 2;
+    pub const CONTROL: i64 = 3;
+    pub const USER_DEFINED: i64 = 4;
+}
+
+/// Splits words for byte-pair encoding as the models' own tokenizers do: the names of `tokenizer.ggml.pre`.
+const SPLITS: [(&[&str], &str); 3] = [
+    (
+        &["llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"],
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    (
+        &["qwen2", "deepseek-r1-qwen", "megrez"],
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    (
+        &["tekken"],
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+];
+
+/// Those that split as GPT-2 does.
+const LIKE_GPT2: [&str; 5] = ["gpt-2", "gpt2", "default", "phi-2", "mpt"];
+
+/// The vocabulary as the file has it.
+struct Tokens<'a> {
+    texts: Vec<&'a str>,
+    kinds: Vec<i64>,
+}
+
+/// Reads the metadata.
+pub(super) fn read(file: &Gguf) -> Result<(Engine, Special)> {
+    let model = text(file, "model")?.ok_or_else(|| {
+        Error::unsupported("the file has no tokenizer (tokenizer.ggml.model is missing)")
+    })?;
+    let list =
+        array(file, "tokens")?.ok_or_else(|| Error::format("tokenizer.ggml.tokens is missing"))?;
+    let texts = file
+        .texts(list)
+        .map_err(|e| e.within("tokenizer.ggml.tokens"))?;
+    let kinds = match array(file, "token_type")? {
+        Some(kinds) => file.numbers(kinds)?.into_iter().map(|k| k as i64).collect(),
+        None => vec![1; texts.len()],
+    };
+    if kinds.len() != texts.len() {
+        return Err(Error::format(format!(
+            "tokenizer.ggml.token_type has {} elements, expected {} as there are tokens",
+            kinds.len(),
+            texts.len()
+        )));
+    }
+    let tokens = Tokens { texts, kinds };
+    let json = match model {
+        "llama" => sentence_piece(file, &tokens)?,
+        "gpt2" => byte_pair(file, &tokens)?,
+        other => {
+            return Err(Error::unsupported(format!(
+                "tokenizer.ggml.model is {other:?}; llama (SentencePiece) and gpt2 (byte-pair) are known"
+            )));
+        }
+    };
+    let engine = hf::parse(json.to_string().as_bytes())?;
+    let mut special = Special {
+        template: match file.metadata("tokenizer.chat_template") {
+            Some(gguf::Value::Text(template)) => Some(template.clone()),
+            _ => None,
+        },
+        ..Special::default()
+    };
+    let wants_bos =
+        file.metadata("tokenizer.ggml.add_bos_token") != Some(&gguf::Value::Bool(false));
+    special.bos = id(file, "bos_token_id")?.filter(|_| wants_bos);
+    for key in ["eos_token_id", "eot_token_id"] {
+        if let Some(id) = id(file, key)?
+            && !special.ends.contains(&id)
+        {
+            special.ends.push(id);
+        }
+    }
+    Ok((engine, special))
+}
+
+/// SentencePiece's byte-pair encoding: of all pairs of neighbours the one whose union has the highest score is joined first.
+fn sentence_piece(file: &Gguf, tokens: &Tokens<'_>) -> Result<Value> {
+    let scores = match array(file, "scores")? {
+        Some(scores) => file.numbers(scores)?,
+        None => return Err(Error::format("tokenizer.ggml.scores is missing")),
+    };
+    if scores.len() != tokens.texts.len() || scores.iter().any(|s| s.is_nan()) {
+        return Err(Error::format(format!(
+            "tokenizer.ggml.scores has {} elements, expected {} numbers as there are tokens",
+            scores.len(),
+            tokens.texts.len()
+        )));
+    }
+    let ids = tokens.ids()?;
+    // Whether a pair may be joined is whether its union is a token; a rank for each way to cut a token in two says so,
+    // and cuts of the same token have neighbouring ranks, as in SentencePiece they have the same score.
+    let mut merges: Vec<(f64, usize, &str, &str)> = Vec::new();
+    for (id, text) in tokens.texts.iter().enumerate() {
+        for (at, _) in text.char_indices().skip(1) {
+            let (left, right) = text.split_at(at);
+            if ids.contains_key(left) && ids.contains_key(right) {
+                merges.push((scores[id], id, left, right));
+            }
+        }
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let merges: Vec<Value> = merges.iter().map(|&(_, _, l, r)| json!([l, r])).collect();
+    let prefix =
+        file.metadata("tokenizer.ggml.add_space_prefix") != Some(&gguf::Value::Bool(false));
+    let underscore = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let space = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+    let mut normalizers = vec![underscore];
+    let mut decoders = vec![
+        space,
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let unknown = tokens.kinds.iter().position(|&k| k == kind::UNKNOWN);
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": tokens.added(),
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE", "vocab": ids, "merges": merges, "byte_fallback": true, "fuse_unk": true,
+            "unk_token": unknown.map(|id| tokens.texts[id]),
+        },
+    }))
+}
+
+/// Byte-pair encoding over bytes, as GPT-2 began it: merges in their order, words cut by a regular expression.
+fn byte_pair(file: &Gguf, tokens: &Tokens<'_>) -> Result<Value> {
+    let merges = match array(file, "merges")? {
+        Some(merges) => file
+            .texts(merges)
+            .map_err(|e| e.within("tokenizer.ggml.merges"))?,
+        None => return Err(Error::format("tokenizer.ggml.merges is missing")),
+    };
+    let name = text(file, "pre")?.unwrap_or("default");
+    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let split = SPLITS.iter().find(|(names, _)| names.contains(&name));
+    let pre_tokenizer = match split {
+        Some((_, regex)) => json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
+            byte_level(false),
+        ]}),
+        None if LIKE_GPT2.contains(&name) => byte_level(true),
+        None => {
+            let known = SPLITS.iter().flat_map(|(names, _)| names.iter());
+            let known: Vec<&str> = known.chain(&LIKE_GPT2).copied().collect();
+            return Err(Error::unsupported(format!(
+                "tokenizer.ggml.pre is {name:?}; known are {}",
+                known.join(", ")
+            )));
+        }
+    };
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": tokens.added(),
+        "pre_tokenizer": pre_tokenizer,
+        "decoder": byte_level(true),
+        "model": {
+            "type": "BPE", "vocab": tokens.ids()?, "merges": merges,
+            // Llama 3: a word that is a token is that token, whichever merges would lead there.
+            "ignore_merges": split.is_some_and(|(names, _)| names.contains(&"llama-bpe")),
+        },
+    }))
+}
+
+impl<'a> Tokens<'a> {
+    /// The id of each text.
+    fn ids(&self) -> Result<HashMap<&'a str, usize>> {
+        let mut ids = HashMap::with_capacity(self.texts.len());
+        for (id, &text) in self.texts.iter().enumerate() {
+            if let Some(other) = ids.insert(text, id) {
+                return Err(Error::format(format!(
+                    "tokens {other} and {id} are both {text:?}"
+                )));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Tokens that are found in a text before anything else: special ones, and those that users defined.
+    fn added(&self) -> Vec<Value> {
+        let of_kind = self.kinds.iter().enumerate();
+        let added = of_kind
+            .filter(|(_, k)| matches!(**k, kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED));
+        added
+            .map(|(id, &k)| {
+                json!({
+                    "id": id, "content": self.texts[id], "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": k != kind::USER_DEFINED,
+                })
+            })
+            .collect()
+    }
+}
+
+fn key(name: &str) -> String {
+    format!("tokenizer.ggml.{name}")
+}
+
+fn text<'a>(file: &'a Gguf, name: &str) -> Result<Option<&'a str>> {
+    match file.metadata(&key(name)) {
+        None => Ok(None),
+        Some(gguf::Value::Text(text)) => Ok(Some(text)),
+        Some(other) => Err(Error::format(format!(
+            "{} is {other:?}, expected text",
+            key(name)
+        ))),
+    }
+}
+
+fn array<'a>(file: &'a Gguf, name: &str) -> Result<Option<&'a gguf::Array>> {
+    match file.metadata(&key(name)) {
+        None => Ok(None),
+        Some(gguf::Value::Array(array)) => Ok(Some(array)),
+        Some(other) => Err(Error::format(format!(
+            "{} is {other:?}, expected an array",
+            key(name)
+        ))),
+    }
+}
+
+fn id(file: &Gguf, name: &str) -> Result<Option<u32>> {
+    match file.metadata(&key(name)) {
+        None => Ok(None),
+        Some(&gguf::Value::Unsigned(id)) if u32::try_from(id).is_ok() => Ok(Some(id as u32)),
+        Some(other) => Err(Error::format(format!(
+            "{} is {other:?}, expected the number of a token",
+            key(name)
+        ))),
+    }
+}

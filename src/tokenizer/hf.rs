@@ -1,0 +1,117 @@
+//! `tokenizer.json` and what the files beside it say about special tokens.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer as Engine;
+
+use super::Special;
+use crate::error::{Error, Result};
+use crate::formats::limits;
+
+/// Reads the folder.
+pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
+    let path = folder.join("tokenizer.json");
+    let bytes = read_capped(&path)?.ok_or_else(|| {
+        Error::io(format!(
+            "{} cannot be opened: there is no such file",
+            path.display()
+        ))
+    })?;
+    let engine = parse(&bytes).map_err(|e| e.within(path.display()))?;
+    let config = object(&folder.join("tokenizer_config.json"))?;
+    let mut special = Special::default();
+    let token = |key: &str| {
+        let value = config.get(key)?;
+        let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+        engine.token_to_id(text)
+    };
+    special.bos = token("bos_token");
+    special.ends.extend(token("eos_token"));
+    for file in ["generation_config.json", "config.json"] {
+        let config = object(&folder.join(file))?;
+        let ids = |key: &str| -> Vec<u32> {
+            let list = match config.get(key) {
+                Some(Value::Array(list)) => list.as_slice(),
+                Some(one) => std::slice::from_ref(one),
+                None => &[],
+            };
+            list.iter()
+                .filter_map(|v| u32::try_from(v.as_u64()?).ok())
+                .collect()
+        };
+        // A negative or absent id says that there is none.
+        special.bos = special.bos.or(ids("bos_token_id").first().copied());
+        for id in ids("eos_token_id") {
+            if !special.ends.contains(&id) {
+                special.ends.push(id);
+            }
+        }
+    }
+    special.template = template(folder, &config)?;
+    Ok((engine, special))
+}
+
+/// A tokenizer from the text of a `tokenizer.json`.
+pub(super) fn parse(bytes: &[u8]) -> Result<Engine> {
+    // Its own checks are thorough but not complete: on some contradictions it panics.
+    let parsed = std::panic::catch_unwind(|| Engine::from_bytes(bytes));
+    let mut engine = match parsed {
+        Ok(Ok(engine)) => engine,
+        Ok(Err(e)) => return Err(Error::format(format!("it is not a tokenizer: {e}"))),
+        Err(_) => return Err(Error::format("it contradicts itself")),
+    };
+    // Files keep the settings of their training; here texts are encoded whole.
+    engine.with_padding(None);
+    engine
+        .with_truncation(None)
+        .map_err(|e| Error::format(format!("it is not a tokenizer: {e}")))?;
+    Ok(engine)
+}
+
+/// The template may be a text, a list of named ones, or a file of its own.
+fn template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>> {
+    if let Some(bytes) = read_capped(&folder.join("chat_template.jinja"))? {
+        return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    Ok(match config.get("chat_template") {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Array(named)) => {
+            let default = named
+                .iter()
+                .find(|t| t.get("name").is_some_and(|n| n == "default"));
+            let chosen = default.or(named.first());
+            chosen.and_then(|t| Some(t.get("template")?.as_str()?.to_owned()))
+        }
+        _ => None,
+    })
+}
+
+/// A JSON object; an absent file is an empty one.
+fn object(path: &Path) -> Result<Map<String, Value>> {
+    let Some(bytes) = read_capped(path)? else {
+        return Ok(Map::new());
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::format(format!("{}: not a JSON object: {e}", path.display())))
+}
+
+/// The bytes of a file, unless it is absent.
+fn read_capped(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Ok(m) if m.len() > limits::JSON_BYTES => {
+            return Err(Error::format(format!(
+                "{} has {} bytes, at most {} are accepted",
+                path.display(),
+                m.len(),
+                limits::JSON_BYTES
+            )));
+        }
+        _ => {}
+    }
+    fs::read(path)
+        .map(Some)
+        .map_err(|e| Error::io(format!("{} cannot be read: {e}", path.display())))
+}

@@ -1,0 +1,229 @@
+//! Text to token ids and back, and chat templates.
+//!
+//! | module | one reason to exist |
+//! |---|---|
+//! | `hf` | `tokenizer.json` and the files beside it |
+//! | `gguf` | the same, made from the metadata of a GGUF file |
+//! | `vocabulary` | the bytes that each token stands for |
+//! | `pieces` | the text of a growing sequence, whole characters at a time |
+//! | `chat` | the chat template of a model |
+//!
+//! One engine, the `tokenizers` crate, encodes; a GGUF file's vocabulary is turned into its form. Decoding is a table of bytes made
+//! once, so that the text of one more token costs neither a search nor an allocation.
+
+mod chat;
+mod gguf;
+mod hf;
+mod pieces;
+mod vocabulary;
+
+pub use pieces::Pieces;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::formats::gguf::Gguf;
+use chat::Template;
+use vocabulary::Vocabulary;
+
+/// What a model does with text.
+pub struct Tokenizer {
+    engine: tokenizers::Tokenizer,
+    vocabulary: Vocabulary,
+    special: Special,
+    template: Option<Template>,
+}
+
+/// The tokens with a meaning of their own, and the chat template.
+#[derive(Clone, Debug, Default)]
+struct Special {
+    bos: Option<u32>,
+    /// Ends of text and of turns.
+    ends: Vec<u32>,
+    template: Option<String>,
+}
+
+/// Tokens that end a turn in the chat formats of known models, whatever the files say about ends.
+const TURN_ENDS: [&str; 6] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<end_of_turn>",
+    "<|end|>",
+];
+
+impl Tokenizer {
+    /// From a folder in the Hugging Face layout: `tokenizer.json`, and what `tokenizer_config.json`,
+    /// `generation_config.json` and `config.json` say about special tokens and the chat template.
+    ///
+    /// # Errors
+    /// `ERR_IO`, `ERR_FORMAT`, `ERR_UNSUPPORTED` for a kind of tokenizer that is not known.
+    pub fn from_folder(folder: &Path) -> Result<Tokenizer> {
+        let (engine, special) = hf::read(folder)?;
+        Tokenizer::new(engine, special)
+    }
+
+    /// From the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` for a vocabulary that contradicts itself, `ERR_UNSUPPORTED` for a kind that is not known.
+    pub fn from_gguf(file: &Gguf) -> Result<Tokenizer> {
+        let (engine, special) = gguf::read(file)?;
+        Tokenizer::new(engine, special)
+    }
+
+    fn new(engine: tokenizers::Tokenizer, mut special: Special) -> Result<Tokenizer> {
+        let vocabulary = Vocabulary::of(&engine)?;
+        let len = vocabulary.len() as u32;
+        for id in special.bos.iter().chain(&special.ends) {
+            if *id >= len {
+                return Err(Error::format(format!(
+                    "special token {id}, the vocabulary has {len}"
+                )));
+            }
+        }
+        for token in TURN_ENDS {
+            if let Some(id) = engine.token_to_id(token)
+                && !special.ends.contains(&id)
+            {
+                special.ends.push(id);
+            }
+        }
+        let name = |id: Option<u32>| id.and_then(|id| engine.id_to_token(id)).unwrap_or_default();
+        let template = match &special.template {
+            None => None,
+            Some(text) => Some(Template::new(
+                text.clone(),
+                name(special.bos),
+                name(special.ends.first().copied()),
+            )),
+        };
+        Ok(Tokenizer {
+            engine,
+            vocabulary,
+            special,
+            template,
+        })
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json`, which [`Tokenizer::from_folder`] reads back.
+    ///
+    /// # Errors
+    /// `ERR_IO`.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let name = |id: u32| self.engine.id_to_token(id);
+        let mut config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.special.bos.and_then(name),
+            "eos_token": self.special.ends.first().copied().and_then(name),
+        });
+        if let Some(template) = &self.special.template {
+            config["chat_template"] = Value::from(template.as_str());
+        }
+        let tokenizer = self
+            .engine
+            .to_string(false)
+            .map_err(|e| Error::io(format!("the tokenizer cannot be written: {e}")))?;
+        let ends = json!({"bos_token_id": self.special.bos, "eos_token_id": self.special.ends});
+        for (file, text) in [
+            ("tokenizer.json", tokenizer),
+            ("tokenizer_config.json", format!("{config:#}\n")),
+            ("generation_config.json", format!("{ends:#}\n")),
+        ] {
+            let path = folder.join(file);
+            fs::write(&path, text)
+                .map_err(|e| Error::io(format!("{} cannot be written: {e}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Tokens in the vocabulary, those that were added included.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary.len()
+    }
+
+    /// The token that begins a text, if the model has one.
+    pub fn bos(&self) -> Option<u32> {
+        self.special.bos
+    }
+
+    /// Whether a token ends the text or the turn.
+    pub fn is_end(&self, id: u32) -> bool {
+        self.special.ends.contains(&id)
+    }
+
+    /// The ids of a text. The special tokens of the model that stand in it are taken as such, which is what a chat template
+    /// needs. With `bos` exactly one beginning-of-sequence token comes first, if the model has one.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` if the tokenizer cannot encode it (a vocabulary without the characters, and no unknown token).
+    pub fn encode(&self, text: &str, bos: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .engine
+            .encode_fast(text, false)
+            .map_err(|e| Error::format(format!("the tokenizer cannot encode the text: {e}")))?;
+        let ids = encoding.get_ids();
+        let mut out = Vec::with_capacity(ids.len() + 1);
+        if bos {
+            out.extend(self.special.bos.filter(|b| ids.first() != Some(b)));
+        }
+        out.extend_from_slice(ids);
+        Ok(out)
+    }
+
+    /// The text of a sequence. Special tokens have none; bytes that make no UTF-8 character become U+FFFD.
+    ///
+    /// # Errors
+    /// `ERR_RANGE` for an id beyond the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let mut pieces = self.pieces(true);
+        let mut text = String::new();
+        for (i, &id) in ids.iter().enumerate() {
+            if id as usize >= self.vocabulary.len() {
+                return Err(Error::range(format!(
+                    "ids[{i}] is {id}, expected 0 to {}",
+                    self.vocabulary.len() - 1
+                )));
+            }
+            pieces.push(self, id);
+            text.push_str(pieces.take(usize::MAX));
+        }
+        pieces.finish();
+        text.push_str(pieces.take(usize::MAX));
+        Ok(text)
+    }
+
+    /// The text of a sequence that grows; `at_start`: nothing but a beginning-of-sequence token comes before.
+    pub fn pieces(&self, at_start: bool) -> Pieces {
+        Pieces::new(at_start && self.vocabulary.strips_first_space())
+    }
+
+    /// The bytes that a token stands for; none for a special one.
+    fn bytes(&self, id: u32) -> &[u8] {
+        self.vocabulary.bytes(id)
+    }
+
+    /// Whether the model has a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The chat template over messages, a JSON list `[{"role": …, "content": …}, …]`; the prompt for the answer is added.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED` if the model has no template, `ERR_CONFIG` if the messages are not such a list or the template
+    /// refuses them, `ERR_FORMAT` for a template that is malformed.
+    pub fn chat(&self, messages: &str) -> Result<String> {
+        let template = self.template.as_ref().ok_or_else(|| {
+            Error::unsupported("the model has no chat template: it continues text, give it some")
+        })?;
+        template.render(messages)
+    }
+}
+
+#[cfg(test)]
+mod tests;

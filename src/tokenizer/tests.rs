@@ -1,0 +1,204 @@
+use std::path::Path;
+
+use super::*;
+use crate::formats::{self, WeightFile};
+
+fn shared() -> Option<std::path::PathBuf> {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    if !shared.is_dir() {
+        eprintln!("SKIPPED: {} is not here", shared.display());
+        return None;
+    }
+    Some(shared)
+}
+
+fn stories260k(shared: &Path) -> (Tokenizer, Vec<String>, Vec<f64>) {
+    let path = shared.join("models/stories260K/stories260K.gguf");
+    let WeightFile::Gguf(file) = formats::open(&path, true).unwrap() else {
+        panic!("not a GGUF file");
+    };
+    let list = |key: &str| match file.metadata(key) {
+        Some(crate::formats::gguf::Value::Array(a)) => a.clone(),
+        other => panic!("{other:?}"),
+    };
+    let tokens = list("tokenizer.ggml.tokens");
+    let texts = file.texts(&tokens).unwrap();
+    let texts = texts.into_iter().map(str::to_owned).collect();
+    let scores = file.numbers(&list("tokenizer.ggml.scores")).unwrap();
+    (Tokenizer::from_gguf(&file).unwrap(), texts, scores)
+}
+
+/// llama2.c's algorithm: characters, then again and again the neighbours whose union has the highest score.
+fn greedy(texts: &[String], scores: &[f64], text: &str) -> Vec<u32> {
+    let id_of = |s: &str| texts.iter().position(|t| t == s);
+    if text.is_empty() {
+        return Vec::new();
+    }
+    let mut ids: Vec<usize> = Vec::new();
+    for c in format!(" {text}").replace(' ', "▁").chars() {
+        match id_of(&c.to_string()) {
+            Some(id) => ids.push(id),
+            None => {
+                let mut buffer = [0; 4];
+                let bytes = c.encode_utf8(&mut buffer).bytes();
+                ids.extend(bytes.map(|b| id_of(&format!("<0x{b:02X}>")).unwrap()));
+            }
+        }
+    }
+    loop {
+        let mut best: Option<(f64, usize, usize)> = None;
+        for i in 0..ids.len().saturating_sub(1) {
+            if let Some(id) = id_of(&(texts[ids[i]].clone() + &texts[ids[i + 1]]))
+                && best.is_none_or(|(score, ..)| scores[id] > score)
+            {
+                best = Some((scores[id], id, i));
+            }
+        }
+        let Some((_, id, at)) = best else { break };
+        ids[at] = id;
+        ids.remove(at + 1);
+    }
+    ids.into_iter().map(|id| id as u32).collect()
+}
+
+const ODD: [&str; 9] = [
+    "",
+    " ",
+    "  two spaces",
+    "tab\tand\r\nlines\n\n",
+    "naïve café — “quoted”",
+    "emoji 🙂🏳️‍🌈 and ⎕NA ⍳10",
+    "a\u{0301} combining",
+    "ends with space ",
+    "日本語のテキスト",
+];
+
+#[test]
+fn sentence_piece_as_llama2_c_does_it() {
+    let Some(shared) = shared() else { return };
+    let (tokenizer, texts, scores) = stories260k(&shared);
+    let corpus = std::fs::read_to_string(shared.join("corpus/tinystories.txt")).unwrap();
+    let lines = corpus.lines().take(120).chain(ODD);
+    for text in lines {
+        let ids = tokenizer.encode(text, false).unwrap();
+        assert_eq!(ids, greedy(&texts, &scores, text), "{text:?}");
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+    assert_eq!(
+        tokenizer.encode("", true).unwrap(),
+        [tokenizer.bos().unwrap()]
+    );
+    let bos = tokenizer.encode("<s>x", true).unwrap();
+    assert_eq!(
+        bos.iter()
+            .filter(|&&id| Some(id) == tokenizer.bos())
+            .count(),
+        1
+    );
+}
+
+#[test]
+fn a_byte_pair_tokenizer_of_hugging_face() {
+    let Some(shared) = shared() else { return };
+    let tokenizer = Tokenizer::from_folder(&shared.join("models/tinystories-656k")).unwrap();
+    assert_eq!(
+        (tokenizer.vocabulary(), tokenizer.bos(), tokenizer.is_end(2)),
+        (2048, Some(1), true)
+    );
+    let corpus = std::fs::read_to_string(shared.join("corpus/tinystories.txt")).unwrap();
+    for text in corpus.lines().take(300).chain(ODD) {
+        let ids = tokenizer.encode(text, false).unwrap();
+        // The engine's own decoder is the oracle of the table of bytes; this vocabulary lacks some bytes.
+        let decoded = tokenizer.decode(&ids).unwrap();
+        assert_eq!(decoded, tokenizer.engine.decode(&ids, true).unwrap());
+        assert!(decoded == text || ODD.contains(&text));
+    }
+}
+
+#[test]
+fn pieces_are_whole_characters_and_together_the_text() {
+    let Some(shared) = shared() else { return };
+    let (tokenizer, ..) = stories260k(&shared);
+    let mut random = crate::testing::Random::new(7);
+    for round in 0..300 {
+        let ids: Vec<u32> = (0..round % 40)
+            .map(|_| (random.next() % 512) as u32)
+            .collect();
+        let whole = tokenizer.decode(&ids).unwrap();
+        for room in [1, 3, 4, 7, usize::MAX] {
+            let mut pieces = tokenizer.pieces(true);
+            let mut text = String::new();
+            for &id in &ids {
+                pieces.push(&tokenizer, id);
+                let piece = pieces.take(room);
+                assert!(piece.len() <= room);
+                text.push_str(piece);
+            }
+            pieces.finish();
+            while !pieces.is_empty() {
+                text.push_str(pieces.take(room.max(4)));
+            }
+            assert_eq!(text, whole, "room {room}");
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_survives_saving() {
+    let Some(shared) = shared() else { return };
+    let (tokenizer, ..) = stories260k(&shared);
+    let folder = tempfile::tempdir().unwrap();
+    tokenizer.save(folder.path()).unwrap();
+    let again = Tokenizer::from_folder(folder.path()).unwrap();
+    assert_eq!(
+        (again.bos(), again.vocabulary(), again.is_end(2)),
+        (tokenizer.bos(), 512, tokenizer.is_end(2))
+    );
+    for text in ODD {
+        assert_eq!(again.encode(text, true), tokenizer.encode(text, true));
+    }
+}
+
+const CHATML: &str = "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>' + '\n'}}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+#[test]
+fn chat_templates() {
+    let template = |text: &str| Template::new(text.to_owned(), "<s>".to_owned(), "</s>".to_owned());
+    let messages = r#"[{"role": "user", "content": " Hi "}]"#;
+    assert_eq!(
+        template(CHATML).render(messages).unwrap(),
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    );
+    let mistral = "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+        {{ raise_exception('roles must alternate') }}{% endif %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}\
+        {% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}";
+    assert_eq!(
+        template(mistral).render(messages).unwrap(),
+        "<s>[INST]  Hi  [/INST]"
+    );
+    let e = template(mistral)
+        .render(r#"[{"role": "assistant", "content": "x"}]"#)
+        .unwrap_err();
+    assert!(e.message().contains("roles must alternate"), "{e}");
+    for (text, wrong) in [
+        ("{", "not JSON"),
+        ("{}", "not a list"),
+        ("[1]", "messages[0] has no text \"role\""),
+    ] {
+        assert!(
+            template(CHATML)
+                .render(text)
+                .unwrap_err()
+                .message()
+                .contains(wrong)
+        );
+    }
+    let e = template(
+        "{% for x in range(100000) %}{% for y in range(100000) %}.{% endfor %}{% endfor %}",
+    )
+    .render("[]");
+    assert!(e.is_err(), "a template without end is stopped");
+    let e = template("{% if %}").render("[]").unwrap_err();
+    assert!(e.message().contains("malformed"), "{e}");
+}

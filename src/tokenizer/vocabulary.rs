@@ -1,0 +1,155 @@
+//! The bytes that each token stands for.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use tokenizers::Tokenizer as Engine;
+
+use crate::error::{Error, Result};
+
+/// All tokens' bytes, in one run.
+pub(super) struct Vocabulary {
+    bytes: Vec<u8>,
+    /// Where the bytes of a token begin; one more at the end. `(tokens + 1)`
+    starts: Vec<u32>,
+    strips_first_space: bool,
+}
+
+/// How tokens spell bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spelling {
+    /// Each character stands for a byte, by the table of GPT-2.
+    ByteLevel,
+    /// `▁` is a space, `<0x0A>` a byte, the rest is itself.
+    SentencePiece,
+}
+
+impl Vocabulary {
+    pub(super) fn of(engine: &Engine) -> Result<Vocabulary> {
+        let (spelling, strips_first_space) = spelling(engine)?;
+        let texts = engine.get_vocab(true);
+        let len = texts.values().max().map_or(0, |&id| id as usize + 1);
+        if len > MOST_TOKENS {
+            return Err(Error::format(format!(
+                "a token has the number {}, at most {MOST_TOKENS} were expected",
+                len - 1
+            )));
+        }
+        let mut by_id = vec![""; len];
+        for (text, &id) in &texts {
+            by_id[id as usize] = text;
+        }
+        let added = engine.get_added_tokens_decoder();
+        let letters = byte_letters();
+        let (mut bytes, mut starts) = (Vec::new(), Vec::with_capacity(len + 1));
+        for (id, text) in by_id.iter().enumerate() {
+            starts.push(bytes.len() as u32);
+            match (added.get(&(id as u32)), spelling) {
+                (Some(token), _) if token.special => {}
+                (Some(_), _) => bytes.extend_from_slice(text.as_bytes()),
+                (None, Spelling::ByteLevel) => spell_bytes(text, &letters, &mut bytes),
+                (None, Spelling::SentencePiece) => match fallback_byte(text) {
+                    Some(byte) => bytes.push(byte),
+                    None => bytes.extend_from_slice(text.replace('▁', " ").as_bytes()),
+                },
+            }
+        }
+        starts.push(bytes.len() as u32);
+        Ok(Vocabulary {
+            bytes,
+            starts,
+            strips_first_space,
+        })
+    }
+
+    /// Tokens.
+    pub(super) fn len(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Whether a text does not begin with the space that its first token has.
+    pub(super) fn strips_first_space(&self) -> bool {
+        self.strips_first_space
+    }
+
+    /// The bytes of a token; none beyond the vocabulary.
+    pub(super) fn bytes(&self, id: u32) -> &[u8] {
+        match self.starts.get(id as usize..id as usize + 2) {
+            Some(&[start, end]) => &self.bytes[start as usize..end as usize],
+            _ => &[],
+        }
+    }
+}
+
+/// Far above the largest vocabularies, which have some 300,000.
+const MOST_TOKENS: usize = 1 << 24;
+
+/// What the decoder of a tokenizer says.
+fn spelling(engine: &Engine) -> Result<(Spelling, bool)> {
+    let decoder = engine.get_decoder();
+    let decoder = serde_json::to_value(decoder).unwrap_or(Value::Null);
+    let kind = |d: &Value| d["type"].as_str().unwrap_or("none").to_owned();
+    match kind(&decoder).as_str() {
+        "ByteLevel" => Ok((Spelling::ByteLevel, false)),
+        "Metaspace" => {
+            let scheme = decoder["prepend_scheme"].as_str().unwrap_or("always");
+            let old = decoder["add_prefix_space"].as_bool().unwrap_or(true);
+            Ok((Spelling::SentencePiece, scheme != "never" && old))
+        }
+        "Sequence" => {
+            let parts = decoder["decoders"].as_array();
+            let parts: Vec<String> = parts.into_iter().flatten().map(kind).collect();
+            if parts.iter().any(|p| p == "ByteLevel") {
+                Ok((Spelling::ByteLevel, false))
+            } else if parts
+                .iter()
+                .any(|p| p == "ByteFallback" || p == "Metaspace")
+            {
+                let strips = parts.iter().any(|p| p == "Strip" || p == "Metaspace");
+                Ok((Spelling::SentencePiece, strips))
+            } else {
+                Err(unknown(&parts.join(", ")))
+            }
+        }
+        other => Err(unknown(other)),
+    }
+}
+
+fn unknown(found: &str) -> Error {
+    Error::unsupported(format!(
+        "a tokenizer whose decoder is {found:?}; ByteLevel, Metaspace and ByteFallback are known"
+    ))
+}
+
+/// `<0x0A>` as a byte.
+fn fallback_byte(text: &str) -> Option<u8> {
+    let hex = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
+}
+
+/// The letters of GPT-2: printable bytes are themselves, the others follow from U+0100 on.
+fn byte_letters() -> HashMap<char, u8> {
+    let mut letters = HashMap::with_capacity(256);
+    let mut next = 0x100;
+    for byte in 0..=255u8 {
+        let printable = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+        let letter = if printable {
+            char::from(byte)
+        } else {
+            next += 1;
+            char::from_u32(next - 1).expect("below the surrogates")
+        };
+        letters.insert(letter, byte);
+    }
+    letters
+}
+
+/// A character outside the table stands for itself, as in tokens that were added without being special.
+fn spell_bytes(text: &str, letters: &HashMap<char, u8>, out: &mut Vec<u8>) {
+    for c in text.chars() {
+        match letters.get(&c) {
+            Some(&byte) => out.push(byte),
+            None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+}
