@@ -11,13 +11,12 @@ the namespace is taken as it is, apart from these changes, which is what this do
   - `apl_…` functions are calls of the shared library by ctypes, marshalled by the declarations in the text;
   - what needs ⎕NA, ⎕JSON or the system is left out: SKIPPED, below.
 
-usage: interpreted.py LIBRARY [FOLDER_OF_MODELS]
+usage: interpreted.py LIBRARY [FOLDER_OF_A_MODEL ...]
 """
 
+import array
 import ctypes
 import json
-import math
-import os
 import re
 import sys
 from dataclasses import replace
@@ -235,6 +234,60 @@ def cases(path):
             yield number, list(before), kind, expression
 
 
+def load(library, file, name):
+    """AplFfi.Load, with 32 bits: (handle, rows, cols)."""
+    status, handle = library.call("apl_weights_open", [str(file), name + ".weight", '{"bits":32}', 0])
+    if status != 0:
+        raise OSError(f"{file}: {name}: {status}")
+    info = json.loads(library.call("apl_weights_info", [handle, 4096, 4096])[1])
+    return [handle, info["rows"], info["cols"]]
+
+
+def transformer(session, folder, positions):
+    """The largest difference of the logits of examples/Transformer.apln from the reference, and the largest logit."""
+    file, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    matrix = lambda name: load(session.library, file, name)
+
+    def values(name):
+        handle, rows, cols = matrix(name)
+        numbers = session.library.call("apl_weights_dequantize", [handle, rows * cols, rows * cols])[1]
+        return f"{rows} {cols}⍴{literal(numbers)}" if rows > 1 else literal(numbers)
+
+    strand = lambda items: " ".join(f"({i})" for i in items)
+    handles = lambda names: strand(literal(matrix(n)) for n in names)
+
+    def layer(i):
+        at = f"model.layers.{i}."
+        attention = handles(f"{at}self_attn.{n}_proj" for n in "qkvo")
+        mlp = handles(f"{at}mlp.{n}_proj" for n in ("gate", "up", "down"))
+        return strand([values(at + "input_layernorm"), attention, values(at + "post_attention_layernorm"), mlp])
+
+    q = config["num_attention_heads"]
+    c = config.get("head_dim", config["hidden_size"] // q)
+    sizes = [q, config["num_key_value_heads"], c, config["rope_theta"], config["rms_norm_eps"]]
+    # A file with tied embeddings has either name.
+    names = ["model.embed_tokens", "lm_head"]
+    embedding, head = names[0], names[not config["tie_word_embeddings"]]
+    if config["tie_word_embeddings"] and b'"model.embed_tokens.weight":' not in file.read_bytes():
+        embedding = head = "lm_head"
+    model = strand([" ".join(map(literal, sizes)), values(embedding),
+                    strand(layer(i) for i in range(config["num_hidden_layers"])), values("model.norm"),
+                    literal(matrix(head))])
+    if (folder / "reference.json").exists():
+        ids = json.loads((folder / "reference.json").read_text())["ids"]
+    else:
+        ids = [int(i) for i in re.search(r"ids:([\d ]+)", (folder / "reference_logits.txt").read_text())[1]
+               .replace(",", " ").split()]
+    ids = ids[:positions]
+    source = (HERE.parent / "examples" / "Transformer.apln").read_text().replace("##.AplFfi.", "")
+    forward = functions(source)["Forward"]
+    found = session.run(f"{forward}\n,({model})Forward {literal(ids)}")
+    reference = array.array("f", (folder / "reference_logits.f32").read_bytes())
+    found = found.tolist()
+    expected = reference[:len(found)]
+    return max(abs(a - b) for a, b in zip(found, expected)), max(map(abs, expected)), len(ids)
+
+
 def main():
     session = Session(sys.argv[1])
     failed = passed = 0
@@ -256,6 +309,18 @@ def main():
         else:
             failed += 1
             print(f"cases.txt, line {number}: {kind} {expression}\n  gave {found}")
+    root = HERE.parent.parent
+    for folder, positions in [(root / "tests/data/models/mistral", 7),
+                              *((Path(more), None) for more in sys.argv[2:]),
+                              (root.parent / "shared/models/tinystories-656k", None)]:
+        if not folder.exists():
+            print(f"SKIPPED: {folder.name} is not here")
+            continue
+        error, size, n = transformer(session, folder, positions)
+        good = error <= 1e-4 * size
+        print(f"examples/Transformer.apln, {folder.name}, {n} tokens: off by {error:.1e} of logits up to {size:.1f}"
+              + ("" if good else ": FAILED"))
+        passed, failed = passed + good, failed + (not good)
     print(f"not run here: {', '.join(sorted(SKIPPED))}")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0
