@@ -265,11 +265,11 @@ def transformer(session, folder, positions):
     q = config["num_attention_heads"]
     c = config.get("head_dim", config["hidden_size"] // q)
     sizes = [q, config["num_key_value_heads"], c, config["rope_theta"], config["rms_norm_eps"]]
-    # A file with tied embeddings has either name.
-    names = ["model.embed_tokens", "lm_head"]
-    embedding, head = names[0], names[not config["tie_word_embeddings"]]
-    if config["tie_word_embeddings"] and b'"model.embed_tokens.weight":' not in file.read_bytes():
-        embedding = head = "lm_head"
+    # A file with tied embeddings has them by either name.
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    names = json.loads(file.read_bytes()[8:8 + size])
+    embedding = "model.embed_tokens" if "model.embed_tokens.weight" in names else "lm_head"
+    head = embedding if config["tie_word_embeddings"] else "lm_head"
     model = strand([" ".join(map(literal, sizes)), values(embedding),
                     strand(layer(i) for i in range(config["num_hidden_layers"])), values("model.norm"),
                     literal(matrix(head))])

@@ -14,6 +14,8 @@ const RANGE: f64 = -3.0;
 const HANDLE: f64 = -4.0;
 const CONFIG: f64 = -5.0;
 const IO: f64 = -6.0;
+const UNSUPPORTED: f64 = -8.0;
+const STATE: f64 = -11.0;
 
 /// An argument of mixed items, as a strand in APL.
 macro_rules! strand {
@@ -496,7 +498,217 @@ const CASES: &[Case] = &[
         );
         assert_eq!((y[0].number(), y[1].numbers()), (OK, &[][..]));
     }),
+    ("apl_model_open", |w| {
+        let (m, _) = model(w);
+        assert_eq!(
+            status(w, "apl_model_open", &strand!["/nowhere.gguf", "", 0]),
+            IO
+        );
+        assert_eq!(status(w, "apl_model_close", &strand![m]), OK);
+    }),
+    ("apl_model_info", |w| {
+        let (m, _) = model(w);
+        let info: Value = serde_json::from_str(&filled(w, "apl_model_info", &strand![m])).unwrap();
+        assert_eq!(
+            (&info["family"], &info["vocabulary"]),
+            (&"llama".into(), &VOCABULARY.into())
+        );
+    }),
+    ("apl_model_close", |w| {
+        let (m, _) = model(w);
+        assert_eq!(status(w, "apl_model_close", &strand![m]), OK);
+        assert_eq!(status(w, "apl_model_close", &strand![m]), HANDLE);
+    }),
+    ("apl_model_tokenize", |w| {
+        let (m, _) = model(w);
+        let made = call(w, "apl_model_tokenize", &strand![m, "ab ab", 1, 16, 16]);
+        let n = made[0].number();
+        assert!(n >= 1.0, "{}", last_error(w));
+        assert_eq!(made[1].numbers()[0], 1.0, "the token that begins a text");
+        // Less room than the text needs: the count is told all the same.
+        assert_eq!(
+            call(w, "apl_model_tokenize", &strand![m, "ab ab", 1, 1, 1])[0].number(),
+            n
+        );
+        assert_eq!(
+            call(w, "apl_model_tokenize", &strand![m, "", 0, 0, 0])[1].numbers(),
+            [0.0; 0]
+        );
+    }),
+    ("apl_model_chat", |w| {
+        let (m, _) = model(w);
+        let asked = call(w, "apl_model_chat", &strand![m, "no messages", 64, 64]);
+        assert!(
+            [CONFIG, UNSUPPORTED].contains(&asked[0].number()),
+            "{}",
+            last_error(w)
+        );
+    }),
+    ("apl_model_detokenize", |w| {
+        let (m, _) = model(w);
+        let ids = call(w, "apl_model_tokenize", &strand![m, "ab", 0, 16, 16]);
+        let n = ids[0].number() as usize;
+        let text = filled(
+            w,
+            "apl_model_detokenize",
+            &strand![m, &ids[1].numbers()[..n], n],
+        );
+        assert!(text.contains("ab"), "{text:?}");
+        assert_eq!(
+            status(w, "apl_model_detokenize", &strand![m, &vec![9999], 1, 8, 8]),
+            RANGE
+        );
+    }),
+    ("apl_session_open", |w| {
+        let (_, s) = model(w);
+        assert_eq!(
+            status(w, "apl_session_open", &strand![s, "", 0]),
+            HANDLE,
+            "a session is no model"
+        );
+    }),
+    ("apl_session_eval", |w| {
+        let (_, s) = model(w);
+        let (ids, reference) = reference();
+        let all = ids.len() * VOCABULARY;
+        let made = call(
+            w,
+            "apl_session_eval",
+            &strand![s, &ids, ids.len(), all, all],
+        );
+        assert_eq!(made[0].number(), OK, "{}", last_error(w));
+        for (found, expected) in made[1].numbers().iter().zip(&reference) {
+            assert!(
+                (found - expected).abs() < 1e-3,
+                "{found}, expected {expected}"
+            );
+        }
+        assert_eq!(
+            status(w, "apl_session_eval", &strand![s, &vec![-1], 1, 0, 0]),
+            RANGE
+        );
+        assert_eq!(
+            status(w, "apl_session_eval", &strand![s, &vec![1], 1, 3, 3]),
+            LENGTH
+        );
+        let long = vec![1; 200];
+        assert_eq!(
+            status(w, "apl_session_eval", &strand![s, &long, 200, 0, 0]),
+            STATE
+        );
+    }),
+    ("apl_session_next", |w| {
+        let (_, s) = model(w);
+        assert_eq!(
+            status(w, "apl_session_next", &strand![s, 0, 64, 64]),
+            STATE,
+            "nothing was fed"
+        );
+        assert_eq!(
+            status(w, "apl_session_eval", &strand![s, &vec![1, 43], 2, 0, 0]),
+            OK
+        );
+        let made = call(w, "apl_session_next", &strand![s, 0, 64, 64]);
+        let (_, reference) = reference();
+        let latest = &reference[VOCABULARY..2 * VOCABULARY];
+        let best = (0..VOCABULARY)
+            .max_by(|&a, &b| latest[a].total_cmp(&latest[b]))
+            .unwrap();
+        assert_eq!(made[1].number(), best as f64, "greedy");
+        assert!(made[0].number() >= 0.0 && made[2].text().len() <= 64);
+    }),
+    ("apl_session_rewind", |w| {
+        let (_, s) = model(w);
+        let (ids, reference) = reference();
+        assert_eq!(
+            status(w, "apl_session_eval", &strand![s, &ids, ids.len(), 0, 0]),
+            OK
+        );
+        assert_eq!(
+            status(w, "apl_session_rewind", &strand![s, 3]),
+            OK,
+            "{}",
+            last_error(w)
+        );
+        let none = Vec::<i32>::new();
+        let made = call(
+            w,
+            "apl_session_eval",
+            &strand![s, &none, 0, VOCABULARY, VOCABULARY],
+        );
+        assert!((made[1].numbers()[0] - reference[2 * VOCABULARY]).abs() < 1e-3);
+        assert_eq!(status(w, "apl_session_rewind", &strand![s, 4]), RANGE);
+    }),
+    ("apl_session_info", |w| {
+        let (_, s) = model(w);
+        assert_eq!(
+            status(w, "apl_session_eval", &strand![s, &vec![1, 43], 2, 0, 0]),
+            OK
+        );
+        let info: Value =
+            serde_json::from_str(&filled(w, "apl_session_info", &strand![s])).unwrap();
+        assert_eq!(info["position"], 2);
+    }),
+    ("apl_session_cancel", |w| {
+        let (_, s) = model(w);
+        assert_eq!(
+            status(w, "apl_session_cancel", &strand![s]),
+            OK,
+            "nothing to cancel"
+        );
+        assert_eq!(status(w, "apl_session_cancel", &strand![-3]), HANDLE);
+    }),
+    ("apl_session_close", |w| {
+        let (m, s) = model(w);
+        assert_eq!(status(w, "apl_session_close", &strand![s]), OK);
+        assert_eq!(status(w, "apl_session_close", &strand![s]), HANDLE);
+        assert_eq!(status(w, "apl_model_close", &strand![m]), OK);
+    }),
 ];
+
+/// Of the tiny model that the tests open.
+const VOCABULARY: usize = 64;
+
+fn tiny(file: &str) -> std::path::PathBuf {
+    crate::root().join("tests/data/models/llama3").join(file)
+}
+
+/// The tiny model in float32, and a greedy session.
+fn model(w: &Workspace) -> (f64, f64) {
+    let path = tiny("");
+    let made = call(
+        w,
+        "apl_model_open",
+        &strand![path.to_str().unwrap(), r#"{"bits":32}"#, 0],
+    );
+    assert_eq!(made[0].number(), OK, "{}", last_error(w));
+    let m = made[1].number();
+    let session = call(
+        w,
+        "apl_session_open",
+        &strand![m, r#"{"temperature":0,"context":64}"#, 0],
+    );
+    assert_eq!(session[0].number(), OK, "{}", last_error(w));
+    (m, session[1].number())
+}
+
+/// Tokens, and the logits that an independent implementation gives after each of them.
+fn reference() -> (Vec<i32>, Vec<f64>) {
+    let text = std::fs::read_to_string(tiny("reference.json")).unwrap();
+    let ids: Value = serde_json::from_str(&text).unwrap();
+    let ids = ids["ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i.as_i64().unwrap() as i32)
+        .collect();
+    let logits = std::fs::read(tiny("reference_logits.f32")).unwrap();
+    let logits = logits
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()).into())
+        .collect();
+    (ids, logits)
+}
 
 #[test]
 fn every_function_through_its_declaration() {

@@ -264,7 +264,8 @@ fn encode(n: f64, t: &Type) -> Result<Vec<u8>, Event> {
 fn unmarshal(bytes: &[u8], t: &Type) -> Item {
     if t.kind == Kind::Utf8 {
         let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
-        return Item::Text(String::from_utf8(bytes[..end].to_vec()).expect("a text is UTF-8"));
+        // A call that failed leaves the buffer as it was, which is no text at all.
+        return Item::Text(String::from_utf8_lossy(&bytes[..end]).into_owned());
     }
     let numbers: Vec<f64> = bytes
         .chunks_exact(t.width)
