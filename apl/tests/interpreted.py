@@ -234,6 +234,17 @@ def cases(path):
             yield number, list(before), kind, expression
 
 
+def conversation(library, folder, context):
+    """A greedy conversation with a model in float32, as Open and Session give it."""
+    status, model = library.call("apl_model_open", [str(folder), '{"bits":32}', 0])
+    options = json.dumps({"temperature": 0, "context": context})
+    failed, number = library.call("apl_session_open", [model, options, 0])
+    if status or failed:
+        raise OSError(f"{folder}: {status}, {failed}")
+    info = json.loads(library.call("apl_model_info", [model, 4096, 4096])[1])
+    return [model, number, info["vocabulary"], 0]
+
+
 def load(library, file, name):
     """AplFfi.Load, with 32 bits: (handle, rows, cols)."""
     status, handle = library.call("apl_weights_open", [str(file), name + ".weight", '{"bits":32}', 0])
@@ -244,7 +255,8 @@ def load(library, file, name):
 
 
 def transformer(session, folder, positions):
-    """The largest difference of the logits of examples/Transformer.apln from the reference, and the largest logit."""
+    """The largest difference of the logits of examples/Transformer.apln from the reference and from the library's own, the
+    largest logit, and the number of tokens."""
     file, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
     matrix = lambda name: load(session.library, file, name)
 
@@ -285,14 +297,20 @@ def transformer(session, folder, positions):
     reference = array.array("f", (folder / "reference_logits.f32").read_bytes())
     found = found.tolist()
     expected = reference[:len(found)]
-    return max(abs(a - b) for a, b in zip(found, expected)), max(map(abs, expected)), len(ids)
+    _, number, vocabulary, _ = conversation(session.library, folder, 64)
+    n = len(ids) * vocabulary
+    own = session.library.call("apl_session_eval", [number, ids, len(ids), n, n])[1]
+    apart = lambda other: max(abs(a - b) for a, b in zip(found, other, strict=True))
+    return apart(expected), apart(own), max(map(abs, expected)), len(ids)
 
 
 def main():
     session = Session(sys.argv[1])
+    root = HERE.parent.parent
+    m = "m←" + literal(conversation(session.library, root / "tests/data/models/llama3", 64))
     failed = passed = 0
     for number, before, kind, expression in cases(HERE / "cases.txt"):
-        lets = "\n".join(before)
+        lets = "\n".join([m, *before])
         try:
             if kind == "true":
                 source = f"{lets}\nRESULT←{expression}\n(0=≢EVENT)∧RESULT≡1"
@@ -309,18 +327,31 @@ def main():
         else:
             failed += 1
             print(f"cases.txt, line {number}: {kind} {expression}\n  gave {found}")
-    root = HERE.parent.parent
     for folder, positions in [(root / "tests/data/models/mistral", 7),
                               *((Path(more), None) for more in sys.argv[2:]),
                               (root.parent / "shared/models/tinystories-656k", None)]:
         if not folder.exists():
             print(f"SKIPPED: {folder.name} is not here")
             continue
-        error, size, n = transformer(session, folder, positions)
-        good = error <= 1e-4 * size
-        print(f"examples/Transformer.apln, {folder.name}, {n} tokens: off by {error:.1e} of logits up to {size:.1f}"
-              + ("" if good else ": FAILED"))
+        reference, own, size, n = transformer(session, folder, positions)
+        good = max(reference, own) <= 1e-4 * size
+        print(f"examples/Transformer.apln, {folder.name}, {n} tokens, logits up to {size:.1f}: {reference:.1e} from the "
+              f"reference, {own:.1e} from the library's own" + ("" if good else ": FAILED"))
         passed, failed = passed + good, failed + (not good)
+    # Small ones: every number of a matrix crosses as text here.
+    for name, sizes, least in [("Dense", "64 32 10 60", [0.9, 0.7, 0.3, 0.0]), ("Nearest", "100 64", [0.9])]:
+        text = (HERE.parent / "examples" / f"{name}.apln").read_text().replace("##.AplFfi.", "")
+        found = session.run("\n".join(in_order(functions(text))) + f"\n,Demo {sizes}").tolist()
+        good = all(f >= l for f, l in zip(found, least, strict=True))
+        print(f"examples/{name}.apln, Demo {sizes}: {found}" + ("" if good else f": FAILED, expected at least {least}"))
+        passed, failed = passed + good, failed + (not good)
+    lines = (HERE.parent / "examples/FirstFiveMinutes.apls").read_text().replace("AplFfi.", "")
+    lines = lines.replace("1000 4096", "20 64").replace("4096", "64").splitlines()
+    lines = [l for l in map(strip_comment, lines) if l and not re.match(r"2 ⎕FIX|⎕←Init|Close", l)]
+    session.run("\n".join(lines))
+    print("examples/FirstFiveMinutes.apls:", "; ".join(l for l in session.lines if l))
+    good = "exact: 1" in session.lines
+    passed, failed = passed + good, failed + (not good)
     print(f"not run here: {', '.join(sorted(SKIPPED))}")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0
