@@ -101,9 +101,9 @@ impl Nesting {
                 let fits = before.contains(&Word::Control(":For".to_owned()));
                 self.ask(fits, line, ":In without :For");
             }
-            ":Leave" => {
+            ":Leave" | ":Continue" => {
                 let fits = self.inside(&[":For", ":While", ":Repeat"]);
-                self.ask(fits, line, ":Leave outside a loop");
+                self.ask(fits, line, &format!("{keyword} outside a loop"));
             }
             ending => {
                 let what = ending.strip_prefix(":End").expect("a keyword of this list");

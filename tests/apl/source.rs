@@ -90,7 +90,7 @@ pub fn words(line: &str) -> Result<Vec<Word>, String> {
     Ok(found)
 }
 
-pub const KEYWORDS: [&str; 20] = [
+pub const KEYWORDS: [&str; 21] = [
     ":If",
     ":ElseIf",
     ":Else",
@@ -109,6 +109,7 @@ pub const KEYWORDS: [&str; 20] = [
     ":Trap",
     ":EndTrap",
     ":Leave",
+    ":Continue",
     ":Namespace",
     ":EndNamespace",
 ];
