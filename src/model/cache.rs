@@ -60,6 +60,13 @@ impl Cache {
         slots.unwrap_or(usize::MAX)
     }
 
+    pub fn precision(&self) -> &'static str {
+        match self {
+            Cache::F16(_) => "f16",
+            Cache::F32(_) => "f32",
+        }
+    }
+
     pub fn bytes(&self) -> usize {
         match self {
             Cache::F16(layers) => layers.iter().map(Layer::bytes).sum(),

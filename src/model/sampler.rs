@@ -27,6 +27,10 @@ impl Sampler {
         })
     }
 
+    pub fn options(&self) -> &Sampling {
+        &self.options
+    }
+
     /// One of the tokens, by their `logits` `(vocabulary)` and the tokens so far.
     pub fn sample(&mut self, logits: &[f32], tokens: &[u32]) -> u32 {
         let o = &self.options;

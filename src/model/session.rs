@@ -46,7 +46,7 @@ pub struct Step<'a> {
 pub struct Canceller(Arc<AtomicBool>);
 
 impl Canceller {
-    /// The running `eval` or `next` ends with `ERR_STATE` at the next layer. Without one, the next one does.
+    /// The running call ends with `ERR_STATE` at the next layer. If none runs, nothing happens.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -107,6 +107,24 @@ impl Session {
         &self.tokens
     }
 
+    /// Its options as JSON text reads them, and where it stands.
+    pub fn info(&self) -> serde_json::Value {
+        let s = self.sampler.options();
+        serde_json::json!({
+            "position": self.position(),
+            "context": self.context,
+            "logits": self.fresh,
+            "kv": self.state.cache.precision(),
+            "kv_bytes": self.cache_bytes(),
+            "temperature": s.temperature,
+            "top_k": s.top_k,
+            "top_p": s.top_p,
+            "min_p": s.min_p,
+            "repeat_penalty": s.repeat_penalty,
+            "seed": s.seed,
+        })
+    }
+
     /// Bytes of keys and values.
     pub fn cache_bytes(&self) -> usize {
         self.state.cache.bytes()
@@ -155,7 +173,16 @@ impl Session {
             )));
         }
         if ids.is_empty() {
-            return Ok(());
+            return match logits {
+                Logits::Last(_) if !self.fresh => Err(Error::state(
+                    "there are no logits, expected tokens to feed first",
+                )),
+                Logits::Last(out) => {
+                    out.copy_from_slice(&self.logits);
+                    Ok(())
+                }
+                Logits::None | Logits::All(_) => Ok(()),
+            };
         }
         self.cancelled.store(false, Ordering::Relaxed);
         self.feed(rt, ids, logits, observer)?;
@@ -195,7 +222,10 @@ impl Session {
             };
             match logits {
                 Logits::All(out) => {
-                    pass.run(state, first, ids, Logits::All(out))?;
+                    // The caller's buffer is written when nothing can go wrong any more.
+                    let mut all = memory::filled(out.len(), 0.0, "the logits of every token")?;
+                    pass.run(state, first, ids, Logits::All(&mut all))?;
+                    out.copy_from_slice(&all);
                     own.copy_from_slice(&out[(ids.len() - 1) * vocabulary..]);
                 }
                 wanted => {
