@@ -208,7 +208,7 @@ def save(folder, model, tokenizer, figures):
         "clean_up_tokenization_spaces": False, "model_max_length": CONTEXT,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
-    generation = {"bos_token_id": BOS, "eos_token_id": EOS, "do_sample": True, "temperature": 0.8, "top_k": 40}
+    generation = {"bos_token_id": BOS, "eos_token_id": EOS, "do_sample": True, "temperature": 0.6, "top_k": 40}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -315,7 +315,7 @@ def main():
 
     told = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)
     print(f"as saved: {bits_a_byte(lambda ids: told(ids).logits, tokenizer, held_out):.4f} bits a byte")
-    for temperature in (0, 0.8, 0.8, 0.8):
+    for temperature in (0, 0.6, 0.8):
         print(f"--- temperature {temperature}\n{tell(told, tokenizer, 'Once upon a time', temperature, random)}")
 
 
