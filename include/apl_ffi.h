@@ -110,6 +110,9 @@ extern "C" {
 /** Text is not UTF-8. */
 #define APL_FFI_ERR_ENCODING (-12)
 
+/** Not an error: the text of a session ends here. */
+#define APL_FFI_END (-100)
+
 /** A bug in the library: a panic was caught; the message has it. */
 #define APL_FFI_ERR_INTERNAL (-99)
 
@@ -435,6 +438,152 @@ int32_t apl_matmul(int32_t handle, const float *x, int64_t x_len, float *y, int6
  * Returns: as `apl_matmul`.
  */
 int32_t apl_matmul_f64(int32_t handle, const double *x, int64_t x_len, double *y, int64_t y_len, int64_t n);
+
+/* ---- Models: a language model in memory ------------------------------------------------------------------ */
+
+/**
+ * Opens a language model: a manifest (.json), a .gguf file, or a folder in the Hugging Face layout.
+ *
+ * `path`: text. `options`: JSON; NULL or "" for the defaults. Keys: those of `apl_weights_open` (`"bits"`, `"group"`,
+ * `"symmetric"`, `"method"`, `"activations"`, `"mmap"`), and `"context"`, the longest context of a session. Weights that are
+ * quantised already are taken as stored, unless `"bits"` is given and differs; floats are quantised by the options
+ * (4 bits in groups of 32 by default; `"bits": 32` keeps them).
+ * Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
+ * Output: `model`, to be closed by `apl_model_close`. Any number of sessions and threads use one model at once.
+ *
+ * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite); ERR_IO;
+ * ERR_FORMAT; ERR_UNSUPPORTED (also an architecture that is not known; the message lists those that are); ERR_MEMORY;
+ * ERR_STATE (no handle is left).
+ */
+int32_t apl_model_open(const char *path, const char *options, int32_t *model);
+
+/**
+ * What a model is, as a JSON object.
+ *
+ * Keys: `family`, `format`, `layers`, `hidden`, `intermediate`, `heads`, `kv_heads`, `head_dim`, `vocabulary`, `context`,
+ * `parameters` (in matrices), `bits` (the widths that occur), `bytes` (of all matrices in memory), `activations`, `tokenizer` and
+ * `chat` (whether it has one, and a chat template), `bos` (its beginning-of-sequence token or null).
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+ */
+int32_t apl_model_info(int32_t model, char *json, int32_t capacity);
+
+/**
+ * Closes a model handle. Sessions that are open go on, and other threads' calls too.
+ *
+ * Returns: OK; ERR_HANDLE (also for a handle that is closed already).
+ */
+int32_t apl_model_close(int32_t model);
+
+/**
+ * The token ids of a text.
+ *
+ * `text`: text; special tokens that stand in it (`<|im_end|>` …) are taken as such. `add_bos` not 0: exactly one
+ * beginning-of-sequence token comes first, if the model has one.
+ * Output: `ids`, of which at most `capacity` are written.
+ *
+ * Returns: the ids that the whole text has; ERR_HANDLE; ERR_ENCODING; ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_RANGE
+ * (misaligned); ERR_UNSUPPORTED (the model has no tokenizer).
+ */
+int32_t apl_model_tokenize(int32_t model, const char *text, int32_t add_bos, int32_t *ids, int32_t capacity);
+
+/**
+ * The model's chat template over a conversation: the text that asks the model for the next turn.
+ *
+ * `messages`: JSON, `[{"role": "user", "content": "…"}, …]`; roles are what the template knows (system, user, assistant).
+ * Tokenize the text without `add_bos`: where the model wants that token, the template writes it.
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG (not such messages, or the
+ * template refuses them); ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_FORMAT (a malformed template); ERR_UNSUPPORTED (the model
+ * has no tokenizer, or no template).
+ */
+int32_t apl_model_chat(int32_t model, const char *messages, char *text, int32_t capacity);
+
+/**
+ * The text of token ids. Special tokens have none; bytes that make no UTF-8 character become U+FFFD.
+ *
+ * `ids` (ids_len).
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`ids_len` or `capacity` < 0);
+ * ERR_NULL; ERR_RANGE (misaligned, an id that is none of the vocabulary); ERR_UNSUPPORTED (the model has no tokenizer).
+ */
+int32_t apl_model_detokenize(int32_t model, const int32_t *ids, int32_t ids_len, char *text,
+                             int32_t capacity);
+
+/* ---- Sessions: a conversation with a model --------------------------------------------------------------- */
+
+/**
+ * Opens a session: a position, a key/value cache and a sampler of its own.
+ *
+ * `options`: JSON; NULL or "" for the defaults. Keys: `"context"` (the model's), `"temperature"` 0.8 (0 is greedy), `"top_k"` 40
+ * (0: all), `"top_p"` 0.95, `"min_p"` 0.05, `"repeat_penalty"` 1.0 (over the last 64 tokens), `"seed"` 0 (the same seed gives
+ * the same text), `"kv"`: `"f16"` (default; `"f32"` where the model keeps float32 weights).
+ * Output: `session`, to be closed by `apl_session_close`. Calls on one session from several threads come one after the other.
+ *
+ * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_STATE (no handle is
+ * left).
+ */
+int32_t apl_session_open(int32_t model, const char *options, int32_t *session);
+
+/**
+ * Feeds tokens, and gives logits.
+ *
+ * `ids` (ids_len). Output: `logits`: `logits_len` = V, the vocabulary: those of the last token; `ids_len` * V: of every token
+ * (ids_len, V); 0: none. Without tokens, `logits_len` = V gives the latest again.
+ *
+ * Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (an id that is none of the vocabulary, misaligned or
+ * overlapping arrays); ERR_STATE (tokens beyond the context, a call that was cancelled, no logits yet); ERR_MEMORY. Nothing is fed,
+ * and `logits` is not written, unless it is OK.
+ */
+int32_t apl_session_eval(int32_t session, const int32_t *ids, int32_t ids_len, float *logits,
+                         int64_t logits_len);
+
+/**
+ * Samples one token from the latest logits, feeds it, and gives its text.
+ *
+ * Output: `id`, and `piece`: whole UTF-8 characters, at most `capacity` bytes with the NUL. Bytes that make no whole character
+ * yet, or do not fit, come first in the next piece.
+ *
+ * Returns: the bytes of the piece without the NUL; APL_FFI_END, which is no error, at a token that ends the text (`id` has it; it
+ * is not fed) and where the context is full (`id` is -1), with an empty piece; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
+ * ERR_NULL; ERR_RANGE (misaligned); ERR_STATE (no logits: feed something first; or the call was cancelled); ERR_UNSUPPORTED (the
+ * model has no tokenizer); ERR_MEMORY.
+ */
+int32_t apl_session_next(int32_t session, int32_t *id, char *piece, int32_t capacity);
+
+/**
+ * Keeps the first `position` tokens and forgets the others; the logits of the last kept token are the latest again.
+ *
+ * Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond what was fed); ERR_STATE (a sliding window has forgotten what
+ * those tokens see; the message has the least position that is left; 0 always is); ERR_MEMORY.
+ */
+int32_t apl_session_rewind(int32_t session, int32_t position);
+
+/**
+ * What a session is and where it stands, as a JSON object.
+ *
+ * Keys: `position` (tokens fed), `context`, `logits` (whether there are any to sample from), `kv`, `kv_bytes`, and the options of the
+ * sampler.
+ *
+ * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+ */
+int32_t apl_session_info(int32_t session, char *json, int32_t capacity);
+
+/**
+ * Ends the call that another thread has running on a session: it returns ERR_STATE, and nothing was fed by it.
+ *
+ * It does not wait for that, and does nothing if no call runs.
+ *
+ * Returns: OK; ERR_HANDLE.
+ */
+int32_t apl_session_cancel(int32_t session);
+
+/**
+ * Closes a session handle. Safe while another thread uses it: the session lives until that call ends.
+ *
+ * Returns: OK; ERR_HANDLE (also for a handle that is closed already).
+ */
+int32_t apl_session_close(int32_t session);
 
 #ifdef __cplusplus
 } /* extern "C" */

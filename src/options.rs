@@ -36,6 +36,8 @@ pub enum Source {
     Floats,
     /// A file: everything.
     File,
+    /// A model: everything, and keys of its own that are taken out before.
+    Model,
 }
 
 /// What the options of a weight matrix ask for; absent keys have their defaults.
@@ -82,19 +84,26 @@ impl WeightOptions {
         if text.trim().is_empty() {
             return Ok(options);
         }
-        let object: Map<String, Value> = serde_json::from_str(text)
-            .map_err(|e| Error::config(format!("options is not a JSON object: {e}")))?;
-        for (key, value) in &object {
-            options.set(key, value, source)?;
-        }
+        let object = object(text)?;
+        options.set_all(&object, source)?;
         Ok(options)
+    }
+
+    /// Sets what the members of an object ask for.
+    ///
+    /// # Errors
+    /// Those of [`WeightOptions::from_json`].
+    pub fn set_all(&mut self, object: &Map<String, Value>, source: Source) -> Result<()> {
+        object
+            .iter()
+            .try_for_each(|(key, value)| self.set(key, value, source))
     }
 
     fn set(&mut self, key: &str, value: &Value, source: Source) -> Result<()> {
         let wrong = |expected: &str| wrong_value(key, value, expected);
         let applies = match key {
             "bits" | "group" | "symmetric" | "method" => source != Source::Codes,
-            "mmap" => source == Source::File,
+            "mmap" => matches!(source, Source::File | Source::Model),
             _ => true,
         };
         if !applies {
@@ -102,7 +111,7 @@ impl WeightOptions {
                 "options has \"{key}\", which does not apply to {}",
                 match source {
                     Source::Codes => "weights that are codes already",
-                    Source::Floats | Source::File => "weights in memory",
+                    Source::Floats | Source::File | Source::Model => "weights in memory",
                 }
             )));
         }
@@ -143,6 +152,8 @@ impl WeightOptions {
                         Source::Codes => "activations",
                         Source::Floats => "bits, group, symmetric, method or activations",
                         Source::File => "bits, group, symmetric, method, activations or mmap",
+                        Source::Model =>
+                            "bits, group, symmetric, method, activations, mmap or context",
                     }
                 )));
             }
@@ -166,10 +177,23 @@ impl WeightOptions {
     }
 }
 
-fn wrong_value(key: &str, found: &Value, expected: &str) -> Error {
+/// `ERR_CONFIG` for an option whose value is not what it may be.
+pub(crate) fn wrong_value(key: &str, found: &Value, expected: &str) -> Error {
     Error::config(format!(
         "options has \"{key}\": {found}, expected {expected}"
     ))
+}
+
+/// The members of an option text; empty text has none.
+///
+/// # Errors
+/// `ERR_CONFIG` if it is not a JSON object.
+pub(crate) fn object(text: &str) -> Result<Map<String, Value>> {
+    if text.trim().is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_str(text)
+        .map_err(|e| Error::config(format!("options is not a JSON object: {e}")))
 }
 
 #[cfg(test)]

@@ -119,7 +119,15 @@ pub fn quantize<T: Element>(rt: &Runtime, w: &[T], shape: Shape, spec: &Spec) ->
 /// Those of [`formats::open`], [`formats::WeightFile::matrix`] and [`from_floats`].
 pub fn open(rt: &Runtime, path: &Path, name: &str, options: &WeightOptions) -> Result<Weights> {
     let file = formats::open(path, options.mmap)?;
-    match file.matrix(name)? {
+    from_view(rt, file.matrix(name)?, options)
+}
+
+/// A matrix of a file, by the rules of [`open`].
+///
+/// # Errors
+/// Those of [`from_floats`].
+pub fn from_view(rt: &Runtime, view: MatrixView<'_>, options: &WeightOptions) -> Result<Weights> {
+    match view {
         MatrixView::Codes(view) => {
             let codes = view.as_codes();
             let stored = Width::Codes(codes.bits);

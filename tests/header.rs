@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The sections of the header, each from one file.
-const SECTIONS: [(&str, &str); 5] = [
+const SECTIONS: [(&str, &str); 7] = [
     ("Version and statuses", "status"),
     (
         "Life cycle, errors, and what the library says about itself",
@@ -26,6 +26,8 @@ const SECTIONS: [(&str, &str); 5] = [
         "Weight handles: a matrix converted once, then multiplied with often",
         "weights",
     ),
+    ("Models: a language model in memory", "models"),
+    ("Sessions: a conversation with a model", "sessions"),
 ];
 
 fn root() -> &'static Path {

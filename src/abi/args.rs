@@ -121,6 +121,10 @@ pub(super) enum Length<'a> {
     PerShape { shape: Shape, optional: bool },
     /// 0, for the reason given.
     Absent(&'static str),
+    /// 0, or one of these products.
+    NoneOr(&'a [&'a [Factor]]),
+    /// As much as there is room for: an argument named `capacity`.
+    Capacity,
 }
 
 impl Length<'_> {
@@ -147,6 +151,20 @@ impl Length<'_> {
                 shape.groups
             )),
             (Length::Absent(why), _) => wrong(format!("0: {why}")),
+            (Length::NoneOr(_), Some(0)) => Ok(0),
+            (Length::NoneOr(products), Some(len))
+                if products.iter().any(|p| product(p) == Some(len)) =>
+            {
+                Ok(len)
+            }
+            (Length::NoneOr(products), _) => {
+                let formulas: Vec<String> = products.iter().map(|p| formula(p)).collect();
+                wrong(format!("0, {}", formulas.join(" or ")))
+            }
+            (Length::Capacity, Some(len)) => Ok(len),
+            (Length::Capacity, None) => Err(Error::length(format!(
+                "capacity is {len}, expected 0 or more"
+            ))),
         }
     }
 }

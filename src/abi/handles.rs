@@ -31,14 +31,20 @@ const REST: usize = 1024;
 pub(super) enum Kind {
     /// A weight matrix.
     Weights = 1,
+    /// A language model.
+    Model = 2,
+    /// A conversation with one.
+    Session = 3,
 }
 
-const _: () = assert!((Kind::Weights as u32) < 1 << (31 - KIND_SHIFT));
+const _: () = assert!((Kind::Session as u32) < 1 << (31 - KIND_SHIFT));
 
 impl Kind {
     fn name(self) -> &'static str {
         match self {
             Kind::Weights => "weights",
+            Kind::Model => "model",
+            Kind::Session => "session",
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::args::{fill, text};
 use super::guard::{guard, guard_or, guard_unrecorded};
 use super::status::{self, APL_FFI_ABI_VERSION, APL_FFI_OK};
-use super::{last_error, state, weights};
+use super::{last_error, models, sessions, state, weights};
 use crate::cpu::Isa;
 use crate::runtime::Config;
 
@@ -99,7 +99,7 @@ fn info() -> String {
         "isa_available": isa_available,
         "threads": runtime.map(|rt| rt.pool().threads()),
         "cuda": null,
-        "handles": {"weights": weights::TABLE.live(), "models": 0, "sessions": 0},
+        "handles": {"weights": weights::TABLE.live(), "models": models::TABLE.live(), "sessions": sessions::TABLE.live()},
     })
     .to_string()
 }

@@ -5,7 +5,7 @@
 //!
 //! | file | one reason to exist |
 //! |---|---|
-//! | `lifecycle`, `oneshot`, `quantizing`, `weights` | the exported functions; their comments are those of the header |
+//! | `lifecycle`, `oneshot`, `quantizing`, `weights`, `models`, `sessions` | the exported functions; their comments are those of the header |
 //! | `status` | the numbers and texts of the statuses, the ABI's version |
 //! | `guard`, `last_error` | from `Result` or panic to status and message |
 //! | `args` | from raw arguments to slices and text, in the order of checks that the contract gives |
@@ -38,7 +38,9 @@ mod state;
 mod vectors;
 
 pub mod lifecycle;
+pub mod models;
 pub mod oneshot;
 pub mod quantizing;
+pub mod sessions;
 pub mod status;
 pub mod weights;

@@ -7,7 +7,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::weights;
+use super::{models, sessions, weights};
 use crate::error::{Error, Result};
 use crate::runtime::{Config, Runtime};
 
@@ -72,6 +72,8 @@ pub(super) fn init(config: Config) -> Result<()> {
 /// Waits for the calls that run, ends every handle, and stops the threads.
 pub(super) fn cleanup() {
     let mut state = write();
+    sessions::TABLE.clear();
+    models::TABLE.clear();
     weights::TABLE.clear();
     *state = None;
 }

@@ -33,6 +33,8 @@ pub const APL_FFI_ERR_BACKEND: i32 = -10;
 pub const APL_FFI_ERR_STATE: i32 = -11;
 /// Text is not UTF-8.
 pub const APL_FFI_ERR_ENCODING: i32 = -12;
+/// Not an error: the text of a session ends here.
+pub const APL_FFI_END: i32 = -100;
 /// A bug in the library: a panic was caught; the message has it.
 pub const APL_FFI_ERR_INTERNAL: i32 = -99;
 

@@ -14,7 +14,7 @@ use super::state::{self, Held};
 use super::status::APL_FFI_OK;
 use super::vectors::Vectors;
 use crate::error::{Error, Result};
-use crate::matmul::{Activations, Weights};
+use crate::matmul::Weights;
 use crate::memory;
 use crate::options::{Source, WeightOptions, Width};
 use crate::weights::{self, Floats};
@@ -385,11 +385,7 @@ fn info(weights: &Weights, runtime: &Held) -> String {
         "group": weights.group(),
         "symmetric": weights.symmetric(),
         "scales": weights.scale_type(),
-        "activations": match weights.activations() {
-            Activations::F32 => "f32",
-            Activations::Int8 => "int8",
-            Activations::Sign => "sign",
-        },
+        "activations": weights.activations().name(),
         "bytes": weights.bytes(),
         "path": weights.path(),
         "backend": runtime.resolved().backend.name(),

@@ -8,6 +8,7 @@ pub mod layout;
 pub mod rows;
 mod scalar;
 pub mod tile;
+pub mod vector;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -23,6 +24,8 @@ pub struct Kernels {
     pub tiles: tile::TileKernels,
     /// Those of row-major weights.
     pub rows: rows::RowKernels,
+    /// Those of vectors of activations.
+    pub vector: vector::VectorKernels,
 }
 
 impl Kernels {
@@ -31,6 +34,7 @@ impl Kernels {
         Some(Kernels {
             tiles: tile::TileKernels::for_isa(isa)?,
             rows: rows::RowKernels::for_isa(isa)?,
+            vector: vector::VectorKernels::for_isa(isa)?,
         })
     }
 }

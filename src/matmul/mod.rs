@@ -9,6 +9,7 @@ mod tasks;
 mod tiles;
 mod weights;
 
+pub use tasks::Output;
 pub use weights::{Activations, Weights};
 
 use crate::cpu::rows::RowSource;

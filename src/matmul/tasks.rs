@@ -5,18 +5,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
 use crate::memory;
-use crate::runtime::Pool;
+use crate::runtime::Hands;
 
 /// Nanoseconds of work below which the calling thread works alone: waking a thread costs 3 to 10 µs, so that
 /// a second one has nothing to give.
 const ALONE: usize = 8192;
 
 /// How many threads share work that takes one of them about so many nanoseconds.
-pub fn members(pool: &Pool, nanoseconds: usize) -> usize {
+pub fn members(hands: Hands<'_>, nanoseconds: usize) -> usize {
     if nanoseconds < ALONE {
         1
     } else {
-        pool.threads()
+        hands.threads()
     }
 }
 
@@ -27,7 +27,7 @@ pub fn members(pool: &Pool, nanoseconds: usize) -> usize {
 /// # Errors
 /// Those of `scratch`, and `ERR_MEMORY`; no task has run then.
 pub fn run<S: Send>(
-    pool: &Pool,
+    hands: Hands<'_>,
     members: usize,
     tasks: usize,
     scratch: impl Fn() -> Result<S>,
@@ -38,7 +38,7 @@ pub fn run<S: Send>(
         (0..tasks).for_each(|task| job(&mut scratch, task));
         return Ok(());
     }
-    pool.team(|team| {
+    hands.share(|team| {
         let workers = team.members().min(members).min(tasks);
         let mut scratches = memory::with_capacity(workers, "the scratch of the threads")?;
         for _ in 0..workers {
@@ -65,7 +65,7 @@ pub fn run<S: Send>(
 /// # Errors
 /// As [`run`].
 pub fn run_chunks<T: Send, S: Send>(
-    pool: &Pool,
+    hands: Hands<'_>,
     members: usize,
     (out, len): (&mut [T], usize),
     scratch: impl Fn() -> Result<S>,
@@ -73,7 +73,7 @@ pub fn run_chunks<T: Send, S: Send>(
 ) -> Result<()> {
     let mut chunks = memory::with_capacity(out.len().div_ceil(len), "the list of tasks")?;
     chunks.extend(out.chunks_mut(len).map(Mutex::new));
-    run(pool, members, chunks.len(), scratch, |scratch, i| {
+    run(hands, members, chunks.len(), scratch, |scratch, i| {
         job(scratch, i, &mut lock(&chunks[i]));
     })
 }
@@ -122,6 +122,7 @@ impl<'a> Output<'a> {
 mod tests {
     use super::*;
     use crate::error::Error;
+    use crate::runtime::Pool;
 
     #[test]
     fn every_chunk_once_whoever_takes_it() {
@@ -132,7 +133,14 @@ mod tests {
                 let add = |(): &mut (), i: usize, chunk: &mut [usize]| {
                     chunk.iter_mut().for_each(|v| *v += i + 1);
                 };
-                run_chunks(&pool, members, (&mut out, chunk), || Ok(()), add).unwrap();
+                run_chunks(
+                    Hands::Pool(&pool),
+                    members,
+                    (&mut out, chunk),
+                    || Ok(()),
+                    add,
+                )
+                .unwrap();
                 let expected: Vec<usize> = (0..len).map(|i| i / chunk + 1).collect();
                 assert_eq!(out, expected, "{len} by {chunk}, {members} members");
             }
@@ -148,7 +156,9 @@ mod tests {
                 last if last == members => Err(Error::memory("none left")),
                 _ => Ok(()),
             };
-            let error = run(&pool, members, 9, scratch, |(), _| panic!("a task ran"));
+            let error = run(Hands::Pool(&pool), members, 9, scratch, |(), _| {
+                panic!("a task ran")
+            });
             assert_eq!(error.unwrap_err().message(), "none left");
         }
     }

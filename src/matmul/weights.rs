@@ -9,7 +9,7 @@ use crate::memory;
 use crate::quant::{
     Bits, Codes, CodesBuf, ScaleValues, ScalesBuf, Shape, pack_row, packed_row_bytes,
 };
-use crate::runtime::Runtime;
+use crate::runtime::{Hands, Runtime};
 use half::f16;
 
 /// How the activations of a product are taken.
@@ -21,6 +21,17 @@ pub enum Activations {
     Int8,
     /// Their signs (1-bit weights only).
     Sign,
+}
+
+impl Activations {
+    /// As options spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activations::F32 => "f32",
+            Activations::Int8 => "int8",
+            Activations::Sign => "sign",
+        }
+    }
 }
 
 /// A matrix converted once for multiplication.
@@ -65,7 +76,7 @@ impl Weights {
             )));
         }
         let form = match Layout::new(codes) {
-            Some(layout) => Form::Tiles(Tiles::pack(rt.pool(), layout, codes)?),
+            Some(layout) => Form::Tiles(Tiles::pack(Hands::Pool(rt.pool()), layout, codes)?),
             None => Form::Codes(owned(codes)?),
         };
         Ok(Weights { form, activations })
@@ -210,7 +221,21 @@ impl Weights {
     pub fn dequantize(&self, rt: &Runtime, out: &mut [f32]) -> Result<()> {
         match self.rows_form() {
             Ok(source) => rows::Driver::new(rt).dequantize(&source, out),
-            Err(tiles) => tiles.dequantize(rt.pool(), out),
+            Err(tiles) => tiles.dequantize(Hands::Pool(rt.pool()), out),
+        }
+    }
+
+    /// One row as floats: an embedding. `scratch` and `out` are `(cols)`.
+    pub fn row(&self, row: usize, scratch: &mut [u8], out: &mut [f32]) {
+        match &self.form {
+            Form::Tiles(t) => t.row(row, scratch, out),
+            Form::Codes(c) => c.as_codes().dequantize_row(row, out),
+            Form::F32(f) => out.copy_from_slice(&f.values[row * f.cols..][..f.cols]),
+            Form::F16(f) => {
+                for (out, v) in out.iter_mut().zip(&f.values[row * f.cols..]) {
+                    *out = v.to_f32();
+                }
+            }
         }
     }
 
@@ -219,14 +244,29 @@ impl Weights {
     /// # Errors
     /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`. `y` then holds what it held.
     pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
+        self.multiply_by(rt, Hands::Pool(rt.pool()), x, y, n)
+    }
+
+    /// As [`Weights::multiply`], by those `hands`: a sequence of products wakes the threads once.
+    ///
+    /// # Errors
+    /// As [`Weights::multiply`].
+    pub fn multiply_by(
+        &self,
+        rt: &Runtime,
+        hands: Hands<'_>,
+        x: &[f32],
+        y: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
         let source = match self.rows_form() {
             Ok(source) => source,
             Err(tiles) => {
-                let (kernels, pool) = (&rt.kernels().tiles, rt.pool());
-                return tiles.multiply(kernels, pool, self.activations, x, y, n);
+                let kernels = &rt.kernels().tiles;
+                return tiles.multiply(kernels, hands, self.activations, x, y, n);
             }
         };
-        let driver = rows::Driver::new(rt);
+        let driver = rows::Driver::with(rt, hands);
         match (self.activations, &source) {
             (Activations::Int8, RowSource::Codes(codes)) => driver.multiply_int8(codes, x, y, n),
             (Activations::Sign, RowSource::Codes(codes)) => driver.multiply_sign(codes, x, y, n),

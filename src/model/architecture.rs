@@ -39,8 +39,6 @@ pub enum Activation {
     Silu,
     /// Gaussian error linear unit by its tanh formula: GeGLU.
     GeluTanh,
-    /// Gaussian error linear unit by the error function.
-    Gelu,
 }
 
 /// Which two elements of a head the rotary embedding turns together.
@@ -194,9 +192,8 @@ impl Activation {
         match name {
             "silu" | "swish" | "swiglu" => Ok(Activation::Silu),
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_tanh" => Ok(Activation::GeluTanh),
-            "gelu" => Ok(Activation::Gelu),
             _ => Err(Error::unsupported(format!(
-                "activation {name:?}; silu, gelu and gelu_pytorch_tanh are known"
+                "activation {name:?}; silu and gelu_pytorch_tanh are known"
             ))),
         }
     }
@@ -206,7 +203,6 @@ impl Activation {
         match self {
             Activation::Silu => "swiglu",
             Activation::GeluTanh => "gelu_tanh",
-            Activation::Gelu => "gelu",
         }
     }
 }

@@ -4,6 +4,176 @@
 //! |---|---|
 //! | `architecture` | what a model computes, as plain data |
 //! | `source` | models on disk: architecture, tensors, tokenizer |
+//! | `load` | from there to weights in the form that products want |
+//! | `decoder` | the forward pass |
+//! | `rope`, `attention`, `cache` | its parts that are not products |
+//! | `session` | a conversation: position, cache, sampler |
+//! | `sampler` | the choice of the next token |
+//! | `options` | the option JSON of models and sessions |
 
 pub mod architecture;
+mod attention;
+mod cache;
+mod decoder;
+mod load;
+mod options;
+mod rope;
+mod sampler;
+mod session;
 pub mod source;
+
+pub use decoder::{Logits, Observer};
+pub use options::{ModelOptions, Precision, Sampling, SessionOptions};
+pub use session::{Canceller, Session, Step};
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::runtime::Runtime;
+use crate::tokenizer::Tokenizer;
+use architecture::Architecture;
+use load::Parameters;
+use source::{Source, TokenizerSource};
+
+/// A model in memory.
+pub struct Model {
+    architecture: Architecture,
+    parameters: Parameters,
+    /// `None`: the files have none, and only ids go in and out.
+    tokenizer: Option<Tokenizer>,
+    /// The longest context of a session.
+    context: usize,
+    /// Whether weights are float32.
+    floats: bool,
+    kind: &'static str,
+}
+
+impl Model {
+    /// Opens a folder in the Hugging Face layout, a `.gguf` file or a manifest. Weights that are quantised already are taken
+    /// as stored, unless the options ask for another width; floats are quantised by the options.
+    ///
+    /// # Errors
+    /// Those of [`Source::open`] and of the tokenizer; `ERR_RANGE` for a weight that is not finite; `ERR_CONFIG` for a
+    /// context beyond the model's; `ERR_MEMORY`.
+    pub fn open(rt: &Runtime, path: &Path, options: &ModelOptions) -> Result<Model> {
+        let source = Source::open(path, options.weights.mmap)?;
+        let architecture = source.architecture().clone();
+        if architecture.head_dim > decoder::MOST_HEAD_DIM {
+            return Err(Error::unsupported(format!(
+                "heads of {} elements, at most {} are supported",
+                architecture.head_dim,
+                decoder::MOST_HEAD_DIM
+            )));
+        }
+        let context = options.context.unwrap_or(architecture.context);
+        if context > architecture.context {
+            return Err(Error::config(format!(
+                "options has \"context\": {context}, expected at most {}, that of the model",
+                architecture.context
+            )));
+        }
+        let tokenizer = open_tokenizer(&source)?;
+        if let Some(tokenizer) = &tokenizer
+            && tokenizer.vocabulary() > architecture.vocabulary
+        {
+            return Err(Error::format(format!(
+                "{}: the tokenizer has {} tokens, the model {}",
+                path.display(),
+                tokenizer.vocabulary(),
+                architecture.vocabulary
+            )));
+        }
+        let parameters = Parameters::load(rt, &source, &options.weights)
+            .map_err(|e| e.within(path.display()))?;
+        let floats = parameters.embedding.bits() == 32;
+        Ok(Model {
+            architecture,
+            parameters,
+            tokenizer,
+            context,
+            floats,
+            kind: source.kind(),
+        })
+    }
+
+    /// What it computes.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The longest context of a session.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED` if its files have none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| self.no_tokenizer())
+    }
+
+    fn no_tokenizer(&self) -> Error {
+        Error::unsupported("the model has no tokenizer: only ids go in and out of it")
+    }
+
+    /// Bytes of all matrices, and of those that a token passes through: an embedding that only gives rows is left out.
+    pub fn weight_bytes(&self) -> (usize, usize) {
+        let all = self.parameters.matrices().map(|w| w.bytes()).sum();
+        let looked_up = match self.parameters.output {
+            Some(_) => self.parameters.embedding.bytes(),
+            None => 0,
+        };
+        (all, all - looked_up)
+    }
+
+    /// What it is, for people and programs.
+    pub fn info(&self) -> Value {
+        let a = &self.architecture;
+        let mut bits: Vec<usize> = self.parameters.matrices().map(|w| w.bits()).collect();
+        bits.sort_unstable();
+        bits.dedup();
+        let matrices = self.parameters.matrices();
+        let parameters: usize = matrices.map(|w| w.rows() * w.cols()).sum();
+        let first = &self.parameters.layers.first().map(|l| &l.q.weights);
+        json!({
+            "family": a.family.name(),
+            "format": self.kind,
+            "layers": a.layers,
+            "hidden": a.hidden,
+            "intermediate": a.intermediate,
+            "heads": a.heads,
+            "kv_heads": a.kv_heads,
+            "head_dim": a.head_dim,
+            "vocabulary": a.vocabulary,
+            "context": self.context,
+            "parameters": parameters,
+            "bits": bits,
+            "bytes": self.weight_bytes().0,
+            "activations": first.map(|w| w.activations().name()),
+            "tokenizer": self.tokenizer.is_some(),
+            "chat": self.tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template),
+            "bos": self.tokenizer.as_ref().and_then(Tokenizer::bos),
+        })
+    }
+}
+
+/// The tokenizer of a model, if its files have one.
+fn open_tokenizer(source: &Source) -> Result<Option<Tokenizer>> {
+    match source.tokenizer() {
+        TokenizerSource::Folder(folder) if folder.join("tokenizer.json").is_file() => {
+            Tokenizer::from_folder(folder).map(Some)
+        }
+        TokenizerSource::Folder(_) => Ok(None),
+        TokenizerSource::Gguf(file) if file.metadata("tokenizer.ggml.model").is_some() => {
+            Tokenizer::from_gguf(file).map(Some)
+        }
+        TokenizerSource::Gguf(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests;

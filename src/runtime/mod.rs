@@ -8,7 +8,7 @@ mod signals;
 
 pub use config::{Backend, BackendChoice, Config, MAX_THREADS, Resolved};
 pub(crate) use panic_scope::{enter_library, in_library};
-pub use pool::{Pool, Team};
+pub use pool::{Hands, Pool, Shared, Team};
 
 use crate::cpu::{Isa, Kernels};
 use crate::error::Result;

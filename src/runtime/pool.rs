@@ -206,5 +206,51 @@ impl Team<'_> {
     }
 }
 
+/// Who shares a piece of work: whoever the pool can spare, or a team that is held already.
+#[derive(Clone, Copy)]
+pub enum Hands<'a> {
+    /// A team is formed for this piece alone.
+    Pool(&'a Pool),
+    /// One that lasts for a sequence of them.
+    Team(&'a dyn Shared),
+}
+
+/// What shares tasks: a [`Team`], whatever it borrows from.
+pub trait Shared {
+    /// As [`Team::members`].
+    fn members(&self) -> usize;
+
+    /// As [`Team::run`].
+    fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync));
+}
+
+impl Shared for Team<'_> {
+    fn members(&self) -> usize {
+        self.members
+    }
+
+    fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
+        Team::run(self, tasks, job);
+    }
+}
+
+impl Hands<'_> {
+    /// At most how many threads share the work.
+    pub fn threads(&self) -> usize {
+        match self {
+            Hands::Pool(pool) => pool.threads(),
+            Hands::Team(team) => team.members(),
+        }
+    }
+
+    /// Has the work shared.
+    pub fn share<R>(&self, work: impl FnOnce(&dyn Shared) -> R) -> R {
+        match self {
+            Hands::Pool(pool) => pool.team(|team| work(team)),
+            Hands::Team(team) => work(*team),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -28,14 +28,14 @@ impl Driver<'_> {
         let kernels = &self.kernels;
         let piece = PIECE * kernels.span();
         let rows_per_task = (WEIGHTS_PER_TASK / cols).clamp(1, rows);
-        let members = members(self.pool, out.len() / WEIGHTS_PER_NS);
+        let members = members(self.hands, out.len() / WEIGHTS_PER_NS);
         let new_scratch = || {
             let weights = Aligned::zeros(piece, "a piece of a row of weights")?;
             Ok((UnpackScratch::default(), weights))
         };
         let chunks = (out, rows_per_task * cols);
         run_chunks(
-            self.pool,
+            self.hands,
             members,
             chunks,
             new_scratch,

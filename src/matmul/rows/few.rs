@@ -61,8 +61,8 @@ impl Driver<'_> {
         };
         let products = rows.saturating_mul(cols).saturating_mul(n);
         run(
-            self.pool,
-            members(self.pool, products / PRODUCTS_PER_NS),
+            self.hands,
+            members(self.hands, products / PRODUCTS_PER_NS),
             rows.div_ceil(rows_per_task),
             new_scratch,
             |scratch, task| {

@@ -62,8 +62,8 @@ impl Driver<'_> {
         let row_blocks = rows.div_ceil(block_rows);
         let products = rows.saturating_mul(cols).saturating_mul(n);
         run(
-            self.pool,
-            members(self.pool, products / PRODUCTS_PER_NS),
+            self.hands,
+            members(self.hands, products / PRODUCTS_PER_NS),
             row_blocks * n.div_ceil(block_vectors),
             new_scratch,
             |scratch, task| {

@@ -55,8 +55,8 @@ impl Driver<'_> {
         };
         let products = (rows * words).saturating_mul(n);
         run(
-            self.pool,
-            members(self.pool, products / PRODUCTS_PER_NS),
+            self.hands,
+            members(self.hands, products / PRODUCTS_PER_NS),
             rows.div_ceil(rows_per_task),
             new_scratch,
             |(bits, scales), task| {

@@ -21,7 +21,10 @@ fn threads(count: usize) -> Pool {
 
 fn driver(isa: Isa, pool: &Pool) -> Driver<'_> {
     let kernels = RowKernels::for_isa(isa).expect("an available level");
-    Driver { kernels, pool }
+    Driver {
+        kernels,
+        hands: Hands::Pool(pool),
+    }
 }
 
 fn levels() -> Vec<Isa> {

@@ -11,7 +11,7 @@ use crate::cpu::tile::{Ahead, FLUSH_SUBS, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
-use crate::runtime::Pool;
+use crate::runtime::Hands;
 use half::f16;
 use std::ops::Range;
 
@@ -39,13 +39,13 @@ impl Tiles {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn pack(pool: &Pool, layout: Layout, codes: &Codes<'_>) -> Result<Tiles> {
+    pub fn pack(hands: Hands<'_>, layout: Layout, codes: &Codes<'_>) -> Result<Tiles> {
         let tile_bytes = layout.tile_bytes();
         let mut buffer = Buffer::zeroed(layout.tiles() * tile_bytes, "weights")?;
-        let members = members(pool, buffer.len() / PACKED_PER_NS);
+        let members = members(hands, buffer.len() / PACKED_PER_NS);
         let chunks = (buffer.as_mut_slice(), tile_bytes);
         run_chunks(
-            pool,
+            hands,
             members,
             chunks,
             || Ok(()),
@@ -125,25 +125,31 @@ impl Tiles {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn dequantize(&self, pool: &Pool, out: &mut [f32]) -> Result<()> {
+    pub fn dequantize(&self, hands: Hands<'_>, out: &mut [f32]) -> Result<()> {
         let l = &self.layout;
         let cols = l.shape.cols;
-        let members = members(pool, out.len());
+        let members = members(hands, out.len());
         let chunks = (out, TILE_ROWS * cols);
         let row_codes = || memory::filled(cols, 0, "a row of codes");
-        run_chunks(pool, members, chunks, row_codes, |codes, t, out| {
-            let tile = self.tile(t);
+        run_chunks(hands, members, chunks, row_codes, |codes, t, out| {
             for (r, out) in out.chunks_exact_mut(cols).enumerate() {
-                pack::tile_row_codes(l, tile, r, codes);
-                for g in 0..l.shape.groups {
-                    let scale = pack::tile_scale(l, tile, r, g);
-                    let zero = pack::tile_zero_point(l, tile, r, g);
-                    for c in l.shape.group_columns(g) {
-                        out[c] = scale * l.bits.level(codes[c], zero) as f32;
-                    }
-                }
+                self.row(t * TILE_ROWS + r, codes, out);
             }
         })
+    }
+
+    /// One row as floats, each weight rounded once; `codes` and `out` are `(cols)`.
+    pub fn row(&self, row: usize, codes: &mut [u8], out: &mut [f32]) {
+        let l = &self.layout;
+        let (tile, r) = (self.tile(row / TILE_ROWS), row % TILE_ROWS);
+        pack::tile_row_codes(l, tile, r, codes);
+        for g in 0..l.shape.groups {
+            let scale = pack::tile_scale(l, tile, r, g);
+            let zero = pack::tile_zero_point(l, tile, r, g);
+            for c in l.shape.group_columns(g) {
+                out[c] = scale * l.bits.level(codes[c], zero) as f32;
+            }
+        }
     }
 
     /// Tile `t`.
@@ -159,7 +165,7 @@ impl Tiles {
     pub fn multiply(
         &self,
         kernels: &TileKernels,
-        pool: &Pool,
+        hands: Hands<'_>,
         activations: Activations,
         x: &[f32],
         y: &mut [f32],
@@ -167,7 +173,7 @@ impl Tiles {
     ) -> Result<()> {
         assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
         let read = self.bytes().saturating_mul(n.div_ceil(4));
-        let members = members(pool, read / READ_PER_NS);
+        let members = members(hands, read / READ_PER_NS);
         let out = Output::new(y);
         let plan = Plan::new(&self.layout, activations, n, members);
         let tasks = plan.tasks();
@@ -175,13 +181,13 @@ impl Tiles {
             Activations::Int8 => {
                 let acts = Int8::new(kernels, &self.layout, x, n)?;
                 let sums = || Aligned::zeros(plan.panel * TILE_ROWS, "sums");
-                run(pool, members, tasks, sums, |sums, task| {
+                run(hands, members, tasks, sums, |sums, task| {
                     self.int8_task(kernels, &acts, &plan, task, sums, &out);
                 })
             }
             Activations::Sign => {
                 let x = signs(&self.layout, x, n)?;
-                run(pool, members, tasks, no_scratch, |(), task| {
+                run(hands, members, tasks, no_scratch, |(), task| {
                     self.sign_task(kernels, &x, &plan, task, &out);
                 })
             }
@@ -189,13 +195,13 @@ impl Tiles {
                 let held = InRange::new(x, self.layout.shape.cols)?;
                 if n == 1 {
                     let x = padded(&self.layout, &held.x)?;
-                    run(pool, members, tasks, no_scratch, |(), task| {
+                    run(hands, members, tasks, no_scratch, |(), task| {
                         self.f32_one_task(kernels, &x, &plan, task, &out);
                     })?;
                 } else {
                     let x = interleaved(&self.layout, &held.x, n)?;
                     let scratch = || Scratch::new(&plan);
-                    run(pool, members, tasks, scratch, |scratch, task| {
+                    run(hands, members, tasks, scratch, |scratch, task| {
                         self.f32_task(kernels, &x, &plan, task, scratch, &out);
                     })?;
                 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::quant::{Bits, CodesBuf, Shape, quantize_block};
+use crate::runtime::Pool;
 use crate::testing::{Kind, Random, assert_product, product, random_codes};
 
 const SHAPES: [(usize, usize, usize); 14] = [
@@ -25,7 +26,7 @@ const VECTORS: [usize; 7] = [1, 2, 3, 5, 8, 13, 31];
 fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
     let codes = m.as_codes();
     Tiles::pack(
-        pool,
+        Hands::Pool(pool),
         Layout::new(&codes).expect("tiles can hold it"),
         &codes,
     )
@@ -65,7 +66,7 @@ fn run(
 ) -> Vec<f32> {
     let pool = Pool::new(threads).unwrap();
     let mut y = vec![f32::NAN; n * t.layout.shape.rows];
-    t.multiply(k, &pool, a, x, &mut y, n).unwrap();
+    t.multiply(k, Hands::Pool(&pool), a, x, &mut y, n).unwrap();
     y
 }
 
@@ -356,7 +357,7 @@ fn activations_that_are_not_finite_are_refused() {
                 x[100 + at] = bad;
                 let mut y = vec![7.0; 8];
                 let e = t
-                    .multiply(&k, &pool, Activations::Int8, &x, &mut y, 2)
+                    .multiply(&k, Hands::Pool(&pool), Activations::Int8, &x, &mut y, 2)
                     .unwrap_err();
                 assert_eq!(e.status(), crate::error::Status::Range);
                 assert!(

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::fields::Fields;
+use super::fields::{Fields, MOST};
 use crate::error::{Error, Result};
 use crate::formats::limits;
 use crate::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
@@ -35,6 +35,12 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
         _ if family == Family::Gemma2 => 256f64.powf(-0.5),
         _ => (head_dim as f64).powf(-0.5),
     };
+    let rope = rope(&f, context)?;
+    // Said of the model before it was stretched, in this case alone.
+    let context = match rope.scaling {
+        RopeScaling::Dynamic { factor, .. } => ((context as f64 * factor) as usize).min(MOST),
+        _ => context,
+    };
     let attention_bias = f.flag("attention_bias")?.unwrap_or(false);
     let architecture = Architecture {
         family,
@@ -49,7 +55,7 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
         norm_eps: f.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         norm_offset: if gemma { 1.0 } else { 0.0 },
         activation: activation(&f, gemma)?,
-        rope: rope(&f, context)?,
+        rope,
         embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
         query_scale: query_scale as f32,
         windows: windows(&f, family, layers)?,

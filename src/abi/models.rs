@@ -1,0 +1,216 @@
+//! Model handles: a language model in memory, its tokenizer, its chat template.
+
+use std::ffi::c_char;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::args::{Arrays, Length, arg, fill, text};
+use super::guard::guard;
+use super::handles::{Kind, Table};
+use super::state::{self, Held};
+use super::status::APL_FFI_OK;
+use crate::error::{Error, Result};
+use crate::model::{Model, ModelOptions};
+
+/// The live model handles. A session keeps its model alive beyond its handle.
+pub(super) static TABLE: Table<Arc<Model>> = Table::new(Kind::Model);
+
+/// Opens a language model: a manifest (.json), a .gguf file, or a folder in the Hugging Face layout.
+///
+/// `path`: text. `options`: JSON; NULL or "" for the defaults. Keys: those of `apl_weights_open` (`"bits"`, `"group"`,
+/// `"symmetric"`, `"method"`, `"activations"`, `"mmap"`), and `"context"`, the longest context of a session. Weights that are
+/// quantised already are taken as stored, unless `"bits"` is given and differs; floats are quantised by the options
+/// (4 bits in groups of 32 by default; `"bits": 32` keeps them).
+/// Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
+/// Output: `model`, to be closed by `apl_model_close`. Any number of sessions and threads use one model at once.
+///
+/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite); ERR_IO;
+/// ERR_FORMAT; ERR_UNSUPPORTED (also an architecture that is not known; the message lists those that are); ERR_MEMORY;
+/// ERR_STATE (no handle is left).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_model_open(
+    path: *const c_char,
+    options: *const c_char,
+    model: *mut i32,
+) -> i32 {
+    guard("apl_model_open", || {
+        // SAFETY: the contract of `abi`.
+        let (path, options) = unsafe { (text("path", path)?, text("options", options)?) };
+        let options = ModelOptions::from_json(options.unwrap_or_default())?;
+        let mut arrays = Arrays::default();
+        let path = arrays.required("path", path);
+        let place = arrays.place("model", model);
+        arrays.check()?;
+
+        let runtime = state::runtime()?;
+        let opened = Model::open(&runtime, Path::new(path), &options)?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let place = unsafe { place.slice() };
+        place[0] = TABLE.insert(Arc::new(opened))?;
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// What a model is, as a JSON object.
+///
+/// Keys: `family`, `format`, `layers`, `hidden`, `intermediate`, `heads`, `kv_heads`, `head_dim`, `vocabulary`, `context`,
+/// `parameters` (in matrices), `bits` (the widths that occur), `bytes` (of all matrices in memory), `activations`, `tokenizer` and
+/// `chat` (whether it has one, and a chat template), `bos` (its beginning-of-sequence token or null).
+///
+/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_model_info(model: i32, json: *mut c_char, capacity: i32) -> i32 {
+    guard("apl_model_info", || {
+        let (_held, model) = live(model)?;
+        let info = model.info().to_string();
+        // SAFETY: the contract of `abi`.
+        unsafe { fill("json", json, capacity, &info) }
+    })
+}
+
+/// Closes a model handle. Sessions that are open go on, and other threads' calls too.
+///
+/// Returns: OK; ERR_HANDLE (also for a handle that is closed already).
+#[unsafe(no_mangle)]
+pub extern "C" fn apl_model_close(model: i32) -> i32 {
+    guard("apl_model_close", || {
+        let _held = state::if_initialised();
+        drop(TABLE.remove(model).map_err(|e| called(e, "model"))?);
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// The token ids of a text.
+///
+/// `text`: text; special tokens that stand in it (`<|im_end|>` …) are taken as such. `add_bos` not 0: exactly one
+/// beginning-of-sequence token comes first, if the model has one.
+/// Output: `ids`, of which at most `capacity` are written.
+///
+/// Returns: the ids that the whole text has; ERR_HANDLE; ERR_ENCODING; ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_RANGE
+/// (misaligned); ERR_UNSUPPORTED (the model has no tokenizer).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_model_tokenize(
+    model: i32,
+    text: *const c_char,
+    add_bos: i32,
+    ids: *mut i32,
+    capacity: i32,
+) -> i32 {
+    guard("apl_model_tokenize", || {
+        let (_held, model) = live(model)?;
+        // SAFETY: the contract of `abi`.
+        let text = unsafe { super::args::text("text", text)? };
+        let mut arrays = Arrays::default();
+        let text = arrays.required("text", text);
+        let ids = arrays.output(arg("ids", ids, i64::from(capacity)), Length::Capacity);
+        arrays.check()?;
+        let found = model.tokenizer()?.encode(text, add_bos != 0)?;
+        let needed = i32::try_from(found.len())
+            .map_err(|_| Error::unsupported("text has more tokens than an int32 counts"))?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let ids = unsafe { ids.slice() };
+        for (to, &id) in ids.iter_mut().zip(&found) {
+            *to = id as i32;
+        }
+        Ok(needed)
+    })
+}
+
+/// The model's chat template over a conversation: the text that asks the model for the next turn.
+///
+/// `messages`: JSON, `[{"role": "user", "content": "…"}, …]`; roles are what the template knows (system, user, assistant).
+/// Tokenize the text without `add_bos`: where the model wants that token, the template writes it.
+///
+/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG (not such messages, or the
+/// template refuses them); ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_FORMAT (a malformed template); ERR_UNSUPPORTED (the model
+/// has no tokenizer, or no template).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_model_chat(
+    model: i32,
+    messages: *const c_char,
+    text: *mut c_char,
+    capacity: i32,
+) -> i32 {
+    guard("apl_model_chat", || {
+        let (_held, model) = live(model)?;
+        // SAFETY: the contract of `abi`.
+        let messages = unsafe { super::args::text("messages", messages)? };
+        let mut arrays = Arrays::default();
+        let messages = arrays.required("messages", messages);
+        arrays.check()?;
+        let chat = model.tokenizer()?.chat(messages)?;
+        // SAFETY: the contract of `abi`.
+        unsafe { fill("text", text, capacity, &chat) }
+    })
+}
+
+/// The text of token ids. Special tokens have none; bytes that make no UTF-8 character become U+FFFD.
+///
+/// `ids` (ids_len).
+///
+/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`ids_len` or `capacity` < 0);
+/// ERR_NULL; ERR_RANGE (misaligned, an id that is none of the vocabulary); ERR_UNSUPPORTED (the model has no tokenizer).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_model_detokenize(
+    model: i32,
+    ids: *const i32,
+    ids_len: i32,
+    text: *mut c_char,
+    capacity: i32,
+) -> i32 {
+    guard("apl_model_detokenize", || {
+        let (_held, model) = live(model)?;
+        let len = id_count(ids_len)?;
+        let mut arrays = Arrays::default();
+        let ids = arrays.input(
+            arg("ids", ids, i64::from(ids_len)),
+            Length::Product(&[("ids_len", len)]),
+        );
+        arrays.check()?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let ids = as_ids(unsafe { ids.slice() })?;
+        let decoded = model.tokenizer()?.decode(ids)?;
+        // SAFETY: the contract of `abi`.
+        unsafe { fill("text", text, capacity, &decoded) }
+    })
+}
+
+/// A live handle's model, and the library that it lives in.
+///
+/// # Errors `ERR_HANDLE`.
+pub(super) fn live(model: i32) -> Result<(Held, Arc<Model>)> {
+    // As for weights: held before the look-up.
+    let held = state::if_initialised();
+    let found = TABLE.get(model).map_err(|e| called(e, "model"))?;
+    let held = held.ok_or_else(|| called(TABLE.not_live(model), "model"))?;
+    Ok((held, Arc::clone(&found)))
+}
+
+/// The message of a table, which knows only of `handle`, with the argument's name.
+pub(super) fn called(e: Error, name: &str) -> Error {
+    match e.message().strip_prefix("handle") {
+        Some(rest) => Error::handle(format!("{name}{rest}")),
+        None => e,
+    }
+}
+
+/// A number of ids: 0 or more.
+///
+/// # Errors `ERR_LENGTH`.
+pub(super) fn id_count(ids_len: i32) -> Result<usize> {
+    usize::try_from(ids_len)
+        .map_err(|_| Error::length(format!("ids_len is {ids_len}, expected 0 or more")))
+}
+
+/// Ids as the library has them.
+///
+/// # Errors `ERR_RANGE` for a negative one.
+pub(super) fn as_ids(ids: &[i32]) -> Result<&[u32]> {
+    match ids.iter().position(|&id| id < 0) {
+        None => Ok(bytemuck::cast_slice(ids)),
+        Some(i) => Err(Error::range(format!(
+            "ids[{i}] is {}, expected a token of the vocabulary",
+            ids[i]
+        ))),
+    }
+}

@@ -1,0 +1,213 @@
+//! Session handles: a conversation with a model.
+
+use std::ffi::c_char;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::args::{Arrays, Length, arg, fill, text};
+use super::guard::guard;
+use super::handles::{Kind, Table};
+use super::models::{self, as_ids, called, id_count};
+use super::state::{self, Held};
+use super::status::{APL_FFI_END, APL_FFI_OK};
+use crate::error::{Error, Result};
+use crate::model::{Canceller, Logits, Session, SessionOptions};
+
+/// A session, and what reaches it while a call has it.
+pub(super) struct Shared {
+    session: Mutex<Session>,
+    canceller: Canceller,
+}
+
+/// The live session handles.
+pub(super) static TABLE: Table<Shared> = Table::new(Kind::Session);
+
+impl Shared {
+    /// The session, once the call that has it ends.
+    fn take(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a session: a position, a key/value cache and a sampler of its own.
+///
+/// `options`: JSON; NULL or "" for the defaults. Keys: `"context"` (the model's), `"temperature"` 0.8 (0 is greedy), `"top_k"` 40
+/// (0: all), `"top_p"` 0.95, `"min_p"` 0.05, `"repeat_penalty"` 1.0 (over the last 64 tokens), `"seed"` 0 (the same seed gives
+/// the same text), `"kv"`: `"f16"` (default; `"f32"` where the model keeps float32 weights).
+/// Output: `session`, to be closed by `apl_session_close`. Calls on one session from several threads come one after the other.
+///
+/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_STATE (no handle is
+/// left).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_session_open(
+    model: i32,
+    options: *const c_char,
+    session: *mut i32,
+) -> i32 {
+    guard("apl_session_open", || {
+        let (runtime, model) = models::live(model)?;
+        // SAFETY: the contract of `abi`.
+        let options = unsafe { text("options", options)? };
+        let options = SessionOptions::from_json(options.unwrap_or_default())?;
+        let mut arrays = Arrays::default();
+        let place = arrays.place("session", session);
+        arrays.check()?;
+        let opened = Session::new(&runtime, model, &options)?;
+        let shared = Shared {
+            canceller: opened.canceller(),
+            session: Mutex::new(opened),
+        };
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let place = unsafe { place.slice() };
+        place[0] = TABLE.insert(shared)?;
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// Feeds tokens, and gives logits.
+///
+/// `ids` (ids_len). Output: `logits`: `logits_len` = V, the vocabulary: those of the last token; `ids_len` * V: of every token
+/// (ids_len, V); 0: none. Without tokens, `logits_len` = V gives the latest again.
+///
+/// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (an id that is none of the vocabulary, misaligned or
+/// overlapping arrays); ERR_STATE (tokens beyond the context, a call that was cancelled, no logits yet); ERR_MEMORY. Nothing is fed,
+/// and `logits` is not written, unless it is OK.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_session_eval(
+    session: i32,
+    ids: *const i32,
+    ids_len: i32,
+    logits: *mut f32,
+    logits_len: i64,
+) -> i32 {
+    guard("apl_session_eval", || {
+        let (runtime, shared) = live(session)?;
+        let len = id_count(ids_len)?;
+        let mut session = shared.take();
+        let vocabulary = session.model().architecture().vocabulary;
+        let mut arrays = Arrays::default();
+        let ids = arrays.input(
+            arg("ids", ids, i64::from(ids_len)),
+            Length::Product(&[("ids_len", len)]),
+        );
+        let (one, each) = (
+            [("vocabulary", vocabulary)],
+            [("ids_len", len), ("vocabulary", vocabulary)],
+        );
+        let logits = arrays.output(
+            arg("logits", logits, logits_len),
+            Length::NoneOr(&[&one, &each]),
+        );
+        arrays.check()?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let (ids, logits) = unsafe { (ids.slice(), logits.slice()) };
+        let wanted = match logits.len() {
+            0 => Logits::None,
+            n if n == vocabulary => Logits::Last(logits),
+            _ => Logits::All(logits),
+        };
+        session.eval(&runtime, as_ids(ids)?, wanted)?;
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// Samples one token from the latest logits, feeds it, and gives its text.
+///
+/// Output: `id`, and `piece`: whole UTF-8 characters, at most `capacity` bytes with the NUL. Bytes that make no whole character
+/// yet, or do not fit, come first in the next piece.
+///
+/// Returns: the bytes of the piece without the NUL; APL_FFI_END, which is no error, at a token that ends the text (`id` has it; it
+/// is not fed) and where the context is full (`id` is -1), with an empty piece; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
+/// ERR_NULL; ERR_RANGE (misaligned); ERR_STATE (no logits: feed something first; or the call was cancelled); ERR_UNSUPPORTED (the
+/// model has no tokenizer); ERR_MEMORY.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_session_next(
+    session: i32,
+    id: *mut i32,
+    piece: *mut c_char,
+    capacity: i32,
+) -> i32 {
+    guard("apl_session_next", || {
+        let (runtime, shared) = live(session)?;
+        let mut arrays = Arrays::default();
+        let id = arrays.place("id", id);
+        let bytes = piece.cast::<u8>();
+        arrays.output(arg("piece", bytes, i64::from(capacity)), Length::Capacity);
+        arrays.check()?;
+        let mut session = shared.take();
+        let room = usize::try_from(capacity).unwrap_or(0).saturating_sub(1);
+        let step = session.next(&runtime, room)?;
+        // SAFETY: the arrays were checked; the rest is the contract of `abi`.
+        let id = unsafe { id.slice() };
+        id[0] = step.id.map_or(-1, |id| id as i32);
+        // SAFETY: as above.
+        let bytes = unsafe { fill("piece", piece, capacity, step.piece)? };
+        Ok(if step.end { APL_FFI_END } else { bytes })
+    })
+}
+
+/// Keeps the first `position` tokens and forgets the others; the logits of the last kept token are the latest again.
+///
+/// Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond what was fed); ERR_STATE (a sliding window has forgotten what
+/// those tokens see; the message has the least position that is left; 0 always is); ERR_MEMORY.
+#[unsafe(no_mangle)]
+pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
+    guard("apl_session_rewind", || {
+        let (runtime, shared) = live(session)?;
+        let position = usize::try_from(position)
+            .map_err(|_| Error::range(format!("position is {position}, expected 0 or more")))?;
+        shared.take().rewind(&runtime, position)?;
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// What a session is and where it stands, as a JSON object.
+///
+/// Keys: `position` (tokens fed), `context`, `logits` (whether there are any to sample from), `kv`, `kv_bytes`, and the options of the
+/// sampler.
+///
+/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn apl_session_info(session: i32, json: *mut c_char, capacity: i32) -> i32 {
+    guard("apl_session_info", || {
+        let (_held, shared) = live(session)?;
+        let info = shared.take().info().to_string();
+        // SAFETY: the contract of `abi`.
+        unsafe { fill("json", json, capacity, &info) }
+    })
+}
+
+/// Ends the call that another thread has running on a session: it returns ERR_STATE, and nothing was fed by it.
+///
+/// It does not wait for that, and does nothing if no call runs.
+///
+/// Returns: OK; ERR_HANDLE.
+#[unsafe(no_mangle)]
+pub extern "C" fn apl_session_cancel(session: i32) -> i32 {
+    guard("apl_session_cancel", || {
+        let (_held, shared) = live(session)?;
+        shared.canceller.cancel();
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// Closes a session handle. Safe while another thread uses it: the session lives until that call ends.
+///
+/// Returns: OK; ERR_HANDLE (also for a handle that is closed already).
+#[unsafe(no_mangle)]
+pub extern "C" fn apl_session_close(session: i32) -> i32 {
+    guard("apl_session_close", || {
+        let _held = state::if_initialised();
+        drop(TABLE.remove(session).map_err(|e| called(e, "session"))?);
+        Ok(APL_FFI_OK)
+    })
+}
+
+/// A live handle's session, and the library that it lives in.
+///
+/// # Errors `ERR_HANDLE`.
+fn live(session: i32) -> Result<(Held, Arc<Shared>)> {
+    let held = state::if_initialised();
+    let found = TABLE.get(session).map_err(|e| called(e, "session"))?;
+    let held = held.ok_or_else(|| called(TABLE.not_live(session), "session"))?;
+    Ok((held, found))
+}

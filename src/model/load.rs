@@ -1,0 +1,155 @@
+//! From a model on disk to its weights in the form that products want.
+
+use super::architecture::Architecture;
+use super::source::Source;
+use crate::error::Result;
+use crate::matmul::Weights;
+use crate::options::WeightOptions;
+use crate::runtime::Runtime;
+use crate::weights;
+
+/// `y = W x + bias`.
+pub(super) struct Linear {
+    /// The canonical name of its matrix.
+    pub name: String,
+    /// `(rows, cols)`
+    pub weights: Weights,
+    /// `(rows)`
+    pub bias: Option<Vec<f32>>,
+}
+
+/// A layer; names as in [`super::architecture`].
+pub(super) struct Layer {
+    pub input_norm: Vec<f32>,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub o: Linear,
+    /// Norms of the heads of queries and keys: `(head_dim)` each.
+    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// Before the feed-forward network.
+    pub mlp_norm: Vec<f32>,
+    /// Behind attention and behind the feed-forward network.
+    pub post_norms: Option<(Vec<f32>, Vec<f32>)>,
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+}
+
+/// All that a forward pass reads.
+pub(super) struct Parameters {
+    /// `(vocabulary, hidden)`
+    pub embedding: Weights,
+    pub layers: Vec<Layer>,
+    pub norm: Vec<f32>,
+    /// `(vocabulary, hidden)`; `None`: the embedding.
+    pub output: Option<Weights>,
+}
+
+impl Parameters {
+    /// Reads every tensor; quantised ones are taken as stored, unless the options ask for another width.
+    pub fn load(rt: &Runtime, source: &Source, options: &WeightOptions) -> Result<Parameters> {
+        let a = source.architecture();
+        let reader = Reader {
+            rt,
+            source,
+            options,
+            a,
+        };
+        let layers = (0..a.layers).map(|i| reader.layer(i));
+        Ok(Parameters {
+            embedding: reader.matrix("model.embed_tokens.weight")?,
+            layers: layers.collect::<Result<_>>()?,
+            norm: reader.norm("model.norm")?,
+            output: match a.tied {
+                true => None,
+                false => Some(reader.matrix("lm_head.weight")?),
+            },
+        })
+    }
+
+    /// The matrix that makes logits.
+    pub fn output(&self) -> &Weights {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Every matrix.
+    pub fn matrices(&self) -> impl Iterator<Item = &Weights> {
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+        layers
+            .map(|l| &l.weights)
+            .chain([&self.embedding])
+            .chain(&self.output)
+    }
+}
+
+struct Reader<'a> {
+    rt: &'a Runtime,
+    source: &'a Source,
+    options: &'a WeightOptions,
+    a: &'a Architecture,
+}
+
+impl Reader<'_> {
+    fn layer(&self, i: usize) -> Result<Layer> {
+        let a = self.a;
+        let at = |part: &str| format!("model.layers.{i}.{part}");
+        let norm = |part: &str| self.norm(&at(part));
+        let linear = |part: &str, bias: bool| self.linear(&at(part), bias);
+        Ok(Layer {
+            input_norm: norm("input_layernorm")?,
+            q: linear("self_attn.q_proj", a.qkv_bias)?,
+            k: linear("self_attn.k_proj", a.qkv_bias)?,
+            v: linear("self_attn.v_proj", a.qkv_bias)?,
+            o: linear("self_attn.o_proj", a.output_bias)?,
+            qk_norm: match a.qk_norm {
+                true => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
+                false => None,
+            },
+            mlp_norm: norm(if a.sandwich {
+                "pre_feedforward_layernorm"
+            } else {
+                "post_attention_layernorm"
+            })?,
+            post_norms: match a.sandwich {
+                true => Some((
+                    norm("post_attention_layernorm")?,
+                    norm("post_feedforward_layernorm")?,
+                )),
+                false => None,
+            },
+            gate: linear("mlp.gate_proj", a.mlp_bias)?,
+            up: linear("mlp.up_proj", a.mlp_bias)?,
+            down: linear("mlp.down_proj", a.mlp_bias)?,
+        })
+    }
+
+    fn linear(&self, name: &str, bias: bool) -> Result<Linear> {
+        let weight = format!("{name}.weight");
+        Ok(Linear {
+            weights: self.matrix(&weight)?,
+            bias: match bias {
+                true => Some(self.source.vector(&format!("{name}.bias"))?),
+                false => None,
+            },
+            name: weight,
+        })
+    }
+
+    /// The weights of a norm, with what the family adds to them.
+    fn norm(&self, name: &str) -> Result<Vec<f32>> {
+        let mut weights = self.source.vector(&format!("{name}.weight"))?;
+        for w in &mut weights {
+            *w += self.a.norm_offset;
+        }
+        Ok(weights)
+    }
+
+    fn matrix(&self, name: &str) -> Result<Weights> {
+        weights::from_view(self.rt, self.source.matrix(name)?, self.options)
+            .map_err(|e| e.within(name))
+    }
+}

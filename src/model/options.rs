@@ -1,0 +1,214 @@
+//! The option JSON of models and sessions, parsed once.
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::options::{Source, WeightOptions, object, wrong_value};
+
+/// What the options of a model ask for.
+#[derive(Clone, Debug, Default)]
+pub struct ModelOptions {
+    /// The keys of weights.
+    pub weights: WeightOptions,
+    /// `context`: the longest context of a session, at most that of the model; `None`: that of the model.
+    pub context: Option<usize>,
+}
+
+impl ModelOptions {
+    /// From a JSON object; empty text is the defaults.
+    ///
+    /// # Errors
+    /// `ERR_CONFIG`, naming the key, what was found and what was expected.
+    pub fn from_json(text: &str) -> Result<ModelOptions> {
+        let mut object = object(text)?;
+        let context = object.remove("context");
+        let mut options = ModelOptions {
+            context: context.map(|v| count("context", &v)).transpose()?,
+            ..ModelOptions::default()
+        };
+        options.weights.set_all(&object, Source::Model)?;
+        Ok(options)
+    }
+}
+
+/// The precision of a key/value cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Float16.
+    F16,
+    /// Float32.
+    F32,
+}
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// `temperature`, 0.8: logits are divided by it; 0 takes the most likely token.
+    pub temperature: f32,
+    /// `top_k`, 40: only so many of the most likely tokens; 0: all.
+    pub top_k: usize,
+    /// `top_p`, 0.95: only the fewest whose probabilities sum to it.
+    pub top_p: f32,
+    /// `min_p`, 0.05: only those at least so likely, relative to the most likely one.
+    pub min_p: f32,
+    /// `repeat_penalty`, 1.0: what logits of the last 64 tokens are divided by (multiplied, where negative).
+    pub repeat_penalty: f32,
+    /// `seed`, 0.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Sampling {
+        Sampling {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+/// What the options of a session ask for.
+#[derive(Clone, Debug, Default)]
+pub struct SessionOptions {
+    /// `context`: positions; `None`: those of the model.
+    pub context: Option<usize>,
+    /// `kv`: `"f16"` or `"f32"`; `None`: float32 where the model's weights are, else float16.
+    pub kv: Option<Precision>,
+    /// The keys of the sampler.
+    pub sampling: Sampling,
+}
+
+impl SessionOptions {
+    /// From a JSON object; empty text is the defaults.
+    ///
+    /// # Errors
+    /// `ERR_CONFIG`, naming the key, what was found and what was expected.
+    pub fn from_json(text: &str) -> Result<SessionOptions> {
+        let mut options = SessionOptions::default();
+        for (key, value) in &object(text)? {
+            options.set(key, value)?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, key: &str, value: &Value) -> Result<()> {
+        let s = &mut self.sampling;
+        match key {
+            "context" => self.context = Some(count(key, value)?),
+            "temperature" => s.temperature = number(key, value, 0.0, f64::from(f32::MAX))?,
+            "top_k" => s.top_k = natural(key, value)?,
+            "top_p" => s.top_p = number(key, value, 0.0, 1.0)?,
+            "min_p" => s.min_p = number(key, value, 0.0, 1.0)?,
+            "repeat_penalty" => s.repeat_penalty = number(key, value, 0.1, 10.0)?,
+            "seed" => {
+                let seed = value.as_u64();
+                s.seed = seed.ok_or_else(|| wrong_value(key, value, "an integer from 0"))?;
+            }
+            "kv" => {
+                self.kv = Some(match value.as_str() {
+                    Some("f16") => Precision::F16,
+                    Some("f32") => Precision::F32,
+                    _ => return Err(wrong_value(key, value, "\"f16\" or \"f32\"")),
+                });
+            }
+            _ => {
+                return Err(Error::config(format!(
+                    "options has the unknown key \"{key}\", expected context, temperature, top_k, top_p, min_p, \
+                     repeat_penalty, seed or kv"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn count(key: &str, value: &Value) -> Result<usize> {
+    let count = value.as_u64().and_then(|n| u32::try_from(n).ok());
+    match count {
+        Some(n) if n > 0 => Ok(n as usize),
+        _ => Err(wrong_value(key, value, "an integer from 1 to 4294967295")),
+    }
+}
+
+fn natural(key: &str, value: &Value) -> Result<usize> {
+    let n = value.as_u64().and_then(|n| u32::try_from(n).ok());
+    let n = n.ok_or_else(|| wrong_value(key, value, "an integer from 0 to 4294967295"))?;
+    Ok(n as usize)
+}
+
+fn number(key: &str, value: &Value, least: f64, most: f64) -> Result<f32> {
+    match value.as_f64() {
+        Some(x) if (least..=most).contains(&x) => Ok(x as f32),
+        _ if most > 1e30 => Err(wrong_value(key, value, &format!("a number from {least}"))),
+        _ => Err(wrong_value(
+            key,
+            value,
+            &format!("a number from {least} to {most}"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key() {
+        let all = r#"{"context":7,"temperature":0,"top_k":0,"top_p":1,"min_p":0.5,"repeat_penalty":1.5,"seed":9,"kv":"f32"}"#;
+        let o = SessionOptions::from_json(all).unwrap();
+        assert_eq!((o.context, o.kv), (Some(7), Some(Precision::F32)));
+        assert_eq!((o.sampling.top_k, o.sampling.seed), (0, 9));
+        assert_eq!((o.sampling.temperature, o.sampling.min_p), (0.0, 0.5));
+        let m = ModelOptions::from_json(r#"{"context":64,"bits":32,"mmap":false}"#).unwrap();
+        assert_eq!((m.context, m.weights.mmap), (Some(64), false));
+    }
+
+    #[test]
+    fn values_outside_their_domain() {
+        for (text, message) in [
+            (
+                r#"{"temperature":-1}"#,
+                "options has \"temperature\": -1, expected a number from 0",
+            ),
+            (
+                r#"{"top_p":1.5}"#,
+                "options has \"top_p\": 1.5, expected a number from 0 to 1",
+            ),
+            (
+                r#"{"top_k":-1}"#,
+                "options has \"top_k\": -1, expected an integer from 0 to 4294967295",
+            ),
+            (
+                r#"{"context":0}"#,
+                "options has \"context\": 0, expected an integer from 1 to 4294967295",
+            ),
+            (
+                r#"{"seed":1.5}"#,
+                "options has \"seed\": 1.5, expected an integer from 0",
+            ),
+            (
+                r#"{"kv":"f8"}"#,
+                "options has \"kv\": \"f8\", expected \"f16\" or \"f32\"",
+            ),
+            (
+                r#"{"bits":4}"#,
+                "options has the unknown key \"bits\", expected context, temperature, top_k, top_p, min_p, \
+                     repeat_penalty, seed or kv",
+            ),
+        ] {
+            assert_eq!(
+                SessionOptions::from_json(text).unwrap_err().message(),
+                message
+            );
+        }
+        let e = ModelOptions::from_json(r#"{"temperature":1}"#).unwrap_err();
+        assert!(
+            e.message()
+                .ends_with("expected bits, group, symmetric, method, activations, mmap or context"),
+            "{e}"
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! The rotary position embedding: pairs of elements of a head turned by angles that grow with the position.
+
+use super::architecture::{Pairing, Rope, RopeScaling};
+use crate::error::Result;
+use crate::memory;
+
+/// Frequencies, and the cosines and sines of the positions of a block.
+pub(super) struct Rotary {
+    /// Radians a position, for each pair: `(head_dim/2)`
+    frequencies: Vec<f64>,
+    /// What cosines and sines are multiplied with.
+    amplitude: f64,
+    /// `Some((theta, factor, original context))`: frequencies follow the length of the sequence.
+    dynamic: Option<(f64, f64, f64)>,
+    pairing: Pairing,
+    /// `(n, head_dim/2)` of the block that was prepared.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rotary {
+    /// `block`: positions that are prepared at once, at most.
+    pub fn new(rope: &Rope, head_dim: usize, block: usize) -> Result<Rotary> {
+        let pairs = head_dim / 2;
+        let plain = |theta: f64| -> Vec<f64> {
+            (0..pairs)
+                .map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64))
+                .collect()
+        };
+        let mut frequencies = plain(rope.theta);
+        let (mut amplitude, mut dynamic) = (1.0, None);
+        match &rope.scaling {
+            RopeScaling::None => {}
+            RopeScaling::Linear { factor } => frequencies.iter_mut().for_each(|f| *f /= factor),
+            &RopeScaling::Dynamic {
+                factor,
+                original_context,
+            } => dynamic = Some((rope.theta, factor, original_context as f64)),
+            RopeScaling::Divisors(divisors) => {
+                for (f, d) in frequencies.iter_mut().zip(divisors) {
+                    *f /= f64::from(*d);
+                }
+            }
+            &RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                for f in &mut frequencies {
+                    let turns = original_context as f64 * *f / std::f64::consts::TAU;
+                    let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth = smooth.clamp(0.0, 1.0);
+                    *f *= (1.0 - smooth) / factor + smooth;
+                }
+            }
+            &RopeScaling::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+            } => {
+                // The pair that turns `beta` times in the original context.
+                let pair = |beta: f64| {
+                    let turns = original_context as f64 / (beta * std::f64::consts::TAU);
+                    head_dim as f64 * turns.ln() / (2.0 * rope.theta.ln())
+                };
+                let low = pair(beta_fast).floor().max(0.0);
+                let mut high = pair(beta_slow).ceil().min(head_dim as f64 - 1.0);
+                if low == high {
+                    high += 0.001;
+                }
+                for (i, f) in frequencies.iter_mut().enumerate() {
+                    let divided = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    *f *= divided / factor + (1.0 - divided);
+                }
+                amplitude = attention_factor.unwrap_or(if factor <= 1.0 {
+                    1.0
+                } else {
+                    0.1 * factor.ln() + 1.0
+                });
+            }
+        }
+        Ok(Rotary {
+            frequencies,
+            amplitude,
+            dynamic,
+            pairing: rope.pairing,
+            cos: memory::filled(block * pairs, 0.0, "rotary cosines")?,
+            sin: memory::filled(block * pairs, 0.0, "rotary sines")?,
+        })
+    }
+
+    /// Prepares the positions from `first` on for `n` tokens.
+    pub fn prepare(&mut self, first: usize, n: usize) {
+        let pairs = self.frequencies.len();
+        if let Some((theta, factor, original)) = self.dynamic {
+            let length = ((first + n) as f64).max(original);
+            let width = 2.0 * pairs as f64;
+            let grown = factor * length / original - (factor - 1.0);
+            let base = theta * grown.powf(width / (width - 2.0));
+            for (i, f) in self.frequencies.iter_mut().enumerate() {
+                *f = base.powf(-2.0 * i as f64 / width);
+            }
+        }
+        for t in 0..n {
+            for (i, f) in self.frequencies.iter().enumerate() {
+                let (sin, cos) = ((first + t) as f64 * f).sin_cos();
+                self.cos[t * pairs + i] = (self.amplitude * cos) as f32;
+                self.sin[t * pairs + i] = (self.amplitude * sin) as f32;
+            }
+        }
+    }
+
+    /// Turns one head at the prepared position `t`; `head` is `(head_dim)`.
+    pub fn turn(&self, t: usize, head: &mut [f32]) {
+        let pairs = self.frequencies.len();
+        let (cos, sin) = (
+            &self.cos[t * pairs..][..pairs],
+            &self.sin[t * pairs..][..pairs],
+        );
+        match self.pairing {
+            Pairing::Halves => {
+                let (a, b) = head.split_at_mut(pairs);
+                for i in 0..pairs {
+                    let (x, y) = (a[i], b[i]);
+                    a[i] = x * cos[i] - y * sin[i];
+                    b[i] = y * cos[i] + x * sin[i];
+                }
+            }
+            Pairing::Neighbours => {
+                for (i, pair) in head.chunks_exact_mut(2).enumerate() {
+                    let (x, y) = (pair[0], pair[1]);
+                    pair[0] = x * cos[i] - y * sin[i];
+                    pair[1] = y * cos[i] + x * sin[i];
+                }
+            }
+        }
+    }
+}

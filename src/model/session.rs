@@ -1,0 +1,326 @@
+//! A conversation with a model: its position, its cache, its sampler.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Model;
+use super::cache::Cache;
+use super::decoder::{BLOCK, Logits, Observer, Pass, State};
+use super::options::{Precision, SessionOptions};
+use super::sampler::Sampler;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::runtime::Runtime;
+use crate::tokenizer::Pieces;
+
+/// A sequence of tokens that grows. One caller at a time; several sessions on one model at once.
+pub struct Session {
+    model: Arc<Model>,
+    context: usize,
+    /// What was fed: `(position)`, room for the context.
+    tokens: Vec<u32>,
+    /// The most tokens that were ever fed: what lies more than a window before them may be overwritten.
+    farthest: usize,
+    state: State,
+    /// Those of the last token `(vocabulary)`; meaningful if `fresh`.
+    logits: Vec<f32>,
+    fresh: bool,
+    sampler: Sampler,
+    pieces: Option<Pieces>,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// What [`Session::next`] brought.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Step<'a> {
+    /// The token; `None` where the context is full.
+    pub id: Option<u32>,
+    /// Its text, as far as it makes whole characters and fits.
+    pub piece: &'a str,
+    /// Whether the text ends here.
+    pub end: bool,
+}
+
+/// Ends the running call of a session, from another thread.
+#[derive(Clone)]
+pub struct Canceller(Arc<AtomicBool>);
+
+impl Canceller {
+    /// The running call ends with `ERR_STATE` at the next layer. If none runs, nothing happens.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Session {
+    /// A session at position 0.
+    ///
+    /// # Errors
+    /// `ERR_CONFIG` for a context beyond the model's; `ERR_MEMORY`.
+    pub fn new(rt: &Runtime, model: Arc<Model>, options: &SessionOptions) -> Result<Session> {
+        let a = &model.architecture;
+        let context = options.context.unwrap_or(model.context);
+        if context > model.context {
+            return Err(Error::config(format!(
+                "options has \"context\": {context}, expected at most {}, that of the model",
+                model.context
+            )));
+        }
+        let default = if model.floats {
+            Precision::F32
+        } else {
+            Precision::F16
+        };
+        let precision = options.kv.unwrap_or(default);
+        let cache = Cache::new(a, precision, context, BLOCK)?;
+        Ok(Session {
+            context,
+            tokens: memory::with_capacity(context, "the tokens of a session")?,
+            farthest: 0,
+            state: State::new(a, cache, context, rt.pool().threads())?,
+            logits: memory::filled(a.vocabulary, 0.0, "logits")?,
+            fresh: false,
+            sampler: Sampler::new(&options.sampling, a.vocabulary)?,
+            pieces: model.tokenizer.as_ref().map(|t| t.pieces(true)),
+            cancelled: Arc::default(),
+            model,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Tokens that were fed.
+    pub fn position(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The most tokens there is room for.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The tokens that were fed.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Its options as JSON text reads them, and where it stands.
+    pub fn info(&self) -> serde_json::Value {
+        let s = self.sampler.options();
+        serde_json::json!({
+            "position": self.position(),
+            "context": self.context,
+            "logits": self.fresh,
+            "kv": self.state.cache.precision(),
+            "kv_bytes": self.cache_bytes(),
+            "temperature": s.temperature,
+            "top_k": s.top_k,
+            "top_p": s.top_p,
+            "min_p": s.min_p,
+            "repeat_penalty": s.repeat_penalty,
+            "seed": s.seed,
+        })
+    }
+
+    /// Bytes of keys and values.
+    pub fn cache_bytes(&self) -> usize {
+        self.state.cache.bytes()
+    }
+
+    /// What ends a running call.
+    pub fn canceller(&self) -> Canceller {
+        Canceller(self.cancelled.clone())
+    }
+
+    /// Feeds tokens, and writes the logits that are wanted.
+    ///
+    /// # Errors
+    /// `ERR_RANGE` for an id beyond the vocabulary; `ERR_STATE` for tokens beyond the context, and where the call was
+    /// cancelled; `ERR_MEMORY`. Nothing is fed then.
+    pub fn eval(&mut self, rt: &Runtime, ids: &[u32], logits: Logits<'_>) -> Result<()> {
+        self.eval_observed(rt, ids, logits, None)
+    }
+
+    /// As [`Session::eval`]; `observer` sees the inputs of all products.
+    ///
+    /// # Errors
+    /// As [`Session::eval`].
+    pub fn eval_observed(
+        &mut self,
+        rt: &Runtime,
+        ids: &[u32],
+        logits: Logits<'_>,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<()> {
+        let vocabulary = self.model.architecture.vocabulary;
+        if let Some(i) = ids.iter().position(|&id| id as usize >= vocabulary) {
+            return Err(Error::range(format!(
+                "ids[{i}] is {}, expected 0 to {}",
+                ids[i],
+                vocabulary - 1
+            )));
+        }
+        let position = self.position();
+        if ids.len() > self.context - position {
+            return Err(Error::state(format!(
+                "{} tokens at position {position}, expected at most {}: the context has {}",
+                ids.len(),
+                self.context - position,
+                self.context
+            )));
+        }
+        if ids.is_empty() {
+            return match logits {
+                Logits::Last(_) if !self.fresh => Err(Error::state(
+                    "there are no logits, expected tokens to feed first",
+                )),
+                Logits::Last(out) => {
+                    out.copy_from_slice(&self.logits);
+                    Ok(())
+                }
+                Logits::None | Logits::All(_) => Ok(()),
+            };
+        }
+        self.cancelled.store(false, Ordering::Relaxed);
+        self.feed(rt, ids, logits, observer)?;
+        if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
+            let bos = tokenizer.bos();
+            let at_start = self.tokens.iter().all(|&id| Some(id) == bos);
+            pieces.restart(tokenizer, at_start);
+        }
+        Ok(())
+    }
+
+    fn feed(
+        &mut self,
+        rt: &Runtime,
+        ids: &[u32],
+        logits: Logits<'_>,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> Result<()> {
+        let (first, vocabulary) = (self.tokens.len(), self.logits.len());
+        // From here on slots are overwritten, whether this succeeds or not.
+        self.farthest = self.farthest.max(first + ids.len());
+        let (state, model) = (&mut self.state, &*self.model);
+        let (own, fresh) = (&mut self.logits, &mut self.fresh);
+        *fresh = false;
+        let cancelled = &*self.cancelled;
+        rt.pool().team(|team| {
+            let mut pass = Pass {
+                rt,
+                architecture: &model.architecture,
+                parameters: &model.parameters,
+                team,
+                cancelled,
+                observer: match &mut observer {
+                    Some(observer) => Some(&mut **observer),
+                    None => None,
+                },
+            };
+            match logits {
+                Logits::All(out) => {
+                    // The caller's buffer is written when nothing can go wrong any more.
+                    let mut all = memory::filled(out.len(), 0.0, "the logits of every token")?;
+                    pass.run(state, first, ids, Logits::All(&mut all))?;
+                    out.copy_from_slice(&all);
+                    own.copy_from_slice(&out[(ids.len() - 1) * vocabulary..]);
+                }
+                wanted => {
+                    pass.run(state, first, ids, Logits::Last(own))?;
+                    if let Logits::Last(out) = wanted {
+                        out.copy_from_slice(own);
+                    }
+                }
+            }
+            Ok::<(), Error>(())
+        })?;
+        self.fresh = true;
+        self.tokens.extend_from_slice(ids);
+        Ok(())
+    }
+
+    /// Samples a token from the latest logits and feeds it. `room`: bytes that its text may have.
+    ///
+    /// A token that ends the text is not fed. Text that does not fit, or is no whole character yet, comes first in
+    /// the next piece.
+    ///
+    /// # Errors
+    /// `ERR_STATE` if there are no logits, or the call was cancelled; `ERR_UNSUPPORTED` if the model has no tokenizer.
+    pub fn next(&mut self, rt: &Runtime, room: usize) -> Result<Step<'_>> {
+        if !self.fresh {
+            return Err(Error::state(
+                "there are no logits to sample from, expected apl_session_eval first",
+            ));
+        }
+        if self.model.tokenizer.is_none() {
+            return Err(self.model.no_tokenizer());
+        }
+        let id = self.sampler.sample(&self.logits, &self.tokens);
+        let ends = self.model.tokenizer.as_ref().is_some_and(|t| t.is_end(id));
+        let full = self.position() == self.context;
+        if ends || full {
+            return Ok(Step {
+                id: Some(id).filter(|_| ends),
+                piece: "",
+                end: true,
+            });
+        }
+        self.cancelled.store(false, Ordering::Relaxed);
+        self.feed(rt, &[id], Logits::None, None)?;
+        let pieces = self.pieces.as_mut().expect("there is a tokenizer");
+        let tokenizer = self.model.tokenizer.as_ref().expect("as above");
+        pieces.push(tokenizer, id);
+        Ok(Step {
+            id: Some(id),
+            piece: pieces.take(room),
+            end: false,
+        })
+    }
+
+    /// Keeps the first `position` tokens; the logits of the last of them are the latest again.
+    ///
+    /// # Errors
+    /// `ERR_RANGE` beyond the tokens that were fed; `ERR_STATE` where a sliding window has lost what those tokens see, and
+    /// where the call was cancelled; then nothing changes.
+    pub fn rewind(&mut self, rt: &Runtime, position: usize) -> Result<()> {
+        let now = self.position();
+        if position > now {
+            return Err(Error::range(format!(
+                "position is {position}, expected 0 to {now}, the tokens that were fed"
+            )));
+        }
+        if position == now && (self.fresh || now == 0) {
+            return Ok(());
+        }
+        // The last kept token is fed again, for its logits; it sees a window before itself.
+        let windows = self.model.architecture.windows.iter().flatten();
+        let window = windows.max().copied().unwrap_or(0);
+        let oldest = self.farthest.saturating_sub(self.state.cache.least_slots());
+        if position > 0 && window > 0 && position.saturating_sub(window) < oldest {
+            return Err(Error::state(format!(
+                "position is {position}, expected {} or more, or 0: a window of {window} has forgotten what lies before",
+                oldest + window
+            )));
+        }
+        let last = position.checked_sub(1).map(|i| self.tokens[i]);
+        let kept = self.tokens.split_off(position.saturating_sub(1));
+        self.fresh = false;
+        if let Some(last) = last {
+            self.cancelled.store(false, Ordering::Relaxed);
+            if let Err(e) = self.feed(rt, &[last], Logits::None, None) {
+                self.tokens.truncate(position - 1);
+                self.tokens.extend(kept);
+                return Err(e);
+            }
+        } else {
+            self.farthest = 0;
+        }
+        if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
+            pieces.restart(tokenizer, position == 0);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::*;
+use crate::error::Status;
+use crate::runtime::Config;
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models")
+}
+
+fn shared() -> Option<PathBuf> {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models");
+    if !shared.is_dir() {
+        eprintln!("SKIPPED: {} is not here", shared.display());
+        return None;
+    }
+    Some(shared)
+}
+
+fn runtime(config: &str) -> Runtime {
+    Runtime::new(Config::from_json(config).unwrap()).unwrap()
+}
+
+fn floats(path: &Path) -> PathBuf {
+    path.join("reference_logits.f32")
+}
+
+fn read_floats(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
+}
+
+fn open(rt: &Runtime, path: &Path, options: &str) -> Arc<Model> {
+    Arc::new(Model::open(rt, path, &ModelOptions::from_json(options).unwrap()).unwrap())
+}
+
+fn session(rt: &Runtime, model: &Arc<Model>, options: &str) -> Session {
+    Session::new(
+        rt,
+        model.clone(),
+        &SessionOptions::from_json(options).unwrap(),
+    )
+    .unwrap()
+}
+
+/// The greatest difference, relative to the spread of the logits.
+fn worst(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let top = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let each = found.iter().zip(expected);
+    each.map(|(f, e)| (f - e).abs()).fold(0.0, f32::max) / top
+}
+
+const FAMILIES: [&str; 9] = [
+    "gemma",
+    "gemma2",
+    "llama-dynamic",
+    "llama-linear",
+    "llama-yarn",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+];
+
+fn reference_ids(folder: &Path) -> Vec<u32> {
+    let text = std::fs::read(folder.join("reference.json")).unwrap();
+    let reference: Value = serde_json::from_slice(&text).unwrap();
+    let ids = reference["ids"].as_array().unwrap();
+    ids.iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+#[test]
+fn every_family_gives_the_logits_of_transformers() {
+    let rt = runtime(r#"{"threads": 2}"#);
+    for name in FAMILIES {
+        let folder = data().join(name);
+        let expected = read_floats(&floats(&folder));
+        let ids = reference_ids(&folder);
+        let files = [folder.clone(), data().join(format!("{name}.gguf"))];
+        for path in files.iter().filter(|p| p.exists()) {
+            let model = open(&rt, path, r#"{"bits": 32}"#);
+            let mut s = session(&rt, &model, "");
+            let mut logits = vec![0.0; expected.len()];
+            s.eval(&rt, &ids, Logits::All(&mut logits)).unwrap();
+            let e = worst(&logits, &expected);
+            assert!(e < 1e-5, "{}: {e}", path.display());
+
+            // One by one, through the other paths of products and of the cache. The dynamic embedding depends on the
+            // length of what is fed together, so there only what is before it grows is the same.
+            let mut s = session(&rt, &model, "");
+            let vocabulary = model.architecture().vocabulary;
+            let same = if name == "llama-dynamic" {
+                16
+            } else {
+                ids.len()
+            };
+            for (i, &id) in ids[..same].iter().enumerate() {
+                let mut one = vec![0.0; vocabulary];
+                s.eval(&rt, &[id], Logits::Last(&mut one)).unwrap();
+                let together = &logits[i * vocabulary..][..vocabulary];
+                if name != "llama-dynamic" {
+                    assert_eq!(one, together, "{} at {i}", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_width_is_near_the_float_model() {
+    let rt = runtime(r#"{"threads": 1}"#);
+    for name in ["llama-linear", "qwen2", "gemma2"] {
+        let folder = data().join(name);
+        let (expected, ids) = (read_floats(&floats(&folder)), reference_ids(&folder));
+        for (options, tolerance) in [
+            (r#"{"bits": 8}"#, 0.15),
+            (r#"{"bits": 8, "activations": "int8"}"#, 0.2),
+            (r#"{"bits": 16}"#, 0.01),
+            (r#"{"bits": 4, "group": 8}"#, 0.9),
+        ] {
+            let model = open(&rt, &folder, options);
+            let mut s = session(&rt, &model, "");
+            let mut logits = vec![0.0; expected.len()];
+            s.eval(&rt, &ids, Logits::All(&mut logits)).unwrap();
+            let e = worst(&logits, &expected);
+            assert!(e < tolerance, "{name} {options}: {e}");
+        }
+    }
+}
+
+fn greedy(rt: &Runtime, s: &mut Session, room: usize) -> String {
+    let mut text = String::new();
+    loop {
+        let step = s.next(rt, room).unwrap();
+        if step.end {
+            return text;
+        }
+        text.push_str(step.piece);
+    }
+}
+
+#[test]
+fn the_models_of_others() {
+    let Some(shared) = shared() else { return };
+    let rt = runtime(r#"{"threads": 2}"#);
+    for (path, folder) in [
+        ("stories260K/stories260K.gguf", "stories260K"),
+        ("tinystories-656k", "tinystories-656k"),
+    ] {
+        let model = open(&rt, &shared.join(path), r#"{"bits": 32}"#);
+        let expected = read_floats(&floats(&shared.join(folder)));
+        let text =
+            std::fs::read_to_string(shared.join(folder).join("reference_logits.txt")).unwrap();
+        let (_, ids) = text.lines().next().unwrap().split_once("ids").unwrap();
+        let ids = ids.split(|c: char| !c.is_ascii_digit());
+        let ids: Vec<u32> = ids.filter_map(|w| w.parse().ok()).collect();
+        let mut logits = vec![0.0; expected.len()];
+        session(&rt, &model, "")
+            .eval(&rt, &ids, Logits::All(&mut logits))
+            .unwrap();
+        let e = worst(&logits, &expected);
+        assert!(e < 1e-5, "{path}: {e}");
+    }
+    let model = open(
+        &rt,
+        &shared.join("stories260K/stories260K.gguf"),
+        r#"{"bits": 32}"#,
+    );
+    let expected =
+        std::fs::read_to_string(shared.join("stories260K/reference_greedy.txt")).unwrap();
+    for room in [3, 1000] {
+        let mut s = session(&rt, &model, r#"{"temperature": 0, "context": 257}"#);
+        s.eval(
+            &rt,
+            &[model.tokenizer().unwrap().bos().unwrap()],
+            Logits::None,
+        )
+        .unwrap();
+        let text = greedy(&rt, &mut s, room);
+        assert!(
+            expected.trim_end().starts_with(text.trim_end()),
+            "{text}\n---\n{expected}"
+        );
+        assert!(
+            room == 3 || text.len() + 8 > expected.trim_end().len(),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn rewinding_gives_the_same_again() {
+    let rt = runtime(r#"{"threads": 1}"#);
+    for name in ["mistral", "gemma2", "qwen3"] {
+        let folder = data().join(name);
+        let ids = reference_ids(&folder);
+        let model = open(&rt, &folder, r#"{"bits": 8}"#);
+        let vocabulary = model.architecture().vocabulary;
+        let mut s = session(&rt, &model, "");
+        let mut all = vec![0.0; ids.len() * vocabulary];
+        s.eval(&rt, &ids, Logits::All(&mut all)).unwrap();
+        let half = ids.len() / 2;
+        s.rewind(&rt, half).unwrap();
+        assert_eq!((s.position(), s.tokens()), (half, &ids[..half]));
+        let mut rest = vec![0.0; (ids.len() - half) * vocabulary];
+        s.eval(&rt, &ids[half..], Logits::All(&mut rest)).unwrap();
+        assert_eq!(rest, all[half * vocabulary..], "{name}");
+        s.rewind(&rt, 0).unwrap();
+        assert_eq!(s.next(&rt, 9).unwrap_err().status(), Status::State);
+        let mut again = vec![0.0; all.len()];
+        s.eval(&rt, &ids, Logits::All(&mut again)).unwrap();
+        assert_eq!(again, all, "{name}");
+        let e = s.rewind(&rt, ids.len() + 1).unwrap_err();
+        assert_eq!(e.status(), Status::Range);
+    }
+}
+
+#[test]
+fn what_a_session_refuses() {
+    let rt = runtime(r#"{"threads": 1}"#);
+    let model = open(&rt, &data().join("mistral"), "");
+    let mut s = session(&rt, &model, r#"{"context": 5}"#);
+    let refuse = |s: &mut Session, ids: &[u32]| s.eval(&rt, ids, Logits::None).unwrap_err();
+    let e = refuse(&mut s, &[1, 64]);
+    assert_eq!(
+        (e.status(), e.message()),
+        (Status::Range, "ids[1] is 64, expected 0 to 63")
+    );
+    let e = refuse(&mut s, &[1; 6]);
+    assert_eq!(
+        e.message(),
+        "6 tokens at position 0, expected at most 5: the context has 5"
+    );
+    assert_eq!((e.status(), s.position()), (Status::State, 0));
+    s.eval(&rt, &[1; 5], Logits::None).unwrap();
+    let step = s.next(&rt, 100).unwrap();
+    assert!(step.end && step.piece.is_empty());
+    let more = SessionOptions::from_json(r#"{"context": 129}"#).unwrap();
+    let e = Session::new(&rt, model.clone(), &more).err().unwrap();
+    assert_eq!(
+        e.message(),
+        "options has \"context\": 129, expected at most 128, that of the model"
+    );
+}
