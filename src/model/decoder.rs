@@ -10,6 +10,7 @@ use super::load::{Layer, Linear, Parameters};
 use super::rope::Rotary;
 use crate::cpu::vector::{Cached, VectorKernels};
 use crate::error::{Error, Result};
+use crate::matmul::{Weights, Workspace};
 use crate::memory;
 use crate::runtime::{Hands, Runtime, Shared};
 
@@ -38,6 +39,7 @@ pub(super) struct State {
     pub cache: Cache,
     rotary: Rotary,
     attention: Scratch,
+    workspace: Workspace,
     /// The residual stream `(n, hidden)`.
     x: Vec<f32>,
     /// Its norm, and the outputs of products that are added to it `(n, hidden)`.
@@ -70,6 +72,7 @@ impl State {
             cache,
             rotary: Rotary::new(&a.rope, a.head_dim, n)?,
             attention: Scratch::new(a, context, threads)?,
+            workspace: Workspace::default(),
             x: buffer(a.hidden)?,
             a: buffer(a.hidden)?,
             b: buffer(a.hidden)?,
@@ -161,9 +164,16 @@ impl Pass<'_> {
             n * a.kv_heads * a.head_dim,
         );
         self.norms(&s.x[..hidden], &l.input_norm, &mut s.a[..hidden]);
-        self.product(&l.q, &s.a[..hidden], &mut s.q[..query], n)?;
-        self.product(&l.k, &s.a[..hidden], &mut s.k[..kv], n)?;
-        self.product(&l.v, &s.a[..hidden], &mut s.v[..kv], n)?;
+        self.products(
+            &mut s.workspace,
+            &s.a[..hidden],
+            n,
+            &mut [
+                (&l.q, &mut s.q[..query]),
+                (&l.k, &mut s.k[..kv]),
+                (&l.v, &mut s.v[..kv]),
+            ],
+        )?;
         let (q_norm, k_norm) = l
             .qk_norm
             .as_ref()
@@ -196,7 +206,8 @@ impl Pass<'_> {
                 &mut s.mixed,
             ),
         }
-        self.product(&l.o, &s.mixed[..query], &mut s.a[..hidden], n)?;
+        let (x, y) = (&s.mixed[..query], &mut s.a[..hidden]);
+        self.products(&mut s.workspace, x, n, &mut [(&l.o, y)])?;
         self.add(
             s,
             l.post_norms.as_ref().map(|(attention, _)| attention),
@@ -237,8 +248,12 @@ impl Pass<'_> {
         let a = self.architecture;
         let (hidden, wide) = (n * a.hidden, n * a.intermediate);
         self.norms(&s.x[..hidden], &l.mlp_norm, &mut s.b[..hidden]);
-        self.product(&l.gate, &s.b[..hidden], &mut s.gate[..wide], n)?;
-        self.product(&l.up, &s.b[..hidden], &mut s.up[..wide], n)?;
+        self.products(
+            &mut s.workspace,
+            &s.b[..hidden],
+            n,
+            &mut [(&l.gate, &mut s.gate[..wide]), (&l.up, &mut s.up[..wide])],
+        )?;
         let (kernels, up) = (*self.kernels(), &s.up[..wide]);
         let gate = match a.activation {
             Activation::Silu => VectorKernels::silu_times,
@@ -247,7 +262,8 @@ impl Pass<'_> {
         self.each(&mut s.gate[..wide], a.intermediate, &|t, row| {
             gate(&kernels, row, &up[t * a.intermediate..][..a.intermediate]);
         });
-        self.product(&l.down, &s.gate[..wide], &mut s.a[..hidden], n)?;
+        let (x, y) = (&s.gate[..wide], &mut s.a[..hidden]);
+        self.products(&mut s.workspace, x, n, &mut [(&l.down, y)])?;
         self.add(s, l.post_norms.as_ref().map(|(_, mlp)| mlp), hidden);
         Ok(())
     }
@@ -339,26 +355,38 @@ impl Pass<'_> {
             observer.input(name, &s.b[..len], n);
         }
         let hands = Hands::Team(self.team);
-        self.parameters
-            .output()
-            .multiply_by(self.rt, hands, &s.b[..len], out, n)?;
+        let x = &s.b[..len];
+        let mut output = [(self.parameters.output(), &mut *out)];
+        Weights::multiply_all(self.rt, hands, &mut s.workspace, x, n, &mut output)?;
         if let Some(cap) = a.final_softcap {
             self.kernels().softcap(out, cap);
         }
         Ok(())
     }
 
-    fn product(&mut self, linear: &Linear, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
+    /// Products of one to three matrices with the same `x`, each with its `y`.
+    fn products<const N: usize>(
+        &mut self,
+        workspace: &mut Workspace,
+        x: &[f32],
+        n: usize,
+        products: &mut [(&Linear, &mut [f32]); N],
+    ) -> Result<()> {
         if let Some(observer) = &mut self.observer {
-            observer.input(&linear.name, x, n);
+            for (linear, _) in &*products {
+                observer.input(&linear.name, x, n);
+            }
         }
-        linear
-            .weights
-            .multiply_by(self.rt, Hands::Team(self.team), x, y, n)?;
-        if let Some(bias) = &linear.bias {
-            for y in y.chunks_exact_mut(bias.len()) {
-                for (y, b) in y.iter_mut().zip(bias) {
-                    *y += b;
+        let mut pairs = products
+            .each_mut()
+            .map(|(linear, y)| (&linear.weights, &mut **y));
+        Weights::multiply_all(self.rt, Hands::Team(self.team), workspace, x, n, &mut pairs)?;
+        for (linear, y) in products {
+            if let Some(bias) = &linear.bias {
+                for y in y.chunks_exact_mut(bias.len()) {
+                    for (y, b) in y.iter_mut().zip(bias) {
+                        *y += b;
+                    }
                 }
             }
         }

@@ -69,14 +69,14 @@ pub(super) fn softmax<L: Lanes>(l: L, chunk: &mut Chunk, first: usize, end: usiz
         largest = l.max(l.load(s), largest);
     }
     // Were all of them minus infinity, the difference would be no number.
-    let largest = l.fold(largest, f32::max).max(f32::MIN);
+    let largest = l.largest(largest).max(f32::MIN);
     let (mut sum, shift) = (l.splat(0.0), l.splat(-largest));
     for s in s {
         let p = l.exp(l.add(l.load(s), shift));
         sum = l.add(sum, p);
         l.store(p, s);
     }
-    (largest, l.fold(sum, |a, b| a + b))
+    (largest, l.sum(sum))
 }
 
 /// See [`super::VectorKernels::mix`]; `B` times 16 elements at a time.

@@ -69,9 +69,10 @@ impl Lanes for Avx2 {
     fn narrow(self, v: Pair, to: &mut [f16; 16]) {
         let (low, high) = to.split_at_mut(8);
         with!(self, {
-            let half = v.map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
-            _mm_storeu_si128(low.as_mut_ptr().cast(), half[0]);
-            _mm_storeu_si128(high.as_mut_ptr().cast(), half[1]);
+            let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]);
+            _mm_storeu_si128(low.as_mut_ptr().cast(), half);
+            let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]);
+            _mm_storeu_si128(high.as_mut_ptr().cast(), half);
         })
     }
 

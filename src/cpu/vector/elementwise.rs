@@ -4,17 +4,21 @@ use half::f16;
 
 use super::lanes::Lanes;
 
-/// `x = f(x, y)`, 16 elements at a time; behind the last there are zeros.
-#[inline(always)]
-fn map<L: Lanes>(l: L, x: &mut [f32], y: &[f32], f: impl Fn(L::F, L::F) -> L::F) {
-    let (x, x_rest) = x.as_chunks_mut::<16>();
-    let (y, y_rest) = y.as_chunks::<16>();
-    for (x, y) in x.iter_mut().zip(y) {
-        l.store(f(l.load(x), l.load(y)), x);
-    }
-    if !x_rest.is_empty() {
-        l.store_first(f(l.load_first(x_rest), l.load_first(y_rest)), x_rest);
-    }
+/// `x = f(x, y)`, 16 elements at a time; behind the last there are zeros. A macro, because a closure need not be inlined, and
+/// would then have no features.
+macro_rules! map {
+    ($l:ident, $x:expr, $y:expr, |$a:ident, $b:ident| $f:expr) => {
+        let (x, x_rest) = $x.as_chunks_mut::<16>();
+        let (y, y_rest) = $y.as_chunks::<16>();
+        for (x, y) in x.iter_mut().zip(y) {
+            let ($a, $b) = ($l.load(x), $l.load(y));
+            $l.store($f, x);
+        }
+        if !x_rest.is_empty() {
+            let ($a, $b) = ($l.load_first(x_rest), $l.load_first(y_rest));
+            $l.store_first($f, x_rest);
+        }
+    };
 }
 
 /// See [`super::VectorKernels::rms_norm`].
@@ -37,16 +41,16 @@ pub(super) fn rms_norm<L: Lanes>(l: L, x: &[f32], weights: &[f32], eps: f32, out
     let rest = l.load_first(rest);
     squares[3] = l.mul_add(rest, rest, squares[3]);
     let [a, b, c, d] = squares;
-    let total = l.fold(l.add(l.add(a, b), l.add(c, d)), |a, b| a + b);
+    let total = l.sum(l.add(l.add(a, b), l.add(c, d)));
     let factor = l.splat(1.0 / (total / x.len() as f32 + eps).sqrt());
     out.copy_from_slice(x);
-    map(l, out, weights, |x, w| l.mul(l.mul(x, factor), w));
+    map!(l, out, weights, |x, w| l.mul(l.mul(x, factor), w));
 }
 
 /// See [`super::VectorKernels::silu_times`].
 #[inline(always)]
 pub(super) fn silu_times<L: Lanes>(l: L, gate: &mut [f32], up: &[f32]) {
-    map(l, gate, up, |x, up| l.mul(l.mul(x, l.sigmoid(x)), up));
+    map!(l, gate, up, |x, up| l.mul(l.mul(x, l.sigmoid(x)), up));
 }
 
 /// See [`super::VectorKernels::gelu_times`].
@@ -55,7 +59,7 @@ pub(super) fn gelu_times<L: Lanes>(l: L, gate: &mut [f32], up: &[f32]) {
     // 0.5 (1 + tanh(u)) = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3).
     const A: f32 = 1.595_769_1;
     let (a, b) = (l.splat(A), l.splat(A * 0.044_715));
-    map(l, gate, up, |x, up| {
+    map!(l, gate, up, |x, up| {
         let twice = l.mul(x, l.mul_add(l.mul(x, x), b, a));
         l.mul(l.mul(x, l.sigmoid(twice)), up)
     });
@@ -98,15 +102,15 @@ fn capped<L: Lanes>(l: L, x: L::F, cap: f32) -> L::F {
 /// To float16; what is beyond its range becomes its largest number.
 #[inline(always)]
 pub(super) fn narrow<L: Lanes>(l: L, from: &[f32], to: &mut [f16]) {
-    let within = |v| l.min(l.splat(65504.0), l.max(l.splat(-65504.0), v));
     let (from, rest) = from.as_chunks::<16>();
     let (to, to_rest) = to.as_chunks_mut::<16>();
+    let (least, most) = (l.splat(-65504.0), l.splat(65504.0));
     for (from, to) in from.iter().zip(to) {
-        l.narrow(within(l.load(from)), to);
+        l.narrow(l.min(most, l.max(least, l.load(from))), to);
     }
     if !rest.is_empty() {
         let mut last = [f16::ZERO; 16];
-        l.narrow(within(l.load_first(rest)), &mut last);
+        l.narrow(l.min(most, l.max(least, l.load_first(rest))), &mut last);
         to_rest.copy_from_slice(&last[..rest.len()]);
     }
 }

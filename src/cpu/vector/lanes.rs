@@ -61,14 +61,27 @@ pub(super) trait Lanes: Copy {
         to.copy_from_slice(&all[..to.len()]);
     }
 
-    /// All lanes to one, by halves.
+    /// The sum of the lanes, by halves.
     #[inline(always)]
-    fn fold(self, v: Self::F, f: impl Fn(f32, f32) -> f32) -> f32 {
+    fn sum(self, v: Self::F) -> f32 {
         let mut all = [0.0; 16];
         self.store(v, &mut all);
         for half in [8, 4, 2, 1] {
             for i in 0..half {
-                all[i] = f(all[i], all[i + half]);
+                all[i] += all[i + half];
+            }
+        }
+        all[0]
+    }
+
+    /// The largest lane that is a number.
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        let mut all = [0.0; 16];
+        self.store(v, &mut all);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                all[i] = all[i].max(all[i + half]);
             }
         }
         all[0]
