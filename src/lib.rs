@@ -1,6 +1,7 @@
 //! Fast quantised matrix products with a C ABI.
 
 pub mod abi;
+pub mod convert;
 pub mod cpu;
 pub mod error;
 pub mod formats;
@@ -8,6 +9,7 @@ pub mod matmul;
 pub mod memory;
 pub mod model;
 pub mod options;
+pub mod perplexity;
 pub mod quant;
 pub mod runtime;
 pub mod tokenizer;

@@ -23,6 +23,7 @@ use crate::quant::{Bits, Packing, Shape, packed_row_bytes};
 pub struct Manifest {
     folder: PathBuf,
     npz: Option<Npz>,
+    sha256: Option<String>,
     weights: Vec<(String, Weight)>,
     index: HashMap<String, usize>,
     defaults: Quantization,
@@ -41,6 +42,7 @@ struct Root {
 #[derive(Default, Deserialize)]
 struct Model {
     source_npz: Option<String>,
+    sha256: Option<String>,
 }
 
 /// What holds where a weight does not say otherwise.
@@ -121,10 +123,29 @@ impl Manifest {
         Ok(Manifest {
             folder: folder.to_owned(),
             npz,
+            sha256: root.model.sha256,
             weights,
             index,
             defaults: root.quantization,
         })
+    }
+
+    /// Reads the whole npz and compares it with what the manifest says of it, which opening does not.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` where they differ, or the manifest says nothing.
+    pub fn verify(&self) -> Result<()> {
+        let Some(npz) = &self.npz else { return Ok(()) };
+        npz.verify()?;
+        let expected = self.sha256.as_deref().ok_or_else(|| {
+            Error::format("the manifest has no model.sha256 to compare the npz with")
+        })?;
+        match npz.sha256() {
+            found if found == expected => Ok(()),
+            found => Err(Error::format(format!(
+                "the npz has the sha256 {found}, the manifest says {expected}"
+            ))),
+        }
     }
 
     /// The names of the weights, in the order of the manifest.

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use flate2::Crc;
 use flate2::read::DeflateDecoder;
+use sha2::{Digest, Sha256};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -59,6 +60,12 @@ impl Npz {
                 .collect(),
         )?;
         Ok(Npz { bytes, entries })
+    }
+
+    /// The sha256 of the whole file, in hexadecimal digits.
+    pub(super) fn sha256(&self) -> String {
+        let digest = Sha256::digest(&self.bytes[..]);
+        digest.iter().map(|b| format!("{b:02x}")).collect()
     }
 
     /// Whether there is an array of that key.

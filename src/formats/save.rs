@@ -7,9 +7,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
+use std::mem;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::bytes::io_error;
@@ -33,38 +34,161 @@ const HASH_DIGITS: usize = 12;
 /// `ERR_RANGE` for a path that does not end in `.json`, and for a name that is empty, too long or has control
 /// characters; `ERR_IO` with the path and the system's reason; `ERR_MEMORY`.
 pub fn save_manifest(path: &Path, name: &str, matrix: &MatrixRef<'_>) -> Result<()> {
-    if name.is_empty() || name.len() as u64 > limits::NAME_BYTES || name.contains(char::is_control)
-    {
-        return Err(Error::range(format!(
-            "name is {name:?}, expected 1 to {} bytes without control characters",
-            limits::NAME_BYTES
-        )));
+    let mut writer = ManifestWriter::create(path)?;
+    let quantization = writer.matrix(name, matrix, Map::new())?;
+    let fields = Map::from_iter([("quantization".to_owned(), quantization)]);
+    writer.finish(Map::new(), fields)
+}
+
+/// A manifest and its npz under way. Dropped before [`ManifestWriter::finish`], it leaves what was there.
+pub struct ManifestWriter {
+    target: Target,
+    path: PathBuf,
+    temporary: PathBuf,
+    /// `None` once it is finished.
+    npz: Option<Writer<BufWriter<File>>>,
+    weights: Map<String, Value>,
+    _turn: Option<File>,
+}
+
+impl ManifestWriter {
+    /// Begins the manifest `path`, `NAME.json`, waiting for other writers in its folder.
+    ///
+    /// # Errors
+    /// `ERR_RANGE` for a path that does not end in `.json`; `ERR_IO`.
+    pub fn create(path: &Path) -> Result<ManifestWriter> {
+        let target = Target::of(path)?;
+        let turn = target.take_turn()?;
+        let temporary = target.beside(&format!(".{}.npz.tmp", target.name));
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(true);
+        let file = file
+            .open(&temporary)
+            .map_err(|e| io_error(&temporary, "cannot be written", &e))?;
+        Ok(ManifestWriter {
+            target,
+            path: path.to_owned(),
+            temporary,
+            npz: Some(Writer::new(BufWriter::new(file))),
+            weights: Map::new(),
+            _turn: turn,
+        })
     }
-    let target = Target::of(path)?;
-    let _turn = target.take_turn()?;
 
-    let temporary = target.beside(&format!(".{}.npz.tmp", target.name));
-    let (entry, sha256) = written(&temporary, |file| {
-        let mut npz = Writer::new(BufWriter::new(file));
-        let entry = write_matrix(&mut npz, name, matrix)?;
-        let file = npz.finish()?.into_inner()?;
-        Ok((entry, sha256_of(file)?))
-    })?;
-    let npz = format!("{}-{}.npz", target.name, &sha256[..HASH_DIGITS]);
-    target.rename(&temporary, &target.beside(&npz))?;
+    /// Writes a matrix; `more` are further fields of its entry. Gives what the manifest says of its quantisation.
+    ///
+    /// # Errors
+    /// `ERR_RANGE` for a name that is empty, too long, has control characters or was written already; `ERR_IO`; `ERR_MEMORY`.
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        matrix: &MatrixRef<'_>,
+        more: Map<String, Value>,
+    ) -> Result<Value> {
+        let entry = self.entry(name, |npz| write_matrix(npz, name, matrix))?;
+        let mut weight = entry.weight;
+        if let Value::Object(weight) = &mut weight {
+            weight.extend(more);
+        }
+        self.weights.insert(name.to_owned(), weight);
+        Ok(entry.quantization)
+    }
 
-    let manifest = json!({
-        "format_version": 2,
-        "model": {"source_npz": npz, "sha256": sha256},
-        "quantization": entry.quantization,
-        "weights": {name: entry.weight},
-    });
-    let temporary = target.beside(&format!(".{}.json.tmp", target.name));
-    written(&temporary, |mut file| {
-        file.write_all(format!("{manifest:#}\n").as_bytes())
-    })?;
-    target.rename(&temporary, path)?;
-    target.remove_older(&npz)
+    /// Writes a norm or a bias.
+    ///
+    /// # Errors
+    /// As [`ManifestWriter::matrix`].
+    pub fn vector(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let key = format!("{name}_fp32");
+        self.entry(name, |npz| {
+            npz.array(&key, Dtype::F32, &[values.len()], |w| {
+                w.write_all(bytemuck::cast_slice(values))
+            })
+        })?;
+        let weight = json!({"shape": [values.len()], "dtype": "float32", "fp32": key});
+        self.weights.insert(name.to_owned(), weight);
+        Ok(())
+    }
+
+    fn entry<T>(
+        &mut self,
+        name: &str,
+        write: impl FnOnce(&mut Writer<BufWriter<File>>) -> io::Result<T>,
+    ) -> Result<T> {
+        if name.is_empty()
+            || name.len() as u64 > limits::NAME_BYTES
+            || name.contains(char::is_control)
+        {
+            return Err(Error::range(format!(
+                "name is {name:?}, expected 1 to {} bytes without control characters",
+                limits::NAME_BYTES
+            )));
+        }
+        if self.weights.contains_key(name) {
+            return Err(Error::range(format!(
+                "name is {name:?}, which is written already"
+            )));
+        }
+        let npz = self.npz.as_mut().expect("not finished");
+        write(npz).map_err(|e| refused(&self.temporary, &e))
+    }
+
+    /// Puts the npz in place, then the manifest that names it, then removes the npz that no manifest names any more.
+    /// `model` are further fields of the manifest's `model`, `fields` of the manifest itself.
+    ///
+    /// # Errors
+    /// `ERR_IO`; what was there before is there still.
+    pub fn finish(
+        mut self,
+        mut model: Map<String, Value>,
+        fields: Map<String, Value>,
+    ) -> Result<()> {
+        let npz = self.npz.take().expect("not finished");
+        let sealed = || -> io::Result<String> {
+            let file = npz.finish()?.into_inner()?;
+            file.sync_all()?;
+            sha256_of(&file)
+        };
+        let sha256 = sealed()
+            .inspect_err(|_| drop(fs::remove_file(&self.temporary)))
+            .map_err(|e| refused(&self.temporary, &e))?;
+        let target = &self.target;
+        let npz = format!("{}-{}.npz", target.name, &sha256[..HASH_DIGITS]);
+        target.rename(&self.temporary, &target.beside(&npz))?;
+
+        model.insert("source_npz".to_owned(), json!(npz));
+        model.insert("sha256".to_owned(), json!(sha256));
+        let mut manifest = json!({"format_version": 2, "model": model});
+        if let Value::Object(manifest) = &mut manifest {
+            manifest.extend(fields);
+            manifest.insert(
+                "weights".to_owned(),
+                Value::Object(mem::take(&mut self.weights)),
+            );
+        }
+        let temporary = target.beside(&format!(".{}.json.tmp", target.name));
+        written(&temporary, |mut file| {
+            file.write_all(format!("{manifest:#}\n").as_bytes())
+        })?;
+        target.rename(&temporary, &self.path)?;
+        target.remove_older(&npz)
+    }
+}
+
+impl Drop for ManifestWriter {
+    fn drop(&mut self) {
+        if self.npz.take().is_some() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// The error of a file that cannot be written.
+fn refused(path: &Path, e: &io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::OutOfMemory => Error::memory(e.to_string()),
+        _ => io_error(path, "cannot be written", e),
+    }
 }
 
 /// Where a manifest goes.
@@ -169,10 +293,7 @@ fn written<T>(path: &Path, fill: impl FnOnce(&File) -> io::Result<T>) -> Result<
     };
     make()
         .inspect_err(|_| drop(fs::remove_file(path)))
-        .map_err(|e: io::Error| match e.kind() {
-            io::ErrorKind::OutOfMemory => Error::memory(e.to_string()),
-            _ => io_error(path, "cannot be written", &e),
-        })
+        .map_err(|e: io::Error| refused(path, &e))
 }
 
 fn sha256_of(mut file: &File) -> io::Result<String> {

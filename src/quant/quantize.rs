@@ -21,6 +21,16 @@ pub enum Method {
     Search,
 }
 
+impl Method {
+    /// As options and manifests spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Nearest => "nearest",
+            Method::Search => "search",
+        }
+    }
+}
+
 /// What the scales are kept as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScalePrecision {

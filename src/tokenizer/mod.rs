@@ -134,8 +134,10 @@ impl Tokenizer {
             ("tokenizer_config.json", format!("{config:#}\n")),
             ("generation_config.json", format!("{ends:#}\n")),
         ] {
-            let path = folder.join(file);
-            fs::write(&path, text)
+            // An interruption leaves the old file or the new one.
+            let (path, temporary) = (folder.join(file), folder.join(format!(".{file}.tmp")));
+            fs::write(&temporary, text)
+                .and_then(|()| fs::rename(&temporary, &path))
                 .map_err(|e| Error::io(format!("{} cannot be written: {e}", path.display())))?;
         }
         Ok(())

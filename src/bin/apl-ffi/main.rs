@@ -1,2 +1,113 @@
-//! The command line.
-fn main() {}
+//! The command line: every verb parses its arguments, makes one call into the library, and prints.
+
+mod bench;
+mod catalogue;
+mod convert;
+mod info;
+mod inspect;
+mod perplexity;
+mod quickstart;
+mod run;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use apl_ffi::error::{Error, Status};
+use apl_ffi::runtime::{Config, Runtime};
+
+/// Quantised language models (1, 2, 4, 8 bits) from the command line: convert, look, run, measure.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "A MODEL is a manifest (.json), a .gguf file, a folder in the Hugging Face layout, a folder that holds one manifest, or a \
+                  name: `demo` is the small story teller that comes with this project, `apl-ffi models` lists the others.\n\n\
+                  Exit codes: 0 success; 1 it failed; 2 wrong arguments; 3 no such file, or it cannot be read or written; \
+                  4 a file is not what it claims, or is not supported; 5 no network, or the download was refused; 130 interrupted.\n\n\
+                  Examples:\n  \
+                  apl-ffi run demo \"Once upon a time\"\n  \
+                  apl-ffi convert ./TinyLlama-1.1B --bits 4 --out models/tiny\n  \
+                  apl-ffi run models/tiny \"The capital of France is\""
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Threads; 0: as many as there are processors.
+    #[arg(long, global = true, env = "APL_FFI_THREADS", default_value_t = 0)]
+    threads: usize,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Convert(convert::Arguments),
+    Run(run::Arguments),
+    Inspect(inspect::Arguments),
+    Models(catalogue::Arguments),
+    Perplexity(perplexity::Arguments),
+    Bench(bench::Arguments),
+    Info(info::Arguments),
+    Quickstart(quickstart::Arguments),
+}
+
+/// What a verb ends with when it does not succeed: an exit code and one line.
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl Into<String>) -> Failure {
+        Failure {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        let code = match e.status() {
+            Status::Io => 3,
+            Status::Format | Status::Unsupported => 4,
+            Status::Config | Status::Range => 2,
+            _ => 1,
+        };
+        Failure::new(code, e.message())
+    }
+}
+
+/// The outcome of a verb.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+fn main() -> ExitCode {
+    // `apl-ffi models | head` ends quietly, as other programs do; Rust's runtime ignores the signal.
+    #[cfg(unix)]
+    // SAFETY: the default action is no handler of ours, and there is one thread yet.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+    let cli = Cli::parse();
+    let outcome = runtime(cli.threads).and_then(|rt| match cli.verb {
+        Verb::Convert(a) => convert::run(&rt, &a),
+        Verb::Run(a) => run::run(&rt, &a),
+        Verb::Inspect(a) => inspect::run(&a),
+        Verb::Models(a) => catalogue::run(&a),
+        Verb::Perplexity(a) => perplexity::run(&rt, &a),
+        Verb::Bench(a) => bench::run(&rt, &a),
+        Verb::Info(a) => info::run(&rt, &a),
+        Verb::Quickstart(a) => quickstart::run(&rt, &a),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("apl-ffi: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn runtime(threads: usize) -> Outcome<Runtime> {
+    let config = Config::from_json(&format!("{{\"threads\": {threads}}}"))?;
+    Ok(Runtime::new(config)?)
+}

@@ -1,0 +1,299 @@
+//! Models by name: where they are on this machine, or on the hub.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use serde_json::json;
+
+use crate::terminal::table;
+use crate::{Failure, Outcome};
+
+/// List the models that have a short name, with their size and licence.
+#[derive(Args)]
+pub struct Arguments {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model of the hub that has a short name.
+struct Entry {
+    name: &'static str,
+    repository: &'static str,
+    /// Billions of parameters.
+    billions: f32,
+    licence: &'static str,
+    /// Whether its owner wants to be asked first.
+    gated: bool,
+}
+
+const fn entry(
+    name: &'static str,
+    repository: &'static str,
+    billions: f32,
+    licence: &'static str,
+    gated: bool,
+) -> Entry {
+    Entry {
+        name,
+        repository,
+        billions,
+        licence,
+        gated,
+    }
+}
+
+const ENTRIES: [Entry; 19] = [
+    entry(
+        "tinyllama",
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        1.1,
+        "Apache-2.0",
+        false,
+    ),
+    entry(
+        "mistral-7b",
+        "mistralai/Mistral-7B-v0.1",
+        7.2,
+        "Apache-2.0",
+        true,
+    ),
+    entry(
+        "mistral-7b-instruct",
+        "mistralai/Mistral-7B-Instruct-v0.2",
+        7.2,
+        "Apache-2.0",
+        true,
+    ),
+    entry("gemma-2b", "google/gemma-2b", 2.5, "Gemma", true),
+    entry("gemma-2b-it", "google/gemma-2b-it", 2.5, "Gemma", true),
+    entry("gemma-7b", "google/gemma-7b", 8.5, "Gemma", true),
+    entry("gemma2-2b", "google/gemma-2-2b", 2.6, "Gemma", true),
+    entry("gemma2-2b-it", "google/gemma-2-2b-it", 2.6, "Gemma", true),
+    entry(
+        "llama2-7b",
+        "meta-llama/Llama-2-7b-hf",
+        6.7,
+        "Llama 2",
+        true,
+    ),
+    entry(
+        "llama2-7b-chat",
+        "meta-llama/Llama-2-7b-chat-hf",
+        6.7,
+        "Llama 2",
+        true,
+    ),
+    entry(
+        "llama3-8b",
+        "meta-llama/Meta-Llama-3-8B",
+        8.0,
+        "Llama 3",
+        true,
+    ),
+    entry(
+        "llama3.2-1b",
+        "meta-llama/Llama-3.2-1B",
+        1.2,
+        "Llama 3.2",
+        true,
+    ),
+    entry(
+        "llama3.2-1b-instruct",
+        "meta-llama/Llama-3.2-1B-Instruct",
+        1.2,
+        "Llama 3.2",
+        true,
+    ),
+    entry(
+        "codellama-7b",
+        "codellama/CodeLlama-7b-hf",
+        6.7,
+        "Llama 2",
+        false,
+    ),
+    entry(
+        "qwen2.5-0.5b-instruct",
+        "Qwen/Qwen2.5-0.5B-Instruct",
+        0.5,
+        "Apache-2.0",
+        false,
+    ),
+    entry(
+        "qwen2.5-1.5b-instruct",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        1.5,
+        "Apache-2.0",
+        false,
+    ),
+    entry("qwen3-0.6b", "Qwen/Qwen3-0.6B", 0.6, "Apache-2.0", false),
+    entry("qwen3-1.7b", "Qwen/Qwen3-1.7B", 1.7, "Apache-2.0", false),
+    entry(
+        "deepseek-r1-distill-llama-8b",
+        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+        8.0,
+        "MIT",
+        false,
+    ),
+];
+
+/// `apl-ffi models`
+pub fn run(arguments: &Arguments) -> Outcome {
+    if arguments.json {
+        let list: Vec<_> = ENTRIES
+            .iter()
+            .map(|e| json!({"name": e.name, "repository": e.repository, "billions": e.billions, "licence": e.licence, "gated": e.gated}))
+            .collect();
+        println!("{:#}", json!(list));
+        return Ok(());
+    }
+    let mut rows = vec![
+        ["name", "parameters", "licence", "gated", "repository"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    rows.extend(ENTRIES.iter().map(|e| {
+        vec![
+            e.name.to_owned(),
+            format!("{:.1} billion", e.billions),
+            e.licence.to_owned(),
+            if e.gated { "yes" } else { "" }.to_owned(),
+            e.repository.to_owned(),
+        ]
+    }));
+    table(&rows);
+    println!(
+        "\nGated: accept the licence on the model's page and set HF_TOKEN. `demo` comes with this project."
+    );
+    Ok(())
+}
+
+/// The path of a model that is on this machine: a path, or `demo`.
+pub fn local(model: &str) -> Outcome<PathBuf> {
+    let path = PathBuf::from(model);
+    if path.exists() {
+        return Ok(path);
+    }
+    if let Some(found) = shipped(model) {
+        return Ok(found);
+    }
+    let hint = if ENTRIES.iter().any(|e| e.name == model) || model.matches('/').count() == 1 {
+        format!("convert it first: apl-ffi convert {model}")
+    } else {
+        "give a path, or `demo`".to_owned()
+    };
+    Err(Failure::new(
+        3,
+        format!("there is no model {model}; {hint}"),
+    ))
+}
+
+/// A model that comes with the project, or that was converted into a folder of models.
+fn shipped(name: &str) -> Option<PathBuf> {
+    if name.contains(['/', '\\']) {
+        return None;
+    }
+    let beside = std::env::current_exe().ok();
+    let up = |n: usize| {
+        beside
+            .as_deref()
+            .and_then(|p| p.ancestors().nth(n))
+            .map(Path::to_owned)
+    };
+    let folders = [
+        std::env::var_os("APL_FFI_MODELS").map(PathBuf::from),
+        Some(PathBuf::from("models")),
+        // Installed, or as cargo builds it.
+        up(2).map(|p| p.join("share/apl_ffi/models")),
+        up(3).map(|p| p.join("models")),
+    ];
+    folders
+        .into_iter()
+        .flatten()
+        .map(|f| f.join(name))
+        .find(|p| p.is_dir())
+}
+
+/// The folder or file of a source of `convert`, fetched from the hub if it is a name there.
+pub fn fetched(source: &str) -> Outcome<PathBuf> {
+    let path = PathBuf::from(source);
+    if path.exists() {
+        return Ok(path);
+    }
+    let known = ENTRIES.iter().find(|e| e.name == source);
+    let repository = match known {
+        Some(entry) => entry.repository,
+        None if source.matches('/').count() == 1
+            && !source.starts_with(['.', '/'])
+            && !source.ends_with(".gguf") =>
+        {
+            source
+        }
+        None => {
+            return Err(Failure::new(
+                3,
+                format!(
+                    "{source} is no file or folder here, no short name (`apl-ffi models` lists them) and no OWNER/NAME of the hub"
+                ),
+            ));
+        }
+    };
+    download(repository)
+}
+
+/// Fetches what a model needs; files that are here already, or partly, are not fetched again.
+fn download(repository: &str) -> Outcome<PathBuf> {
+    let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty());
+    let mut builder = ApiBuilder::from_env().with_progress(true);
+    if token.is_some() {
+        builder = builder.with_token(token);
+    }
+    let api = builder.build().map_err(|e| refused(repository, &e))?;
+    let api = api.model(repository.to_owned());
+    let list = api.info().map_err(|e| refused(repository, &e))?;
+    let names: Vec<String> = list.siblings.into_iter().map(|s| s.rfilename).collect();
+    let wanted = |name: &str| {
+        !name.contains('/')
+            && (name.ends_with(".safetensors")
+                || name.ends_with(".json")
+                || name == "chat_template.jinja")
+            && !name.starts_with("consolidated")
+    };
+    if !names.iter().any(|n| n.ends_with(".safetensors")) {
+        return Err(Failure::new(
+            4,
+            format!("{repository} has no .safetensors; its owner has to publish it in that format"),
+        ));
+    }
+    let mut folder = None;
+    for name in names.iter().filter(|n| wanted(n)) {
+        let path = fetch(&api, repository, name)?;
+        if name == "config.json" {
+            folder = path.parent().map(Path::to_owned);
+        }
+    }
+    folder.ok_or_else(|| Failure::new(4, format!("{repository} has no config.json")))
+}
+
+fn fetch(api: &ApiRepo, repository: &str, name: &str) -> Outcome<PathBuf> {
+    api.get(name).map_err(|e| refused(repository, &e))
+}
+
+/// What can be done about a download that failed.
+fn refused(repository: &str, e: &ApiError) -> Failure {
+    let text = e.to_string();
+    let status = |code: &str| text.contains(code);
+    let message = if status("401") || status("403") {
+        format!(
+            "{repository} is gated or private: accept its licence at its page on the hub, make an access token, and set HF_TOKEN to it"
+        )
+    } else if status("404") {
+        format!("{repository} is not on the hub; check the spelling of OWNER/NAME")
+    } else {
+        format!(
+            "{repository} cannot be fetched (is there a network?): {text}; a run after this one goes on where this one stopped"
+        )
+    };
+    Failure::new(5, message)
+}

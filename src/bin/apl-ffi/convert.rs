@@ -1,0 +1,187 @@
+//! `apl-ffi convert`
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use apl_ffi::convert::{Progress, Report};
+use apl_ffi::model::source::Source;
+use apl_ffi::options::{WeightOptions, Width};
+use apl_ffi::quant::{Bits, Method};
+use apl_ffi::runtime::Runtime;
+
+use crate::terminal::{self, INTERRUPTED, bar, bytes};
+use crate::{Failure, Outcome, catalogue};
+
+/// Convert a model: fetch it if need be, quantise, write a manifest and its npz, check what was written.
+#[derive(Args)]
+pub struct Arguments {
+    /// A folder in the Hugging Face layout, a .gguf file, OWNER/NAME on the hub, or a short name (`apl-ffi models`).
+    source: String,
+    /// Bits a weight. Without it 4; weights of a GGUF file that are quantised in a way of ours are then taken over as they are.
+    #[arg(long, value_parser = bits)]
+    bits: Option<Width>,
+    /// Weights that share a scale; 0: a whole row.
+    #[arg(long, default_value_t = 32)]
+    group: usize,
+    /// How scales are chosen: from the largest weight of a group, or searched for the least error (slower, better).
+    #[arg(long, value_enum, default_value_t = Chosen::Search)]
+    method: Chosen,
+    /// With zero points: a byte a group more, and less error at 2 and 4 bits.
+    #[arg(long)]
+    asymmetric: bool,
+    /// The folder to write to. Without it, models/NAME.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// The report as JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Chosen {
+    Nearest,
+    Search,
+}
+
+fn bits(text: &str) -> Result<Width, String> {
+    match text {
+        "16" => Ok(Width::F16),
+        "32" => Ok(Width::F32),
+        _ => {
+            let bits = text.parse().ok().and_then(Bits::new);
+            bits.map(Width::Codes)
+                .ok_or_else(|| "expected 1, 2, 4 or 8; 16 and 32 keep floats".to_owned())
+        }
+    }
+}
+
+/// Does it.
+pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
+    let path = catalogue::fetched(&a.source)?;
+    let name = name_of(&a.source);
+    let out = a
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("models").join(&name));
+    let source = Source::open(&path, true)?;
+    let options = WeightOptions {
+        width: a.bits,
+        group: a.group,
+        symmetric: !a.asymmetric,
+        method: match a.method {
+            Chosen::Nearest => Method::Nearest,
+            Chosen::Search => Method::Search,
+        },
+        ..WeightOptions::default()
+    };
+    terminal::watch_interrupts()?;
+    let mut shown: Option<ProgressBar> = None;
+    let mut before = 0;
+    let mut progress = |step: Progress<'_>| match (&shown, step) {
+        (_, Progress::Begin { weights, .. }) => {
+            shown = Some(bar(
+                weights,
+                "{prefix:>9} {bar:30} {percent:>3}% {elapsed:>4} {wide_msg}",
+            ));
+            if let Some(bar) = &shown {
+                bar.set_prefix("quantise");
+            }
+        }
+        (Some(bar), Progress::Tensor { name, weights }) => {
+            bar.set_message(name.to_owned());
+            bar.inc(before);
+            before = weights;
+        }
+        (Some(bar), Progress::Writing) => {
+            bar.inc(before);
+            bar.set_prefix("write");
+            bar.set_message("");
+        }
+        (Some(bar), Progress::Checking) => bar.set_prefix("check"),
+        (None, _) => {}
+    };
+    let report = apl_ffi::convert::convert(
+        rt,
+        &source,
+        (&out, &name),
+        &options,
+        &mut progress,
+        &INTERRUPTED,
+    );
+    if let Some(bar) = &shown {
+        bar.finish_and_clear();
+    }
+    let report = match report {
+        Err(_) if terminal::interrupted() => {
+            return Err(Failure::new(130, "interrupted; nothing was changed"));
+        }
+        report => report?,
+    };
+    tell(a, &report, &source);
+    Ok(())
+}
+
+/// The name of the manifest: what the source is called, in letters that every file system takes.
+fn name_of(source: &str) -> String {
+    let last = source
+        .trim_end_matches(['/', '\\'])
+        .rsplit(['/', '\\'])
+        .next()
+        .unwrap_or("model");
+    let last = last
+        .strip_suffix(".gguf")
+        .or(last.strip_suffix(".json"))
+        .unwrap_or(last);
+    let safe: String = last
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    if safe.trim_matches('.').is_empty() {
+        "model".to_owned()
+    } else {
+        safe.to_lowercase()
+    }
+}
+
+fn tell(a: &Arguments, report: &Report, source: &Source) {
+    let weights: usize = report.matrices.iter().map(|m| m.rows * m.cols).sum();
+    let size: usize = report.matrices.iter().map(|m| m.bytes).sum();
+    if a.json {
+        let matrices: Vec<_> = report
+            .matrices
+            .iter()
+            .map(|m| json!({"name": m.name, "shape": [m.rows, m.cols], "bits": m.bits, "bytes": m.bytes, "relative_error": m.relative_error}))
+            .collect();
+        println!(
+            "{:#}",
+            json!({"manifest": report.manifest, "bits_a_weight": report.bits_a_weight, "relative_error": report.relative_error, "matrices": matrices})
+        );
+        return;
+    }
+    println!(
+        "{} ({}): {} matrices, {:.1} million weights in {}, {:.2} bits each with their scales",
+        report.manifest.display(),
+        source.architecture().family.name(),
+        report.matrices.len(),
+        weights as f64 / 1e6,
+        bytes(size),
+        report.bits_a_weight
+    );
+    println!(
+        "relative error of the weights {:.4}; opened again, every tensor and the sha256 are right",
+        report.relative_error
+    );
+    println!(
+        "next: apl-ffi run {} \"Once upon a time\"",
+        report.manifest.display()
+    );
+}

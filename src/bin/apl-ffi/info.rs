@@ -1,0 +1,44 @@
+//! `apl-ffi info`
+
+use clap::Args;
+use serde_json::json;
+
+use apl_ffi::cpu::Isa;
+use apl_ffi::runtime::Runtime;
+
+use crate::Outcome;
+
+/// Show what this build is, and what it uses on this machine.
+#[derive(Args)]
+pub struct Arguments {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does it.
+pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
+    let r = rt.resolved();
+    let available: Vec<&str> = Isa::ALL
+        .into_iter()
+        .filter(|isa| isa.available())
+        .map(Isa::name)
+        .collect();
+    if a.json {
+        println!(
+            "{:#}",
+            json!({"version": env!("CARGO_PKG_VERSION"), "backend": r.backend.name(), "backend_reason": r.reason, "isa": rt.isa().name(),
+                   "isa_available": available, "threads": rt.pool().threads()})
+        );
+        return Ok(());
+    }
+    println!("apl_ffi {}", env!("CARGO_PKG_VERSION"));
+    println!("backend {} ({})", r.backend.name(), r.reason);
+    println!(
+        "instruction set {} (there are {})",
+        rt.isa().name(),
+        available.join(", ")
+    );
+    println!("threads {}", rt.pool().threads());
+    Ok(())
+}

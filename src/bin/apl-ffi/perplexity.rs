@@ -1,0 +1,63 @@
+//! `apl-ffi perplexity`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use apl_ffi::runtime::Runtime;
+
+use crate::terminal::bar;
+use crate::{Failure, Outcome, run};
+
+/// Measure how well a model predicts a text: less is better.
+///
+/// The text is cut in windows that do not overlap; each begins with the beginning-of-sequence token, and its second half is
+/// scored, as llama.cpp's tool does it.
+#[derive(Args)]
+pub struct Arguments {
+    /// A manifest, a .gguf file, a folder, or `demo`.
+    model: String,
+    /// A file of UTF-8 text.
+    text: PathBuf,
+    /// Tokens of a window.
+    #[arg(long, default_value_t = 256)]
+    window: usize,
+    /// Only so many bytes from its beginning.
+    #[arg(long)]
+    bytes: Option<usize>,
+    /// Quantise float weights to so many bits while loading; 32 for none.
+    #[arg(long)]
+    bits: Option<u8>,
+    /// f32 (exact) or int8.
+    #[arg(long, default_value = "f32", value_parser = ["int8", "f32"])]
+    activations: String,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does it.
+pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
+    let text = std::fs::read(&a.text)
+        .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", a.text.display())))?;
+    let end = a.bytes.unwrap_or(text.len()).min(text.len());
+    let text = String::from_utf8_lossy(&text[..end]);
+    let model = run::open(rt, &a.model, a.bits, &a.activations, None)?;
+    let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");
+    let mut progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let p = apl_ffi::perplexity::perplexity(rt, &model, &text, a.window, &mut progress)?;
+    bar.finish_and_clear();
+    if a.json {
+        println!(
+            "{}",
+            json!({"perplexity": p.value(), "nll": p.nll, "tokens": p.tokens})
+        );
+    } else {
+        println!("perplexity {:.4} on {} tokens", p.value(), p.tokens);
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! `apl-ffi quickstart`
+
+use clap::Args;
+use inquire::{Confirm, Select, Text};
+
+use apl_ffi::runtime::Runtime;
+
+use crate::{Cli, Failure, Outcome, Verb, convert, info, inspect, run};
+use clap::Parser;
+
+/// A guided first tour: what this machine has, a model converted and looked at, a story told.
+#[derive(Args)]
+pub struct Arguments {}
+
+/// Does it.
+pub fn run(rt: &Runtime, _: &Arguments) -> Outcome {
+    println!(
+        "Four steps: this machine, a conversion, a look inside, a story. Esc leaves at any time.\n"
+    );
+    step(rt, &["info"])?;
+    let source = Text::new("Which model? A folder, a .gguf file, OWNER/NAME, or a short name:")
+        .with_default("models/stories")
+        .prompt()
+        .map_err(left)?;
+    let bits = Select::new("How many bits a weight?", vec!["4", "8", "2", "1"])
+        .prompt()
+        .map_err(left)?;
+    let out = Text::new("Where to?")
+        .with_default("models/quickstart")
+        .prompt()
+        .map_err(left)?;
+    step(rt, &["convert", &source, "--bits", bits, "--out", &out])?;
+    if Confirm::new("Look at its tensors?")
+        .with_default(true)
+        .prompt()
+        .map_err(left)?
+    {
+        step(rt, &["inspect", "--verify", &out])?;
+    }
+    let prompt = Text::new("What shall it go on with?")
+        .with_default("Once upon a time")
+        .prompt()
+        .map_err(left)?;
+    step(rt, &["run", &out, &prompt])
+}
+
+/// Shows a command and does what it does.
+fn step(rt: &Runtime, arguments: &[&str]) -> Outcome {
+    println!("\n$ apl-ffi {}", arguments.join(" "));
+    let parsed = Cli::try_parse_from(["apl-ffi"].iter().chain(arguments));
+    match parsed.map_err(|e| Failure::new(2, e.to_string()))?.verb {
+        Verb::Info(a) => info::run(rt, &a),
+        Verb::Convert(a) => convert::run(rt, &a),
+        Verb::Inspect(a) => inspect::run(&a),
+        Verb::Run(a) => run::run(rt, &a),
+        _ => Ok(()),
+    }
+}
+
+fn left(e: inquire::InquireError) -> Failure {
+    Failure::new(130, format!("the tour ends here: {e}"))
+}

@@ -1,0 +1,211 @@
+//! `apl-ffi run`
+
+use std::io::{BufRead, Write, stdin, stdout};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+
+use apl_ffi::error::Error;
+use apl_ffi::matmul::Activations;
+use apl_ffi::model::{Logits, Model, ModelOptions, Sampling, Session, SessionOptions};
+use apl_ffi::options::Width;
+use apl_ffi::quant::Bits;
+use apl_ffi::runtime::Runtime;
+
+use crate::terminal::{interrupted, watch_interrupts};
+use crate::{Failure, Outcome, catalogue};
+
+/// Let a model go on with a text, or talk with it.
+#[derive(Args)]
+pub struct Arguments {
+    /// A manifest, a .gguf file, a folder, or `demo`.
+    pub model: String,
+    /// The text to go on with; without it, the model begins by itself.
+    #[arg(default_value = "")]
+    pub prompt: String,
+    /// A conversation, by the model's chat template. An empty line or Ctrl-D ends it.
+    #[arg(long)]
+    pub chat: bool,
+    /// The most tokens to generate.
+    #[arg(long, short = 'n', default_value_t = 400)]
+    pub tokens: usize,
+    /// 0: always the likeliest token.
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Only so many of the likeliest tokens; 0: all.
+    #[arg(long, default_value_t = 40)]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability.
+    #[arg(long, default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Only tokens that are at least so likely as a share of the likeliest.
+    #[arg(long, default_value_t = 0.05)]
+    pub min_p: f32,
+    /// Above 1: tokens of the last 64 become less likely.
+    #[arg(long, default_value_t = 1.0)]
+    pub repeat_penalty: f32,
+    /// The same seed tells the same story.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Float weights (Hugging Face, F16 GGUF) are quantised to so many bits while loading: 1, 2, 4, 8, or 32 for none.
+    #[arg(long)]
+    pub bits: Option<u8>,
+    /// How products take their inputs: int8 (fast, under 1% of error) or f32 (exact).
+    #[arg(long, default_value = "int8", value_parser = ["int8", "f32"])]
+    pub activations: String,
+    /// The longest context.
+    #[arg(long)]
+    pub context: Option<usize>,
+    /// No figures at the end.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Opens a model as the arguments ask.
+pub fn open(
+    rt: &Runtime,
+    model: &str,
+    bits: Option<u8>,
+    activations: &str,
+    context: Option<usize>,
+) -> Outcome<Arc<Model>> {
+    let path = catalogue::local(model)?;
+    let mut options = ModelOptions {
+        context,
+        ..ModelOptions::default()
+    };
+    options.weights.width = match bits {
+        None => None,
+        Some(16) => Some(Width::F16),
+        Some(32) => Some(Width::F32),
+        Some(b) => Some(Width::Codes(Bits::new(b.into()).ok_or_else(|| {
+            Failure::new(2, format!("--bits is {b}, expected 1, 2, 4, 8, 16 or 32"))
+        })?)),
+    };
+    options.weights.activations = if activations == "f32" {
+        Activations::F32
+    } else {
+        Activations::Int8
+    };
+    Ok(Arc::new(Model::open(rt, Path::new(&path), &options)?))
+}
+
+/// Does it.
+pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
+    let begun = Instant::now();
+    let model = open(rt, &a.model, a.bits, &a.activations, a.context)?;
+    let opened = begun.elapsed();
+    if a.chat && !model.tokenizer()?.has_chat_template() {
+        return Err(Failure::new(
+            4,
+            format!(
+                "{} has no chat template: it goes on with a text, leave --chat away",
+                a.model
+            ),
+        ));
+    }
+    let options = SessionOptions {
+        sampling: Sampling {
+            temperature: a.temperature,
+            top_k: a.top_k,
+            top_p: a.top_p,
+            min_p: a.min_p,
+            repeat_penalty: a.repeat_penalty,
+            seed: a.seed,
+        },
+        ..SessionOptions::default()
+    };
+    let mut session = Session::new(rt, model.clone(), &options)?;
+    watch_interrupts()?;
+    if a.chat {
+        return chat(rt, &mut session, a);
+    }
+    print!("{}", a.prompt);
+    let ids = model.tokenizer()?.encode(&a.prompt, true)?;
+    let ids = if ids.is_empty() { vec![0] } else { ids };
+    let figures = tell(rt, &mut session, &ids, a.tokens)?;
+    println!();
+    if !a.quiet {
+        eprintln!("[opened in {:.2} s; {figures}]", opened.as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Feeds tokens and prints what follows, to the end of the text or `most` tokens.
+fn tell(rt: &Runtime, session: &mut Session, ids: &[u32], most: usize) -> Outcome<String> {
+    const ROOM: usize = 4096;
+    let begun = Instant::now();
+    session.eval(rt, ids, Logits::None)?;
+    let fed = begun.elapsed();
+    let begun = Instant::now();
+    let mut generated = 0;
+    while generated < most && !interrupted() {
+        let step = session.next(rt, ROOM)?;
+        if step.end {
+            break;
+        }
+        generated += 1;
+        print!("{}", step.piece);
+        flush()?;
+    }
+    let rate = |n: usize, time: std::time::Duration| n as f64 / time.as_secs_f64().max(1e-9);
+    Ok(format!(
+        "prompt: {} tokens, {:.0} a second; text: {generated} tokens, {:.0} a second",
+        ids.len(),
+        rate(ids.len(), fed),
+        rate(generated, begun.elapsed())
+    ))
+}
+
+/// Turns, each through the template over the whole conversation; only what is new is fed.
+fn chat(rt: &Runtime, session: &mut Session, a: &Arguments) -> Outcome {
+    let model = session.model().clone();
+    let tokenizer = model.tokenizer()?;
+    let mut messages = Vec::new();
+    let mut line = a.prompt.clone();
+    loop {
+        if line.is_empty() {
+            print!("> ");
+            flush()?;
+            let read = stdin().lock().read_line(&mut line);
+            read.map_err(|e| Error::io(format!("the terminal cannot be read: {e}")))?;
+        }
+        let text = line.trim();
+        if text.is_empty() {
+            return Ok(());
+        }
+        messages.push(json!({"role": "user", "content": text}));
+        let ids = tokenizer.encode(&tokenizer.chat(&json!(messages).to_string())?, false)?;
+        let common = ids
+            .iter()
+            .zip(session.tokens())
+            .take_while(|(a, b)| a == b)
+            .count();
+        let common = common.min(ids.len() - 1);
+        if session.rewind(rt, common).is_err() {
+            session.rewind(rt, 0)?;
+        }
+        let from = session.position();
+        let before = ids.len();
+        let figures = tell(rt, session, &ids[from..], a.tokens)?;
+        println!();
+        if !a.quiet {
+            eprintln!("[{figures}]");
+        }
+        let answer = tokenizer.decode(&session.tokens()[before..])?;
+        messages.push(json!({"role": "assistant", "content": answer}));
+        line.clear();
+        if interrupted() {
+            return Err(Failure::new(130, "interrupted"));
+        }
+    }
+}
+
+fn flush() -> Outcome {
+    stdout()
+        .flush()
+        .map_err(|e| Failure::new(3, format!("the output cannot be written: {e}")))
+}

@@ -1,0 +1,383 @@
+//! From a model as it was published to one of our own format: quantised, written, and looked at again.
+//!
+//! Tensors go through one at a time, so that the memory it takes is that of the largest matrix as float32 and its codes.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::formats::{FloatValues, FloatsView, ManifestWriter, MatrixRef, MatrixView, WeightFile};
+use crate::matmul;
+use crate::memory;
+use crate::model::source::{Role, Source, TokenizerSource, architecture_to_json};
+use crate::options::{WeightOptions, Width};
+use crate::quant::{Bits, Codes, ScalePrecision, Shape, Spec};
+use crate::runtime::Runtime;
+use crate::tokenizer::Tokenizer;
+use crate::weights;
+
+/// What happened to one matrix.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// Its canonical name.
+    pub name: String,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Bits a code; 16 and 32 are floats.
+    pub bits: usize,
+    /// Bytes of codes, scales and zero points.
+    pub bytes: usize,
+    /// The norm of the difference over the norm of the weights; 0 where the file's own codes were taken over.
+    pub relative_error: f64,
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The manifest.
+    pub manifest: PathBuf,
+    /// Every matrix.
+    pub matrices: Vec<Converted>,
+    /// The relative error over all matrices together.
+    pub relative_error: f64,
+    /// Bits a weight in truth, over all matrices: scales and zero points included.
+    pub bits_a_weight: f64,
+}
+
+/// What is told while it goes on.
+#[derive(Clone, Debug)]
+pub enum Progress<'a> {
+    /// So many tensors, with so many weights, are to be done.
+    Begin {
+        /// Matrices and vectors.
+        tensors: usize,
+        /// Elements of all of them.
+        weights: u64,
+    },
+    /// This tensor is next.
+    Tensor {
+        /// Its canonical name.
+        name: &'a str,
+        /// Its elements.
+        weights: u64,
+    },
+    /// All are done; the files are put in place.
+    Writing,
+    /// What was written is opened and compared.
+    Checking,
+}
+
+/// Converts a model: `out` is a folder, which is made if it is absent; `name` names the manifest in it.
+///
+/// Weights that are quantised already are taken over code by code, unless the options ask for another width. When
+/// `cancelled` becomes true it ends at the next tensor. An error, or an end of the process at any moment, leaves the model that was
+/// there before or the new one.
+///
+/// # Errors
+/// `ERR_IO`, `ERR_FORMAT` for a tensor that is not finite or not what was promised, `ERR_MEMORY`, `ERR_STATE` if cancelled.
+pub fn convert(
+    rt: &Runtime,
+    source: &Source,
+    (out, name): (&Path, &str),
+    options: &WeightOptions,
+    progress: &mut dyn FnMut(Progress<'_>),
+    cancelled: &AtomicBool,
+) -> Result<Report> {
+    std::fs::create_dir_all(out)
+        .map_err(|e| Error::io(format!("{} cannot be made: {e}", out.display())))?;
+    let manifest = out.join(format!("{name}.json"));
+    let mut writer = ManifestWriter::create(&manifest)?;
+    let specs = source.tensors();
+    progress(Progress::Begin {
+        tensors: specs.len(),
+        weights: specs.iter().map(|s| elements(&s.shape)).sum(),
+    });
+    let mut done = Vec::new();
+    let (mut squares, mut differences) = (0.0, 0.0);
+    let mut quantization = None;
+    for spec in &specs {
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(Error::state("interrupted: nothing was changed"));
+        }
+        progress(Progress::Tensor {
+            name: &spec.name,
+            weights: elements(&spec.shape),
+        });
+        if spec.role == Role::Vector {
+            writer.vector(&spec.name, &source.vector(&spec.name)?)?;
+            continue;
+        }
+        let view = source.matrix(&spec.name)?;
+        let one = Matrix {
+            rt,
+            name: &spec.name,
+            options,
+        };
+        let (converted, norms, said) = one
+            .write(&mut writer, view)
+            .map_err(|e| e.within(&spec.name))?;
+        squares += norms.0;
+        differences += norms.1;
+        quantization.get_or_insert(said);
+        done.push(converted);
+    }
+    progress(Progress::Writing);
+    save_tokenizer(source, out)?;
+    let weights: usize = done.iter().map(|m| m.rows * m.cols).sum();
+    let bytes: usize = done.iter().map(|m| m.bytes).sum();
+    let report = Report {
+        manifest: manifest.clone(),
+        relative_error: (differences / f64::max(squares, f64::MIN_POSITIVE)).sqrt(),
+        bits_a_weight: 8.0 * bytes as f64 / weights.max(1) as f64,
+        matrices: done,
+    };
+    let (model, fields) = described(source, options, &report, quantization);
+    writer.finish(model, fields)?;
+    progress(Progress::Checking);
+    check(&report)?;
+    Ok(report)
+}
+
+fn elements(shape: &[usize]) -> u64 {
+    shape.iter().map(|&n| n as u64).product()
+}
+
+/// One matrix on its way.
+struct Matrix<'a> {
+    rt: &'a Runtime,
+    name: &'a str,
+    options: &'a WeightOptions,
+}
+
+/// Squares of the weights, and of their differences, summed.
+type Norms = (f64, f64);
+
+impl Matrix<'_> {
+    fn write(
+        &self,
+        writer: &mut ManifestWriter,
+        view: MatrixView<'_>,
+    ) -> Result<(Converted, Norms, Value)> {
+        let (rows, cols) = view.shape();
+        let floats = match view {
+            MatrixView::Codes(view) => {
+                let codes = view.as_codes();
+                if self
+                    .options
+                    .width
+                    .is_none_or(|w| w == Width::Codes(codes.bits))
+                {
+                    return self.codes(writer, &codes, 0.0).map(|(c, said)| {
+                        let norms = (c.relative_error, 0.0);
+                        (c, norms, said)
+                    });
+                }
+                let mut w = memory::filled(rows * cols, 0.0, "a matrix as float32")?;
+                matmul::dequantize(self.rt, &codes, &mut w)?;
+                w
+            }
+            MatrixView::Floats(view) => view.to_f32()?.into_owned(),
+        };
+        match self.options.width.unwrap_or(WeightOptions::DEFAULT_WIDTH) {
+            Width::Codes(bits) => self.quantised(
+                writer,
+                &floats,
+                Shape::new(rows, cols, self.options.group),
+                bits,
+            ),
+            kept => self.floats(writer, floats, (rows, cols), kept),
+        }
+    }
+
+    /// Quantises, and measures what that costs.
+    fn quantised(
+        &self,
+        writer: &mut ManifestWriter,
+        w: &[f32],
+        shape: Shape,
+        bits: Bits,
+    ) -> Result<(Converted, Norms, Value)> {
+        let spec = Spec {
+            bits,
+            symmetric: self.options.symmetric || bits == Bits::One,
+            method: self.options.method,
+            scales: ScalePrecision::Auto,
+        };
+        let quantised = weights::quantize(self.rt, w, shape, &spec)?;
+        let codes = quantised.as_codes();
+        let (mut squares, mut differences) = (0.0, 0.0);
+        let mut row = memory::filled(shape.cols, 0.0, "a row of weights")?;
+        for (r, w) in w.chunks_exact(shape.cols.max(1)).enumerate() {
+            codes.dequantize_row(r, &mut row);
+            for (&w, &q) in w.iter().zip(&row) {
+                squares += f64::from(w) * f64::from(w);
+                differences += (f64::from(w) - f64::from(q)).powi(2);
+            }
+        }
+        let error = (differences / f64::max(squares, f64::MIN_POSITIVE)).sqrt();
+        let (converted, said) = self.codes(writer, &codes, error)?;
+        Ok((converted, (squares, differences), said))
+    }
+
+    fn codes(
+        &self,
+        writer: &mut ManifestWriter,
+        codes: &Codes<'_>,
+        relative_error: f64,
+    ) -> Result<(Converted, Value)> {
+        let Shape {
+            rows, cols, groups, ..
+        } = codes.shape;
+        let said = writer.matrix(
+            self.name,
+            &MatrixRef::Codes(*codes),
+            error_field(relative_error),
+        )?;
+        let scale_bytes = if said["scale"]["dtype"] == "float16" {
+            2
+        } else {
+            4
+        };
+        let zero_bytes = usize::from(codes.zero_points.is_some());
+        let converted = Converted {
+            name: self.name.to_owned(),
+            rows,
+            cols,
+            bits: codes.bits.get(),
+            bytes: rows * crate::quant::packed_row_bytes(cols, codes.bits)
+                + rows * groups * (scale_bytes + zero_bytes),
+            relative_error,
+        };
+        Ok((converted, said))
+    }
+
+    /// Keeps floats: as float32, or rounded to float16.
+    fn floats(
+        &self,
+        writer: &mut ManifestWriter,
+        w: Vec<f32>,
+        (rows, cols): (usize, usize),
+        kept: Width,
+    ) -> Result<(Converted, Norms, Value)> {
+        if let Some(i) = w.iter().position(|v| !v.is_finite()) {
+            return Err(Error::format(format!(
+                "weight {i} is {}, expected a finite number",
+                w[i]
+            )));
+        }
+        let (mut squares, mut differences) = (0.0, 0.0);
+        let (values, bits) = if kept == Width::F16 {
+            let half: Vec<half::f16> = w.iter().map(|&v| half::f16::from_f32(v)).collect();
+            for (&w, h) in w.iter().zip(&half) {
+                if !h.is_finite() {
+                    return Err(Error::range(format!(
+                        "a weight is {w:e}, expected at most 65504, the largest float16"
+                    )));
+                }
+                squares += f64::from(w) * f64::from(w);
+                differences += (f64::from(w) - h.to_f64()).powi(2);
+            }
+            (FloatValues::F16(half.into()), 16)
+        } else {
+            (FloatValues::F32(w.into()), 32)
+        };
+        let view = FloatsView { rows, cols, values };
+        let relative_error = (differences / f64::max(squares, f64::MIN_POSITIVE)).sqrt();
+        let said = writer.matrix(
+            self.name,
+            &MatrixRef::Floats(view),
+            error_field(relative_error),
+        )?;
+        let converted = Converted {
+            name: self.name.to_owned(),
+            rows,
+            cols,
+            bits,
+            bytes: rows * cols * bits / 8,
+            relative_error,
+        };
+        Ok((converted, (squares, differences), said))
+    }
+}
+
+fn error_field(relative_error: f64) -> Map<String, Value> {
+    Map::from_iter([("relative_error".to_owned(), json!(relative_error))])
+}
+
+/// What the manifest says of the model, and beside its weights.
+fn described(
+    source: &Source,
+    options: &WeightOptions,
+    report: &Report,
+    quantization: Option<Value>,
+) -> (Map<String, Value>, Map<String, Value>) {
+    let a = source.architecture();
+    let from = source.path().parent().unwrap_or(source.path());
+    let from = if source.kind() == "huggingface" {
+        from
+    } else {
+        source.path()
+    };
+    let object = |value: Value| match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    };
+    let model = object(json!({
+        "primary_family": a.family.name(),
+        "families": [a.family.name()],
+        "source": from.file_name().map(|n| n.to_string_lossy()),
+    }));
+    let mut quantization = quantization.unwrap_or_default();
+    quantization["method"] = json!(options.method.name());
+    let fields = object(json!({
+        "architecture": architecture_to_json(a),
+        "quantization": quantization,
+        "accuracy": {
+            "relative_error": report.relative_error,
+            "bits_a_weight": report.bits_a_weight,
+        },
+    }));
+    (model, fields)
+}
+
+/// Puts the tokenizer beside the manifest, if the model has one.
+fn save_tokenizer(source: &Source, out: &Path) -> Result<()> {
+    let tokenizer = match source.tokenizer() {
+        TokenizerSource::Folder(folder) if folder.join("tokenizer.json").is_file() => {
+            Tokenizer::from_folder(folder)?
+        }
+        TokenizerSource::Gguf(file) if file.metadata("tokenizer.ggml.model").is_some() => {
+            Tokenizer::from_gguf(file)?
+        }
+        _ => return Ok(()),
+    };
+    tokenizer.save(out)
+}
+
+/// Opens what was written: every tensor in its shape and readable, the npz as its sha256 says.
+fn check(report: &Report) -> Result<()> {
+    let written = Source::open(&report.manifest, true)?;
+    verify(written.weights())?;
+    for spec in written.tensors() {
+        match spec.role {
+            Role::Vector => drop(written.vector(&spec.name)?),
+            Role::Matrix => drop(written.matrix(&spec.name)?),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the npz of a manifest is the one that was written, by its sha256.
+///
+/// # Errors
+/// `ERR_FORMAT` if not; `ERR_IO`. Other formats have none, and pass.
+pub fn verify(file: &WeightFile) -> Result<()> {
+    match file {
+        WeightFile::Manifest(manifest) => manifest.verify(),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,86 @@
+//! How well a model predicts a text.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::model::{Logits, Model, Session, SessionOptions};
+use crate::runtime::Runtime;
+
+/// The outcome.
+#[derive(Clone, Copy, Debug)]
+pub struct Perplexity {
+    /// Tokens that were scored.
+    pub tokens: usize,
+    /// Their mean negative log-likelihood, in nats.
+    pub nll: f64,
+}
+
+impl Perplexity {
+    /// `exp(nll)`.
+    pub fn value(&self) -> f64 {
+        self.nll.exp()
+    }
+}
+
+/// Perplexity as llama.cpp's tool measures it: the text in windows of `window` tokens that do not overlap, the first token of each
+/// replaced by the beginning-of-sequence token, and of each the second half scored. What is left over at the end is not used.
+///
+/// `progress(done, windows)` is called after each window.
+///
+/// # Errors
+/// `ERR_RANGE` if the text has fewer tokens than a window; those of [`Session::eval`].
+pub fn perplexity(
+    rt: &Runtime,
+    model: &Arc<Model>,
+    text: &str,
+    window: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Perplexity> {
+    let tokenizer = model.tokenizer()?;
+    let mut ids = tokenizer.encode(text, true)?;
+    if window < 2 || window > model.context() {
+        return Err(Error::range(format!(
+            "a window of {window} tokens, expected 2 to {}, the model's context",
+            model.context()
+        )));
+    }
+    if ids.len() < window {
+        return Err(Error::range(format!(
+            "the text has {} tokens, expected at least a window of {window}",
+            ids.len()
+        )));
+    }
+    let vocabulary = model.architecture().vocabulary;
+    let options = SessionOptions {
+        context: Some(window),
+        ..SessionOptions::default()
+    };
+    let mut session = Session::new(rt, model.clone(), &options)?;
+    let mut logits = memory::filled(window * vocabulary, 0.0, "the logits of a window")?;
+    let windows = ids.len() / window;
+    let (mut sum, mut tokens) = (0.0, 0);
+    for (i, ids) in ids.chunks_exact_mut(window).enumerate() {
+        if let Some(bos) = tokenizer.bos() {
+            ids[0] = bos;
+        }
+        session.rewind(rt, 0)?;
+        session.eval(rt, ids, Logits::All(&mut logits))?;
+        for t in window / 2..window - 1 {
+            sum += surprise(&logits[t * vocabulary..][..vocabulary], ids[t + 1]);
+            tokens += 1;
+        }
+        progress(i + 1, windows);
+    }
+    Ok(Perplexity {
+        tokens,
+        nll: sum / f64::from(tokens.max(1) as u32),
+    })
+}
+
+/// `-ln softmax(logits)[token]`
+fn surprise(logits: &[f32], token: u32) -> f64 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - top).exp()).sum();
+    sum.ln() - f64::from(logits[token as usize] - top)
+}
