@@ -17,7 +17,7 @@ ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
 export CC CFLAGS
 
-.PHONY: help build run test ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers
+.PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -44,6 +44,29 @@ test: ## every test: Rust, C and C++, and programs against an installed tree
 
 ctest: build ## the C programs, a line a test
 	ctest/run.sh $(RELEASE) target/ctest
+
+apltest: ## the APL side alone: its source checked, ⎕NA emulated, every function called through it
+	$(CARGO) test --test apl
+
+# An APL interpreter of others, from PyPI.
+LIBJAY = target/libjay
+$(LIBJAY)/ready:
+	$(PYTHON) -m venv $(LIBJAY)
+	$(LIBJAY)/bin/pip install -q --disable-pip-version-check libjay==0.4.99
+	@touch $@
+
+apltest-libjay: build $(LIBJAY)/ready ## the functions and the examples of the APL namespace in libjay, an APL interpreter
+	$(LIBJAY)/bin/python apl/tests/interpreted.py $(RELEASE)/libapl_ffi.so $(MODELS)
+
+# An array language of others; where it is not installed it is built, which takes minutes.
+UIUA ?= $(or $(shell command -v uiua),target/uiua/bin/uiua)
+MODEL ?= tests/data/models/llama3
+target/uiua/bin/uiua:
+	$(CARGO) install uiua --version 0.19.1 --debug --no-default-features --features binary,ffi --root target/uiua \
+	  --target-dir target/uiua-build
+
+apltest-uiua: build $(UIUA) ## the library from Uiua; MODEL is what it talks with
+	APL_FFI_LIBRARY='$(abspath $(RELEASE))/libapl_ffi.so' MODEL='$(abspath $(MODEL))' $(UIUA) run interop/uiua/quantised.ua
 
 header: ## include/apl_ffi.h, from the sources
 	APL_FFI_BLESS=1 $(CARGO) test --test header the_header_is
