@@ -62,7 +62,7 @@ apltest-libjay: build $(LIBJAY)/ready ## the functions and the examples of the A
 
 # An array language of others; where it is not installed it is built, which takes minutes.
 UIUA ?= $(or $(shell command -v uiua),target/uiua/bin/uiua)
-MODEL ?= tests/data/models/llama3
+MODEL ?= models/demo/stories.json
 target/uiua/bin/uiua:
 	$(CARGO) install uiua --version 0.19.1 --debug --no-default-features --features binary,ffi --root target/uiua \
 	  --target-dir target/uiua-build
