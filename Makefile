@@ -50,7 +50,7 @@ ctest: build ## the C programs, a line a test
 apltest: ## the APL side alone: its source checked, ⎕NA emulated, every function called through it
 	$(CARGO) test --test apl
 
-# An APL interpreter of others, from PyPI.
+# An APL interpreter of others.
 LIBJAY = target/libjay
 $(LIBJAY)/ready:
 	$(PYTHON) -m venv $(LIBJAY)

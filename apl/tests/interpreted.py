@@ -276,7 +276,8 @@ def transformer(session, folder, positions):
 
     q = config["num_attention_heads"]
     c = config.get("head_dim", config["hidden_size"] // q)
-    sizes = [q, config["num_key_value_heads"], c, config["rope_theta"], config["rms_norm_eps"]]
+    theta = {**config, **config.get("rope_parameters", {})}.get("rope_theta", 10000.0)
+    sizes = [q, config["num_key_value_heads"], c, theta, config["rms_norm_eps"]]
     # A file with tied embeddings has them by either name.
     size = int.from_bytes(file.read_bytes()[:8], "little")
     names = json.loads(file.read_bytes()[8:8 + size])

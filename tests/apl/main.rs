@@ -183,3 +183,48 @@ fn so_is_what_the_library_says_of_itself() {
             .unwrap();
     }
 }
+
+/// The manual has a row for each function that a user calls, which are those that signal, and for no other.
+#[test]
+fn the_manual_lists_every_function() {
+    let manual = fs::read_to_string(root().join("apl/README.md")).unwrap();
+    let rows: Vec<&str> = manual
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric()))
+        .collect();
+    let space = namespace();
+    let public: Vec<&str> = space
+        .functions
+        .iter()
+        .filter(|f| f.uses_system("⎕SIGNAL"))
+        .map(|f| f.name.as_str())
+        .collect();
+    let sorted = |mut names: Vec<&str>| -> Vec<String> {
+        names.sort_unstable();
+        names.into_iter().map(str::to_owned).collect()
+    };
+    assert_eq!(sorted(rows), sorted(public));
+}
+
+/// What Tatin asks of a package: the keys that it requires, files that are there, the version of the crate.
+#[test]
+fn the_package_is_what_tatin_asks() {
+    let text = fs::read_to_string(root().join("apl/apl-package.json")).unwrap();
+    let value = |key: &str| -> String {
+        let line = text
+            .lines()
+            .find_map(|l| l.trim().strip_prefix(&format!("{key}: ")));
+        let line = line.unwrap_or_else(|| panic!("{key} is missing"));
+        line.trim_end_matches(',').trim_matches('"').to_owned()
+    };
+    for required in ["description", "tags", "group", "name", "license"] {
+        assert!(!value(required).is_empty(), "{required}");
+    }
+    assert_eq!(value("version"), env!("CARGO_PKG_VERSION"));
+    assert_eq!((value("io"), value("ml")), ("0".to_owned(), "1".to_owned()));
+    for file in [value("source"), value("assets"), value("documentation")] {
+        assert!(root().join("apl").join(&file).exists(), "{file}");
+    }
+    assert!(namespace_text().contains("⎕IO←0 ⋄ ⎕ML←1"));
+}
