@@ -22,15 +22,17 @@ export CC CFLAGS
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
-build: ## the library, optimised
+build: ## the library and the command line, optimised
 	$(CARGO) build --release
 
 # For `install`, which is run by someone who may have no compiler: it takes the library that is there.
 $(RELEASE)/libapl_ffi.so:
 	$(CARGO) build --release
 
-run: $(DEMO) ## the table of error, size and speed of this machine
+run: $(DEMO) ## the table of error, size and speed of this machine, and a story by the demonstration model
 	./$(DEMO)
+	@echo
+	$(RELEASE)/apl-ffi run demo "Once upon a time" --temperature 0.5
 
 # The library is found at run time by its soname, beside the program.
 $(DEMO): ctest/demo.c include/apl_ffi.h build

@@ -1,6 +1,7 @@
 //! Tokens a second of a model in the shape of TinyLlama-1.1B with random weights: prefill of 512 and decode.
 //!
-//! `cargo bench --bench decode [-- --threads N] [--bits 8,4,2,1] [--activations int8|f32] [--tokens N]`. Each decoded token
+//! `cargo bench --bench decode [-- --threads N] [--bits 8,4,2,1] [--activations int8|f32] [--tokens N]`, or with `--open PATH` how long
+//! it takes to open a model, and the most memory that took. Each decoded token
 //! reads every matrix but the embedding once; its share is those bytes a second over what the same threads read from memory in
 //! the same run, both sampled in turn.
 
@@ -11,13 +12,14 @@ mod ceilings;
 mod stats;
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use apl_ffi::error::Result;
 use apl_ffi::matmul::{Activations, Weights};
 use apl_ffi::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
-use apl_ffi::model::{Logits, Model, Session, SessionOptions, Tensors};
+use apl_ffi::model::{Logits, Model, ModelOptions, Session, SessionOptions, Tensors};
 use apl_ffi::quant::{Bits, Codes, Packing, Per, ScaleValues, Shape, packed_row_bytes};
 use apl_ffi::runtime::{Config, Runtime};
 
@@ -175,6 +177,23 @@ fn measure(
     Ok(())
 }
 
+fn open(rt: &Runtime, path: &Path) -> Result<()> {
+    let mut model = None;
+    let seconds = seconds(|| model = Some(Model::open(rt, path, &ModelOptions::default())));
+    let bytes = model.expect("opened")?.weight_bytes().0;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status
+        .lines()
+        .find(|l| l.starts_with("VmHWM:"))
+        .unwrap_or("");
+    println!(
+        "{:.3} s for {:.0} MB of weights; {peak}",
+        seconds,
+        bytes as f64 / 1e6
+    );
+    Ok(())
+}
+
 fn value<'a>(words: &'a [String], key: &str) -> Option<&'a str> {
     let at = words.iter().position(|w| w == key)?;
     words.get(at + 1).map(String::as_str)
@@ -195,6 +214,9 @@ fn main() -> Result<()> {
         threads: number("--threads", 2),
         ..Config::default()
     })?;
+    if let Some(path) = value(&words, "--open") {
+        return open(&rt, path.as_ref());
+    }
     let mut ceilings = Ceilings::new(rt.isa(), 512 << 20);
     let widths = value(&words, "--bits").unwrap_or("8,4,2,1");
     for bits in widths.split(',').filter_map(|b| Bits::new(b.parse().ok()?)) {

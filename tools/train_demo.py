@@ -315,7 +315,10 @@ def main():
 
     told = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)
     print(f"as saved: {bits_a_byte(lambda ids: told(ids).logits, tokenizer, held_out):.4f} bits a byte")
-    for temperature in (0, 0.6, 0.8):
+    greedily = tell(told, tokenizer, "Once upon a time", 0, random, most=CONTEXT)
+    (options.out / "reference_greedy.txt").write_text(greedily + "\n", encoding="utf-8")
+    print(f"--- greedily\n{greedily}")
+    for temperature in (0.6, 0.8):
         print(f"--- temperature {temperature}\n{tell(told, tokenizer, 'Once upon a time', temperature, random)}")
 
 

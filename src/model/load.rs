@@ -70,8 +70,10 @@ pub(super) struct FromDisk<'a> {
 
 impl Tensors for FromDisk<'_> {
     fn matrix(&self, name: &str) -> Result<Weights> {
-        weights::from_view(self.rt, self.source.matrix(name)?, self.options)
-            .map_err(|e| e.within(name))
+        let made = weights::from_view(self.rt, self.source.matrix(name)?, self.options);
+        // Each tensor is read once: kept, the pages of the file would double the memory of a model.
+        self.source.weights().forget();
+        made.map_err(|e| e.within(name))
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {

@@ -57,7 +57,7 @@ pub(super) fn silu_times<L: Lanes>(l: L, gate: &mut [f32], up: &[f32]) {
 #[inline(always)]
 pub(super) fn gelu_times<L: Lanes>(l: L, gate: &mut [f32], up: &[f32]) {
     // 0.5 (1 + tanh(u)) = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3).
-    const A: f32 = 1.595_769_1;
+    const A: f32 = 1.595_769;
     let (a, b) = (l.splat(A), l.splat(A * 0.044_715));
     map!(l, gate, up, |x, up| {
         let twice = l.mul(x, l.mul_add(l.mul(x, x), b, a));
