@@ -17,20 +17,22 @@ ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
 export CC CFLAGS
 
-.PHONY: help build run test ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers
+.PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
-build: ## the library, optimised
+build: ## the library and the command line, optimised
 	$(CARGO) build --release
 
 # For `install`, which is run by someone who may have no compiler: it takes the library that is there.
 $(RELEASE)/libapl_ffi.so:
 	$(CARGO) build --release
 
-run: $(DEMO) ## the table of error, size and speed of this machine
+run: $(DEMO) ## the table of error, size and speed of this machine, and a story by the demonstration model
 	./$(DEMO)
+	@echo
+	$(RELEASE)/apl-ffi run demo "Once upon a time" --temperature 0.5
 
 # The library is found at run time by its soname, beside the program.
 $(DEMO): ctest/demo.c include/apl_ffi.h build
@@ -44,6 +46,29 @@ test: ## every test: Rust, C and C++, and programs against an installed tree
 
 ctest: build ## the C programs, a line a test
 	ctest/run.sh $(RELEASE) target/ctest
+
+apltest: ## the APL side alone: its source checked, ⎕NA emulated, every function called through it
+	$(CARGO) test --test apl
+
+# An APL interpreter of others.
+LIBJAY = target/libjay
+$(LIBJAY)/ready:
+	$(PYTHON) -m venv $(LIBJAY)
+	$(LIBJAY)/bin/pip install -q --disable-pip-version-check libjay==0.4.99
+	@touch $@
+
+apltest-libjay: build $(LIBJAY)/ready ## the functions and the examples of the APL namespace in libjay, an APL interpreter
+	$(LIBJAY)/bin/python apl/tests/interpreted.py $(RELEASE)/libapl_ffi.so $(MODELS)
+
+# An array language of others; where it is not installed it is built, which takes minutes.
+UIUA ?= $(or $(shell command -v uiua),target/uiua/bin/uiua)
+MODEL ?= models/demo/stories.json
+target/uiua/bin/uiua:
+	$(CARGO) install uiua --version 0.19.1 --debug --no-default-features --features binary,ffi --root target/uiua \
+	  --target-dir target/uiua-build
+
+apltest-uiua: build $(UIUA) ## the library from Uiua; MODEL is what it talks with
+	APL_FFI_LIBRARY='$(abspath $(RELEASE))/libapl_ffi.so' MODEL='$(abspath $(MODEL))' $(UIUA) run interop/uiua/quantised.ua
 
 header: ## include/apl_ffi.h, from the sources
 	APL_FFI_BLESS=1 $(CARGO) test --test header the_header_is

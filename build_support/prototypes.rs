@@ -134,13 +134,13 @@ impl<'a> Declared<'a> {
         }
     }
 
-    /// `next` is the name of the parameter after this one: an array is followed by its length, and a
-    /// text that comes out by its capacity. What is followed by neither is one value.
+    /// `next` is the name of the parameter after this one: an array is followed by its length, or by its
+    /// capacity where it is cut to that. What is followed by neither is one value.
     fn argument(&self, next: &str) -> Option<String> {
         let direction = if self.constant { '<' } else { '>' };
-        let is_array = next.strip_suffix("_len") == Some(self.name);
+        let is_array = next.strip_suffix("_len") == Some(self.name) || next == "capacity";
         Some(match (self.pointer, self.base) {
-            (true, "char") if self.constant || next == "capacity" => format!("{direction}0UTF8[]"),
+            (true, "char") if self.constant || is_array => format!("{direction}0UTF8[]"),
             (true, _) if is_array => format!("{direction}{}[]", self.number()?),
             (true, _) if !self.constant => format!(">{}", self.number()?),
             (false, _) => self.number()?.to_owned(),

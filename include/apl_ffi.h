@@ -365,9 +365,9 @@ int32_t apl_weights_from_f64(const double *w, int64_t w_len, int64_t rows, int64
 /**
  * Makes a handle of one named matrix out of a file: a manifest (.json), a .gguf or a .safetensors file.
  *
- * `path`, `name`: text. `options`: as for `apl_weights_from_f32`, and `"mmap"`: true (default) maps the file,
- * false reads it. Weights that are quantised already are taken as stored, unless `"bits"` is given and
- * differs; floats are quantised by the options.
+ * `path`, `name`: text; a vector in the file is a matrix of one row. `options`: as for `apl_weights_from_f32`,
+ * and `"mmap"`: true (default) maps the file, false reads it. Weights that are quantised already are taken as
+ * stored, unless `"bits"` is given and differs; floats are quantised by the options.
  * Output: `handle`, to be freed by `apl_weights_free`. A file that is cut short by someone while it is mapped
  * cannot be survived.
  *

@@ -139,6 +139,7 @@ pub fn convert(
         let (converted, norms, said) = one
             .write(&mut writer, view)
             .map_err(|e| e.within(&spec.name))?;
+        source.weights().forget();
         squares += norms.0;
         differences += norms.1;
         quantization.get_or_insert(said);

@@ -27,3 +27,15 @@ pub fn with_capacity<T>(capacity: usize, what: &str) -> Result<Vec<T>> {
     })?;
     Ok(v)
 }
+
+/// Makes a buffer `len` elements long, of any contents, that is written again and again: it never shrinks.
+///
+/// # Errors
+/// `ERR_MEMORY` if the allocator refuses; `what` names the buffer in the message.
+pub fn resize<T: Clone + Default>(buffer: &mut Vec<T>, len: usize, what: &str) -> Result<()> {
+    if len > buffer.capacity() {
+        *buffer = with_capacity(len, what)?;
+    }
+    buffer.resize(len, T::default());
+    Ok(())
+}

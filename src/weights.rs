@@ -112,14 +112,20 @@ pub fn quantize<T: Element>(rt: &Runtime, w: &[T], shape: Shape, spec: &Spec) ->
     })
 }
 
-/// One named matrix out of a file. Weights that are quantised already are taken as stored, unless the options
+/// One named matrix out of a file; a vector is a matrix of one row. Weights that are quantised already are taken as stored, unless the options
 /// ask for another width; floats are quantised by the options.
 ///
 /// # Errors
 /// Those of [`formats::open`], [`formats::WeightFile::matrix`] and [`from_floats`].
 pub fn open(rt: &Runtime, path: &Path, name: &str, options: &WeightOptions) -> Result<Weights> {
     let file = formats::open(path, options.mmap)?;
-    from_view(rt, file.matrix(name)?, options)
+    let is_vector = file.shape(name)?.is_some_and(|shape| shape.len() == 1);
+    let found = if is_vector {
+        file.vector(name)?
+    } else {
+        file.matrix(name)?
+    };
+    from_view(rt, found, options)
 }
 
 /// A matrix of a file, by the rules of [`open`].

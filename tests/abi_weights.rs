@@ -477,6 +477,20 @@ fn save(handle: i32, path: &str, name: &str) -> i32 {
 }
 
 #[test]
+fn a_vector_of_a_file_is_a_matrix_of_one_row() {
+    let path = format!(
+        "{}/tests/data/models/mistral/model.safetensors",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let opened = open(&path, "model.norm.weight", r#"{"bits":32}"#)
+        .unwrap_or_else(|_| panic!("{}", last_error()));
+    let info = weights_info(opened);
+    assert_eq!((&info["rows"], &info["cols"]), (&json!(1), &json!(20)));
+    assert!(dequantized(opened, 20).iter().any(|&w| w != 0.0));
+    assert_eq!(apl_weights_free(opened), APL_FFI_OK);
+}
+
+#[test]
 fn saved_and_opened_again() {
     let path = format!("{}/saved.json", env!("CARGO_TARGET_TMPDIR"));
     let w = Numbers::new(41).floats(7 * 70);

@@ -67,6 +67,16 @@ impl FileBytes {
 }
 
 impl FileBytes {
+    /// Gives the memory of what was read of a mapped file back to the system, which reads it again if it is asked for.
+    pub fn forget(&self) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = &self.0 {
+            // SAFETY: the map is of a file and nobody can have written to it, so that its pages come back with the contents of
+            // the file: what `open` relies on anyhow. A refusal costs memory and nothing else.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// The contents as an owned vector.
     pub(super) fn into_vec(self) -> Result<Vec<u8>> {
         match self.0 {

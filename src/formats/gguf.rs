@@ -67,6 +67,11 @@ const TEXT: u32 = 8;
 const ARRAY: u32 = 9;
 
 impl Gguf {
+    /// See [`super::WeightFile::forget`].
+    pub fn forget(&self) {
+        self.bytes.forget();
+    }
+
     /// Checks the container.
     ///
     /// # Errors

@@ -90,6 +90,13 @@ enum Stored<'a> {
 }
 
 impl Manifest {
+    /// See [`super::WeightFile::forget`].
+    pub fn forget(&self) {
+        if let Some(npz) = &self.npz {
+            npz.forget();
+        }
+    }
+
     /// Reads a manifest that lies in `folder`, and opens the npz that it names.
     ///
     /// # Errors

@@ -174,6 +174,16 @@ impl WeightFile {
         }
     }
 
+    /// Gives the memory of what was read of mapped files back to the system: for who goes through a file once.
+    pub fn forget(&self) {
+        match self {
+            WeightFile::Manifest(f) => f.forget(),
+            WeightFile::SafeTensors(f) => f.forget(),
+            WeightFile::Sharded(f) => f.forget(),
+            WeightFile::Gguf(f) => f.forget(),
+        }
+    }
+
     fn none(&self, what: &str, name: &str) -> Error {
         Error::format(format!(
             "there is no {what} named {name:?}; {}",

@@ -36,6 +36,11 @@ struct Entry {
 }
 
 impl Npz {
+    /// See [`super::WeightFile::forget`].
+    pub fn forget(&self) {
+        self.bytes.forget();
+    }
+
     /// Checks the archive's directory against the file. The arrays themselves are checked when they are read.
     ///
     /// # Errors

@@ -48,6 +48,11 @@ fn element_bytes(dtype: &str) -> Option<usize> {
 }
 
 impl SafeTensors {
+    /// See [`super::WeightFile::forget`].
+    pub fn forget(&self) {
+        self.bytes.forget();
+    }
+
     /// Checks the header against the data.
     ///
     /// # Errors
@@ -233,6 +238,15 @@ impl Sharded {
     /// `ERR_IO` where its shard cannot be opened, `ERR_FORMAT` where that does not hold it.
     pub fn shape(&self, name: &str) -> Option<Result<&[usize]>> {
         self.in_shard(name, |shard| shard.shape(name).map(Ok))
+    }
+
+    /// See [`super::WeightFile::forget`].
+    pub fn forget(&self) {
+        for (_, shard) in &self.shards {
+            if let Some(opened) = shard.get() {
+                opened.forget();
+            }
+        }
     }
 
     fn in_shard<'a, T>(

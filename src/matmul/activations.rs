@@ -3,12 +3,16 @@
 //! The vectors are cut into blocks of the widths that the kernels have. A block that begins at vector `v` begins at `v` times
 //! the size of one vector in every buffer here, whatever the widths before it.
 
+use super::tasks::{lock, members, run};
 use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
 use crate::cpu::tile::{Int8Acts, TileKernels, WIDTHS};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::quant::Bits;
+use crate::runtime::Hands;
 use std::borrow::Cow;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The blocks of `vectors`: first vector and width of each.
 pub fn blocks(vectors: std::ops::Range<usize>) -> impl Iterator<Item = (usize, usize)> {
@@ -20,7 +24,8 @@ pub fn blocks(vectors: std::ops::Range<usize>) -> impl Iterator<Item = (usize, u
     })
 }
 
-/// int8 activations.
+/// int8 activations; memory that one product needed serves the next.
+#[derive(Default)]
 pub struct Int8 {
     codes: Vec<i8>,
     scales: Vec<f32>,
@@ -29,57 +34,126 @@ pub struct Int8 {
     vector_blocks: usize,
 }
 
+/// Vectors that are quantised by one task: the widest block, so that what a task writes is contiguous.
+const VECTORS_A_TASK: usize = WIDTHS[0];
+
+/// Activations that a thread quantises in a nanosecond, about.
+const QUANTIZED_PER_NS: usize = 4;
+
+/// Quantises single vectors for matrices of one layout.
+struct Quantizer<'a> {
+    k: &'a TileKernels,
+    l: &'a Layout,
+}
+
+impl Quantizer<'_> {
+    /// `codes` are padded with zeros; false, and anything in the outputs, if a value is not finite.
+    fn vector(
+        &self,
+        x: &[f32],
+        codes: &mut [i8],
+        scales: &mut [f32],
+        corrections: &mut [i32],
+    ) -> bool {
+        let block = self.l.block_subs * SUB_COLS;
+        let (codes, padding) = codes.split_at_mut(x.len());
+        padding.fill(0);
+        // SAFETY: `k` exists, so the processor has its features.
+        let finite = unsafe { self.k.quantize()(x, block, codes, scales, corrections) };
+        let factor = match self.l.zero {
+            ZeroKind::Constant(z) => -z,
+            ZeroKind::PerGroup => -1,
+        };
+        for c in corrections {
+            *c *= factor;
+        }
+        finite
+    }
+}
+
 impl Int8 {
     /// Quantises `n` vectors; `x` is `(n, cols)`.
     ///
     /// # Errors
     /// `ERR_RANGE` naming the vector and the column if a value is not finite; `ERR_MEMORY`.
-    pub fn new(k: &TileKernels, l: &Layout, x: &[f32], n: usize) -> Result<Int8> {
-        let (cols, padded, per) = (l.shape.cols, l.total_subs() * SUB_COLS, l.blocks());
-        let mut a = Int8 {
-            codes: memory::filled(n * padded, 0, "int8 activations")?,
-            scales: memory::filled(n * per, 0.0, "activation scales")?,
-            corrections: memory::filled(n * per, 0, "activation sums")?,
-            vector_codes: padded,
-            vector_blocks: per,
+    pub fn set(
+        &mut self,
+        k: &TileKernels,
+        hands: Hands<'_>,
+        l: &Layout,
+        x: &[f32],
+        n: usize,
+    ) -> Result<()> {
+        let (padded, per) = (l.total_subs() * SUB_COLS, l.blocks());
+        (self.vector_codes, self.vector_blocks) = (padded, per);
+        memory::resize(&mut self.codes, n * padded, "int8 activations")?;
+        memory::resize(&mut self.scales, n * per, "activation scales")?;
+        memory::resize(&mut self.corrections, n * per, "activation sums")?;
+        let quantize = Quantizer { k, l };
+        let finite = if n == 1 {
+            quantize.vector(x, &mut self.codes, &mut self.scales, &mut self.corrections)
+        } else {
+            self.set_many(&quantize, hands, x)?
         };
-        let block = l.block_subs * SUB_COLS;
-        let factor = match l.zero {
-            ZeroKind::Constant(z) => -z,
-            ZeroKind::PerGroup => -1,
-        };
-        let mut one = (
-            memory::filled(padded, 0i8, "an activation vector")?,
-            memory::filled(per, 0f32, "the scales of a vector")?,
-            memory::filled(per, 0i32, "the sums of a vector")?,
+        if let Some(i) = (!finite)
+            .then(|| x.iter().position(|x| !x.is_finite()))
+            .flatten()
+        {
+            return Err(Error::range(format!(
+                "x is {} at vector {}, column {}: int8 activations must be finite",
+                x[i],
+                i / l.shape.cols,
+                i % l.shape.cols
+            )));
+        }
+        Ok(())
+    }
+
+    /// Several vectors, shared; whether all of them are finite.
+    fn set_many(&mut self, quantize: &Quantizer<'_>, hands: Hands<'_>, x: &[f32]) -> Result<bool> {
+        let (padded, per, cols) = (self.vector_codes, self.vector_blocks, quantize.l.shape.cols);
+        let inputs = x.chunks(VECTORS_A_TASK * cols);
+        let mut outputs = memory::with_capacity(inputs.len(), "the list of tasks")?;
+        outputs.extend(
+            (self.codes.chunks_mut(VECTORS_A_TASK * padded))
+                .zip(self.scales.chunks_mut(VECTORS_A_TASK * per))
+                .zip(self.corrections.chunks_mut(VECTORS_A_TASK * per))
+                .map(|((codes, scales), corrections)| Mutex::new((codes, scales, corrections))),
         );
-        for (first, width) in blocks(0..n) {
-            for v in 0..width {
-                let x = &x[(first + v) * cols..][..cols];
-                let (codes, scales, sums) = (&mut one.0, &mut one.1, &mut one.2);
-                // SAFETY: `k` exists, so the processor has its features.
-                if !unsafe { k.quantize()(x, block, &mut codes[..cols], scales, sums) } {
-                    let column = x.iter().position(|x| !x.is_finite()).unwrap_or(0);
-                    return Err(Error::range(format!(
-                        "x is {} at vector {}, column {column}: int8 activations must be finite",
-                        x[column],
-                        first + v
-                    )));
-                }
-                let to = &mut a.codes[first * padded..(first + width) * padded];
-                for (to, from) in to
-                    .chunks_exact_mut(width * SUB_COLS)
-                    .zip(codes.chunks_exact(SUB_COLS))
-                {
-                    to[v * SUB_COLS..][..SUB_COLS].copy_from_slice(from);
-                }
-                for b in 0..per {
-                    a.scales[first * per + b * width + v] = scales[b];
-                    a.corrections[first * per + b * width + v] = factor * sums[b];
+        let one = || {
+            Ok((
+                memory::filled(padded, 0i8, "an activation vector")?,
+                memory::filled(per, 0f32, "the scales of a vector")?,
+                memory::filled(per, 0i32, "the sums of a vector")?,
+            ))
+        };
+        let finite = AtomicBool::new(true);
+        let members = members(hands, x.len() / QUANTIZED_PER_NS);
+        run(hands, members, outputs.len(), one, |one, task| {
+            let x = &x[task * VECTORS_A_TASK * cols..];
+            let x = &x[..x.len().min(VECTORS_A_TASK * cols)];
+            let (codes, scales, corrections) = &mut *lock(&outputs[task]);
+            for (first, width) in blocks(0..x.len() / cols) {
+                for v in 0..width {
+                    let x = &x[(first + v) * cols..][..cols];
+                    if !quantize.vector(x, &mut one.0, &mut one.1, &mut one.2) {
+                        finite.store(false, Ordering::Relaxed);
+                    }
+                    let to = &mut codes[first * padded..(first + width) * padded];
+                    for (to, from) in to
+                        .chunks_exact_mut(width * SUB_COLS)
+                        .zip(one.0.chunks_exact(SUB_COLS))
+                    {
+                        to[v * SUB_COLS..][..SUB_COLS].copy_from_slice(from);
+                    }
+                    for b in 0..per {
+                        scales[first * per + b * width + v] = one.1[b];
+                        corrections[first * per + b * width + v] = one.2[b];
+                    }
                 }
             }
-        }
-        Ok(a)
+        })?;
+        Ok(finite.into_inner())
     }
 
     /// The block of `width` vectors that begins at vector `first`, from sub-block `sub` and activation block `block` on.

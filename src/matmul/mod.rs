@@ -8,9 +8,11 @@ mod rows;
 mod tasks;
 mod tiles;
 mod weights;
+mod workspace;
 
 pub use tasks::Output;
 pub use weights::{Activations, Weights};
+pub use workspace::Workspace;
 
 use crate::cpu::rows::RowSource;
 use crate::error::Result;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
 use crate::memory;
-use crate::runtime::Hands;
+use crate::runtime::{Hands, Shared};
 
 /// Nanoseconds of work below which the calling thread works alone: waking a thread costs 3 to 10 µs, so that
 /// a second one has nothing to give.
@@ -44,19 +44,47 @@ pub fn run<S: Send>(
         for _ in 0..workers {
             scratches.push(Mutex::new(scratch()?));
         }
-        let next = AtomicUsize::new(0);
-        team.run(workers, &|worker| {
-            let mut scratch = lock(&scratches[worker]);
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    break;
-                }
-                job(&mut scratch, task);
-            }
-        });
+        claim(team, &scratches, tasks, &job);
         Ok(())
     })
+}
+
+/// As [`run`], with as many scratches as threads may take part, made before: it allocates nothing.
+pub fn run_with<S: Send>(
+    hands: Hands<'_>,
+    scratches: &[Mutex<S>],
+    tasks: usize,
+    job: impl Fn(&mut S, usize) + Sync,
+) {
+    if scratches.len() == 1 || tasks == 1 {
+        let mut scratch = lock(&scratches[0]);
+        (0..tasks).for_each(|task| job(&mut scratch, task));
+        return;
+    }
+    hands.share(|team| {
+        let workers = team.members().min(scratches.len()).min(tasks);
+        claim(team, &scratches[..workers], tasks, &job);
+    });
+}
+
+/// A thread for each scratch claims tasks until none is left.
+fn claim<S: Send>(
+    team: &dyn Shared,
+    scratches: &[Mutex<S>],
+    tasks: usize,
+    job: &(impl Fn(&mut S, usize) + Sync),
+) {
+    let next = AtomicUsize::new(0);
+    team.run(scratches.len(), &|worker| {
+        let mut scratch = lock(&scratches[worker]);
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
+            }
+            job(&mut scratch, task);
+        }
+    });
 }
 
 /// As [`run`], the tasks being the chunks of `len` elements of `out`, the last one perhaps short:
@@ -79,7 +107,7 @@ pub fn run_chunks<T: Send, S: Send>(
 }
 
 /// A lock that no two threads ever want: what it guards was left by a task that is over, if by a panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,7 +1,8 @@
 //! The weight object: a matrix converted once for multiplication.
 
 use super::rows;
-use super::tiles::Tiles;
+use super::tiles::{TOGETHER, Tiles};
+use super::workspace::Workspace;
 use crate::cpu::layout::Layout;
 use crate::cpu::rows::RowSource;
 use crate::error::{Error, Result};
@@ -274,6 +275,52 @@ impl Weights {
         }
     }
 
+    /// Products of several matrices with the same vectors, by those `hands`: `x` is `(n, cols)`, and each matrix comes with its `y`
+    /// `(n, rows)`. Where int8 activations are the same for all of them, they are quantised once, the threads share one run of
+    /// tasks, and nothing is allocated that `workspace` has already.
+    ///
+    /// # Errors
+    /// As [`Weights::multiply`]; any of the results may then have been written.
+    pub fn multiply_all(
+        rt: &Runtime,
+        hands: Hands<'_>,
+        workspace: &mut Workspace,
+        x: &[f32],
+        n: usize,
+        products: &mut [(&Weights, &mut [f32])],
+    ) -> Result<()> {
+        let first = products.first().and_then(|(w, _)| w.int8_tiles());
+        let together = first.map(|tiles| *tiles.layout()).filter(|layout| {
+            let tiles = |w: &Weights| w.int8_tiles().is_some_and(|t| t.shares_activations(layout));
+            products.iter().all(|(w, _)| tiles(w)) && products.len() <= TOGETHER
+        });
+        if together.is_none() {
+            return products
+                .iter_mut()
+                .try_for_each(|(weights, y)| weights.multiply_by(rt, hands, x, y, n));
+        }
+        let mut rest = products.iter_mut();
+        let tiles = std::array::from_fn(|_| match rest.next()? {
+            (
+                Weights {
+                    form: Form::Tiles(t),
+                    ..
+                },
+                y,
+            ) => Some((t, &mut **y)),
+            _ => None,
+        });
+        Tiles::multiply_int8(&rt.kernels().tiles, hands, workspace, x, n, tiles)
+    }
+
+    /// The tiles, if these are what is multiplied with int8 activations.
+    fn int8_tiles(&self) -> Option<&Tiles> {
+        match &self.form {
+            Form::Tiles(tiles) if self.activations == Activations::Int8 => Some(tiles),
+            _ => None,
+        }
+    }
+
     /// The weights as the row-major path reads them, or the tiles that they are in.
     fn rows_form(&self) -> std::result::Result<RowSource<'_>, &Tiles> {
         match &self.form {
@@ -335,4 +382,71 @@ fn owned(c: &Codes<'_>) -> Result<CodesBuf> {
         scales,
         zero_points,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Config;
+    use crate::testing::{Kind, Random, random_codes};
+
+    #[test]
+    fn together_gives_the_bits_of_one_by_one() {
+        let mut r = Random::new(8);
+        for threads in [1, 3] {
+            let config = format!(r#"{{"threads": {threads}}}"#);
+            let rt = Runtime::new(Config::from_json(&config).unwrap()).unwrap();
+            let mut matrix = |rows, cols, group, bits, activations| {
+                let shape = Shape::new(rows, cols, group);
+                let codes = random_codes(&mut r, shape, bits, Kind::ALL[0]);
+                Weights::from_codes(&rt, &codes.as_codes(), activations).unwrap()
+            };
+            let int8 = Activations::Int8;
+            let sets = [
+                [
+                    matrix(1000, 700, 32, Bits::Four, int8),
+                    matrix(40, 700, 32, Bits::Four, int8),
+                    matrix(3, 700, 32, Bits::Four, int8),
+                ],
+                // Another width, another group, another way to take activations.
+                [
+                    matrix(100, 700, 32, Bits::Four, int8),
+                    matrix(40, 700, 32, Bits::Eight, int8),
+                    matrix(33, 700, 32, Bits::Four, int8),
+                ],
+                [
+                    matrix(100, 700, 64, Bits::Two, int8),
+                    matrix(40, 700, 128, Bits::Two, int8),
+                    matrix(33, 700, 25, Bits::Two, int8),
+                ],
+                [
+                    matrix(64, 700, 0, Bits::One, int8),
+                    matrix(64, 700, 0, Bits::One, Activations::F32),
+                    matrix(64, 700, 0, Bits::One, Activations::Sign),
+                ],
+            ];
+            let mut workspace = Workspace::default();
+            for n in [1, 37, 2, 1] {
+                let x = Random::new(n as u64).gaussian(n * 700);
+                for set in &sets {
+                    let mut found = set.each_ref().map(|w| vec![f32::NAN; n * w.rows()]);
+                    let expected = set.each_ref().map(|w| {
+                        let mut y = vec![f32::NAN; n * w.rows()];
+                        w.multiply(&rt, &x, &mut y, n).unwrap();
+                        y
+                    });
+                    let mut products: Vec<(&Weights, &mut [f32])> = set
+                        .iter()
+                        .zip(found.iter_mut().map(|y| &mut y[..]))
+                        .collect();
+                    for part in [0..3, 0..1, 1..3] {
+                        let hands = Hands::Pool(rt.pool());
+                        let part = &mut products[part];
+                        Weights::multiply_all(&rt, hands, &mut workspace, &x, n, part).unwrap();
+                    }
+                    assert_eq!(found, expected, "{threads} {n}");
+                }
+            }
+        }
+    }
 }

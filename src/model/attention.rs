@@ -1,37 +1,104 @@
-//! Causal attention of a block of queries over the cache, grouped queries, windows and soft caps.
+//! Causal attention of a block of queries over the cache: grouped queries, windows, soft caps.
+//!
+//! The queries that share a key/value head, of all positions, are rows; a *tile* is up to [`ROWS`] of them. A row's softmax is
+//! taken by chunks of positions: each gives the largest score, the sum of the exponentials and the mixed values, and these
+//! *parts* are put together in the order of the chunks. Whether one thread does all chunks of a tile or several share
+//! them, and whatever the tile, a row gets the same bits.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::architecture::Architecture;
 use super::cache::Layer;
-use crate::cpu::vector::{Cached, VectorKernels};
+use crate::cpu::vector::{BLOCK, CHUNK, Cached, Chunk, ROWS, VectorKernels};
 use crate::error::Result;
 use crate::matmul::Output;
 use crate::memory;
 use crate::runtime::Shared;
 
-/// Positions whose queries pass together over the keys: each key is then widened once for all of them.
-const TOGETHER: usize = 8;
+/// What attention needs beside its operands.
+pub(super) struct Scratch {
+    threads: Vec<Mutex<Thread>>,
+    /// Parts of tiles whose chunks are shared: `(tiles, chunks, part)`.
+    parts: Vec<f32>,
+}
 
 /// What each thread needs.
-pub(super) struct Scratch {
-    /// `(rows, context)`
-    scores: Vec<f32>,
-    /// `(rows, head_dim)`
+struct Thread {
+    scores: [Chunk; ROWS],
+    /// `(head_dim, rows)`
     queries: Vec<f32>,
-    /// `(rows, head_dim)`
+    part: Part,
+    sum: Part,
+}
+
+/// Attention of a tile over some chunks.
+struct Part {
+    /// The largest score of each row; minus infinity: it sees none of the positions.
+    largest: [f32; ROWS],
+    /// The sum of `exp(score - largest)`.
+    sums: [f32; ROWS],
+    /// Values weighted with these exponentials: `(rows, width)`.
     mixed: Vec<f32>,
 }
 
+impl Part {
+    fn new(width: usize) -> Result<Part> {
+        Ok(Part {
+            largest: [f32::NEG_INFINITY; ROWS],
+            sums: [0.0; ROWS],
+            mixed: memory::filled(ROWS * width, 0.0, "mixed values")?,
+        })
+    }
+
+    fn clear(&mut self) {
+        self.largest = [f32::NEG_INFINITY; ROWS];
+        self.sums = [0.0; ROWS];
+        self.mixed.fill(0.0);
+    }
+
+    /// Puts the next chunk's part of row `r` to this one.
+    fn add(&mut self, r: usize, (largest, sum, mixed): (f32, f32, &[f32])) {
+        if largest == f32::NEG_INFINITY {
+            return;
+        }
+        let width = mixed.len();
+        let top = self.largest[r].max(largest);
+        let (old, new) = ((self.largest[r] - top).exp(), (largest - top).exp());
+        self.largest[r] = top;
+        self.sums[r] = self.sums[r] * old + sum * new;
+        for (to, v) in self.mixed[r * width..][..width].iter_mut().zip(mixed) {
+            *to = *to * old + v * new;
+        }
+    }
+}
+
+/// Elements of the part of a row in [`Scratch::parts`]: the mixed values, the largest score, the sum.
+fn row_part(width: usize) -> usize {
+    width + 2
+}
+
 impl Scratch {
-    /// For at most `n` positions at once.
-    pub fn new(a: &Architecture, context: usize, n: usize) -> Result<Scratch> {
-        let rows = n.min(TOGETHER) * (a.heads / a.kv_heads);
+    /// For sequences of up to `context` tokens on up to `threads` threads.
+    pub fn new(a: &Architecture, context: usize, threads: usize) -> Result<Scratch> {
+        let width = a.head_dim.next_multiple_of(BLOCK);
+        let mut list = memory::with_capacity(threads, "the scratch of attention")?;
+        for _ in 0..threads {
+            list.push(Mutex::new(Thread {
+                scores: [Chunk([0.0; CHUNK]); ROWS],
+                queries: memory::filled(ROWS * a.head_dim, 0.0, "queries")?,
+                part: Part::new(width)?,
+                sum: Part::new(width)?,
+            }));
+        }
+        let chunks = context.div_ceil(CHUNK) + 1;
+        let rows = a.kv_heads * (a.heads / a.kv_heads).next_multiple_of(ROWS);
+        let parts = rows.saturating_mul(chunks).saturating_mul(row_part(width));
+        let shared = threads > 1 && context > CHUNK;
         Ok(Scratch {
-            scores: memory::filled(rows.saturating_mul(context), 0.0, "attention scores")?,
-            queries: memory::filled(rows * a.head_dim, 0.0, "queries")?,
-            mixed: memory::filled(rows * a.head_dim, 0.0, "mixed values")?,
+            threads: list,
+            parts: memory::filled(if shared { parts } else { 0 }, 0.0, "parts of attention")?,
         })
     }
 }
@@ -49,109 +116,179 @@ pub(super) struct Attention<'a, T> {
 
 impl<T: Cached> Attention<'_, T> {
     /// Writes `(n, heads, head_dim)`.
-    pub fn run(&self, team: &dyn Shared, scratch: &[Mutex<Scratch>], out: &mut [f32]) {
+    pub fn run(&self, team: &dyn Shared, scratch: &mut Scratch, out: &mut [f32]) {
         let a = self.architecture;
-        let n = self.queries.len() / (a.heads * a.head_dim);
-        let tasks = a.kv_heads * n.div_ceil(TOGETHER);
+        let n = self.positions();
+        let tiles = a.kv_heads * self.tiles();
         let out = Output::new(out);
-        // Later positions see more, so they come first.
-        let one = |scratch: &mut Scratch, task: usize| {
-            let block = n.div_ceil(TOGETHER) - 1 - task / a.kv_heads;
-            self.block(scratch, task % a.kv_heads, block * TOGETHER, &out);
+        let last = self.first + n - 1;
+        let chunks = self.least(self.first) / CHUNK..last / CHUNK + 1;
+        let work = self.queries.len() * (self.first + n - self.least(last));
+        let threads = &scratch.threads;
+        let members = match work < ALONE {
+            true => 1,
+            false => team.members().min(threads.len()),
         };
-        let workers = team.members().min(tasks).min(scratch.len());
-        let work = self.queries.len() * (self.first + n).min(self.window.unwrap_or(usize::MAX));
-        if workers <= 1 || work < ALONE {
-            let mut scratch = scratch[0].lock().unwrap_or_else(PoisonError::into_inner);
-            (0..tasks).for_each(|task| one(&mut scratch, task));
-            return;
+        let part = ROWS * row_part(self.layer.width());
+        let parts = tiles * chunks.len() * part;
+        if members == 1 || tiles >= 2 * members || chunks.len() == 1 || parts > scratch.parts.len()
+        {
+            // Later positions see more, so they come first.
+            return share(team, members, threads, tiles, |t, task| {
+                self.tile(t, tiles - 1 - task, chunks.clone(), &out);
+            });
         }
-        let next = AtomicUsize::new(0);
-        team.run(workers, &|worker| {
-            let mut scratch = scratch[worker]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    break;
-                }
-                one(&mut scratch, task);
-            }
+        let shared = Output::new(&mut scratch.parts[..parts]);
+        share(team, members, threads, tiles * chunks.len(), |t, task| {
+            let (tile, c) = (task / chunks.len(), task % chunks.len());
+            self.load(t, tile);
+            self.chunk(t, tile, chunks.start + c);
+            self.write_part(&t.part, &shared, task * part);
         });
+        let t = &mut *threads[0].lock().unwrap_or_else(PoisonError::into_inner);
+        for (tile, parts) in scratch.parts[..parts]
+            .chunks_exact(chunks.len() * part)
+            .enumerate()
+        {
+            t.sum.clear();
+            for chunk in parts.chunks_exact(part) {
+                for (r, row) in chunk.chunks_exact(row_part(self.layer.width())).enumerate() {
+                    let (mixed, ends) = row.split_at(self.layer.width());
+                    t.sum.add(r, (ends[0], ends[1], mixed));
+                }
+            }
+            self.finish(&t.sum, tile, &out);
+        }
     }
 
-    /// The queries of a key/value head of up to [`TOGETHER`] positions from `start` of the block on.
-    fn block(&self, scratch: &mut Scratch, head: usize, start: usize, out: &Output<'_>) {
+    /// All chunks of a tile.
+    fn tile(&self, t: &mut Thread, tile: usize, chunks: Range<usize>, out: &Output<'_>) {
+        let width = self.layer.width();
+        self.load(t, tile);
+        t.sum.clear();
+        for c in chunks {
+            self.chunk(t, tile, c);
+            for r in 0..self.rows(tile).len() {
+                let p = &t.part;
+                let mixed = &p.mixed[r * width..][..width];
+                t.sum.add(r, (p.largest[r], p.sums[r], mixed));
+            }
+        }
+        self.finish(&t.sum, tile, out);
+    }
+
+    /// The part of a tile, whose queries are loaded, that chunk `c` gives.
+    fn chunk(&self, t: &mut Thread, tile: usize, c: usize) {
         let a = self.architecture;
-        let (width, group) = (a.head_dim, a.heads / a.kv_heads);
-        let n = self.queries.len() / (a.heads * width);
-        let positions = TOGETHER.min(n - start);
-        let rows = positions * group;
-        let query = |t: usize, g: usize| ((start + t) * a.heads + head * group + g) * width;
-        for t in 0..positions {
-            for g in 0..group {
-                let to = &mut scratch.queries[(t * group + g) * width..][..width];
-                to.copy_from_slice(&self.queries[query(t, g)..][..width]);
+        let (head, rows, width) = (tile / self.tiles(), self.rows(tile), self.layer.width());
+        let padded = VectorKernels::padded_rows(rows.len());
+        let seen = |row: usize| {
+            let position = self.first + row / self.group();
+            let first = self.least(position).max(c * CHUNK);
+            let end = (position + 1).min((c + 1) * CHUNK);
+            first..end.max(first)
+        };
+        t.part.clear();
+        // What any of the rows sees.
+        let (start, end) = (seen(rows.start).start, seen(rows.end - 1).end);
+        if start >= end {
+            return;
+        }
+        let scores = &mut t.scores[..padded];
+        let queries = &t.queries[..padded * a.head_dim];
+        let blocks = start / BLOCK..end.div_ceil(BLOCK);
+        let at = blocks.start - c * (CHUNK / BLOCK);
+        for (before, keys) in self.layer.keys(head, blocks.clone()) {
+            self.kernels.scores(queries, keys, at + before, scores);
+        }
+        for (r, scores) in scores.iter_mut().enumerate() {
+            let seen = match rows.start + r {
+                row if row < rows.end => seen(row),
+                _ => 0..0,
+            };
+            if seen.is_empty() {
+                scores.0.fill(0.0);
+                continue;
+            }
+            if let Some(cap) = a.attention_softcap {
+                let scores = &mut scores.0[at * BLOCK..][..blocks.len() * BLOCK];
+                self.kernels.softcap(scores, cap);
+            }
+            let seen = seen.start - c * CHUNK..seen.end - c * CHUNK;
+            (t.part.largest[r], t.part.sums[r]) = self.kernels.softmax(scores, seen);
+        }
+        for (before, values) in self.layer.values(head, start..end) {
+            let mixed = &mut t.part.mixed[..padded * width];
+            self.kernels
+                .mix(scores, start - c * CHUNK + before, values, mixed);
+        }
+    }
+
+    /// The queries of a tile, transposed; zeros where rows are missing.
+    fn load(&self, t: &mut Thread, tile: usize) {
+        let dim = self.architecture.head_dim;
+        let rows = self.rows(tile);
+        let padded = VectorKernels::padded_rows(rows.len());
+        let queries = &mut t.queries[..padded * dim];
+        queries.fill(0.0);
+        for (r, row) in rows.enumerate() {
+            let from = &self.queries[self.at(tile, row)..][..dim];
+            for (to, q) in queries[r..].iter_mut().step_by(padded).zip(from) {
+                *to = *q;
             }
         }
-        // All keys that any of the positions sees.
-        let least = self.least(self.first + start);
-        let end = self.first + start + positions;
-        let stride = end - least;
-        let scores = &mut scratch.scores[..rows * stride];
-        let queries = &scratch.queries[..rows * width];
-        let rest = &self.layer.keys[head * self.layer.slots * width..];
-        let runs = self.layer.runs(least, end);
-        let mut at = 0;
-        for run in runs.clone() {
-            if !run.is_empty() {
-                let len = run.len();
-                self.kernels.dots(
-                    queries,
-                    &rest[run.start * width..run.end * width],
-                    &mut scores[at..],
-                    width,
-                    stride,
-                );
-                at += len;
+    }
+
+    fn finish(&self, sum: &Part, tile: usize, out: &Output<'_>) {
+        let width = self.layer.width();
+        for (r, row) in self.rows(tile).enumerate() {
+            let (at, factor) = (self.at(tile, row), 1.0 / sum.sums[r]);
+            let mixed = &sum.mixed[r * width..][..self.architecture.head_dim];
+            for (i, v) in mixed.iter().enumerate() {
+                out.set(at + i, v * factor);
             }
         }
-        for t in 0..positions {
-            // What this position may see, of what was computed.
-            let seen = self.least(self.first + start + t) - least..stride - (positions - 1 - t);
-            for g in 0..group {
-                let row = &mut scores[(t * group + g) * stride..][..stride];
-                self.kernels
-                    .softmax(&mut row[seen.clone()], a.attention_softcap);
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
-            }
-        }
-        let mixed = &mut scratch.mixed[..rows * width];
-        mixed.fill(0.0);
-        let rest = &self.layer.values[head * self.layer.slots * width..];
-        let mut at = 0;
-        for run in runs {
-            if !run.is_empty() {
-                let len = run.len();
-                self.kernels.mix(
-                    mixed,
-                    &scores[at..],
-                    &rest[run.start * width..run.end * width],
-                    stride,
-                );
-                at += len;
-            }
-        }
-        for t in 0..positions {
-            for g in 0..group {
-                let from = &mixed[(t * group + g) * width..][..width];
-                for (i, &v) in from.iter().enumerate() {
-                    out.set(query(t, g) + i, v);
+    }
+
+    fn write_part(&self, part: &Part, to: &Output<'_>, at: usize) {
+        let width = self.layer.width();
+        for r in 0..ROWS {
+            let at = at + r * row_part(width);
+            to.set(at + width, part.largest[r]);
+            to.set(at + width + 1, part.sums[r]);
+            if part.largest[r] != f32::NEG_INFINITY {
+                for (i, v) in part.mixed[r * width..][..width].iter().enumerate() {
+                    to.set(at + i, *v);
                 }
             }
         }
+    }
+
+    fn positions(&self) -> usize {
+        self.queries.len() / (self.architecture.heads * self.architecture.head_dim)
+    }
+
+    /// Query heads that share a key/value head.
+    fn group(&self) -> usize {
+        self.architecture.heads / self.architecture.kv_heads
+    }
+
+    /// Tiles of a key/value head.
+    fn tiles(&self) -> usize {
+        (self.positions() * self.group()).div_ceil(ROWS)
+    }
+
+    /// The rows of a tile: positions × queries of its head.
+    fn rows(&self, tile: usize) -> Range<usize> {
+        let first = tile % self.tiles() * ROWS;
+        first..(first + ROWS).min(self.positions() * self.group())
+    }
+
+    /// Where the query of a row begins, and its output.
+    fn at(&self, tile: usize, row: usize) -> usize {
+        let a = self.architecture;
+        let head = tile / self.tiles() * self.group() + row % self.group();
+        (row / self.group() * a.heads + head) * a.head_dim
     }
 
     /// The first position that a position sees.
@@ -160,5 +297,33 @@ impl<T: Cached> Attention<'_, T> {
     }
 }
 
-/// Products of elements below which the calling thread works alone.
+/// Runs the tasks on at most `members` threads, each with its own scratch.
+fn share(
+    team: &dyn Shared,
+    members: usize,
+    threads: &[Mutex<Thread>],
+    tasks: usize,
+    job: impl Fn(&mut Thread, usize) + Sync,
+) {
+    let next = AtomicUsize::new(0);
+    let worker = |worker: usize| {
+        let mut thread = threads[worker]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let task = next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
+            }
+            job(&mut thread, task);
+        }
+    };
+    match members.min(tasks) {
+        0 => {}
+        1 => worker(0),
+        workers => team.run(workers, &worker),
+    }
+}
+
+/// Products of elements below which the calling thread works alone: some 5 µs.
 const ALONE: usize = 1 << 15;

@@ -1,30 +1,44 @@
 //! Keys and values of the positions that were fed.
 
+use std::ops::Range;
+
 use bytemuck::Zeroable;
 use half::f16;
 
 use super::architecture::Architecture;
 use super::options::Precision;
-use crate::cpu::vector::Cached;
+use crate::cpu::vector::{BLOCK, Cached, VectorKernels};
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// The cache of all layers.
 ///
 /// A layer that sees every position has room for the whole context. One with a sliding window is a ring with room for its
-/// window and the block that is being fed, so that every query of a block still finds what it may see.
+/// window and the tokens that are fed together, so that each of them still finds what it may see.
 pub(super) enum Cache {
     F16(Vec<Layer<f16>>),
     F32(Vec<Layer<f32>>),
 }
 
-/// Keys and values of a layer: `(kv_heads, slots, head_dim)` each.
+/// Keys and values of a layer, in the form that the kernels read (see [`crate::cpu::vector`]).
+///
+/// A position's slot is the position modulo the number of slots, a multiple of [`BLOCK`]: a block of positions is a block of
+/// slots.
 pub(super) struct Layer<T> {
-    pub keys: Vec<T>,
-    pub values: Vec<T>,
-    pub slots: usize,
+    /// `(kv_heads, slots / BLOCK, head_dim, BLOCK)`
+    keys: Vec<T>,
+    /// `(kv_heads, slots, width)`
+    values: Vec<T>,
+    slots: usize,
+    head_dim: usize,
+    /// A head of values, rounded up to whole vectors.
+    width: usize,
+    /// `(head_dim)`
+    narrowed: Vec<T>,
 }
 
 impl Cache {
+    /// For sequences of up to `context` tokens, fed `block` at a time at most.
     pub fn new(
         a: &Architecture,
         precision: Precision,
@@ -55,8 +69,8 @@ impl Cache {
 
     pub fn bytes(&self) -> usize {
         match self {
-            Cache::F16(layers) => layers.iter().map(|l| 4 * l.keys.len()).sum(),
-            Cache::F32(layers) => layers.iter().map(|l| 8 * l.keys.len()).sum(),
+            Cache::F16(layers) => layers.iter().map(Layer::bytes).sum(),
+            Cache::F32(layers) => layers.iter().map(Layer::bytes).sum(),
         }
     }
 }
@@ -66,12 +80,15 @@ fn layers<T: Cached + Zeroable>(
     context: usize,
     block: usize,
 ) -> Result<Vec<Layer<T>>> {
+    let width = a.head_dim.next_multiple_of(16);
     let layer = |window: &Option<usize>| {
         let slots = window.map_or(context, |w| context.min(w.saturating_add(block)));
-        let len = slots.checked_mul(a.kv_heads * a.head_dim);
         // Zeroed by the system, so that positions that are never fed cost nothing.
-        let zeroed = || {
-            len.and_then(|len| bytemuck::allocation::try_zeroed_vec(len).ok())
+        let zeroed = |width: usize| {
+            slots
+                .checked_next_multiple_of(BLOCK)
+                .and_then(|slots| slots.checked_mul(a.kv_heads * width))
+                .and_then(|len| bytemuck::allocation::try_zeroed_vec(len).ok())
                 .ok_or_else(|| {
                     Error::memory(format!(
                         "no memory for keys and values of a context of {context} positions"
@@ -79,34 +96,88 @@ fn layers<T: Cached + Zeroable>(
                 })
         };
         Ok(Layer {
-            keys: zeroed()?,
-            values: zeroed()?,
-            slots,
+            keys: zeroed(a.head_dim)?,
+            values: zeroed(width)?,
+            slots: slots.next_multiple_of(BLOCK),
+            head_dim: a.head_dim,
+            width,
+            narrowed: memory::filled(a.head_dim, T::zeroed(), "a narrowed key")?,
         })
     };
     a.windows.iter().map(layer).collect()
 }
 
 impl<T: Cached> Layer<T> {
+    fn bytes(&self) -> usize {
+        size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())
+    }
+
     /// Keeps the keys and values of the positions from `first` on: `(n, kv_heads, head_dim)` each.
-    pub fn keep(&mut self, first: usize, keys: &[f32], values: &[f32], heads: usize, width: usize) {
-        for (from, to) in [(keys, &mut self.keys), (values, &mut self.values)] {
-            for (t, from) in from.chunks_exact(heads * width).enumerate() {
-                let slot = (first + t) % self.slots;
-                for (h, from) in from.chunks_exact(width).enumerate() {
-                    let to = &mut to[(h * self.slots + slot) * width..][..width];
-                    for (to, &from) in to.iter_mut().zip(from) {
-                        *to = T::rounded(from);
-                    }
-                }
+    pub fn keep(&mut self, k: &VectorKernels, first: usize, keys: &[f32], values: &[f32]) {
+        let (dim, heads) = (self.head_dim, self.values.len() / (self.slots * self.width));
+        for (i, (key, value)) in keys
+            .chunks_exact(dim)
+            .zip(values.chunks_exact(dim))
+            .enumerate()
+        {
+            let (slot, head) = ((first + i / heads) % self.slots, i % heads);
+            let to = &mut self.values[(head * self.slots + slot) * self.width..][..dim];
+            T::narrow(k, value, to);
+            T::narrow(k, key, &mut self.narrowed);
+            let at = (head * self.slots + slot / BLOCK * BLOCK) * dim + slot % BLOCK;
+            let to = self.keys[at..].iter_mut().step_by(BLOCK);
+            for (to, &key) in to.zip(&self.narrowed) {
+                *to = key;
             }
         }
     }
 
-    /// The slots of the positions from `first` to before `end`, as at most two runs in order.
-    pub fn runs(&self, first: usize, end: usize) -> [std::ops::Range<usize>; 2] {
-        let (from, len) = (first % self.slots, end - first);
-        let straight = len.min(self.slots - from);
-        [from..from + straight, 0..len - straight]
+    /// Keys of a head: those of the blocks of positions in `blocks`, which are at most as many as there are slots for, in
+    /// at most two parts, with the number of blocks before each.
+    pub fn keys(&self, head: usize, blocks: Range<usize>) -> [(usize, &[T]); 2] {
+        let size = BLOCK * self.head_dim;
+        let keys = &self.keys[head * self.slots * self.head_dim..][..self.slots * self.head_dim];
+        parts(keys, size, blocks)
+    }
+
+    /// Values of a head, as [`Layer::keys`], by positions.
+    pub fn values(&self, head: usize, positions: Range<usize>) -> [(usize, &[T]); 2] {
+        let values = &self.values[head * self.slots * self.width..][..self.slots * self.width];
+        parts(values, self.width, positions)
+    }
+
+    /// The width of a head of values.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+}
+
+/// The items of `range` in a ring of items of `size` elements.
+fn parts<T>(ring: &[T], size: usize, range: Range<usize>) -> [(usize, &[T]); 2] {
+    let slots = ring.len() / size;
+    let from = range.start % slots;
+    let straight = range.len().min(slots - from);
+    let rest = range.len() - straight;
+    [
+        (0, &ring[from * size..(from + straight) * size]),
+        (straight, &ring[..rest * size]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts;
+
+    #[test]
+    fn a_ring_is_read_in_at_most_two_parts() {
+        let ring: Vec<usize> = (0..10).collect();
+        for start in 0..12 {
+            for len in 0..=5 {
+                let [(zero, a), (before, b)] = parts(&ring, 2, start..start + len);
+                assert_eq!((zero, before * 2), (0, a.len()));
+                let expected: Vec<usize> = (start * 2..(start + len) * 2).map(|i| i % 10).collect();
+                assert_eq!([a, b].concat(), expected);
+            }
+        }
     }
 }

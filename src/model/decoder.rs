@@ -1,7 +1,7 @@
 //! The forward pass: tokens in, logits out. A layer reads as in [`super::architecture`].
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::architecture::{Activation, Architecture};
 use super::attention::{Attention, Scratch};
@@ -10,6 +10,7 @@ use super::load::{Layer, Linear, Parameters};
 use super::rope::Rotary;
 use crate::cpu::vector::{Cached, VectorKernels};
 use crate::error::{Error, Result};
+use crate::matmul::{Weights, Workspace};
 use crate::memory;
 use crate::runtime::{Hands, Runtime, Shared};
 
@@ -37,7 +38,8 @@ pub enum Logits<'a> {
 pub(super) struct State {
     pub cache: Cache,
     rotary: Rotary,
-    attention: Vec<Mutex<Scratch>>,
+    attention: Scratch,
+    workspace: Workspace,
     /// The residual stream `(n, hidden)`.
     x: Vec<f32>,
     /// Its norm, and the outputs of products that are added to it `(n, hidden)`.
@@ -66,14 +68,11 @@ impl State {
             memory::filled(len, 0.0f32, "the buffers of a session")
         };
         let (query, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let mut attention = Vec::new();
-        for _ in 0..threads {
-            attention.push(Mutex::new(Scratch::new(a, context, n)?));
-        }
         Ok(State {
             cache,
             rotary: Rotary::new(&a.rope, a.head_dim, n)?,
-            attention,
+            attention: Scratch::new(a, context, threads)?,
+            workspace: Workspace::default(),
             x: buffer(a.hidden)?,
             a: buffer(a.hidden)?,
             b: buffer(a.hidden)?,
@@ -165,9 +164,16 @@ impl Pass<'_> {
             n * a.kv_heads * a.head_dim,
         );
         self.norms(&s.x[..hidden], &l.input_norm, &mut s.a[..hidden]);
-        self.product(&l.q, &s.a[..hidden], &mut s.q[..query], n)?;
-        self.product(&l.k, &s.a[..hidden], &mut s.k[..kv], n)?;
-        self.product(&l.v, &s.a[..hidden], &mut s.v[..kv], n)?;
+        self.products(
+            &mut s.workspace,
+            &s.a[..hidden],
+            n,
+            &mut [
+                (&l.q, &mut s.q[..query]),
+                (&l.k, &mut s.k[..kv]),
+                (&l.v, &mut s.v[..kv]),
+            ],
+        )?;
         let (q_norm, k_norm) = l
             .qk_norm
             .as_ref()
@@ -187,7 +193,7 @@ impl Pass<'_> {
                 &s.q,
                 &s.k,
                 &s.v,
-                &s.attention,
+                &mut s.attention,
                 &mut s.mixed,
             ),
             Cache::F32(layers) => self.attend(
@@ -196,11 +202,12 @@ impl Pass<'_> {
                 &s.q,
                 &s.k,
                 &s.v,
-                &s.attention,
+                &mut s.attention,
                 &mut s.mixed,
             ),
         }
-        self.product(&l.o, &s.mixed[..query], &mut s.a[..hidden], n)?;
+        let (x, y) = (&s.mixed[..query], &mut s.a[..hidden]);
+        self.products(&mut s.workspace, x, n, &mut [(&l.o, y)])?;
         self.add(
             s,
             l.post_norms.as_ref().map(|(attention, _)| attention),
@@ -220,17 +227,11 @@ impl Pass<'_> {
         q: &[f32],
         k: &[f32],
         v: &[f32],
-        scratch: &[Mutex<Scratch>],
+        scratch: &mut Scratch,
         mixed: &mut [f32],
     ) {
         let a = self.architecture;
-        layer.keep(
-            block.first,
-            &k[..block.kv],
-            &v[..block.kv],
-            a.kv_heads,
-            a.head_dim,
-        );
+        layer.keep(self.kernels(), block.first, &k[..block.kv], &v[..block.kv]);
         Attention {
             kernels: self.kernels(),
             architecture: a,
@@ -247,17 +248,22 @@ impl Pass<'_> {
         let a = self.architecture;
         let (hidden, wide) = (n * a.hidden, n * a.intermediate);
         self.norms(&s.x[..hidden], &l.mlp_norm, &mut s.b[..hidden]);
-        self.product(&l.gate, &s.b[..hidden], &mut s.gate[..wide], n)?;
-        self.product(&l.up, &s.b[..hidden], &mut s.up[..wide], n)?;
-        match a.activation {
-            Activation::Silu => self
-                .kernels()
-                .silu_times(&mut s.gate[..wide], &s.up[..wide]),
-            Activation::GeluTanh => self
-                .kernels()
-                .gelu_times(&mut s.gate[..wide], &s.up[..wide]),
-        }
-        self.product(&l.down, &s.gate[..wide], &mut s.a[..hidden], n)?;
+        self.products(
+            &mut s.workspace,
+            &s.b[..hidden],
+            n,
+            &mut [(&l.gate, &mut s.gate[..wide]), (&l.up, &mut s.up[..wide])],
+        )?;
+        let (kernels, up) = (*self.kernels(), &s.up[..wide]);
+        let gate = match a.activation {
+            Activation::Silu => VectorKernels::silu_times,
+            Activation::GeluTanh => VectorKernels::gelu_times,
+        };
+        self.each(&mut s.gate[..wide], a.intermediate, &|t, row| {
+            gate(&kernels, row, &up[t * a.intermediate..][..a.intermediate]);
+        });
+        let (x, y) = (&s.gate[..wide], &mut s.a[..hidden]);
+        self.products(&mut s.workspace, x, n, &mut [(&l.down, y)])?;
         self.add(s, l.post_norms.as_ref().map(|(_, mlp)| mlp), hidden);
         Ok(())
     }
@@ -274,6 +280,27 @@ impl Pass<'_> {
         }
     }
 
+    /// `job(t, row)` for each row of `data` `(n, width)`: of many tokens shared, of a few by the calling thread.
+    fn each(&self, data: &mut [f32], width: usize, job: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let n = data.len() / width;
+        let workers = self.team.members();
+        if n < SHARED_ROWS || workers == 1 {
+            data.chunks_exact_mut(width)
+                .enumerate()
+                .for_each(|(t, row)| job(t, row));
+            return;
+        }
+        // Four runs of rows a worker even out what the machine takes from one of them.
+        let run = n.div_ceil(4 * workers);
+        let runs: Vec<_> = data.chunks_mut(run * width).map(Mutex::new).collect();
+        self.team.run(runs.len(), &|i| {
+            let mut rows = runs[i].lock().unwrap_or_else(PoisonError::into_inner);
+            for (t, row) in rows.chunks_exact_mut(width).enumerate() {
+                job(i * run + t, row);
+            }
+        });
+    }
+
     /// Norm of each head, rotary embedding, scale: `heads` `(n, count, head_dim)`.
     fn turn(
         &self,
@@ -284,27 +311,30 @@ impl Pass<'_> {
         scale: f32,
     ) {
         let a = self.architecture;
-        let mut normed = [0.0; MOST_HEAD_DIM];
-        for (i, head) in heads.chunks_exact_mut(a.head_dim).enumerate() {
-            if let Some(weights) = norm {
-                let normed = &mut normed[..a.head_dim];
-                self.kernels().rms_norm(head, weights, a.norm_eps, normed);
-                head.copy_from_slice(normed);
+        let kernels = *self.kernels();
+        self.each(heads, count * a.head_dim, &|t, heads| {
+            for head in heads.chunks_exact_mut(a.head_dim) {
+                if let Some(weights) = norm {
+                    let mut normed = [0.0; MOST_HEAD_DIM];
+                    let normed = &mut normed[..a.head_dim];
+                    kernels.rms_norm(head, weights, a.norm_eps, normed);
+                    head.copy_from_slice(normed);
+                }
+                rotary.turn(t, head);
+                if scale != 1.0 {
+                    head.iter_mut().for_each(|v| *v *= scale);
+                }
             }
-            rotary.turn(i / count, head);
-            if scale != 1.0 {
-                head.iter_mut().for_each(|v| *v *= scale);
-            }
-        }
+        });
     }
 
     /// The norm of each vector of the residual stream.
     fn norms(&self, x: &[f32], weights: &[f32], out: &mut [f32]) {
         let hidden = self.architecture.hidden;
-        for (x, out) in x.chunks_exact(hidden).zip(out.chunks_exact_mut(hidden)) {
-            self.kernels()
-                .rms_norm(x, weights, self.architecture.norm_eps, out);
-        }
+        let (kernels, eps) = (*self.kernels(), self.architecture.norm_eps);
+        self.each(out, hidden, &|t, out| {
+            kernels.rms_norm(&x[t * hidden..][..hidden], weights, eps, out);
+        });
     }
 
     /// The logits of `n` tokens of the block from `from` on: `out` `(n, vocabulary)`.
@@ -325,26 +355,38 @@ impl Pass<'_> {
             observer.input(name, &s.b[..len], n);
         }
         let hands = Hands::Team(self.team);
-        self.parameters
-            .output()
-            .multiply_by(self.rt, hands, &s.b[..len], out, n)?;
+        let x = &s.b[..len];
+        let mut output = [(self.parameters.output(), &mut *out)];
+        Weights::multiply_all(self.rt, hands, &mut s.workspace, x, n, &mut output)?;
         if let Some(cap) = a.final_softcap {
             self.kernels().softcap(out, cap);
         }
         Ok(())
     }
 
-    fn product(&mut self, linear: &Linear, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
+    /// Products of one to three matrices with the same `x`, each with its `y`.
+    fn products<const N: usize>(
+        &mut self,
+        workspace: &mut Workspace,
+        x: &[f32],
+        n: usize,
+        products: &mut [(&Linear, &mut [f32]); N],
+    ) -> Result<()> {
         if let Some(observer) = &mut self.observer {
-            observer.input(&linear.name, x, n);
+            for (linear, _) in &*products {
+                observer.input(&linear.name, x, n);
+            }
         }
-        linear
-            .weights
-            .multiply_by(self.rt, Hands::Team(self.team), x, y, n)?;
-        if let Some(bias) = &linear.bias {
-            for y in y.chunks_exact_mut(bias.len()) {
-                for (y, b) in y.iter_mut().zip(bias) {
-                    *y += b;
+        let mut pairs = products
+            .each_mut()
+            .map(|(linear, y)| (&linear.weights, &mut **y));
+        Weights::multiply_all(self.rt, Hands::Team(self.team), workspace, x, n, &mut pairs)?;
+        for (linear, y) in products {
+            if let Some(bias) = &linear.bias {
+                for y in y.chunks_exact_mut(bias.len()) {
+                    for (y, b) in y.iter_mut().zip(bias) {
+                        *y += b;
+                    }
                 }
             }
         }
@@ -355,6 +397,9 @@ impl Pass<'_> {
         &self.rt.kernels().vector
     }
 }
+
+/// Tokens from which on what lies between products is shared: below, waking and waiting costs what it brings.
+const SHARED_ROWS: usize = 16;
 
 /// A block of tokens in a layer.
 struct Block {

@@ -46,24 +46,53 @@ pub(super) struct Parameters {
     pub output: Option<Weights>,
 }
 
+/// Where the tensors of a model come from, by canonical names.
+pub trait Tensors {
+    /// A matrix.
+    ///
+    /// # Errors
+    /// Where there is none.
+    fn matrix(&self, name: &str) -> Result<Weights>;
+
+    /// A norm or a bias.
+    ///
+    /// # Errors
+    /// Where there is none.
+    fn vector(&self, name: &str) -> Result<Vec<f32>>;
+}
+
+/// Those of a model on disk: quantised ones as stored, unless the options ask for another width.
+pub(super) struct FromDisk<'a> {
+    pub rt: &'a Runtime,
+    pub source: &'a Source,
+    pub options: &'a WeightOptions,
+}
+
+impl Tensors for FromDisk<'_> {
+    fn matrix(&self, name: &str) -> Result<Weights> {
+        let made = weights::from_view(self.rt, self.source.matrix(name)?, self.options);
+        // Each tensor is read once: kept, the pages of the file would double the memory of a model.
+        self.source.weights().forget();
+        made.map_err(|e| e.within(name))
+    }
+
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        self.source.vector(name)
+    }
+}
+
 impl Parameters {
-    /// Reads every tensor; quantised ones are taken as stored, unless the options ask for another width.
-    pub fn load(rt: &Runtime, source: &Source, options: &WeightOptions) -> Result<Parameters> {
-        let a = source.architecture();
-        let reader = Reader {
-            rt,
-            source,
-            options,
-            a,
-        };
+    /// Every tensor of an architecture.
+    pub fn load(a: &Architecture, tensors: &dyn Tensors) -> Result<Parameters> {
+        let reader = Reader { tensors, a };
         let layers = (0..a.layers).map(|i| reader.layer(i));
         Ok(Parameters {
-            embedding: reader.matrix("model.embed_tokens.weight")?,
+            embedding: tensors.matrix("model.embed_tokens.weight")?,
             layers: layers.collect::<Result<_>>()?,
             norm: reader.norm("model.norm")?,
             output: match a.tied {
                 true => None,
-                false => Some(reader.matrix("lm_head.weight")?),
+                false => Some(tensors.matrix("lm_head.weight")?),
             },
         })
     }
@@ -87,9 +116,7 @@ impl Parameters {
 }
 
 struct Reader<'a> {
-    rt: &'a Runtime,
-    source: &'a Source,
-    options: &'a WeightOptions,
+    tensors: &'a dyn Tensors,
     a: &'a Architecture,
 }
 
@@ -130,9 +157,9 @@ impl Reader<'_> {
     fn linear(&self, name: &str, bias: bool) -> Result<Linear> {
         let weight = format!("{name}.weight");
         Ok(Linear {
-            weights: self.matrix(&weight)?,
+            weights: self.tensors.matrix(&weight)?,
             bias: match bias {
-                true => Some(self.source.vector(&format!("{name}.bias"))?),
+                true => Some(self.tensors.vector(&format!("{name}.bias"))?),
                 false => None,
             },
             name: weight,
@@ -141,15 +168,10 @@ impl Reader<'_> {
 
     /// The weights of a norm, with what the family adds to them.
     fn norm(&self, name: &str) -> Result<Vec<f32>> {
-        let mut weights = self.source.vector(&format!("{name}.weight"))?;
+        let mut weights = self.tensors.vector(&format!("{name}.weight"))?;
         for w in &mut weights {
             *w += self.a.norm_offset;
         }
         Ok(weights)
-    }
-
-    fn matrix(&self, name: &str) -> Result<Weights> {
-        weights::from_view(self.rt, self.source.matrix(name)?, self.options)
-            .map_err(|e| e.within(name))
     }
 }

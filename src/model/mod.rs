@@ -23,6 +23,7 @@ mod session;
 pub mod source;
 
 pub use decoder::{Logits, Observer};
+pub use load::Tensors;
 pub use options::{ModelOptions, Precision, Sampling, SessionOptions};
 pub use session::{Canceller, Session, Step};
 
@@ -34,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::runtime::Runtime;
 use crate::tokenizer::Tokenizer;
 use architecture::Architecture;
-use load::Parameters;
+use load::{FromDisk, Parameters};
 use source::{Source, TokenizerSource};
 
 /// A model in memory.
@@ -60,13 +61,7 @@ impl Model {
     pub fn open(rt: &Runtime, path: &Path, options: &ModelOptions) -> Result<Model> {
         let source = Source::open(path, options.weights.mmap)?;
         let architecture = source.architecture().clone();
-        if architecture.head_dim > decoder::MOST_HEAD_DIM {
-            return Err(Error::unsupported(format!(
-                "heads of {} elements, at most {} are supported",
-                architecture.head_dim,
-                decoder::MOST_HEAD_DIM
-            )));
-        }
+        check_heads(&architecture)?;
         let context = options.context.unwrap_or(architecture.context);
         if context > architecture.context {
             return Err(Error::config(format!(
@@ -85,8 +80,13 @@ impl Model {
                 architecture.vocabulary
             )));
         }
-        let parameters = Parameters::load(rt, &source, &options.weights)
-            .map_err(|e| e.within(path.display()))?;
+        let tensors = FromDisk {
+            rt,
+            source: &source,
+            options: &options.weights,
+        };
+        let parameters =
+            Parameters::load(&architecture, &tensors).map_err(|e| e.within(path.display()))?;
         let floats = parameters.embedding.bits() == 32;
         Ok(Model {
             architecture,
@@ -95,6 +95,27 @@ impl Model {
             context,
             floats,
             kind: source.kind(),
+        })
+    }
+
+    /// A model without a tokenizer whose tensors come from anywhere.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` for an architecture that contradicts itself; those of `tensors`.
+    ///
+    /// # Panics
+    /// If a tensor has not the shape that the architecture asks for.
+    pub fn new(architecture: Architecture, tensors: &dyn Tensors) -> Result<Model> {
+        architecture.check()?;
+        check_heads(&architecture)?;
+        let parameters = Parameters::load(&architecture, tensors)?;
+        Ok(Model {
+            context: architecture.context,
+            floats: parameters.embedding.bits() == 32,
+            architecture,
+            parameters,
+            tokenizer: None,
+            kind: "memory",
         })
     }
 
@@ -159,6 +180,18 @@ impl Model {
             "bos": self.tokenizer.as_ref().and_then(Tokenizer::bos),
         })
     }
+}
+
+/// `ERR_UNSUPPORTED` for heads that there is no room for.
+fn check_heads(a: &Architecture) -> Result<()> {
+    if a.head_dim <= decoder::MOST_HEAD_DIM {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "heads of {} elements, at most {} are supported",
+        a.head_dim,
+        decoder::MOST_HEAD_DIM
+    )))
 }
 
 /// The tokenizer of a model, if its files have one.

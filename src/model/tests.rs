@@ -198,6 +198,20 @@ fn the_models_of_others() {
 }
 
 #[test]
+fn the_demonstration_tells_what_transformers_has_it_tell() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories");
+    let rt = runtime(r#"{"threads": 2}"#);
+    let model = open(&rt, &folder, r#"{"bits": 32}"#);
+    let expected = std::fs::read_to_string(folder.join("reference_greedy.txt")).unwrap();
+    let mut s = session(&rt, &model, r#"{"temperature": 0}"#);
+    let prompt = "Once upon a time";
+    let ids = model.tokenizer().unwrap().encode(prompt, true).unwrap();
+    s.eval(&rt, &ids, Logits::None).unwrap();
+    let told = format!("{prompt}{}", greedy(&rt, &mut s, 1000));
+    assert_eq!(told, expected.trim_end());
+}
+
+#[test]
 fn rewinding_gives_the_same_again() {
     let rt = runtime(r#"{"threads": 1}"#);
     for name in ["mistral", "gemma2", "qwen3"] {

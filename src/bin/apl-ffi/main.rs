@@ -81,6 +81,12 @@ impl From<Error> for Failure {
 pub type Outcome<T = ()> = Result<T, Failure>;
 
 fn main() -> ExitCode {
+    // `apl-ffi models | head` ends quietly, as other programs do; Rust's runtime ignores the signal.
+    #[cfg(unix)]
+    // SAFETY: the default action is no handler of ours, and there is one thread yet.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
     let cli = Cli::parse();
     let outcome = runtime(cli.threads).and_then(|rt| match cli.verb {
         Verb::Convert(a) => convert::run(&rt, &a),

@@ -1,39 +1,114 @@
-//! Kernels over vectors of activations: what a transformer does between its products.
+//! Kernels over vectors of activations: what a transformer computes besides its products with weights.
 //!
 //! # Contract
 //!
-//! Every sum runs over [`LANES`] lanes along the vector, each lane a chain of fused multiply-adds, and the lanes are added in one
-//! fixed tree; an element beyond the last whole vector goes to its own lane. So every level gives the same bits: a level is
-//! the same source compiled for other registers (`generic.rs`), and where a processor has no fused multiply-add its result is
-//! computed in software. Chains are no longer than a head or a hidden state is wide, divided by the lanes.
+//! Every kernel is written once over 16 *lanes* ([`lanes::Lanes`]), whatever registers a level has; every multiply-add is fused, and lanes
+//! are added in one fixed tree. So every level gives the same bits; where a processor has no fused multiply-add its result is
+//! computed in software.
 //!
-//! Float16 operands are finite. Kernels do not allocate, and read nothing beyond the slices that they are given.
+//! **Attention** sees positions in blocks of [`BLOCK`] and chunks of [`CHUNK`], both aligned to position 0. Keys of a block are
+//! transposed, `(head_dim, BLOCK)`, so that a lane is a position and no sum goes across lanes. Values are `(positions, width)`, a lane being
+//! an element; `width` is `head_dim` rounded up to a multiple of 16, zeros behind. Up to [`ROWS`] *rows*, queries that share keys and
+//! values, pass together, so that these are read and widened once:
+//!
+//! 1. [`VectorKernels::scores`]: the score of a row and a position is one chain over the elements of the head;
+//! 2. [`VectorKernels::softmax`]: over the positions of a chunk that a row sees, each lane a chain over the blocks;
+//! 3. [`VectorKernels::mix`]: an element of the output is one chain over the chunk's positions.
+//!
+//! What a row gets from a chunk then depends neither on the rows beside it, nor on the other chunks, nor on how many positions
+//! that it does not see are computed: those have the probability 0, which leaves a chain as it is.
+//!
+//! Kernels do not allocate, and read nothing beyond the slices they are given. Keys and values are finite.
 
-mod generic;
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod elementwise;
+mod lanes;
+mod scalar;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::ops::Range;
 
 use half::f16;
 
 use super::Isa;
 
-/// Lanes of a sum.
-pub const LANES: usize = 16;
+/// Positions whose keys are transposed together, and the granule of everything here.
+pub const BLOCK: usize = 16;
+
+/// Positions that a softmax is taken over at once.
+pub const CHUNK: usize = 256;
+
+/// The most rows that pass together.
+pub const ROWS: usize = 8;
+
+/// The numbers of rows that kernels are made for.
+const WIDTHS: [usize; 4] = [1, 2, 4, 8];
+
+type Scores<T> = unsafe fn(&[f32], &[T], usize, &mut [Chunk]);
+type Mix<T> = unsafe fn(&[Chunk], usize, &[T], &mut [f32]);
+
+/// The scores, and then the unscaled probabilities, of one row over the positions of a chunk.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Chunk(pub [f32; CHUNK]);
 
 /// One level's functions. They are `unsafe` to call because the processor must have the level.
 struct Table {
     isa: Isa,
-    dots_f16: unsafe fn(&[f32], &[f16], &mut [f32], usize, usize),
-    dots_f32: unsafe fn(&[f32], &[f32], &mut [f32], usize, usize),
-    mix_f16: unsafe fn(&mut [f32], &[f32], &[f16], usize),
-    mix_f32: unsafe fn(&mut [f32], &[f32], &[f32], usize),
-    softmax: unsafe fn(&mut [f32], Option<f32>),
+    scores: ([Scores<f32>; 4], [Scores<f16>; 4]),
+    mix: ([Mix<f32>; 4], [Mix<f16>; 4]),
+    softmax: unsafe fn(&mut Chunk, usize, usize) -> (f32, f32),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     silu_times: unsafe fn(&mut [f32], &[f32]),
     gelu_times: unsafe fn(&mut [f32], &[f32]),
     softcap: unsafe fn(&mut [f32], f32),
+    narrow: unsafe fn(&[f32], &mut [f16]),
+}
+
+/// What a key/value cache holds.
+pub trait Cached: Copy + Send + Sync + 'static {
+    #[doc(hidden)]
+    fn scores(k: &VectorKernels, width: usize) -> Scores<Self>;
+    #[doc(hidden)]
+    fn mix(k: &VectorKernels, width: usize) -> Mix<Self>;
+    /// Rounds; what does not fit becomes the largest number. Both slices are of one length.
+    fn narrow(k: &VectorKernels, from: &[f32], to: &mut [Self]);
+}
+
+impl Cached for f32 {
+    fn scores(k: &VectorKernels, width: usize) -> Scores<f32> {
+        k.table.scores.0[width]
+    }
+
+    fn mix(k: &VectorKernels, width: usize) -> Mix<f32> {
+        k.table.mix.0[width]
+    }
+
+    fn narrow(_: &VectorKernels, from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl Cached for f16 {
+    fn scores(k: &VectorKernels, width: usize) -> Scores<f16> {
+        k.table.scores.1[width]
+    }
+
+    fn mix(k: &VectorKernels, width: usize) -> Mix<f16> {
+        k.table.mix.1[width]
+    }
+
+    fn narrow(k: &VectorKernels, from: &[f32], to: &mut [f16]) {
+        assert_eq!(from.len(), to.len());
+        // SAFETY: `k` exists, so the processor has the level (`for_isa`).
+        unsafe { (k.table.narrow)(from, to) }
+    }
 }
 
 /// The vector kernels of one level; one exists only where the processor has the level.
@@ -48,133 +123,10 @@ impl fmt::Debug for VectorKernels {
     }
 }
 
-/// Compiles the generic kernels for one level.
-macro_rules! level {
-    ($name:ident, $isa:ident $(, $features:literal)?) => {
-        mod $name {
-            use super::generic;
-            use half::f16;
-
-            $(#[target_feature(enable = $features)])?
-            unsafe fn dots_f16(q: &[f32], keys: &[f16], out: &mut [f32], width: usize, stride: usize) {
-                generic::dots(q, keys, out, width, stride);
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn dots_f32(q: &[f32], keys: &[f32], out: &mut [f32], width: usize, stride: usize) {
-                generic::dots(q, keys, out, width, stride);
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn mix_f16(out: &mut [f32], weights: &[f32], values: &[f16], stride: usize) {
-                generic::mix(out, weights, values, stride);
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn mix_f32(out: &mut [f32], weights: &[f32], values: &[f32], stride: usize) {
-                generic::mix(out, weights, values, stride);
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn softmax(scores: &mut [f32], cap: Option<f32>) {
-                generic::softmax(scores, cap);
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn rms_norm(x: &[f32], weights: &[f32], eps: f32, out: &mut [f32]) {
-                generic::rms_norm(x, weights, eps, out);
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn silu_times(gate: &mut [f32], up: &[f32]) {
-                generic::silu_times(gate, up);
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn gelu_times(gate: &mut [f32], up: &[f32]) {
-                generic::gelu_times(gate, up);
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn softcap(x: &mut [f32], cap: f32) {
-                generic::softcap(x, cap);
-            }
-
-            pub(super) static TABLE: super::Table = super::Table {
-                isa: crate::cpu::Isa::$isa,
-                dots_f16,
-                dots_f32,
-                mix_f16,
-                mix_f32,
-                softmax,
-                rms_norm,
-                silu_times,
-                gelu_times,
-                softcap,
-            };
-        }
-    };
-}
-
-level!(scalar, Scalar);
-#[cfg(target_arch = "x86_64")]
-level!(avx2, Avx2, "avx2,fma,f16c");
-#[cfg(target_arch = "x86_64")]
-level!(
-    avx512,
-    Avx512,
-    "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"
-);
-
-/// What a key/value cache holds.
-pub trait Cached: Copy + Send + Sync + 'static {
-    #[doc(hidden)]
-    fn dots(
-        k: &VectorKernels,
-        q: &[f32],
-        keys: &[Self],
-        out: &mut [f32],
-        width: usize,
-        stride: usize,
-    );
-    #[doc(hidden)]
-    fn mix(k: &VectorKernels, out: &mut [f32], weights: &[f32], values: &[Self], stride: usize);
-    /// Rounded from float32; what does not fit becomes the largest number.
-    fn rounded(x: f32) -> Self;
-}
-
-impl Cached for f16 {
-    fn dots(
-        k: &VectorKernels,
-        q: &[f32],
-        keys: &[f16],
-        out: &mut [f32],
-        width: usize,
-        stride: usize,
-    ) {
-        // SAFETY: that `k` exists proves that the processor has its level.
-        unsafe { (k.table.dots_f16)(q, keys, out, width, stride) }
-    }
-    fn mix(k: &VectorKernels, out: &mut [f32], weights: &[f32], values: &[f16], stride: usize) {
-        // SAFETY: as above.
-        unsafe { (k.table.mix_f16)(out, weights, values, stride) }
-    }
-    fn rounded(x: f32) -> f16 {
-        f16::from_f32(x.clamp(-65504.0, 65504.0))
-    }
-}
-
-impl Cached for f32 {
-    fn dots(
-        k: &VectorKernels,
-        q: &[f32],
-        keys: &[f32],
-        out: &mut [f32],
-        width: usize,
-        stride: usize,
-    ) {
-        // SAFETY: as above.
-        unsafe { (k.table.dots_f32)(q, keys, out, width, stride) }
-    }
-    fn mix(k: &VectorKernels, out: &mut [f32], weights: &[f32], values: &[f32], stride: usize) {
-        // SAFETY: as above.
-        unsafe { (k.table.mix_f32)(out, weights, values, stride) }
-    }
-    fn rounded(x: f32) -> f32 {
-        x
-    }
+/// Which of [`WIDTHS`] takes so many rows.
+fn width(rows: usize) -> usize {
+    let fits = WIDTHS.iter().position(|&w| w >= rows);
+    fits.expect("at most ROWS rows")
 }
 
 impl VectorKernels {
@@ -188,57 +140,143 @@ impl VectorKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::TABLE,
             #[cfg(not(target_arch = "x86_64"))]
-            _ => return None,
+            Isa::Avx2 | Isa::Avx512 => return None,
         };
         Some(VectorKernels { table })
     }
 
-    /// `out[i * stride + j] = q[i] . keys[j]`: `q` is `(m, width)`, `keys` `(n, width)`; `out` has a row of `stride` for each
-    /// of `m`, of which the first `n` are written.
-    pub fn dots<T: Cached>(
-        &self,
-        q: &[f32],
-        keys: &[T],
-        out: &mut [f32],
-        width: usize,
-        stride: usize,
-    ) {
-        T::dots(self, q, keys, out, width, stride);
+    /// The rows that so many are padded to: 1, 2, 4 or 8.
+    pub fn padded_rows(rows: usize) -> usize {
+        WIDTHS[width(rows)]
     }
 
-    /// `out[i] += weights[i * stride + j] * values[j]`, summed over `j`: `out` is `(m, width)`, `values` `(n, width)`, `weights`
-    /// a row of `stride` for each of `m`, of which the first `n` are read.
-    pub fn mix<T: Cached>(&self, out: &mut [f32], weights: &[f32], values: &[T], stride: usize) {
-        T::mix(self, out, weights, values, stride);
+    /// Scores of rows and positions, from block `at` of a chunk on.
+    ///
+    /// `q` is `(head_dim, rows)`, `keys` is `(blocks, head_dim, BLOCK)`, `out` has a chunk for each of the 1, 2, 4 or 8 rows.
+    pub fn scores<T: Cached>(&self, q: &[f32], keys: &[T], at: usize, out: &mut [Chunk]) {
+        let width = width(out.len());
+        assert!(WIDTHS[width] == out.len() && q.len().is_multiple_of(out.len()));
+        // SAFETY: `self` exists, so the processor has the level (`for_isa`).
+        unsafe { T::scores(self, width)(q, keys, at, out) }
     }
 
-    /// `softmax(scores)`, after `cap * tanh(score / cap)` if there is a cap.
-    pub fn softmax(&self, scores: &mut [f32], cap: Option<f32>) {
-        // SAFETY: that this exists proves that the processor has its level.
-        unsafe { (self.table.softmax)(scores, cap) }
+    /// Turns the scores of positions `seen` of a chunk, at least one, into `exp(score - largest)`, all others into 0; gives the largest
+    /// score and the sum.
+    pub fn softmax(&self, chunk: &mut Chunk, seen: Range<usize>) -> (f32, f32) {
+        assert!(seen.start < seen.end && seen.end <= CHUNK);
+        // SAFETY: `self` exists, so the processor has the level (`for_isa`).
+        unsafe { (self.table.softmax)(chunk, seen.start, seen.end) }
+    }
+
+    /// Adds values weighted with probabilities: `out[r] += sum of p[r][at + i] * values[i]`.
+    ///
+    /// `values` is `(positions, width)`, `out` is `(rows, width)`; `width` is a multiple of 16.
+    pub fn mix<T: Cached>(&self, p: &[Chunk], at: usize, values: &[T], out: &mut [f32]) {
+        let rows = width(p.len());
+        assert!(WIDTHS[rows] == p.len() && out.len().is_multiple_of(16 * p.len()));
+        // SAFETY: `self` exists, so the processor has the level (`for_isa`).
+        unsafe { T::mix(self, rows)(p, at, values, out) }
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weights`; all of one length.
     pub fn rms_norm(&self, x: &[f32], weights: &[f32], eps: f32, out: &mut [f32]) {
-        // SAFETY: as above.
+        assert!(x.len() == weights.len() && x.len() == out.len());
+        // SAFETY: `self` exists, so the processor has the level (`for_isa`).
         unsafe { (self.table.rms_norm)(x, weights, eps, out) }
     }
 
     /// `gate = gate * sigmoid(gate) * up`.
     pub fn silu_times(&self, gate: &mut [f32], up: &[f32]) {
-        // SAFETY: as above.
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: `self` exists, so the processor has the level (`for_isa`).
         unsafe { (self.table.silu_times)(gate, up) }
     }
 
     /// `gate = gelu(gate) * up`, by the tanh formula.
     pub fn gelu_times(&self, gate: &mut [f32], up: &[f32]) {
-        // SAFETY: as above.
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: `self` exists, so the processor has the level (`for_isa`).
         unsafe { (self.table.gelu_times)(gate, up) }
     }
 
     /// `x = cap * tanh(x / cap)`.
     pub fn softcap(&self, x: &mut [f32], cap: f32) {
-        // SAFETY: as above.
+        // SAFETY: `self` exists, so the processor has the level (`for_isa`).
         unsafe { (self.table.softcap)(x, cap) }
     }
 }
+
+/// The table of a level: each generic kernel in a function that enables the level's features, into which it is inlined.
+macro_rules! vector_table {
+    ($isa:expr, $level:ty, $proof:expr $(, #[$features:meta])?) => {
+        $(#[$features])?
+        fn scores<T: lanes::Wide, const R: usize, const B: usize>(
+            q: &[f32],
+            keys: &[T],
+            at: usize,
+            out: &mut [Chunk],
+        ) {
+            attention::scores::<$level, T, R, B>($proof, q, keys, at, out)
+        }
+
+        $(#[$features])?
+        fn mix<T: lanes::Wide, const R: usize, const B: usize>(
+            p: &[Chunk],
+            at: usize,
+            values: &[T],
+            out: &mut [f32],
+        ) {
+            attention::mix::<$level, T, R, B>($proof, p, at, values, out)
+        }
+
+        $(#[$features])?
+        fn softmax(chunk: &mut Chunk, first: usize, end: usize) -> (f32, f32) {
+            attention::softmax($proof, chunk, first, end)
+        }
+
+        $(#[$features])?
+        fn rms_norm(x: &[f32], weights: &[f32], eps: f32, out: &mut [f32]) {
+            elementwise::rms_norm($proof, x, weights, eps, out)
+        }
+
+        $(#[$features])?
+        fn silu_times(gate: &mut [f32], up: &[f32]) {
+            elementwise::silu_times($proof, gate, up)
+        }
+
+        $(#[$features])?
+        fn gelu_times(gate: &mut [f32], up: &[f32]) {
+            elementwise::gelu_times($proof, gate, up)
+        }
+
+        $(#[$features])?
+        fn softcap(x: &mut [f32], cap: f32) {
+            elementwise::softcap($proof, x, cap)
+        }
+
+        $(#[$features])?
+        fn narrow(from: &[f32], to: &mut [f16]) {
+            elementwise::narrow($proof, from, to)
+        }
+
+        // One row has four chains beside each other, two have two: a chain alone would wait for every sum.
+        pub(super) static TABLE: Table = Table {
+            isa: $isa,
+            scores: (
+                [scores::<f32, 1, 4>, scores::<f32, 2, 2>, scores::<f32, 4, 1>, scores::<f32, 8, 1>],
+                [scores::<f16, 1, 4>, scores::<f16, 2, 2>, scores::<f16, 4, 1>, scores::<f16, 8, 1>],
+            ),
+            mix: (
+                [mix::<f32, 1, 4>, mix::<f32, 2, 2>, mix::<f32, 4, 1>, mix::<f32, 8, 1>],
+                [mix::<f16, 1, 4>, mix::<f16, 2, 2>, mix::<f16, 4, 1>, mix::<f16, 8, 1>],
+            ),
+            softmax,
+            rms_norm,
+            silu_times,
+            gelu_times,
+            softcap,
+            narrow,
+        };
+    };
+}
+use vector_table;

@@ -4,8 +4,9 @@ use super::activations::{InRange, Int8, blocks, interleaved, padded, signs};
 use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
-use super::tasks::{Output, members, run, run_chunks};
+use super::tasks::{Output, members, run, run_chunks, run_with};
 use super::weights::Activations;
+use super::workspace::Workspace;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, FLUSH_SUBS, TileKernels, WIDTHS};
 use crate::error::Result;
@@ -20,6 +21,9 @@ pub struct Tiles {
     layout: Layout,
     buffer: Buffer,
 }
+
+/// Matrices that [`Tiles::multiply_int8`] takes: queries, keys and values are three.
+pub const TOGETHER: usize = 3;
 
 /// Bytes of tiles that a thread reads in a nanosecond, about, once for four vectors.
 const READ_PER_NS: usize = 32;
@@ -172,19 +176,23 @@ impl Tiles {
         n: usize,
     ) -> Result<()> {
         assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
-        let read = self.bytes().saturating_mul(n.div_ceil(4));
-        let members = members(hands, read / READ_PER_NS);
+        if activations == Activations::Int8 {
+            let mut workspace = Workspace::default();
+            return Tiles::multiply_int8(
+                kernels,
+                hands,
+                &mut workspace,
+                x,
+                n,
+                [Some((self, y)), None, None],
+            );
+        }
+        let members = members(hands, self.nanoseconds(n));
         let out = Output::new(y);
         let plan = Plan::new(&self.layout, activations, n, members);
         let tasks = plan.tasks();
         match activations {
-            Activations::Int8 => {
-                let acts = Int8::new(kernels, &self.layout, x, n)?;
-                let sums = || Aligned::zeros(plan.panel * TILE_ROWS, "sums");
-                run(hands, members, tasks, sums, |sums, task| {
-                    self.int8_task(kernels, &acts, &plan, task, sums, &out);
-                })
-            }
+            Activations::Int8 => unreachable!("done above"),
             Activations::Sign => {
                 let x = signs(&self.layout, x, n)?;
                 run(hands, members, tasks, no_scratch, |(), task| {
@@ -209,6 +217,64 @@ impl Tiles {
                 Ok(())
             }
         }
+    }
+
+    /// The same with int8 activations for several matrices of one layout but for their rows: the activations are quantised once,
+    /// and the matrices are one run of tasks. Each comes with its `y`.
+    ///
+    /// # Errors
+    /// As [`Tiles::multiply`].
+    ///
+    /// # Panics
+    /// With none of them.
+    pub fn multiply_int8(
+        kernels: &TileKernels,
+        hands: Hands<'_>,
+        workspace: &mut Workspace,
+        x: &[f32],
+        n: usize,
+        products: [Option<(&Tiles, &mut [f32])>; TOGETHER],
+    ) -> Result<()> {
+        let layout = products[0].as_ref().expect("at least one").0.layout;
+        assert_eq!(x.len(), n * layout.shape.cols);
+        let time = products.iter().flatten().map(|(t, _)| t.nanoseconds(n));
+        let members = members(hands, time.fold(0, usize::saturating_add));
+        let Workspace { activations, sums } = workspace;
+        activations.set(kernels, hands, &layout, x, n)?;
+
+        let mut tasks = 0;
+        let parts = products.map(|product| {
+            let (tiles, y) = product?;
+            assert!(y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout));
+            let plan = Plan::new(&tiles.layout, Activations::Int8, n, members);
+            let first = tasks;
+            tasks += plan.tasks();
+            Some((first, plan, tiles, Output::new(y)))
+        });
+        let parts = &parts;
+        let panel = parts.iter().flatten().map(|(_, plan, ..)| plan.panel).max();
+        let sums = Workspace::sums(sums, members, panel.unwrap_or(0) * TILE_ROWS)?;
+        run_with(hands, sums, tasks, |sums, task| {
+            let mut begun = parts.iter().flatten().rev();
+            let part = begun.find(|(first, ..)| *first <= task);
+            let (first, plan, tiles, out) = part.expect("the first begins at 0");
+            tiles.int8_task(kernels, activations, plan, task - first, sums, out);
+        });
+        Ok(())
+    }
+
+    /// Whether activations that were quantised for `other` are right for this one.
+    pub fn shares_activations(&self, other: &Layout) -> bool {
+        let l = &self.layout;
+        l.shape.cols == other.shape.cols
+            && l.shape.group == other.shape.group
+            && l.block_subs == other.block_subs
+            && l.zero == other.zero
+    }
+
+    /// How long a thread takes for `n` vectors, about.
+    fn nanoseconds(&self, n: usize) -> usize {
+        self.bytes().saturating_mul(n.div_ceil(4)) / READ_PER_NS
     }
 
     /// Writes the rows of tile `t` of vector `v`.
@@ -260,7 +326,7 @@ impl Tiles {
         };
         for t in tiles {
             let tile = self.tile(t);
-            let sums = sums.floats_mut();
+            let sums = &mut sums.floats_mut()[..vectors.len() * TILE_ROWS];
             sums.fill(0.0);
             for first in (0..l.shape.groups).step_by(step) {
                 let count = step.min(l.shape.groups - first);

@@ -1,0 +1,63 @@
+"""The same product as benches/na_latency.rs, called by Python's ctypes. For each line that it reads it makes a round of calls in
+each form, and answers with their median nanoseconds.
+
+usage: ctypes_latency.py LIBRARY ROWS COLS BITS CALLS
+"""
+
+import array
+import ctypes
+import json
+import statistics
+import sys
+import time
+
+library = ctypes.CDLL(sys.argv[1])
+rows, cols, bits, calls = map(int, sys.argv[2:])
+matmul = library.apl_matmul_f64
+matmul.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_double), ctypes.c_int64, ctypes.POINTER(ctypes.c_double),
+                   ctypes.c_int64, ctypes.c_int64]
+assert library.apl_ffi_init(b'{"threads":1}') == 0
+w = (ctypes.c_double * (rows * cols))(*((i * 37 % 101 - 50) / 64 for i in range(rows * cols)))
+handle = ctypes.c_int32()
+options = json.dumps({"bits": bits}).encode()
+status = library.apl_weights_from_f64(w, ctypes.c_int64(rows * cols), ctypes.c_int64(rows), ctypes.c_int64(cols), options,
+                                      ctypes.byref(handle))
+assert status == 0, status
+del w
+numbers = [(i * 53 % 97 - 48) / 32 for i in range(cols)]
+packed = array.array("d", numbers)
+In, Out = ctypes.c_double * cols, ctypes.c_double * rows
+
+
+def lists():
+    """A list goes in and a list comes out."""
+    y = Out()
+    assert matmul(handle, In(*numbers), cols, y, rows, 1) == 0
+    return list(y)
+
+
+def arrays():
+    """An array of doubles is copied in, and one is made of what comes out."""
+    y = Out()
+    assert matmul(handle, In.from_buffer_copy(packed), cols, y, rows, 1) == 0
+    return array.array("d", bytes(y))
+
+
+def views():
+    """Nothing is copied: the library reads and writes Python's own memory."""
+    y = array.array("d", bytes(8 * rows))
+    assert matmul(handle, In.from_buffer(packed), cols, Out.from_buffer(y), rows, 1) == 0
+    return y
+
+
+assert lists() == list(arrays()) == list(views())
+for line in sys.stdin:
+    answer = {}
+    for form in (lists, arrays, views):
+        times = []
+        for _ in range(calls):
+            start = time.perf_counter_ns()
+            form()
+            times.append(time.perf_counter_ns() - start)
+        answer[form.__name__] = statistics.median(times)
+    print(json.dumps(answer), flush=True)

@@ -1,0 +1,232 @@
+//! Tokens a second of a model in the shape of TinyLlama-1.1B with random weights: prefill of 512 and decode.
+//!
+//! `cargo bench --bench decode [-- --threads N] [--bits 8,4,2,1] [--activations int8|f32] [--tokens N]`, or with `--open PATH` how long
+//! it takes to open a model, and the most memory that took. Each decoded token
+//! reads every matrix but the embedding once; its share is those bytes a second over what the same threads read from memory in
+//! the same run, both sampled in turn.
+
+#[path = "matmul/ceilings.rs"]
+#[expect(dead_code, reason = "the ceilings of arithmetic are for products")]
+mod ceilings;
+#[path = "matmul/stats.rs"]
+mod stats;
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use apl_ffi::error::Result;
+use apl_ffi::matmul::{Activations, Weights};
+use apl_ffi::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
+use apl_ffi::model::{Logits, Model, ModelOptions, Session, SessionOptions, Tensors};
+use apl_ffi::quant::{Bits, Codes, Packing, Per, ScaleValues, Shape, packed_row_bytes};
+use apl_ffi::runtime::{Config, Runtime};
+
+use ceilings::Ceilings;
+use stats::median;
+
+fn tinyllama() -> Architecture {
+    let layers = 22;
+    Architecture {
+        family: Family::Llama,
+        layers,
+        hidden: 2048,
+        intermediate: 5632,
+        vocabulary: 32000,
+        context: 2048,
+        heads: 32,
+        kv_heads: 4,
+        head_dim: 64,
+        norm_eps: 1e-5,
+        norm_offset: 0.0,
+        activation: Activation::Silu,
+        rope: Rope {
+            theta: 10000.0,
+            scaling: RopeScaling::None,
+            pairing: Pairing::Halves,
+        },
+        embedding_scale: 1.0,
+        query_scale: 0.125,
+        windows: vec![None; layers],
+        attention_softcap: None,
+        final_softcap: None,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        sandwich: false,
+        tied: false,
+    }
+}
+
+/// Random codes with one scale a group of 32, of a size that keeps a layer's output at the size of its input.
+struct Random<'a> {
+    rt: &'a Runtime,
+    bits: Bits,
+    activations: Activations,
+    state: RefCell<u64>,
+}
+
+impl Random<'_> {
+    fn bytes(&self, len: usize) -> Vec<u8> {
+        let mut state = self.state.borrow_mut();
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            *state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            bytes.extend_from_slice(&(*state ^ *state >> 29).to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+
+    fn shape(name: &str) -> (usize, usize) {
+        let a = tinyllama();
+        let kv = a.kv_heads * a.head_dim;
+        match name.trim_end_matches(".weight").rsplit('.').next() {
+            Some("q_proj" | "o_proj") => (a.hidden, a.hidden),
+            Some("k_proj" | "v_proj") => (kv, a.hidden),
+            Some("gate_proj" | "up_proj") => (a.intermediate, a.hidden),
+            Some("down_proj") => (a.hidden, a.intermediate),
+            _ => (a.vocabulary, a.hidden),
+        }
+    }
+}
+
+impl Tensors for Random<'_> {
+    fn matrix(&self, name: &str) -> Result<Weights> {
+        let (rows, cols) = Random::shape(name);
+        let shape = Shape::new(rows, cols, 32);
+        let bytes = self.bytes(rows * packed_row_bytes(cols, self.bits));
+        let levels = (1 << self.bits.get()) as f32;
+        let size = half::f16::from_f32(1.7 / levels / (cols as f32).sqrt());
+        let scales = vec![size; rows * shape.groups];
+        let codes = Codes {
+            shape,
+            bits: self.bits,
+            packing: Packing::Msb,
+            bytes: &bytes,
+            scales: ScaleValues::F16(&scales),
+            scale_per: Per::Group,
+            zero_points: None,
+        };
+        Weights::from_codes(self.rt, &codes, self.activations)
+    }
+
+    fn vector(&self, _: &str) -> Result<Vec<f32>> {
+        Ok(vec![1.0; tinyllama().hidden])
+    }
+}
+
+fn seconds(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+/// Prefill of 512 and decoding from a context of 512 on.
+fn measure(
+    rt: &Runtime,
+    bits: Bits,
+    activations: Activations,
+    tokens: usize,
+    ceilings: &mut Ceilings,
+) -> Result<()> {
+    let random = Random {
+        rt,
+        bits,
+        activations,
+        state: RefCell::new(1),
+    };
+    let model = Arc::new(Model::new(tinyllama(), &random)?);
+    let options = SessionOptions::from_json(r#"{"context": 1024, "temperature": 0}"#)?;
+    let mut session = Session::new(rt, model.clone(), &options)?;
+    let prompt: Vec<u32> = (0..512).map(|i| i * 61 % 32000).collect();
+    let mut prefill = Vec::new();
+    for _ in 0..3 {
+        session.rewind(rt, 0)?;
+        let mut outcome = Ok(());
+        prefill.push(512.0 / seconds(|| outcome = session.eval(rt, &prompt, Logits::None)));
+        outcome?;
+    }
+    let threads = rt.pool().threads();
+    let bytes = model.weight_bytes().1 as f64;
+    let (mut rates, mut shares) = (Vec::new(), Vec::new());
+    for round in 0..tokens / 8 {
+        let mut outcome = Ok(());
+        let rate = 8.0
+            / seconds(|| {
+                outcome = (0..8)
+                    .try_for_each(|i| session.eval(rt, &[(round * 8 + i) as u32], Logits::None));
+            });
+        outcome?;
+        rates.push(rate);
+        shares.push(rate * bytes / ceilings.read_memory(threads));
+    }
+    println!(
+        "{:>2} bits  prefill {:>6.1}  decode {:>6.1} tokens/s  {:>5.1}% of reading {:.0} MB at {:.1} GB/s",
+        bits.get(),
+        median(&mut prefill),
+        median(&mut rates),
+        100.0 * median(&mut shares),
+        bytes / 1e6,
+        median(&mut rates) * bytes / median(&mut shares) / 1e9,
+    );
+    Ok(())
+}
+
+fn open(rt: &Runtime, path: &Path) -> Result<()> {
+    let mut model = None;
+    let seconds = seconds(|| model = Some(Model::open(rt, path, &ModelOptions::default())));
+    let bytes = model.expect("opened")?.weight_bytes().0;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status
+        .lines()
+        .find(|l| l.starts_with("VmHWM:"))
+        .unwrap_or("");
+    println!(
+        "{:.3} s for {:.0} MB of weights; {peak}",
+        seconds,
+        bytes as f64 / 1e6
+    );
+    Ok(())
+}
+
+fn value<'a>(words: &'a [String], key: &str) -> Option<&'a str> {
+    let at = words.iter().position(|w| w == key)?;
+    words.get(at + 1).map(String::as_str)
+}
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().collect();
+    let number = |key, default| {
+        value(&words, key)
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(default)
+    };
+    let activations = match value(&words, "--activations") {
+        Some("f32") => Activations::F32,
+        _ => Activations::Int8,
+    };
+    let rt = Runtime::new(Config {
+        threads: number("--threads", 2),
+        ..Config::default()
+    })?;
+    if let Some(path) = value(&words, "--open") {
+        return open(&rt, path.as_ref());
+    }
+    let mut ceilings = Ceilings::new(rt.isa(), 512 << 20);
+    let widths = value(&words, "--bits").unwrap_or("8,4,2,1");
+    for bits in widths.split(',').filter_map(|b| Bits::new(b.parse().ok()?)) {
+        measure(
+            &rt,
+            bits,
+            activations,
+            number("--tokens", 64),
+            &mut ceilings,
+        )?;
+    }
+    Ok(())
+}

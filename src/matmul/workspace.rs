@@ -1,0 +1,46 @@
+//! Memory that products use and that outlasts them.
+
+use super::activations::Int8;
+use super::aligned::Aligned;
+use super::tasks::lock;
+use crate::error::Result;
+use crate::memory;
+use std::sync::Mutex;
+
+/// What products with int8 activations write besides their results. A sequence of products with the same one allocates
+/// nothing once each shape has been there.
+#[derive(Default)]
+pub struct Workspace {
+    pub(super) activations: Int8,
+    /// For each thread the sums of the tile that it works on.
+    pub(super) sums: Vec<Mutex<Aligned>>,
+}
+
+impl Workspace {
+    /// Makes the sums of `members` threads `len` floats long, and gives them with the activations.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub(super) fn sums(
+        sums: &mut Vec<Mutex<Aligned>>,
+        members: usize,
+        len: usize,
+    ) -> Result<&[Mutex<Aligned>]> {
+        if sums.len() < members {
+            let more = members - sums.len();
+            let mut list = memory::with_capacity(members, "the scratch of the threads")?;
+            list.append(sums);
+            for _ in 0..more {
+                list.push(Mutex::new(Aligned::zeros(len, "sums")?));
+            }
+            *sums = list;
+        }
+        for one in &sums[..members] {
+            let mut one = lock(one);
+            if one.floats().len() < len {
+                *one = Aligned::zeros(len, "sums")?;
+            }
+        }
+        Ok(&sums[..members])
+    }
+}

@@ -1,0 +1,230 @@
+//! The command line as a user meets it: what it prints, what it leaves behind, and how it ends.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn apl_ffi(arguments: &[&str]) -> Output {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apl-ffi"));
+    command
+        .args(arguments)
+        .current_dir(root)
+        .env_remove("HF_TOKEN");
+    // No hub answers here, and none is asked by accident.
+    command
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .env("HF_HOME", std::env::temp_dir().join("apl-ffi-no-hub"));
+    command.output().unwrap()
+}
+
+fn succeeds(arguments: &[&str]) -> String {
+    let output = apl_ffi(arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one line that a failure is told in.
+fn fails(code: i32, arguments: &[&str]) -> String {
+    let output = apl_ffi(arguments);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+    error
+}
+
+#[test]
+fn the_demonstration_tells_a_story() {
+    let story = succeeds(&[
+        "run",
+        "demo",
+        "Once upon a time",
+        "--temperature",
+        "0",
+        "-n",
+        "60",
+    ]);
+    assert!(story.starts_with("Once upon a time, "), "{story}");
+    assert!(story.split_whitespace().count() > 30, "{story}");
+    assert_eq!(
+        story,
+        succeeds(&[
+            "run",
+            "demo",
+            "Once upon a time",
+            "--temperature",
+            "0",
+            "-n",
+            "60",
+            "--threads",
+            "1"
+        ])
+    );
+    let seeded =
+        |seed: &str| succeeds(&["run", "demo", "One day", "--seed", seed, "-n", "30", "-q"]);
+    assert_eq!(seeded("1"), seeded("1"));
+    assert_ne!(seeded("1"), seeded("2"));
+}
+
+#[test]
+fn a_conversion_and_a_look_at_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let float = measured(&[
+        "perplexity",
+        "models/stories",
+        "models/stories/README.md",
+        "--bits",
+        "32",
+    ]);
+    for (bits, least, most, worse) in [
+        ("8", 8.0, 9.0, 1.01),
+        ("4", 4.0, 5.0, 1.3),
+        ("2", 2.0, 3.0, 50.0),
+        ("1", 1.0, 2.0, 1e4),
+    ] {
+        let report: Value = serde_json::from_str(&succeeds(&[
+            "convert",
+            "models/stories",
+            "--bits",
+            bits,
+            "--out",
+            out,
+            "--json",
+        ]))
+        .unwrap();
+        let true_bits = report["bits_a_weight"].as_f64().unwrap();
+        assert!((least..most).contains(&true_bits), "{report}");
+        let table = succeeds(&["inspect", out, "--verify"]);
+        assert!(
+            table.contains("verified") && table.contains("model.layers.4.mlp.down_proj.weight"),
+            "{table}"
+        );
+        let inspected: Value =
+            serde_json::from_str(&succeeds(&["inspect", out, "--json"])).unwrap();
+        assert_eq!(inspected["family"], "llama");
+        let found = measured(&["perplexity", out, "models/stories/README.md"]);
+        assert!(found < worse * float, "{bits} bits: {found}, float {float}");
+        // One model, whatever was converted there before.
+        let npz = fs::read_dir(out).unwrap().filter(|e| {
+            e.as_ref()
+                .unwrap()
+                .path()
+                .extension()
+                .is_some_and(|e| e == "npz")
+        });
+        assert_eq!(npz.count(), 1);
+    }
+    let bench: Value = serde_json::from_str(&succeeds(&[
+        "bench", "--model", out, "--prompt", "8", "--tokens", "4", "--rounds", "1", "--json",
+    ]))
+    .unwrap();
+    assert!(bench["text_tokens_s"].as_f64().unwrap() > 0.0);
+
+    // A damaged array is found by --verify, and named.
+    let damaged = fs::read_dir(out)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.extension().is_some_and(|e| e == "npz"))
+        .unwrap();
+    let mut bytes = fs::read(&damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    let error = fails(4, &["inspect", out, "--verify"]);
+    assert!(error.contains("damaged"), "{error}");
+}
+
+fn measured(arguments: &[&str]) -> f64 {
+    let mut arguments = arguments.to_vec();
+    arguments.extend(["--json", "--window", "64"]);
+    let outcome: Value = serde_json::from_str(&succeeds(&arguments)).unwrap();
+    outcome["perplexity"].as_f64().unwrap()
+}
+
+#[test]
+fn every_exit_code() {
+    let missing = fails(3, &["run", "no/such/model/at/all"]);
+    assert_eq!(
+        missing,
+        "apl-ffi: there is no model no/such/model/at/all; give a path, or `demo`\n"
+    );
+    let hint = fails(3, &["run", "tinyllama"]);
+    assert!(hint.contains("apl-ffi convert tinyllama"), "{hint}");
+    fails(2, &["run"]);
+    fails(2, &["convert", "models/stories", "--bits", "3"]);
+    fails(2, &["perplexity", "demo", "README.md", "--window", "4096"]);
+    fails(3, &["perplexity", "demo", "no/such/text"]);
+    fails(4, &["inspect", "README.md"]);
+    fails(4, &["inspect", "tests/data"]);
+    let chat = fails(4, &["run", "demo", "--chat"]);
+    assert!(chat.contains("no chat template"), "{chat}");
+    let source = fails(3, &["convert", "nothing-of-that-name"]);
+    assert!(source.contains("apl-ffi models"), "{source}");
+    let hub = fails(5, &["convert", "nobody/nothing"]);
+    assert!(
+        hub.contains("nobody/nothing cannot be fetched (is there a network?)"),
+        "{hub}"
+    );
+    for error in [missing, hint, chat, source, hub] {
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn help_teaches() {
+    let help = succeeds(&["--help"]);
+    for word in [
+        "convert",
+        "run",
+        "inspect",
+        "models",
+        "perplexity",
+        "bench",
+        "info",
+        "quickstart",
+        "Exit codes",
+        "Examples",
+    ] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
+    assert!(succeeds(&["models"]).contains("TinyLlama/TinyLlama-1.1B-Chat-v1.0"));
+    assert!(succeeds(&["info"]).contains("instruction set"));
+    let info: Value = serde_json::from_str(&succeeds(&["info", "--json"])).unwrap();
+    assert!(info["threads"].as_u64().unwrap() > 0);
+}
+
+/// An end at any moment leaves the model that was there, and the next run removes what was left over.
+#[cfg(unix)]
+#[test]
+fn killed_while_converting() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    succeeds(&["convert", "models/stories", "--bits", "8", "--out", out]);
+    for delay in [0, 3, 6, 10, 15, 20, 30, 45, 60, 90] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_apl-ffi"))
+            .args(["convert", "models/stories", "--bits", "4", "--out", out])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        let _ = child.kill();
+        child.wait().unwrap();
+        succeeds(&["inspect", out, "--verify"]);
+    }
+    succeeds(&["convert", "models/stories", "--bits", "4", "--out", out]);
+    let names: Vec<String> = fs::read_dir(Path::new(out))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(!names.iter().any(|n| n.ends_with(".tmp")), "{names:?}");
+    assert_eq!(
+        names.iter().filter(|n| n.ends_with(".npz")).count(),
+        1,
+        "{names:?}"
+    );
+}
