@@ -123,7 +123,11 @@ impl Calibration {
         let len = if output { self.window * vocabulary } else { 0 };
         let mut logits = memory::filled(len, 0.0, "the logits of a window")?;
         let mut seen = Seen {
-            wanted: self.hessians.keys().map(|k| (k.clone(), Vec::new())).collect(),
+            wanted: self
+                .hessians
+                .keys()
+                .map(|k| (k.clone(), Vec::new()))
+                .collect(),
         };
         for ids in self.ids.chunks_exact(self.window) {
             session.rewind(rt, 0)?;
@@ -149,7 +153,11 @@ const OUTPUT: &str = "lm_head.weight";
 
 /// The matrix that stands for all those with the same inputs: the queries' for keys and values, the gate's for up.
 fn shared_input(name: &str) -> String {
-    let first = [("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj")];
+    let first = [
+        ("k_proj", "q_proj"),
+        ("v_proj", "q_proj"),
+        ("up_proj", "gate_proj"),
+    ];
     for (own, shared) in first {
         let ending = format!("{own}.weight");
         if let Some(layer) = name.strip_suffix(&ending) {

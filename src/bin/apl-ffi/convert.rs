@@ -138,7 +138,11 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
 fn calibration(rt: &Runtime, source: &Source, path: &Path) -> Result<Calibration, Failure> {
     let text = std::fs::read(path)
         .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", path.display())))?;
-    Ok(Calibration::new(rt, source, &String::from_utf8_lossy(&text))?)
+    Ok(Calibration::new(
+        rt,
+        source,
+        &String::from_utf8_lossy(&text),
+    )?)
 }
 
 /// The name of the manifest: what the source is called, in letters that every file system takes.
