@@ -1,11 +1,12 @@
 //! `apl-ffi convert`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use serde_json::json;
 
+use apl_ffi::calibrate::Calibration;
 use apl_ffi::convert::{Progress, Report};
 use apl_ffi::model::source::Source;
 use apl_ffi::options::{WeightOptions, Width};
@@ -32,6 +33,10 @@ pub struct Arguments {
     /// With zero points: a byte a group more, and less error at 2 and 4 bits.
     #[arg(long)]
     asymmetric: bool,
+    /// A text file that the unquantised model reads, so that each matrix is quantised for the inputs that it meets: slower, and
+    /// best at 4 bits and fewer. A few hundred kB of text like that which the model is for.
+    #[arg(long, value_name = "TEXT")]
+    calibrate: Option<PathBuf>,
     /// The folder to write to. Without it, models/NAME.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -77,6 +82,10 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         },
         ..WeightOptions::default()
     };
+    let mut calibration = match &a.calibrate {
+        Some(path) => Some(calibration(rt, &source, path)?),
+        None => None,
+    };
     terminal::watch_interrupts()?;
     let mut shown: Option<ProgressBar> = None;
     let mut before = 0;
@@ -108,6 +117,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         &source,
         (&out, &name),
         &options,
+        calibration.as_mut(),
         &mut progress,
         &INTERRUPTED,
     );
@@ -122,6 +132,17 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     };
     tell(a, &report, &source);
     Ok(())
+}
+
+/// Opens the model for reading the calibration text.
+fn calibration(rt: &Runtime, source: &Source, path: &Path) -> Result<Calibration, Failure> {
+    let text = std::fs::read(path)
+        .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", path.display())))?;
+    Ok(Calibration::new(
+        rt,
+        source,
+        &String::from_utf8_lossy(&text),
+    )?)
 }
 
 /// The name of the manifest: what the source is called, in letters that every file system takes.
