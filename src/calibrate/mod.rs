@@ -27,3 +27,6 @@ mod hessian;
 pub use descent::quantize;
 pub use gather::Calibration;
 pub use hessian::Hessian;
+
+#[cfg(test)]
+mod tests;
