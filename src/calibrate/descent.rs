@@ -98,12 +98,7 @@ struct Row<'a> {
 }
 
 impl<'a> Band<'a> {
-    fn new(
-        h: &'a [f32],
-        first: usize,
-        w: &'a [f32],
-        codes: &CodesBuf,
-    ) -> Result<Band<'a>> {
+    fn new(h: &'a [f32], first: usize, w: &'a [f32], codes: &CodesBuf) -> Result<Band<'a>> {
         let shape = codes.shape;
         let mut rows = memory::with_capacity(w.len() / shape.cols, "rows being quantised")?;
         for (i, w) in w.chunks_exact(shape.cols).enumerate() {
@@ -120,12 +115,7 @@ impl<'a> Band<'a> {
         })
     }
 
-    fn descend(
-        mut self,
-        rt: &Runtime,
-        moments: &Weights,
-        codes: &mut CodesBuf,
-    ) -> Result<()> {
+    fn descend(mut self, rt: &Runtime, moments: &Weights, codes: &mut CodesBuf) -> Result<()> {
         let Shape { cols, .. } = self.shape;
         let n = self.rows.len();
         for (row, out) in self.rows.iter().zip(self.change.chunks_exact_mut(cols)) {
@@ -138,8 +128,7 @@ impl<'a> Band<'a> {
             while start < self.shape.groups {
                 let mut end = start + 1;
                 while end < self.shape.groups
-                    && self.shape.group_columns(end).end
-                        - self.shape.group_columns(start).start
+                    && self.shape.group_columns(end).end - self.shape.group_columns(start).start
                         <= BLOCK
                 {
                     end += 1;

@@ -28,18 +28,29 @@ fn shared() -> Option<(PathBuf, String)> {
 
 #[test]
 fn the_perplexity_of_a_model_falls() {
-    let Some((model, text)) = shared() else { return };
+    let Some((model, text)) = shared() else {
+        return;
+    };
     let rt = Runtime::new(Config::default()).unwrap();
     let source = Source::open(&model, true).unwrap();
     let (scored, read) = (&text[..12_000], &text[text.len() - 60_000..]);
     let folder = tempfile::tempdir().unwrap();
-    let measured = |bits, calibrated: bool| {
+    // Calibrated, and tuned in so many steps.
+    let measured = |bits, calibrated: Option<usize>| {
         let options = WeightOptions {
             width: Some(Width::Codes(bits)),
             method: Method::Search,
             ..WeightOptions::default()
         };
-        let mut calibration = calibrated.then(|| Calibration::new(&rt, &source, read).unwrap());
+        let mut calibration = calibrated.map(|steps| {
+            let mut calibration = Calibration::new(&rt, &source, read).unwrap();
+            if steps > 0 {
+                let told = calibration.tune(&rt, &source, &options, steps, &mut |_| {});
+                let (before, after) = told.unwrap();
+                assert!(after < before, "{bits:?}: {before} {after}");
+            }
+            calibration
+        });
         let report = convert(
             &rt,
             &source,
@@ -55,11 +66,19 @@ fn the_perplexity_of_a_model_falls() {
         (p.unwrap().value(), report.relative_error)
     };
     for bits in [Bits::Four, Bits::Two, Bits::One] {
-        let (searched, calibrated) = (measured(bits, false), measured(bits, true));
+        let (searched, calibrated) = (measured(bits, None), measured(bits, Some(0)));
         eprintln!("{bits:?}: searched {searched:?}, calibrated {calibrated:?}");
-        assert!(calibrated.0 < searched.0, "{bits:?}: {calibrated:?} {searched:?}");
+        assert!(
+            calibrated.0 < searched.0,
+            "{bits:?}: {calibrated:?} {searched:?}"
+        );
         // What it costs: the weights themselves are farther from what they were.
         assert!(calibrated.1 > searched.1);
+        if bits != Bits::Four {
+            let tuned = measured(bits, Some(30));
+            eprintln!("{bits:?}: tuned {tuned:?}");
+            assert!(tuned.0 < 0.9 * calibrated.0, "{bits:?}: {tuned:?}");
+        }
     }
 }
 
