@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Map, Value, json};
 
-use crate::calibrate::{self, Calibration, Hessian};
+use crate::calibrate::{self, Calibration, Known};
 use crate::error::{Error, Result};
 use crate::formats::{FloatValues, FloatsView, ManifestWriter, MatrixRef, MatrixView, WeightFile};
 use crate::matmul;
@@ -122,7 +122,10 @@ pub fn convert(
             weights: elements(&spec.shape),
         });
         if spec.role == Role::Vector {
-            writer.vector(&spec.name, &source.vector(&spec.name)?)?;
+            match calibration.as_ref().and_then(|c| c.norm(&spec.name)) {
+                Some(tuned) => writer.vector(&spec.name, tuned)?,
+                None => writer.vector(&spec.name, &source.vector(&spec.name)?)?,
+            };
             continue;
         }
         let view = source.matrix(&spec.name)?;
@@ -131,9 +134,9 @@ pub fn convert(
             name: &spec.name,
             options,
             method,
-            hessian: match &mut calibration {
-                Some(calibration) => calibration.hessian(rt, &spec.name)?,
-                None => None,
+            known: match &mut calibration {
+                Some(calibration) => calibration.known(rt, &spec.name)?,
+                None => Known::Nothing,
             },
         };
         let (converted, norms, said) = one
@@ -172,8 +175,7 @@ struct Matrix<'a> {
     name: &'a str,
     options: &'a WeightOptions,
     method: Method,
-    /// Second moments of its inputs, if they are known.
-    hessian: Option<&'a Hessian>,
+    known: Known<'a>,
 }
 
 /// Squares of the weights, and of their differences, summed.
@@ -230,11 +232,23 @@ impl Matrix<'_> {
             method: self.method,
             scales: ScalePrecision::Auto,
         };
-        let quantised = match self.hessian {
-            Some(hessian) => calibrate::quantize(self.rt, w, shape, &spec, hessian)?,
-            None => weights::quantize(self.rt, w, shape, &spec)?,
+        let made;
+        let codes = match self.known {
+            Known::Codes(tuned) if tuned.shape == shape && tuned.bits == bits => tuned.as_codes(),
+            Known::Codes(_) => {
+                return Err(Error::config(
+                    "the scales were tuned for other options, expected those of the conversion",
+                ));
+            }
+            Known::Inputs(hessian) => {
+                made = calibrate::quantize(self.rt, w, shape, &spec, hessian)?;
+                made.as_codes()
+            }
+            Known::Nothing => {
+                made = weights::quantize(self.rt, w, shape, &spec)?;
+                made.as_codes()
+            }
         };
-        let codes = quantised.as_codes();
         let (mut squares, mut differences) = (0.0, 0.0);
         let mut row = memory::filled(shape.cols, 0.0, "a row of weights")?;
         for (r, w) in w.chunks_exact(shape.cols.max(1)).enumerate() {

@@ -345,3 +345,157 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
 fn dot(x: &[f32], y: &[f32]) -> f32 {
     x.iter().zip(y).map(|(x, y)| x * y).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Bits, ScalePrecision};
+    use crate::runtime::Config;
+    use crate::testing::Random;
+
+    fn runtime(threads: usize) -> Runtime {
+        let config = Config {
+            threads,
+            ..Config::default()
+        };
+        Runtime::new(config).unwrap()
+    }
+
+    fn spec(bits: Bits, symmetric: bool, method: Method) -> Spec {
+        Spec {
+            bits,
+            symmetric: symmetric || bits == Bits::One,
+            method,
+            scales: ScalePrecision::Auto,
+        }
+    }
+
+    /// `n` inputs whose columns have much in common, and differ in size.
+    fn inputs(r: &mut Random, n: usize, cols: usize) -> Vec<f32> {
+        let mut x = Vec::new();
+        for _ in 0..n {
+            let common = r.gauss();
+            x.extend((0..cols).map(|c| (common + 0.7 * r.gauss()) * (1.0 + (c % 5) as f32)));
+        }
+        x
+    }
+
+    /// `sum of (w - q) H (w - q)'` in float64, `h` as the descent takes it.
+    fn error(w: &[f32], codes: &CodesBuf, h: &[f32]) -> f64 {
+        let cols = codes.shape.cols;
+        let mut q = vec![0.0; cols];
+        let mut sum = 0.0;
+        for (r, w) in w.chunks_exact(cols).enumerate() {
+            codes.as_codes().dequantize_row(r, &mut q);
+            let d: Vec<f64> = w.iter().zip(&q).map(|(w, q)| f64::from(w - q)).collect();
+            for (a, h) in d.iter().zip(h.chunks_exact(cols)) {
+                let along: f64 = d.iter().zip(h).map(|(d, &h)| d * f64::from(h)).sum();
+                sum += a * along;
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn never_worse_than_the_search() {
+        let rt = runtime(2);
+        let mut r = Random::new(7);
+        for (rows, cols, group) in [
+            (1, 1, 32),
+            (3, 7, 2),
+            (5, 70, 32),
+            (2, 33, 0),
+            (4, 300, 16),
+            (3, 300, 200),
+        ] {
+            let w = r.gaussian(rows * cols);
+            let shape = Shape::new(rows, cols, group);
+            // None, fewer than columns (the sums are singular), and plenty.
+            for n in [0, cols.div_ceil(3), 3 * cols] {
+                let mut hessian = Hessian::new(cols).unwrap();
+                hessian.add(&rt, &inputs(&mut r, n, cols)).unwrap();
+                let h = hessian.damped().unwrap();
+                for bits in Bits::ALL {
+                    for symmetric in [true, false] {
+                        let what = format!("{rows} {cols} {group} {n} {bits:?} {symmetric}");
+                        let searched = spec(bits, symmetric, Method::Search);
+                        let before = weights::quantize(&rt, &w, shape, &searched).unwrap();
+                        let after = quantize(&rt, &w, shape, &searched, &hessian).unwrap();
+                        let (before, after) = (error(&w, &before, &h), error(&w, &after, &h));
+                        // Rounding of the gradient, in parts of what the weights themselves would cost.
+                        let all: f64 = w.iter().map(|w| f64::from(w * w)).sum();
+                        let slack = 1e-9 * all * h.iter().map(|&h| f64::from(h.abs())).sum::<f64>();
+                        assert!(after <= before * 1.0001 + slack, "{what}: {after} {before}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn inputs_that_go_together_let_errors_cancel() {
+        let rt = runtime(1);
+        let mut r = Random::new(8);
+        let (rows, cols) = (8, 96);
+        let w = r.gaussian(rows * cols);
+        let mut hessian = Hessian::new(cols).unwrap();
+        hessian.add(&rt, &inputs(&mut r, 400, cols)).unwrap();
+        let h = hessian.damped().unwrap();
+        for bits in Bits::ALL {
+            let s = spec(bits, true, Method::Search);
+            let shape = Shape::new(rows, cols, 32);
+            let before = error(&w, &weights::quantize(&rt, &w, shape, &s).unwrap(), &h);
+            let after = error(&w, &quantize(&rt, &w, shape, &s, &hessian).unwrap(), &h);
+            assert!(after < 0.6 * before, "{bits:?}: {after}, searched {before}");
+        }
+    }
+
+    #[test]
+    fn threads_make_no_difference() {
+        let mut r = Random::new(9);
+        let (rows, cols) = (70, 160);
+        let w = r.gaussian(rows * cols);
+        let x = inputs(&mut r, 300, cols);
+        let made = |threads| {
+            let rt = runtime(threads);
+            let mut hessian = Hessian::new(cols).unwrap();
+            hessian.add(&rt, &x).unwrap();
+            let s = spec(Bits::Two, false, Method::Search);
+            quantize(&rt, &w, Shape::new(rows, cols, 16), &s, &hessian).unwrap()
+        };
+        assert_eq!(made(1), made(3));
+    }
+
+    #[test]
+    fn zeros_and_nothing() {
+        let rt = runtime(1);
+        for (rows, cols) in [(0, 5), (5, 0), (0, 0), (2, 40)] {
+            let w = vec![0.0; rows * cols];
+            for bits in Bits::ALL {
+                let s = spec(bits, false, Method::Nearest);
+                let hessian = Hessian::new(cols).unwrap();
+                let q = quantize(&rt, &w, Shape::new(rows, cols, 32), &s, &hessian).unwrap();
+                let mut row = vec![1.0; cols];
+                for r in 0..rows {
+                    q.as_codes().dequantize_row(r, &mut row);
+                    assert!(row.iter().all(|&q| q == 0.0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn errors() {
+        let rt = runtime(1);
+        let hessian = Hessian::new(3).unwrap();
+        let s = spec(Bits::Four, true, Method::Search);
+        let message = |w: &[f32], shape| {
+            let e = quantize(&rt, w, shape, &s, &hessian).unwrap_err();
+            e.to_string()
+        };
+        let wrong = message(&[1.0; 8], Shape::new(2, 4, 2));
+        assert!(wrong.contains("3 inputs, expected 4"), "{wrong}");
+        let nan = message(&[1.0, f32::NAN, 0.0], Shape::new(1, 3, 2));
+        assert!(nan.contains("row 0, column 1"), "{nan}");
+    }
+}

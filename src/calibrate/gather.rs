@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Hessian;
+use super::tune::{Tuned, tune};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::source::{Role, Source};
 use crate::model::{Logits, Model, ModelOptions, Observer, Session, SessionOptions};
-use crate::options::Width;
-use crate::quant::Bits;
+use crate::options::{WeightOptions, Width};
+use crate::quant::{Bits, CodesBuf};
 use crate::runtime::Runtime;
 
 /// Tokens of a window of the text; the contexts of a model's first tokens are seen often enough with it.
@@ -34,6 +35,18 @@ pub struct Calibration {
     inputs: Vec<(String, usize)>,
     /// Those of the inputs that were gathered last.
     hessians: HashMap<String, Hessian>,
+    tuned: Option<Tuned>,
+}
+
+/// What is known of a matrix that is to be quantised.
+#[derive(Clone, Copy, Debug)]
+pub enum Known<'a> {
+    /// Nothing: it is multiplied with nothing.
+    Nothing,
+    /// The second moments of its inputs.
+    Inputs(&'a Hessian),
+    /// What it is quantised to.
+    Codes(&'a CodesBuf),
 }
 
 impl Calibration {
@@ -76,7 +89,64 @@ impl Calibration {
             window,
             inputs,
             hessians: HashMap::new(),
+            tuned: None,
         })
+    }
+
+    /// Quantises the model by the options and tunes scales and norms in so many steps, of which each is told; what
+    /// [`Calibration::known`] and [`Calibration::norm`] give afterwards is the result. Returns the mean divergence from the
+    /// unquantised model at the beginning and at the end, in nats a token.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED` for a model of more than 67 million weights or not a plain Llama, and for options that quantise nothing;
+    /// those of [`super::quantize`].
+    pub fn tune(
+        &mut self,
+        rt: &Runtime,
+        source: &Source,
+        options: &WeightOptions,
+        steps: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(f64, f64)> {
+        let tuned = tune(rt, source, self, options, steps, progress)?;
+        let divergence = tuned.divergence;
+        self.tuned = Some(tuned);
+        Ok(divergence)
+    }
+
+    /// What is known of a matrix by its canonical name.
+    ///
+    /// # Errors
+    /// Those of [`Calibration::hessian`].
+    pub fn known(&mut self, rt: &Runtime, name: &str) -> Result<Known<'_>> {
+        // Asked twice, or the borrow of what is returned would keep the second half from borrowing.
+        if self
+            .tuned
+            .as_ref()
+            .is_some_and(|t| t.matrices.contains_key(name))
+        {
+            let tuned = self.tuned.as_ref().and_then(|t| t.matrices.get(name));
+            return Ok(tuned.map_or(Known::Nothing, Known::Codes));
+        }
+        Ok(self
+            .hessian(rt, name)?
+            .map_or(Known::Nothing, Known::Inputs))
+    }
+
+    /// The tuned values of a norm, if there are any.
+    pub fn norm(&self, name: &str) -> Option<&[f32]> {
+        let norm = self.tuned.as_ref()?.vectors.get(name)?;
+        Some(norm)
+    }
+
+    /// The windows of the text, each of as many tokens.
+    pub(super) fn windows(&self) -> std::slice::ChunksExact<'_, u32> {
+        self.ids.chunks_exact(self.window)
+    }
+
+    /// Tokens of a window.
+    pub(super) fn window(&self) -> usize {
+        self.window
     }
 
     /// Tokens of the text that are read.
