@@ -45,7 +45,15 @@ fn answer(
             break;
         }
     }
-    let status = match path.trim_start_matches("/api/models/") {
+    // `/api/models/OWNER/NAME/revision/main` lists a repository, `/OWNER/NAME/resolve/main/FILE` is a file of it.
+    let mut parts = path
+        .trim_start_matches("/api/models/")
+        .splitn(3, ['/'])
+        .take(2);
+    let repository = [parts.next(), parts.next()]
+        .map(Option::unwrap_or_default)
+        .join("/");
+    let status = match repository.trim_start_matches('/') {
         "some/gated" => "401 Unauthorized",
         "some/private" => "403 Forbidden",
         "some/unknown" => "404 Not Found",
