@@ -457,7 +457,10 @@ impl Tiles {
 const CACHED_BYTES: usize = 16 << 10;
 
 /// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
-const INT8_AHEAD: usize = 3072;
+///
+/// With one thread on Zen 5, 4096 × 4096 from memory, medians of runs taken in turn beside other work: 3 KB 111, 192, 335 and
+/// 637 µs at 1, 2, 4 and 8 bits, 4 KB 113, 171, 292 and 589, 5 KB 99, 164, 291 and 561, 6 KB 99, 160, 303 and 588.
+const INT8_AHEAD: usize = 5 << 10;
 
 /// The output of one kernel call, aligned: kernels keep sums here, and every vector would straddle two cache lines
 /// (aligning them took products with 512 vectors from about 40 to 45% of the peak).
