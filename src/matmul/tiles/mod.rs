@@ -11,7 +11,7 @@ use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, FLUSH_SUBS, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
-use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
+use crate::quant::{Bits, Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
 use crate::runtime::Hands;
 use half::f16;
 use std::ops::Range;
@@ -336,7 +336,7 @@ impl Tiles {
                     // groups that follow.
                     let ahead = if passes == 1 {
                         Ahead {
-                            at: tile.as_ptr().wrapping_add(INT8_AHEAD),
+                            at: tile.as_ptr().wrapping_add(int8_ahead(l.bits)),
                             lines,
                         }
                     } else {
@@ -456,8 +456,15 @@ impl Tiles {
 /// Bytes of a tile that stay in the first-level cache while a panel of vectors passes.
 const CACHED_BYTES: usize = 16 << 10;
 
-/// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
-const INT8_AHEAD: usize = 3072;
+/// How far before the bytes it works on a thread calls for the next ones with one pass over the weights. 3 KB for every width
+/// left 2 and 1 bits, which take a kilobyte in less time, 10 to 14% slower from memory (176 against 158 µs, 106 against 93, 4096 ×
+/// 4096, taken in turn).
+fn int8_ahead(bits: Bits) -> usize {
+    match bits {
+        Bits::One | Bits::Two => 8192,
+        Bits::Four | Bits::Eight => 3072,
+    }
+}
 
 /// The output of one kernel call, aligned: kernels keep sums here, and every vector would straddle two cache lines
 /// (aligning them took products with 512 vectors from about 40 to 45% of the peak).
