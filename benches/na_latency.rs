@@ -212,7 +212,7 @@ fn main() {
         .collect();
     let na8 = Function::associate("I4 lib|apl_matmul_f64 I4 <F8[] I8 >F8[] I8 I8", so);
     let na4 = Function::associate("I4 lib|apl_matmul I4 <F4[] I8 >F4[] I8 I8", so);
-    let items = || {
+    let items = |handle: i32| {
         [
             Item::Number(handle.into()),
             Item::Floats(&x),
@@ -222,93 +222,49 @@ fn main() {
             n(1),
         ]
     };
-    let same = |f: &Function| match &f.call(&items())[..] {
+    let product = |f: &Function| match &f.call(&items(handle))[..] {
         [Out::Number(0), Out::Floats(y)] => y.clone(),
         _ => panic!("{} failed", f.declaration.function),
     };
-    assert_eq!(same(&na8), same(&na4));
-
-    // The product alone, from and to buffers that are there.
-    // SAFETY: these are the prototypes of the header; C's integers are the fixed-width ones.
-    let (plain8, plain4) = unsafe {
-        let f = |name: &std::ffi::CStr| libc::dlsym(so, name.as_ptr());
-        (
-            std::mem::transmute::<
-                *mut c_void,
-                extern "C" fn(i32, *const f64, i64, *mut f64, i64, i64) -> i32,
-            >(f(c"apl_matmul_f64")),
-            std::mem::transmute::<
-                *mut c_void,
-                extern "C" fn(i32, *const f32, i64, *mut f32, i64, i64) -> i32,
-            >(f(c"apl_matmul")),
-        )
-    };
-    let x4: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-    let (mut y8, mut y4) = (vec![0f64; rows], vec![0f32; rows]);
-    let (cols_len, rows_len) = (cols as i64, rows as i64);
+    assert_eq!(product(&na8), product(&na4));
 
     let mut python = Python::start(rows, cols, bits, calls);
-    let mut measured: [Vec<f64>; 7] = Default::default();
+    // A call, and the same with a handle that is none, which is refused at once: what is left is marshalling.
+    let mut measured: [[Vec<f64>; 2]; 5] = Default::default();
     for _ in 0..rounds {
-        measured[0].push(median(calls, || {
-            assert_eq!(
-                plain8(handle, x.as_ptr(), cols_len, y8.as_mut_ptr(), rows_len, 1),
-                0
-            );
-        }));
-        measured[1].push(median(calls, || {
-            assert_eq!(
-                plain4(handle, x4.as_ptr(), cols_len, y4.as_mut_ptr(), rows_len, 1),
-                0
-            );
-        }));
-        measured[2].push(median(calls, || drop(black_box(na8.call(&items())))));
-        measured[3].push(median(calls, || drop(black_box(na4.call(&items())))));
+        for (f, into) in [&na8, &na4].into_iter().zip(&mut measured) {
+            for (h, into) in [handle, 0].into_iter().zip(into) {
+                into.push(median(calls, || drop(black_box(f.call(&items(h))))));
+            }
+        }
         if let Some(python) = &mut python {
-            for (i, ns) in python.round().into_iter().enumerate() {
-                measured[4 + i].push(ns);
+            for (ns, into) in python.round().into_iter().zip(&mut measured[2..]) {
+                into[0].push(ns[0]);
+                into[1].push(ns[1]);
             }
         }
     }
-    let us: Vec<f64> = measured
-        .iter_mut()
-        .map(|m| {
-            if m.is_empty() {
-                f64::NAN
-            } else {
-                middle(m) / 1e3
-            }
-        })
-        .collect();
     println!(
         "{rows} x {cols}, {bits} bits, one vector, one thread: median of {rounds} rounds of {calls} calls, us"
     );
-    println!("{:44} {:>9} {:>22}", "", "a call", "of it, marshalling");
-    for (what, at, alone) in [
-        ("⎕NA-like, F8 in and out", 2, 0),
-        ("⎕NA-like, F4 in and out", 3, 1),
-    ] {
-        let share = 100.0 * (us[at] - us[alone]) / us[at];
+    println!("{:42} {:>9} {:>21}", "", "a call", "of it marshalling");
+    let forms = [
+        "⎕NA-like, F8 in and out",
+        "⎕NA-like, F4 in and out",
+        "ctypes, lists in and out",
+        "ctypes, arrays copied in and out",
+        "ctypes, arrays in place, nothing copied",
+    ];
+    for (form, times) in forms.iter().zip(&mut measured) {
+        if times[0].is_empty() {
+            continue;
+        }
+        let [call, alone] = times.each_mut().map(|t| middle(t) / 1e3);
         println!(
-            "{what:44} {:9.2} {:13.2} ({share:4.1}%)",
-            us[at],
-            us[at] - us[alone]
+            "{form:42} {call:9.2} {alone:12.2} ({:4.1}%)",
+            100.0 * alone / call
         );
     }
-    for (what, at) in [
-        ("ctypes, lists in and out", 4),
-        ("ctypes, arrays copied in and out", 5),
-        ("ctypes, arrays in place, nothing copied", 6),
-    ] {
-        let share = 100.0 * (us[at] - us[0]) / us[at];
-        println!(
-            "{what:44} {:9.2} {:13.2} ({share:4.1}%)",
-            us[at],
-            us[at] - us[0]
-        );
-    }
-    println!("{:44} {:9.2}", "the product alone, float64", us[0]);
-    println!("{:44} {:9.2}", "the product alone, float32", us[1]);
 }
 
 /// The Python process that takes turns with this one.
@@ -339,12 +295,13 @@ impl Python {
         }
     }
 
-    /// Median nanoseconds of each form.
-    fn round(&mut self) -> [f64; 3] {
+    /// Median nanoseconds of each form, and of its marshalling.
+    fn round(&mut self) -> [[f64; 2]; 3] {
         writeln!(self.process.stdin.as_mut().unwrap(), "round").expect("Python listens");
         let answer = self.answers.next().expect("Python answers").unwrap();
         let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
-        ["lists", "arrays", "views"].map(|form| answer[form].as_f64().unwrap())
+        let ns = |key: String| answer[key].as_f64().unwrap();
+        ["lists", "arrays", "views"].map(|form| [ns(form.to_owned()), ns(format!("{form} alone"))])
     }
 }
 

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Map, Value, json};
 
+use crate::calibrate::{self, Calibration, Known};
 use crate::error::{Error, Result};
 use crate::formats::{FloatValues, FloatsView, ManifestWriter, MatrixRef, MatrixView, WeightFile};
 use crate::matmul;
 use crate::memory;
 use crate::model::source::{Role, Source, TokenizerSource, architecture_to_json};
 use crate::options::{WeightOptions, Width};
-use crate::quant::{Bits, Codes, ScalePrecision, Shape, Spec};
+use crate::quant::{Bits, Codes, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
 use crate::tokenizer::Tokenizer;
 use crate::weights;
@@ -77,6 +78,9 @@ pub enum Progress<'a> {
 /// `cancelled` becomes true it ends at the next tensor. An error, or an end of the process at any moment, leaves the model that was
 /// there before or the new one.
 ///
+/// With a `calibration`, which is of the same source, matrices are quantised for the inputs that it gathers; `options.method` then
+/// does not matter.
+///
 /// # Errors
 /// `ERR_IO`, `ERR_FORMAT` for a tensor that is not finite or not what was promised, `ERR_MEMORY`, `ERR_STATE` if cancelled.
 pub fn convert(
@@ -84,6 +88,7 @@ pub fn convert(
     source: &Source,
     (out, name): (&Path, &str),
     options: &WeightOptions,
+    mut calibration: Option<&mut Calibration>,
     progress: &mut dyn FnMut(Progress<'_>),
     cancelled: &AtomicBool,
 ) -> Result<Report> {
@@ -99,6 +104,15 @@ pub fn convert(
     let mut done = Vec::new();
     let (mut squares, mut differences) = (0.0, 0.0);
     let mut quantization = None;
+    // What no product tells anything about is at least searched.
+    let method = match calibration {
+        Some(_) => Method::Search,
+        None => options.method,
+    };
+    let method_name = match calibration {
+        Some(_) => "calibrated",
+        None => method.name(),
+    };
     for spec in &specs {
         if cancelled.load(Ordering::Relaxed) {
             return Err(Error::state("interrupted: nothing was changed"));
@@ -108,7 +122,10 @@ pub fn convert(
             weights: elements(&spec.shape),
         });
         if spec.role == Role::Vector {
-            writer.vector(&spec.name, &source.vector(&spec.name)?)?;
+            match calibration.as_ref().and_then(|c| c.norm(&spec.name)) {
+                Some(tuned) => writer.vector(&spec.name, tuned)?,
+                None => writer.vector(&spec.name, &source.vector(&spec.name)?)?,
+            };
             continue;
         }
         let view = source.matrix(&spec.name)?;
@@ -116,6 +133,11 @@ pub fn convert(
             rt,
             name: &spec.name,
             options,
+            method,
+            known: match &mut calibration {
+                Some(calibration) => calibration.known(rt, &spec.name)?,
+                None => Known::Nothing,
+            },
         };
         let (converted, norms, said) = one
             .write(&mut writer, view)
@@ -136,7 +158,7 @@ pub fn convert(
         bits_a_weight: 8.0 * bytes as f64 / weights.max(1) as f64,
         matrices: done,
     };
-    let (model, fields) = described(source, options, &report, quantization);
+    let (model, fields) = described(source, method_name, &report, quantization);
     writer.finish(model, fields)?;
     progress(Progress::Checking);
     check(&report)?;
@@ -152,6 +174,8 @@ struct Matrix<'a> {
     rt: &'a Runtime,
     name: &'a str,
     options: &'a WeightOptions,
+    method: Method,
+    known: Known<'a>,
 }
 
 /// Squares of the weights, and of their differences, summed.
@@ -205,11 +229,26 @@ impl Matrix<'_> {
         let spec = Spec {
             bits,
             symmetric: self.options.symmetric || bits == Bits::One,
-            method: self.options.method,
+            method: self.method,
             scales: ScalePrecision::Auto,
         };
-        let quantised = weights::quantize(self.rt, w, shape, &spec)?;
-        let codes = quantised.as_codes();
+        let made;
+        let codes = match self.known {
+            Known::Codes(tuned) if tuned.shape == shape && tuned.bits == bits => tuned.as_codes(),
+            Known::Codes(_) => {
+                return Err(Error::config(
+                    "the scales were tuned for other options, expected those of the conversion",
+                ));
+            }
+            Known::Inputs(hessian) => {
+                made = calibrate::quantize(self.rt, w, shape, &spec, hessian)?;
+                made.as_codes()
+            }
+            Known::Nothing => {
+                made = weights::quantize(self.rt, w, shape, &spec)?;
+                made.as_codes()
+            }
+        };
         let (mut squares, mut differences) = (0.0, 0.0);
         let mut row = memory::filled(shape.cols, 0.0, "a row of weights")?;
         for (r, w) in w.chunks_exact(shape.cols.max(1)).enumerate() {
@@ -312,7 +351,7 @@ fn error_field(relative_error: f64) -> Map<String, Value> {
 /// What the manifest says of the model, and beside its weights.
 fn described(
     source: &Source,
-    options: &WeightOptions,
+    method: &str,
     report: &Report,
     quantization: Option<Value>,
 ) -> (Map<String, Value>, Map<String, Value>) {
@@ -333,7 +372,7 @@ fn described(
         "source": from.file_name().map(|n| n.to_string_lossy()),
     }));
     let mut quantization = quantization.unwrap_or_default();
-    quantization["method"] = json!(options.method.name());
+    quantization["method"] = json!(method);
     let fields = object(json!({
         "architecture": architecture_to_json(a),
         "quantization": quantization,

@@ -9,7 +9,8 @@ the namespace is taken as it is, apart from these changes, which is what this do
   - ⎕DR is a stand-in that looks at values (11 for Booleans, 83 for small integers, 645, 326, 80) and packs bits most
     significant first; ⎕TID is 0; no argument is a namespace;
   - `apl_…` functions are calls of the shared library by ctypes, marshalled by the declarations in the text;
-  - what needs ⎕NA, ⎕JSON or the system is left out: SKIPPED, below.
+  - `(⎕JSON text).name` and the like are read by Python; Close does not erase functions;
+  - what needs ⎕NA, namespaces or the system is left out: SKIPPED, below.
 
 usage: interpreted.py LIBRARY [FOLDER_OF_A_MODEL ...]
 """
@@ -28,8 +29,8 @@ from jay.lang import APL
 HERE = Path(__file__).resolve().parent
 NAMESPACE = HERE.parent / "AplFfi.apln"
 SKIPPED = {
-    "Init", "Close", "Info", "Candidates", "InFolder", "LibraryName", "Assets", "SourceFolder", "Associate",
-    "Dissociate", "Load", "About", "Open", "Session", "State", "Chat", "Cancel", "Summary", "Declarations",
+    "Init", "Info", "Candidates", "InFolder", "LibraryName", "Assets", "SourceFolder", "Associate", "Dissociate", "About",
+    "State", "Chat", "Summary", "Declarations",
 }
 
 PRELUDE = """
@@ -38,6 +39,7 @@ DRTYPE←{1<|≡⍵:326 ⋄ ' '≡⊃0⍴,⍵:80 ⋄ ∨/{' '≡⊃0⍴⍵}¨,�
 DR←{⍺←¯1 ⋄ ⍺=83:DRBITS ⍵ ⋄ DRTYPE ⍵}
 SENDITEM←{' '≡⊃0⍴,⍵:{k←⎕←'T',(⍕≢⍵),' ',⍕⎕UCS ⍵ ⋄ 0},⍵ ⋄ k←⎕←'N',(⍕≢⍴⍵),' ',¯17⍕,⍵ ⋄ 0}
 CALL←{k←⎕←'C',⍺ ⋄ k←SENDITEM¨⍵ ⋄ k←⎕←'E' ⋄ r←⎕ ⋄ r}
+GET←{'GET'CALL ⍺ ⍵}
 """
 
 
@@ -61,6 +63,10 @@ def outside_quotes(line, change):
 def stand_ins(line):
     line = line.replace("9=⎕NC'⍵'", "0").replace("1 ⎕JSON ⍵", "''").replace("3=⎕NC'apl_ffi_ready'", "1")
     line = re.sub(r"^(\s*):If 0=⎕NC'\w+' ⋄ .* ⋄ :EndIf$", "", line)
+    line = line.replace("3=⎕NC'apl_ffi_cleanup'", "1").replace("apl_ffi_cleanup", "apl_ffi_cleanup ⍬")
+    line = re.sub(r"\(⎕JSON (.*)\)\.(\w+)", r"((\1)GET'\2')", line).replace("⎕JSON ", "")
+    line = re.sub(r"^(\s*)\{\}", r"\1SUNK←", line)
+    line = re.sub(r"\binfo\.(\w+)", r"(info GET'\1')", line).replace("Dissociate", "")
     return outside_quotes(line, lambda p: p.replace("⎕DR", "DR").replace("⎕TID", "0"))
 
 
@@ -113,7 +119,7 @@ def in_order(sources):
     def add(name, above=()):
         if name in ordered or name in above:
             return
-        for used in re.findall(r"\w+", sources[name]):
+        for used in re.findall(r"\w+", re.sub("'[^'\n]*'", "", sources[name])):
             if used in sources and used != name:
                 add(used, (*above, name))
         ordered[name] = sources[name]
@@ -205,7 +211,10 @@ class Session:
             elif line != "E":
                 items[-1].append(line)
         self.lines = self.lines[:start]
-        return " ".join(map(literal, self.library.call(name, [self.item(i) for i in items])))
+        items = [self.item(i) for i in items]
+        if name == "GET":
+            return literal(json.loads(items[0])[items[1]])
+        return " ".join(map(literal, self.library.call(name, items)))
 
     @staticmethod
     def item(lines):
@@ -315,7 +324,7 @@ def main():
     m = "m←" + literal(conversation(session.library, root / "tests/data/models/llama3", 64))
     failed = passed = 0
     for number, before, kind, expression in cases(HERE / "cases.txt"):
-        lets = "\n".join([m, *before])
+        lets = "\n".join([f"ROOT←'{root}/'", m, *before])
         try:
             if kind == "true":
                 source = f"{lets}\nRESULT←{expression}\n(0=≢EVENT)∧RESULT≡1"

@@ -29,35 +29,38 @@ packed = array.array("d", numbers)
 In, Out = ctypes.c_double * cols, ctypes.c_double * rows
 
 
-def lists():
+def lists(h):
     """A list goes in and a list comes out."""
     y = Out()
-    assert matmul(handle, In(*numbers), cols, y, rows, 1) == 0
+    matmul(h, In(*numbers), cols, y, rows, 1)
     return list(y)
 
 
-def arrays():
+def arrays(h):
     """An array of doubles is copied in, and one is made of what comes out."""
     y = Out()
-    assert matmul(handle, In.from_buffer_copy(packed), cols, y, rows, 1) == 0
+    matmul(h, In.from_buffer_copy(packed), cols, y, rows, 1)
     return array.array("d", bytes(y))
 
 
-def views():
+def views(h):
     """Nothing is copied: the library reads and writes Python's own memory."""
     y = array.array("d", bytes(8 * rows))
-    assert matmul(handle, In.from_buffer(packed), cols, Out.from_buffer(y), rows, 1) == 0
+    matmul(h, In.from_buffer(packed), cols, Out.from_buffer(y), rows, 1)
     return y
 
 
-assert lists() == list(arrays()) == list(views())
+assert matmul(handle, In(*numbers), cols, Out(), rows, 1) == 0
+assert any(lists(handle)) and lists(handle) == list(arrays(handle)) == list(views(handle))
 for line in sys.stdin:
     answer = {}
     for form in (lists, arrays, views):
-        times = []
-        for _ in range(calls):
-            start = time.perf_counter_ns()
-            form()
-            times.append(time.perf_counter_ns() - start)
-        answer[form.__name__] = statistics.median(times)
+        # A handle that is none is refused at once: what is left is marshalling.
+        for name, h in ((form.__name__, handle), (form.__name__ + " alone", ctypes.c_int32(0))):
+            times = []
+            for _ in range(calls):
+                start = time.perf_counter_ns()
+                form(h)
+                times.append(time.perf_counter_ns() - start)
+            answer[name] = statistics.median(times)
     print(json.dumps(answer), flush=True)

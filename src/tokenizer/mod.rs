@@ -67,6 +67,14 @@ impl Tokenizer {
         Tokenizer::new(engine, special)
     }
 
+    /// From the text of a `tokenizer.json` alone: no special tokens, no chat template.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT`, `ERR_UNSUPPORTED` for a kind of tokenizer that is not known.
+    pub fn from_json(text: &[u8]) -> Result<Tokenizer> {
+        Tokenizer::new(hf::parse(text)?, Special::default())
+    }
+
     /// From the metadata of a GGUF file.
     ///
     /// # Errors

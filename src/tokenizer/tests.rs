@@ -108,10 +108,13 @@ fn a_byte_pair_tokenizer_of_hugging_face() {
     let corpus = std::fs::read_to_string(shared.join("corpus/tinystories.txt")).unwrap();
     for text in corpus.lines().take(300).chain(ODD) {
         let ids = tokenizer.encode(text, false).unwrap();
-        // The engine's own decoder is the oracle of the table of bytes; this vocabulary lacks some bytes.
-        let decoded = tokenizer.decode(&ids).unwrap();
-        assert_eq!(decoded, tokenizer.engine.decode(&ids, true).unwrap());
-        assert!(decoded == text || ODD.contains(&text));
+        // The engine's own decoder is the oracle of the table of bytes; but it shows unknown tokens, which this vocabulary has
+        // of some bytes.
+        let expected = tokenizer.engine.decode(&ids, true).unwrap();
+        if !expected.contains("<unk>") {
+            assert_eq!(tokenizer.decode(&ids).unwrap(), expected);
+            assert_eq!(expected, text);
+        }
     }
 }
 
@@ -201,4 +204,63 @@ fn chat_templates() {
     assert!(e.is_err(), "a template without end is stopped");
     let e = template("{% if %}").render("[]").unwrap_err();
     assert!(e.message().contains("malformed"), "{e}");
+}
+
+#[test]
+fn malformed_tokenizers() {
+    let error = |text: &str| {
+        let e = Tokenizer::from_json(text.as_bytes()).err().unwrap();
+        format!("{:?} {}", e.status(), e.message())
+    };
+    for text in [
+        "",
+        "{}",
+        "[]",
+        "{\"model\": 4}",
+        "\u{0}\u{1}",
+        "{\"version\": \"1.0\", \"model\": {\"type\": \"BPE\"}}",
+    ] {
+        assert!(
+            error(text).starts_with("Format it is not a tokenizer: "),
+            "{text}: {}",
+            error(text)
+        );
+    }
+    let bpe = |vocab: &str, merges: &str, decoder: &str| {
+        format!(
+            r#"{{"version": "1.0", "added_tokens": [], "decoder": {decoder}, "model": {{"type": "BPE", "vocab": {vocab}, "merges": {merges}}}}}"#
+        )
+    };
+    let level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
+    let whole = bpe(r#"{"a": 0, "b": 1, "ab": 2}"#, r#"["a b"]"#, level);
+    let tokenizer = Tokenizer::from_json(whole.as_bytes()).unwrap();
+    assert_eq!(tokenizer.encode("abba", false).unwrap(), [2, 1, 0]);
+    assert_eq!(tokenizer.decode(&[2, 1, 0]).unwrap(), "abba");
+    let e = tokenizer.decode(&[2, 3]).unwrap_err();
+    assert_eq!(e.message(), "ids[1] is 3, expected 0 to 2");
+    // A merge of tokens that are not there, a number beyond any vocabulary, a decoder that is not known.
+    assert!(error(&bpe(r#"{"a": 0}"#, r#"["a z"]"#, level)).starts_with("Format"));
+    let far = error(&bpe(r#"{"a": 4000000000}"#, "[]", level));
+    assert_eq!(
+        far,
+        "Format a token has the number 4000000000, at most 16777216 were expected"
+    );
+    assert!(
+        error(&bpe(r#"{"a": 0}"#, "[]", "null"))
+            .starts_with("Unsupported a tokenizer whose decoder is \"none\"")
+    );
+}
+
+#[test]
+fn a_folder_without_a_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let e = Tokenizer::from_folder(folder.path()).err().unwrap();
+    assert!(
+        e.message()
+            .ends_with("tokenizer.json cannot be opened: there is no such file"),
+        "{e}"
+    );
+    fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
+    let e = Tokenizer::from_folder(folder.path()).err().unwrap();
+    assert_eq!(e.status(), crate::error::Status::Format);
 }

@@ -273,8 +273,7 @@ fn namespace_members(f: &Function, name: &str) -> bool {
                 [_, Word::Glyph(')')] => inside = false,
                 _ => {}
             }
-            inside && pair[1] == Word::Name(name.to_owned())
-                || inside && pair[0] == Word::Name(name.to_owned())
+            inside && pair.contains(&Word::Name(name.to_owned()))
         })
     })
 }

@@ -1,5 +1,7 @@
 //! The command line as a user meets it: what it prints, what it leaves behind, and how it ends.
 
+mod downloads;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};

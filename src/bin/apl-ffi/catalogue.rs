@@ -283,7 +283,8 @@ fn fetch(api: &ApiRepo, repository: &str, name: &str) -> Outcome<PathBuf> {
 /// What can be done about a download that failed.
 fn refused(repository: &str, e: &ApiError) -> Failure {
     let text = e.to_string();
-    let status = |code: &str| text.contains(code);
+    // The number alone may also be part of a path or an address.
+    let status = |code: &str| text.contains(&format!("http status: {code}"));
     let message = if status("401") || status("403") {
         format!(
             "{repository} is gated or private: accept its licence at its page on the hub, make an access token, and set HF_TOKEN to it"

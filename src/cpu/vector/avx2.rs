@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::lanes::{self, Lanes};
-use super::{Chunk, Table, attention, elementwise, vector_table};
+use super::{Chunk, Table, attention, by_rows, elementwise, vector_table};
 use crate::cpu::Isa;
 
 /// Exists only inside functions that enable the features of this level.
@@ -150,6 +150,7 @@ impl Lanes for Avx2 {
 vector_table!(
     Isa::Avx2,
     Avx2,
+    [4, 2, 1, 1],
     Avx2(()),
     #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 );

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::lanes::{self, Lanes};
-use super::{Chunk, Table, attention, elementwise, vector_table};
+use super::{Chunk, Table, attention, by_rows, elementwise, vector_table};
 use crate::cpu::Isa;
 
 /// Exists only inside functions that enable the features of this level.
@@ -114,6 +114,7 @@ impl Lanes for Avx512 {
 vector_table!(
     Isa::Avx512,
     Avx512,
+    [4, 4, 4, 2],
     Avx512(()),
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,popcnt")]
 );

@@ -206,9 +206,22 @@ impl VectorKernels {
     }
 }
 
+/// The kernels for 1, 2, 4 and 8 rows, with so many blocks of 16 beside each other: few rows take several, because a chain alone would
+/// wait for every sum, and many as the registers allow, because a block more is another use of what is broadcast.
+macro_rules! by_rows {
+    ($f:ident, $t:ty, [$one:literal, $two:literal, $four:literal, $eight:literal]) => {
+        [
+            $f::<$t, 1, $one>,
+            $f::<$t, 2, $two>,
+            $f::<$t, 4, $four>,
+            $f::<$t, 8, $eight>,
+        ]
+    };
+}
+
 /// The table of a level: each generic kernel in a function that enables the level's features, into which it is inlined.
 macro_rules! vector_table {
-    ($isa:expr, $level:ty, $proof:expr $(, #[$features:meta])?) => {
+    ($isa:expr, $level:ty, $blocks:tt, $proof:expr $(, #[$features:meta])?) => {
         $(#[$features])?
         fn scores<T: lanes::Wide, const R: usize, const B: usize>(
             q: &[f32],
@@ -259,17 +272,10 @@ macro_rules! vector_table {
             elementwise::narrow($proof, from, to)
         }
 
-        // One row has four chains beside each other, two have two: a chain alone would wait for every sum.
         pub(super) static TABLE: Table = Table {
             isa: $isa,
-            scores: (
-                [scores::<f32, 1, 4>, scores::<f32, 2, 2>, scores::<f32, 4, 1>, scores::<f32, 8, 1>],
-                [scores::<f16, 1, 4>, scores::<f16, 2, 2>, scores::<f16, 4, 1>, scores::<f16, 8, 1>],
-            ),
-            mix: (
-                [mix::<f32, 1, 4>, mix::<f32, 2, 2>, mix::<f32, 4, 1>, mix::<f32, 8, 1>],
-                [mix::<f16, 1, 4>, mix::<f16, 2, 2>, mix::<f16, 4, 1>, mix::<f16, 8, 1>],
-            ),
+            scores: (by_rows!(scores, f32, $blocks), by_rows!(scores, f16, $blocks)),
+            mix: (by_rows!(mix, f32, $blocks), by_rows!(mix, f16, $blocks)),
             softmax,
             rms_norm,
             silu_times,
@@ -279,4 +285,4 @@ macro_rules! vector_table {
         };
     };
 }
-use vector_table;
+use {by_rows, vector_table};

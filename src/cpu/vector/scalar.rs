@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::lanes::{self, Lanes};
-use super::{Chunk, Table, attention, elementwise, vector_table};
+use super::{Chunk, Table, attention, by_rows, elementwise, vector_table};
 use crate::cpu::Isa;
 
 /// Every processor has this level.
@@ -102,4 +102,4 @@ impl Lanes for Scalar {
     }
 }
 
-vector_table!(Isa::Scalar, Scalar, Scalar);
+vector_table!(Isa::Scalar, Scalar, [1, 1, 1, 1], Scalar);

@@ -456,15 +456,11 @@ impl Tiles {
 /// Bytes of a tile that stay in the first-level cache while a panel of vectors passes.
 const CACHED_BYTES: usize = 16 << 10;
 
-/// How far before the bytes it works on a thread calls for the next ones with one pass over the weights. 3 KB for every width
-/// left 2 and 1 bits, which take a kilobyte in less time, 10 to 14% slower from memory (176 against 158 µs, 106 against 93, 4096 ×
-/// 4096, taken in turn).
-fn int8_ahead(bits: Bits) -> usize {
-    match bits {
-        Bits::One | Bits::Two => 8192,
-        Bits::Four | Bits::Eight => 3072,
-    }
-}
+/// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
+///
+/// With one thread on Zen 5, 4096 × 4096 from memory, medians of runs taken in turn beside other work: 3 KB 111, 192, 335 and
+/// 637 µs at 1, 2, 4 and 8 bits, 4 KB 113, 171, 292 and 589, 5 KB 99, 164, 291 and 561, 6 KB 99, 160, 303 and 588.
+const INT8_AHEAD: usize = 5 << 10;
 
 /// The output of one kernel call, aligned: kernels keep sums here, and every vector would straddle two cache lines
 /// (aligning them took products with 512 vectors from about 40 to 45% of the peak).

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// The fields of an object; null is as good as absent, as in the files of `transformers`.
+/// The fields of an object; null is as good as absent, as in most fields of `transformers`.
 pub(super) struct Fields<'a> {
     object: &'a Map<String, Value>,
     /// Put before the names of fields in messages: `rope_scaling.`
@@ -21,6 +21,11 @@ impl<'a> Fields<'a> {
 
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|v| !v.is_null())
+    }
+
+    /// Whether it is there and null, for the few fields where that says more than absence.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(Value::is_null)
     }
 
     fn wrong(&self, key: &str, expected: &str) -> Error {

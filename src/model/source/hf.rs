@@ -98,10 +98,10 @@ fn activation(f: &Fields<'_>, gemma: bool) -> Result<Activation> {
 }
 
 fn softcap(f: &Fields<'_>, key: &str, family: Family, default: f64) -> Result<Option<f32>> {
-    if family != Family::Gemma2 {
+    // Absent is the default of the class; null is none.
+    if family != Family::Gemma2 || f.is_null(key) {
         return Ok(None);
     }
-    // Absent is the default of the class; null is none, which `Fields` cannot tell apart, and no model has.
     Ok(Some(f.positive(key)?.unwrap_or(default) as f32))
 }
 

@@ -184,6 +184,18 @@ fn configurations_that_are_wrong_say_what() {
 }
 
 #[test]
+fn soft_caps_that_are_null_are_none() {
+    let gemma2 = CONFIG.replace("LlamaForCausalLM", "Gemma2ForCausalLM");
+    let caps = |text: &str| {
+        let a = hf::architecture(text.as_bytes()).unwrap();
+        (a.attention_softcap, a.final_softcap)
+    };
+    assert_eq!(caps(&gemma2), (Some(50.0), Some(30.0)));
+    let null = gemma2.replace("1e-5", "1e-5, \"attn_logit_softcapping\": null");
+    assert_eq!(caps(&null), (None, Some(30.0)));
+}
+
+#[test]
 fn tensors_are_checked_at_open() {
     let folder = tempfile::tempdir().unwrap();
     let from = data().join("llama-linear");

@@ -1,0 +1,142 @@
+//! The second moments of the inputs of a matrix.
+
+use crate::error::Result;
+use crate::matmul::Weights;
+use crate::memory;
+use crate::runtime::Runtime;
+
+/// `E[x x']` of the inputs `x` of a matrix with `cols` columns.
+#[derive(Clone, Debug)]
+pub struct Hessian {
+    cols: usize,
+    /// `sum x x'`: `(cols, cols)`, symmetric but for rounding.
+    sums: Vec<f32>,
+    /// Inputs that were summed.
+    count: usize,
+}
+
+impl Hessian {
+    /// Of no inputs yet.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn new(cols: usize) -> Result<Hessian> {
+        Ok(Hessian {
+            cols,
+            sums: memory::filled(cols.saturating_mul(cols), 0.0, "second moments")?,
+            count: 0,
+        })
+    }
+
+    /// Columns of the matrix.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Inputs that it was made of.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Adds inputs; `x` is `(n, cols)`.
+    ///
+    /// The sum of a call is a product of the library: `X' X`, with the columns of `X` both as rows of the matrix and as vectors.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn add(&mut self, rt: &Runtime, x: &[f32]) -> Result<()> {
+        let cols = self.cols;
+        let n = x.len() / cols.max(1);
+        if n == 0 {
+            return Ok(());
+        }
+        let mut columns = memory::filled(n * cols, 0.0, "inputs of a product")?;
+        for (i, x) in x.chunks_exact(cols).enumerate() {
+            for (c, &x) in x.iter().enumerate() {
+                columns[c * n + i] = x;
+            }
+        }
+        let matrix = Weights::from_f32(&columns, cols, n, false)?;
+        // In bands: what a call takes beside the sums stays small.
+        let band = (BAND_ELEMENTS / cols).clamp(1, cols);
+        let mut product = memory::filled(band * cols, 0.0, "second moments of a block")?;
+        for (sums, columns) in self
+            .sums
+            .chunks_mut(band * cols)
+            .zip(columns.chunks(band * n))
+        {
+            let product = &mut product[..sums.len()];
+            matrix.multiply(rt, columns, product, sums.len() / cols)?;
+            for (s, p) in sums.iter_mut().zip(product) {
+                *s += *p;
+            }
+        }
+        self.count += n;
+        Ok(())
+    }
+
+    /// The mean, with a part of the mean of its diagonal added on the diagonal, so that it is positive definite: a direction that no
+    /// input had is not free, only cheap. `(cols, cols)`; the identity if there were no inputs, or all were 0.
+    pub(super) fn damped(&self) -> Result<Vec<f32>> {
+        let mut h = memory::with_capacity(self.sums.len(), "second moments")?;
+        let diagonal = self.sums.iter().step_by(self.cols + 1);
+        let trace: f64 = diagonal.map(|&d| f64::from(d)).sum();
+        let mean = trace / self.cols.max(1) as f64;
+        // Only ratios matter to what is minimised, so they are brought to where float32 is at its best.
+        let unit = if mean > 0.0 { 1.0 / mean } else { 0.0 };
+        h.extend(self.sums.iter().map(|&s| (f64::from(s) * unit) as f32));
+        let added = if mean > 0.0 { DAMPING } else { 1.0 };
+        h.iter_mut()
+            .step_by(self.cols + 1)
+            .for_each(|d| *d += added);
+        Ok(h)
+    }
+}
+
+/// What is added to the diagonal, in parts of its mean. 0.001 to 0.03 make no difference that could be told from chance.
+const DAMPING: f32 = 0.01;
+
+/// Elements of a band of the product: 16 MB.
+const BAND_ELEMENTS: usize = 1 << 22;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Config;
+    use crate::testing::Random;
+
+    #[test]
+    fn sums_are_those_of_the_definition() {
+        let rt = Runtime::new(Config::default()).unwrap();
+        let mut r = Random::new(1);
+        for (cols, n) in [(1, 1), (3, 5), (33, 7), (70, 130)] {
+            let x = r.gaussian(2 * n * cols);
+            let mut h = Hessian::new(cols).unwrap();
+            h.add(&rt, &x[..n * cols]).unwrap();
+            h.add(&rt, &x[n * cols..]).unwrap();
+            assert_eq!(h.count(), 2 * n);
+            for a in 0..cols {
+                for b in 0..cols {
+                    let sum: f64 = x
+                        .chunks_exact(cols)
+                        .map(|x| f64::from(x[a]) * f64::from(x[b]))
+                        .sum();
+                    let got = f64::from(h.sums[a * cols + b]);
+                    assert!(
+                        (got - sum).abs() < 1e-4 * n as f64,
+                        "{cols} {n}: {got} {sum}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_seen_is_the_identity() {
+        assert_eq!(
+            Hessian::new(2).unwrap().damped().unwrap(),
+            [1.0, 0.0, 0.0, 1.0]
+        );
+        assert!(Hessian::new(0).unwrap().damped().unwrap().is_empty());
+    }
+}

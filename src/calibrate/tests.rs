@@ -1,0 +1,95 @@
+//! Calibration of a real model, from its files to its perplexity.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::Calibration;
+use crate::convert::convert;
+use crate::error::Status;
+use crate::model::source::Source;
+use crate::model::{Model, ModelOptions};
+use crate::options::{WeightOptions, Width};
+use crate::perplexity::perplexity;
+use crate::quant::{Bits, Method};
+use crate::runtime::{Config, Runtime};
+
+fn shared() -> Option<(PathBuf, String)> {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let text = shared.join("corpus/tinystories.txt");
+    if !text.is_file() {
+        eprintln!("SKIPPED: {} is not here", text.display());
+        return None;
+    }
+    let text = std::fs::read(text).unwrap();
+    let model = shared.join("models/stories260K/stories260K.gguf");
+    Some((model, String::from_utf8_lossy(&text).into_owned()))
+}
+
+#[test]
+fn the_perplexity_of_a_model_falls() {
+    let Some((model, text)) = shared() else {
+        return;
+    };
+    let rt = Runtime::new(Config::default()).unwrap();
+    let source = Source::open(&model, true).unwrap();
+    let (scored, read) = (&text[..12_000], &text[text.len() - 60_000..]);
+    let folder = tempfile::tempdir().unwrap();
+    // Calibrated, and tuned in so many steps.
+    let measured = |bits, calibrated: Option<usize>| {
+        let options = WeightOptions {
+            width: Some(Width::Codes(bits)),
+            method: Method::Search,
+            ..WeightOptions::default()
+        };
+        let mut calibration = calibrated.map(|steps| {
+            let mut calibration = Calibration::new(&rt, &source, read).unwrap();
+            if steps > 0 {
+                let told = calibration.tune(&rt, &source, &options, steps, &mut |_| {});
+                let (before, after) = told.unwrap();
+                assert!(after < before, "{bits:?}: {before} {after}");
+            }
+            calibration
+        });
+        let report = convert(
+            &rt,
+            &source,
+            (folder.path(), "model"),
+            &options,
+            calibration.as_mut(),
+            &mut |_| {},
+            &AtomicBool::new(false),
+        );
+        let report = report.unwrap();
+        let quantised = Model::open(&rt, &report.manifest, &ModelOptions::default()).unwrap();
+        let p = perplexity(&rt, &Arc::new(quantised), scored, 256, &mut |_, _| {});
+        (p.unwrap().value(), report.relative_error)
+    };
+    for bits in [Bits::Four, Bits::Two, Bits::One] {
+        let (searched, calibrated) = (measured(bits, None), measured(bits, Some(0)));
+        eprintln!("{bits:?}: searched {searched:?}, calibrated {calibrated:?}");
+        assert!(
+            calibrated.0 < searched.0,
+            "{bits:?}: {calibrated:?} {searched:?}"
+        );
+        // What it costs: the weights themselves are farther from what they were.
+        assert!(calibrated.1 > searched.1);
+        if bits != Bits::Four {
+            let tuned = measured(bits, Some(30));
+            eprintln!("{bits:?}: tuned {tuned:?}");
+            assert!(tuned.0 < 0.9 * calibrated.0, "{bits:?}: {tuned:?}");
+        }
+    }
+}
+
+#[test]
+fn a_text_that_is_too_short() {
+    let Some((model, _)) = shared() else { return };
+    let rt = Runtime::new(Config::default()).unwrap();
+    let source = Source::open(&model, true).unwrap();
+    let Err(e) = Calibration::new(&rt, &source, "Once upon a time") else {
+        panic!("a few words were taken for a calibration text");
+    };
+    assert_eq!(e.status(), Status::Range);
+    assert!(e.to_string().contains("expected at least 256"), "{e}");
+}

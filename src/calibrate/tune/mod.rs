@@ -1,0 +1,331 @@
+//! Tuning of what a quantised model keeps as floats: scales and norms, codes as they are.
+//!
+//! The descent makes the products of each matrix right, one matrix at a time. At 1 and 2 bits what is left adds up over the
+//! layers, and here all scales and norms are moved together, down the gradient of how far the model's predictions are from those of the
+//! unquantised one (Kullback-Leibler divergence, on the calibration text; Adam, the rate falling as a cosine). The file does
+//! not grow and the model runs no slower. It needs the model several times over as float32, so it is for small ones.
+
+mod network;
+
+use std::collections::HashMap;
+use std::f64::consts::PI;
+
+use half::f16;
+
+use super::Calibration;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::model::source::{Role, Source};
+use crate::options::{WeightOptions, Width};
+use crate::quant::{Bits, CodesBuf, Method, ScalePrecision, ScalesBuf, Shape, Spec};
+use crate::runtime::Runtime;
+use crate::weights;
+use network::{Network, softmax};
+
+/// Weights of the largest model that is tuned: ten copies of them as float32 then take 2.6 GB.
+const MOST_WEIGHTS: usize = 1 << 26;
+
+/// Windows of a step.
+const BATCH: usize = 4;
+
+/// What Adam moves a scale by in a step at most, in parts of the mean magnitude of its matrix; and a norm.
+const SCALE_RATE: f32 = 0.015;
+const NORM_RATE: f32 = 0.004;
+
+/// The tensors of a model as they were tuned, by canonical name.
+pub(super) struct Tuned {
+    pub matrices: HashMap<String, CodesBuf>,
+    pub vectors: HashMap<String, Vec<f32>>,
+    /// The mean divergence, in nats a token, over the first and the last eighth of the steps.
+    pub divergence: (f64, f64),
+}
+
+/// Quantises every matrix for the inputs that it meets, then tunes for so many steps.
+///
+/// # Errors
+/// `ERR_UNSUPPORTED` for a model that is too large or not a plain Llama, or no width of codes; those of quantising.
+pub(super) fn tune(
+    rt: &Runtime,
+    source: &Source,
+    calibration: &mut Calibration,
+    options: &WeightOptions,
+    steps: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Tuned> {
+    let specs = source.tensors();
+    let weights: usize = specs
+        .iter()
+        .map(|s| s.shape.iter().product::<usize>())
+        .sum();
+    if weights > MOST_WEIGHTS {
+        return Err(Error::unsupported(format!(
+            "tuning of scales is for small models: this one has {weights} weights, at most {MOST_WEIGHTS} are supported"
+        )));
+    }
+    let Width::Codes(bits) = options.width.unwrap_or(WeightOptions::DEFAULT_WIDTH) else {
+        return Err(Error::unsupported(
+            "tuning of scales needs 1, 2, 4 or 8 bits",
+        ));
+    };
+    let index = |name: &str| {
+        specs
+            .iter()
+            .position(|s| s.name == name)
+            .unwrap_or(usize::MAX)
+    };
+    let network = Network::new(source.architecture(), calibration.window(), &index)?;
+
+    let mut teacher = memory::with_capacity(specs.len(), "tensors")?;
+    let mut tensors = memory::with_capacity(specs.len(), "tensors")?;
+    for spec in &specs {
+        if spec.role == Role::Vector {
+            let values = source.vector(&spec.name)?;
+            tensors.push(Tensor::norm(&values)?);
+            teacher.push(values);
+            continue;
+        }
+        let view = source.matrix(&spec.name)?;
+        let (rows, cols) = view.shape();
+        let mut w = memory::filled(rows * cols, 0.0, "a matrix as float32")?;
+        for (r, row) in w.chunks_exact_mut(cols.max(1)).enumerate() {
+            view.row(r, row);
+        }
+        let shape = Shape::new(rows, cols, options.group);
+        let spec = (
+            &spec.name,
+            Spec {
+                bits,
+                symmetric: options.symmetric || bits == Bits::One,
+                method: Method::Search,
+                scales: ScalePrecision::Auto,
+            },
+        );
+        let codes = match calibration.hessian(rt, spec.0)? {
+            Some(hessian) => super::quantize(rt, &w, shape, &spec.1, hessian)?,
+            None => weights::quantize(rt, &w, shape, &spec.1)?,
+        };
+        tensors.push(Tensor::matrix(codes)?);
+        teacher.push(w);
+    }
+    let mut tuner = Tuner {
+        rt,
+        network,
+        teacher,
+        student: tensors.iter().map(Tensor::values).collect(),
+        tensors,
+    };
+    let divergence = tuner.run(calibration, steps, progress)?;
+    let mut tuned = Tuned {
+        matrices: HashMap::new(),
+        vectors: HashMap::new(),
+        divergence,
+    };
+    for (tensor, spec) in tuner.tensors.into_iter().zip(specs) {
+        match tensor.codes {
+            Some(codes) => drop(tuned.matrices.insert(spec.name, kept(codes, &tensor.free))),
+            None => drop(tuned.vectors.insert(spec.name, tensor.free)),
+        }
+    }
+    Ok(tuned)
+}
+
+/// Codes with other scales, as far as these can be kept: one that cannot stays what it was.
+fn kept(mut codes: CodesBuf, scales: &[f32]) -> CodesBuf {
+    match &mut codes.scales {
+        ScalesBuf::F16(own) => {
+            for (own, &s) in own.iter_mut().zip(scales) {
+                let s = f16::from_f32(s);
+                if s.is_normal() {
+                    *own = s;
+                }
+            }
+        }
+        ScalesBuf::F32(own) => own.copy_from_slice(scales),
+    }
+    codes
+}
+
+/// A tensor and what of it is free to move.
+struct Tensor {
+    /// `None`: a norm.
+    codes: Option<CodesBuf>,
+    /// `(rows, cols)`; a norm has none.
+    levels: Vec<f32>,
+    /// Scales `(rows, groups)`, or the norm.
+    free: Vec<f32>,
+    /// Means of gradients and of their squares, as `free`.
+    mean: Vec<f32>,
+    square: Vec<f32>,
+    rate: f32,
+}
+
+impl Tensor {
+    fn new(codes: Option<CodesBuf>, levels: Vec<f32>, free: Vec<f32>, rate: f32) -> Result<Tensor> {
+        let magnitude: f32 = free.iter().map(|f| f.abs()).sum::<f32>() / free.len().max(1) as f32;
+        Ok(Tensor {
+            codes,
+            levels,
+            mean: memory::filled(free.len(), 0.0, "means of gradients")?,
+            square: memory::filled(free.len(), 0.0, "squares of gradients")?,
+            free,
+            rate: rate * magnitude,
+        })
+    }
+
+    fn norm(values: &[f32]) -> Result<Tensor> {
+        Tensor::new(None, Vec::new(), values.to_vec(), NORM_RATE)
+    }
+
+    fn matrix(codes: CodesBuf) -> Result<Tensor> {
+        let Shape {
+            rows, cols, groups, ..
+        } = codes.shape;
+        let view = codes.as_codes();
+        let mut row = memory::filled(cols, 0u8, "a row of codes")?;
+        let mut levels = memory::with_capacity(rows * cols, "levels")?;
+        let mut scales = memory::with_capacity(rows * groups, "scales")?;
+        for r in 0..rows {
+            view.row_codes(r, &mut row);
+            for g in 0..groups {
+                let zero = view.zero_point(r, g);
+                let codes = &row[codes.shape.group_columns(g)];
+                levels.extend(codes.iter().map(|&c| view.bits.level(c, zero) as f32));
+                scales.push(view.scale(r, g));
+            }
+        }
+        Tensor::new(Some(codes), levels, scales, SCALE_RATE)
+    }
+
+    /// The weights, or the norm.
+    fn values(&self) -> Vec<f32> {
+        let Some(codes) = &self.codes else {
+            return self.free.clone();
+        };
+        let mut out = self.levels.clone();
+        let rows = out.chunks_exact_mut(codes.shape.cols.max(1));
+        for (row, scales) in rows.zip(self.free.chunks_exact(codes.shape.groups.max(1))) {
+            for (weights, s) in row.chunks_mut(codes.shape.group).zip(scales) {
+                weights.iter_mut().for_each(|w| *w *= s);
+            }
+        }
+        out
+    }
+
+    /// The gradient of what is free, from that of the weights.
+    fn gradient(&self, d: &[f32]) -> Vec<f32> {
+        let Some(codes) = &self.codes else {
+            return d.to_vec();
+        };
+        let mut out = Vec::with_capacity(self.free.len());
+        let cols = codes.shape.cols.max(1);
+        for (d, l) in d.chunks_exact(cols).zip(self.levels.chunks_exact(cols)) {
+            let groups = d.chunks(codes.shape.group).zip(l.chunks(codes.shape.group));
+            out.extend(groups.map(|(d, l)| d.iter().zip(l).map(|(d, l)| d * l).sum::<f32>()));
+        }
+        out
+    }
+
+    /// A step of Adam; `step` counts from 1.
+    fn step(&mut self, gradient: &[f32], step: usize, part: f32) {
+        const MEAN: f32 = 0.9;
+        const SQUARE: f32 = 0.99;
+        let (m_due, v_due) = (1.0 - MEAN.powi(step as i32), 1.0 - SQUARE.powi(step as i32));
+        for (i, &d) in gradient.iter().enumerate() {
+            self.mean[i] = MEAN * self.mean[i] + (1.0 - MEAN) * d;
+            self.square[i] = SQUARE * self.square[i] + (1.0 - SQUARE) * d * d;
+            let v = (self.square[i] / v_due).sqrt();
+            if v > 0.0 {
+                self.free[i] -= part * self.rate * (self.mean[i] / m_due) / v;
+            }
+        }
+    }
+}
+
+struct Tuner<'a> {
+    rt: &'a Runtime,
+    network: Network<'a>,
+    /// Tensors unquantised, and as they are now.
+    teacher: Vec<Vec<f32>>,
+    student: Vec<Vec<f32>>,
+    tensors: Vec<Tensor>,
+}
+
+impl Tuner<'_> {
+    fn run(
+        &mut self,
+        calibration: &Calibration,
+        steps: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(f64, f64)> {
+        let mut windows = calibration.windows().cycle();
+        let eighth = steps.div_ceil(8).max(1);
+        let (mut first, mut last) = (0.0, 0.0);
+        for step in 1..=steps {
+            let batch: Vec<_> = windows.by_ref().take(BATCH).collect();
+            let (loss, gradients) = self.gradients(&batch)?;
+            if step <= eighth {
+                first += loss / eighth as f64;
+            }
+            if step > steps - eighth {
+                last += loss / eighth as f64;
+            }
+            let part = 0.5 * (1.0 + (PI * (step - 1) as f64 / steps as f64).cos());
+            for (i, tensor) in self.tensors.iter_mut().enumerate() {
+                tensor.step(&tensor.gradient(&gradients[i]), step, part as f32);
+                self.student[i] = tensor.values();
+            }
+            progress(step);
+        }
+        Ok((first, last))
+    }
+
+    /// The mean divergence of some windows, and the gradients of all tensors.
+    fn gradients(&self, batch: &[&[u32]]) -> Result<(f64, Vec<Vec<f32>>)> {
+        let mut parts: Vec<_> = batch.iter().map(|_| (0.0, Vec::new())).collect();
+        let tasks = batch.iter().zip(parts.iter_mut()).collect();
+        self.rt.pool().try_for_each(tasks, |(ids, part)| {
+            *part = self.window(ids, batch.len());
+            Ok::<(), Error>(())
+        })?;
+        // In the order of the windows, whoever did them.
+        let mut parts = parts.into_iter();
+        let Some((mut loss, mut sum)) = parts.next() else {
+            return Ok((0.0, Vec::new()));
+        };
+        for (more, gradients) in parts {
+            loss += more;
+            for (sum, d) in sum.iter_mut().zip(&gradients) {
+                sum.iter_mut().zip(d).for_each(|(s, d)| *s += d);
+            }
+        }
+        Ok((loss, sum))
+    }
+
+    /// A window's part of the divergence and of the gradients of a batch of so many.
+    fn window(&self, ids: &[u32], batch: usize) -> (f64, Vec<Vec<f32>>) {
+        let mut wanted = self.network.forward(&self.teacher, ids).logits;
+        let trace = self.network.forward(&self.student, ids);
+        let mut d = trace.logits.clone();
+        let vocabulary = d.len() / ids.len();
+        let share = 1.0 / (ids.len() * batch) as f32;
+        let mut loss = 0.0;
+        for (d, p) in d
+            .chunks_exact_mut(vocabulary)
+            .zip(wanted.chunks_exact_mut(vocabulary))
+        {
+            softmax(d);
+            softmax(p);
+            for (d, p) in d.iter_mut().zip(p) {
+                if *p > 0.0 {
+                    let ratio = f64::from(*p) / f64::from(d.max(f32::MIN_POSITIVE));
+                    loss += f64::from(*p * share) * ratio.ln();
+                }
+                *d = (*d - *p) * share;
+            }
+        }
+        let mut gradients: Vec<_> = self.student.iter().map(|w| vec![0.0; w.len()]).collect();
+        self.network
+            .backward(&self.student, ids, &trace, &d, &mut gradients);
+        (loss, gradients)
+    }
+}
