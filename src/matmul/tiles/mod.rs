@@ -11,7 +11,7 @@ use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, FLUSH_SUBS, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
-use crate::quant::{Bits, Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
+use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
 use crate::runtime::Hands;
 use half::f16;
 use std::ops::Range;
@@ -336,7 +336,7 @@ impl Tiles {
                     // groups that follow.
                     let ahead = if passes == 1 {
                         Ahead {
-                            at: tile.as_ptr().wrapping_add(int8_ahead(l.bits)),
+                            at: tile.as_ptr().wrapping_add(INT8_AHEAD),
                             lines,
                         }
                     } else {
