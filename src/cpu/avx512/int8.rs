@@ -38,22 +38,68 @@ unsafe fn four_columns<E: Extensions, const BITS: usize>(
     }
 }
 
-/// Whether the float32 sums of `v` vectors have registers of their own beside the integer sums. Those few vectors are also
-/// the ones that take a tile straight from memory, where prefetches go to the first-level cache.
+/// Few vectors take a tile straight from memory, and prefetches go to the first-level cache.
 const fn few(v: usize) -> bool {
     v <= 4
 }
 
+/// Whether the float32 sums of `v` vectors have registers of their own beside the integer sums.
+const fn in_registers(v: usize) -> bool {
+    v <= 6
+}
+
 /// One tile times `V` vectors.
 ///
-/// Integer sums of all vectors stay in registers (24 of 32 for twelve vectors); the codes of four columns are unpacked
-/// once for all of them. The float32 sums of more than four vectors live in `out`, in the first-level cache: they are
-/// touched once a block. One vector has two chains a half, to hide the latency of the dot product.
+/// Twelve vectors below 8 bits are two walks of six, whose float32 sums stay in registers: 512 vectors went from 54 to 60-62% of
+/// the `vpdpbusd` rate at 4, 2 and 1 bits (Zen 5, 4096 × 4096, groups of 32). At 8 bits the second walk costs more than it
+/// gains (45-56 to 41%), and so do two walks of four for eight vectors (0.8 of the rate).
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
 #[inline(always)]
 pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
+    l: &Layout,
+    first: usize,
+    count: usize,
+    tile: *const u8,
+    acts: Int8Acts,
+    ahead: Ahead,
+    out: *mut f32,
+) {
+    // SAFETY: as the caller promises; the second six of twelve vectors lie behind the first in each sub-block, block and `out`.
+    unsafe {
+        if V == 12 && BITS < 8 {
+            walk::<E, BITS, V, 6, true>(l, first, count, tile, acts, ahead, out);
+            let acts = Int8Acts {
+                codes: acts.codes.add(6 * SUB_COLS),
+                scales: acts.scales.add(6),
+                corrections: acts.corrections.add(6),
+            };
+            let out = out.add(6 * TILE_ROWS);
+            walk::<E, BITS, V, 6, false>(l, first, count, tile, acts, ahead, out);
+        } else {
+            walk::<E, BITS, V, V, true>(l, first, count, tile, acts, ahead, out);
+        }
+    }
+}
+
+/// One tile times `VS` of the `V` vectors that the activations interleave; whether it `CALLS` for the bytes of `ahead`.
+///
+/// Integer sums of all `VS` vectors stay in registers (24 of 32 for twelve); the codes of four columns are unpacked once
+/// for all of them. Float32 sums that have no registers live in `out`, in the first-level cache: they are touched once a
+/// block. One vector has two chains a half, to hide the latency of the dot product.
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`], but that activations and `out` begin with the first of the `VS` vectors; the features
+/// of `E`.
+#[inline(always)]
+unsafe fn walk<
+    E: Extensions,
+    const BITS: usize,
+    const V: usize,
+    const VS: usize,
+    const CALLS: bool,
+>(
     l: &Layout,
     first: usize,
     count: usize,
@@ -68,12 +114,12 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     let mut next = ahead.at;
     let (mut x, mut sx, mut corr) = (acts.codes, acts.scales, acts.corrections);
     // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, its
-    // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. `out` is (V, 32).
+    // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. `out` is (VS, 32).
     // Prefetches may name any address.
     unsafe {
-        let mut f = [[_mm512_setzero_ps(); 2]; V];
-        if few(V) {
-            for v in 0..V {
+        let mut f = [[_mm512_setzero_ps(); 2]; VS];
+        if in_registers(VS) {
+            for v in 0..VS {
                 f[v] = [
                     _mm512_load_ps(out.add(v * TILE_ROWS)),
                     _mm512_load_ps(out.add(v * TILE_ROWS + 16)),
@@ -87,8 +133,8 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
             while subs > 0 {
                 let block = subs.min(l.block_subs);
                 subs -= block;
-                let mut sums = [[_mm512_setzero_si512(); 2]; V];
-                for v in 0..V {
+                let mut sums = [[_mm512_setzero_si512(); 2]; VS];
+                for v in 0..VS {
                     let c = _mm512_set1_epi32(*corr.add(v));
                     sums[v] = match l.zero {
                         ZeroKind::Constant(_) => [c; 2],
@@ -102,7 +148,8 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 for _ in 0..block {
                     unroll!(K in 0..8 => {
                         // Spread: in a bunch at the start of a sub-block they lose a sixth or more.
-                        for line in K * BITS / 4..(K + 1) * BITS / 4 {
+                        let lines = K * BITS / 4..(K + 1) * BITS / 4;
+                        for line in if CALLS { lines } else { 0..0 } {
                             let at = next.wrapping_add(64 * line).cast();
                             if few(V) {
                                 _mm_prefetch::<_MM_HINT_T0>(at);
@@ -114,11 +161,11 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                             four_columns::<E, BITS>(p, K, 0),
                             four_columns::<E, BITS>(p, K, 1),
                         ];
-                        for v in 0..V {
+                        for v in 0..VS {
                             let four = x.add(v * SUB_COLS + 4 * K).cast::<i32>().read_unaligned();
                             let four = _mm512_set1_epi32(four);
                             for half in 0..2 {
-                                let sum = if V == 1 && K % 2 == 1 {
+                                let sum = if VS == 1 && K % 2 == 1 {
                                     &mut second[half]
                                 } else {
                                     &mut sums[v][half]
@@ -131,19 +178,19 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                     p = p.add(sub_bytes);
                     x = x.add(V * SUB_COLS);
                 }
-                if V == 1 {
+                if VS == 1 {
                     sums[0] = [
                         _mm512_add_epi32(sums[0][0], second[0]),
                         _mm512_add_epi32(sums[0][1], second[1]),
                     ];
                 }
                 let scale = scales(l, tail);
-                for v in 0..V {
+                for v in 0..VS {
                     let s = _mm512_set1_ps(*sx.add(v));
                     for half in 0..2 {
                         let sum = _mm512_cvtepi32_ps(sums[v][half]);
                         let s = _mm512_mul_ps(scale[half], s);
-                        if !few(V) {
+                        if !in_registers(VS) {
                             let at = out.add(v * TILE_ROWS + 16 * half);
                             _mm512_store_ps(at, _mm512_fmadd_ps(sum, s, _mm512_load_ps(at)));
                         } else {
@@ -155,14 +202,14 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
                 corr = corr.add(V);
             }
             p = p.add(tail_bytes);
-            if few(V) || ahead.lines == 2 * BITS {
+            if CALLS && (few(V) || ahead.lines == 2 * BITS) {
                 // The scales are a line of the stream too.
                 _mm_prefetch::<_MM_HINT_T0>(next.cast());
                 next = next.wrapping_add(tail_bytes);
             }
         }
-        if few(V) {
-            for v in 0..V {
+        if in_registers(VS) {
+            for v in 0..VS {
                 _mm512_store_ps(out.add(v * TILE_ROWS), f[v][0]);
                 _mm512_store_ps(out.add(v * TILE_ROWS + 16), f[v][1]);
             }
