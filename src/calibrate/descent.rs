@@ -18,7 +18,7 @@ use crate::quant::{CodesBuf, Method, ScalesBuf, Shape, Spec, pack_row, packed_ro
 use crate::runtime::Runtime;
 use crate::weights;
 
-/// Sweeps over all columns. The first brings two thirds of what there is to gain; after the eighth nothing changes the perplexity.
+/// Sweeps over all columns, at most; it ends earlier where nothing moves any more.
 const SWEEPS: usize = 8;
 
 /// Columns of a block, and more if a group has more.

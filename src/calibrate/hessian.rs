@@ -93,7 +93,7 @@ impl Hessian {
     }
 }
 
-/// What is added to the diagonal, in parts of its mean. 0.001 to 0.03 make no difference that could be told from chance.
+/// What is added to the diagonal, in parts of its mean, so that directions that the text never took keep a small weight.
 const DAMPING: f32 = 0.01;
 
 /// Elements of a band of the product: 16 MB.
