@@ -32,7 +32,7 @@ $(RELEASE)/libapl_ffi.so:
 run: $(DEMO) ## the table of error, size and speed of this machine, and a story by the demonstration model
 	./$(DEMO)
 	@echo
-	$(RELEASE)/apl-ffi run demo "Once upon a time" --temperature 0.5
+	$(RELEASE)/apl-ffi run demo "Once upon a time"
 
 # The library is found at run time by its soname, beside the program.
 $(DEMO): ctest/demo.c include/apl_ffi.h build

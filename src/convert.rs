@@ -395,7 +395,7 @@ fn save_tokenizer(source: &Source, out: &Path) -> Result<()> {
         }
         _ => return Ok(()),
     };
-    tokenizer.save(out)
+    tokenizer.save(out, source.generation()?)
 }
 
 /// Opens what was written: every tensor in its shape and readable, the npz as its sha256 says.

@@ -48,6 +48,7 @@ pub struct Model {
     context: usize,
     /// Whether weights are float32.
     floats: bool,
+    sampling: Sampling,
     kind: &'static str,
 }
 
@@ -88,7 +89,9 @@ impl Model {
         let parameters =
             Parameters::load(&architecture, &tensors).map_err(|e| e.within(path.display()))?;
         let floats = parameters.embedding.bits() == 32;
+        let sampling = Sampling::advised(&source.generation()?);
         Ok(Model {
+            sampling: sampling.map_err(|e| e.within(path.display()))?,
             architecture,
             parameters,
             tokenizer,
@@ -112,6 +115,7 @@ impl Model {
         Ok(Model {
             context: architecture.context,
             floats: parameters.embedding.bits() == 32,
+            sampling: Sampling::default(),
             architecture,
             parameters,
             tokenizer: None,
@@ -127,6 +131,11 @@ impl Model {
     /// The longest context of a session.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// How its authors would have it sampled; the defaults of sessions where they say nothing.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
     }
 
     /// Its tokenizer.

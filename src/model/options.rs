@@ -1,6 +1,6 @@
 //! The option JSON of models and sessions, parsed once.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::options::{Source, WeightOptions, object, wrong_value};
@@ -55,6 +55,33 @@ pub struct Sampling {
     pub repeat_penalty: f32,
     /// `seed`, 0.
     pub seed: u64,
+}
+
+impl Sampling {
+    /// The defaults, but where the authors of a model advise otherwise: the keys of a `generation_config.json`, whose others
+    /// are passed over.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` for a value outside its domain.
+    pub fn advised(advice: &Map<String, Value>) -> Result<Sampling> {
+        let mut options = SessionOptions::default();
+        for (theirs, ours) in [
+            ("temperature", "temperature"),
+            ("top_k", "top_k"),
+            ("top_p", "top_p"),
+            ("min_p", "min_p"),
+            ("repetition_penalty", "repeat_penalty"),
+        ] {
+            if let Some(value) = advice.get(theirs) {
+                options.set(ours, value).map_err(|_| {
+                    Error::format(format!(
+                        "generation_config.json has \"{theirs}\": {value}, which no sampler takes"
+                    ))
+                })?;
+            }
+        }
+        Ok(options.sampling)
+    }
 }
 
 impl Default for Sampling {
@@ -164,6 +191,32 @@ mod tests {
         assert_eq!((o.sampling.temperature, o.sampling.min_p), (0.0, 0.5));
         let m = ModelOptions::from_json(r#"{"context":64,"bits":32,"mmap":false}"#).unwrap();
         assert_eq!((m.context, m.weights.mmap), (Some(64), false));
+    }
+
+    #[test]
+    fn what_authors_advise() {
+        let advised = |text: &str| {
+            let Ok(Value::Object(advice)) = serde_json::from_str(text) else {
+                panic!("{text}");
+            };
+            Sampling::advised(&advice)
+        };
+        assert_eq!(advised("{}").unwrap(), Sampling::default());
+        let s = advised(r#"{"do_sample":true,"temperature":0.6,"repetition_penalty":1.05}"#);
+        assert_eq!(
+            s.unwrap(),
+            Sampling {
+                temperature: 0.6,
+                repeat_penalty: 1.05,
+                ..Sampling::default()
+            }
+        );
+        let e = advised(r#"{"top_p":2}"#).unwrap_err();
+        assert_eq!(e.status(), crate::error::Status::Format);
+        assert_eq!(
+            e.message(),
+            "generation_config.json has \"top_p\": 2, which no sampler takes"
+        );
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! The chat template of a model: Jinja as `transformers` runs it.
 
-use minijinja::{Environment, Error as JinjaError, ErrorKind, context};
+use std::io;
+
+use minijinja::{Environment, Error as JinjaError, ErrorKind, context, value::Kwargs};
+use serde::Serialize;
 use serde_json::Value;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use crate::error::{Error, Result};
 
@@ -38,6 +42,7 @@ impl Template {
             },
         );
         environment.add_function("strftime_now", |format: String| today(&format));
+        environment.add_filter("tojson", to_json);
         environment
             .add_template("chat", &self.text)
             .map_err(|e| Error::format(format!("the chat template is malformed: {e}")))?;
@@ -51,6 +56,48 @@ impl Template {
             })
         });
         rendered.map_err(|e| Error::config(format!("the chat template refuses the messages: {e}")))
+    }
+}
+
+/// `tojson`: what Python's `json.dumps` writes, blanks and all, with no characters escaped that JSON does not want escaped.
+fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<String, JinjaError> {
+    let indent: Option<usize> = options.get("indent")?;
+    let mut text = Vec::new();
+    let blanks = vec![b' '; indent.unwrap_or(0).min(64)];
+    let written = match indent {
+        None => value.serialize(&mut Serializer::with_formatter(&mut text, Python)),
+        Some(_) => {
+            let pretty = PrettyFormatter::with_indent(&blanks);
+            value.serialize(&mut Serializer::with_formatter(&mut text, pretty))
+        }
+    };
+    let failed = |e: String| JinjaError::new(ErrorKind::BadSerialization, e);
+    written.map_err(|e| failed(e.to_string()))?;
+    String::from_utf8(text).map_err(|e| failed(e.to_string()))
+}
+
+/// Blanks behind commas and colons.
+struct Python;
+
+impl Formatter for Python {
+    fn begin_array_value<W: io::Write + ?Sized>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: io::Write + ?Sized>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: io::Write + ?Sized>(&mut self, w: &mut W) -> io::Result<()> {
+        w.write_all(b": ")
     }
 }
 

@@ -22,7 +22,7 @@ pub use pieces::Pieces;
 use std::fs;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::formats::gguf::Gguf;
@@ -118,11 +118,12 @@ impl Tokenizer {
         })
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json`, which [`Tokenizer::from_folder`] reads back.
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`, which [`Tokenizer::from_folder`] reads
+    /// back. `generation` is what the last of them shall say beside the tokens that begin and end a text.
     ///
     /// # Errors
     /// `ERR_IO`.
-    pub fn save(&self, folder: &Path) -> Result<()> {
+    pub fn save(&self, folder: &Path, generation: Map<String, Value>) -> Result<()> {
         let name = |id: u32| self.engine.id_to_token(id);
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -136,11 +137,13 @@ impl Tokenizer {
             .engine
             .to_string(false)
             .map_err(|e| Error::io(format!("the tokenizer cannot be written: {e}")))?;
-        let ends = json!({"bos_token_id": self.special.bos, "eos_token_id": self.special.ends});
+        let mut generation = Value::Object(generation);
+        generation["bos_token_id"] = json!(self.special.bos);
+        generation["eos_token_id"] = json!(self.special.ends);
         for (file, text) in [
             ("tokenizer.json", tokenizer),
             ("tokenizer_config.json", format!("{config:#}\n")),
-            ("generation_config.json", format!("{ends:#}\n")),
+            ("generation_config.json", format!("{generation:#}\n")),
         ] {
             // An interruption leaves the old file or the new one.
             let (path, temporary) = (folder.join(file), folder.join(format!(".{file}.tmp")));

@@ -151,7 +151,7 @@ fn a_tokenizer_survives_saving() {
     let Some(shared) = shared() else { return };
     let (tokenizer, ..) = stories260k(&shared);
     let folder = tempfile::tempdir().unwrap();
-    tokenizer.save(folder.path()).unwrap();
+    tokenizer.save(folder.path(), Map::new()).unwrap();
     let again = Tokenizer::from_folder(folder.path()).unwrap();
     assert_eq!(
         (again.bos(), again.vocabulary(), again.is_end(2)),
@@ -204,6 +204,27 @@ fn chat_templates() {
     assert!(e.is_err(), "a template without end is stopped");
     let e = template("{% if %}").render("[]").unwrap_err();
     assert!(e.message().contains("malformed"), "{e}");
+}
+
+/// Against Jinja2; tools/make_chat_references.py.
+#[test]
+fn templates_of_the_families() {
+    let cases: Vec<Value> =
+        serde_json::from_str(include_str!("../../tests/data/chat/references.json")).unwrap();
+    for case in &cases {
+        let text = |key: &str| case[key].as_str().unwrap().to_owned();
+        let template = Template::new(text("template"), text("bos"), text("eos"));
+        let rendered = template.render(&case["messages"].to_string());
+        match case["expected"].as_str() {
+            Some(expected) => assert_eq!(rendered.unwrap(), expected, "{}", case["name"]),
+            None => assert_eq!(
+                rendered.unwrap_err().status(),
+                crate::error::Status::Config,
+                "{}",
+                case["name"]
+            ),
+        }
+    }
 }
 
 #[test]

@@ -198,6 +198,110 @@ fn help_teaches() {
     assert!(info["threads"].as_u64().unwrap() > 0);
 }
 
+/// Calibrated conversion and tuning, from the command line to a model that opens.
+#[test]
+fn a_calibrated_conversion() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let convert = [
+        "convert",
+        "models/stories",
+        "--out",
+        out,
+        "--json",
+        "--bits",
+        "2",
+    ];
+    let text = folder.path().join("text");
+    fs::write(
+        &text,
+        "one two three four five six seven eight nine ten ".repeat(40),
+    )
+    .unwrap();
+    let text = text.to_str().unwrap();
+    for extra in [
+        &["--calibrate", text][..],
+        &["--calibrate", text, "--tune", "1"],
+    ] {
+        let report: Value =
+            serde_json::from_str(&succeeds(&[&convert[..], extra].concat())).unwrap();
+        assert!(report["relative_error"].as_f64().unwrap() > 0.0, "{report}");
+        let manifest = fs::read_to_string(report["manifest"].as_str().unwrap()).unwrap();
+        let manifest: Value = serde_json::from_str(&manifest).unwrap();
+        assert_eq!(manifest["quantization"]["method"], "calibrated");
+        succeeds(&["inspect", out, "--verify"]);
+    }
+    fails(2, &[&convert[..], &["--tune", "1"]].concat());
+    fails(
+        3,
+        &[&convert[..], &["--calibrate", "no/such/text"]].concat(),
+    );
+    let short = folder.path().join("short");
+    fs::write(&short, "a few words").unwrap();
+    let error = fails(
+        2,
+        &[&convert[..], &["--calibrate", short.to_str().unwrap()]].concat(),
+    );
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+/// Ctrl-C is answered between two tensors: the exit code says so, and the folder is as it was.
+#[cfg(unix)]
+#[test]
+fn interrupted_while_converting() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    succeeds(&["convert", "models/stories", "--bits", "8", "--out", out]);
+    let before = listed(folder.path());
+    let mut answered = 0;
+    for delay in (0..200).step_by(10) {
+        let child = Command::new(env!("CARGO_BIN_EXE_apl-ffi"))
+            .args(["convert", "models/stories", "--bits", "4", "--out", out])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        // SAFETY: the process is our child and was not waited for, so its number is still its own.
+        unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        match output.status.code() {
+            // Before anything was begun: the signal itself.
+            None => {}
+            Some(130) => {
+                assert_eq!(said, "apl-ffi: interrupted; nothing was changed\n");
+                answered += 1;
+            }
+            // Too late.
+            code => {
+                assert_eq!(code, Some(0), "{said}");
+                succeeds(&["inspect", out, "--verify"]);
+                break;
+            }
+        }
+        assert_eq!(listed(folder.path()), before);
+    }
+    assert!(answered > 0, "no Ctrl-C came while it converted");
+}
+
+/// The names in a folder and the sizes of their files.
+#[cfg(unix)]
+fn listed(folder: &Path) -> Vec<(String, u64)> {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let mut names: Vec<_> = entries
+        .map(|e| {
+            (
+                e.file_name().into_string().unwrap(),
+                e.metadata().unwrap().len(),
+            )
+        })
+        .collect();
+    names.sort();
+    names
+}
+
 /// An end at any moment leaves the model that was there, and the next run removes what was left over.
 #[cfg(unix)]
 #[test]

@@ -90,10 +90,11 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         Some(path) => Some(calibration(rt, &source, path)?),
         None => None,
     };
-    terminal::watch_interrupts()?;
     if let (Some(calibration), Some(steps)) = (&mut calibration, a.tune) {
         tune(rt, &source, calibration, &options, steps)?;
     }
+    // Nothing was written so far, and Ctrl-C just ended the process.
+    terminal::watch_interrupts()?;
     let mut shown: Option<ProgressBar> = None;
     let mut before = 0;
     let mut progress = |step: Progress<'_>| match (&shown, step) {

@@ -32,21 +32,22 @@ pub struct Arguments {
     /// The most tokens to generate.
     #[arg(long, short = 'n', default_value_t = 400)]
     pub tokens: usize,
-    /// 0: always the likeliest token.
-    #[arg(long, default_value_t = 0.8)]
-    pub temperature: f32,
-    /// Only so many of the likeliest tokens; 0: all.
-    #[arg(long, default_value_t = 40)]
-    pub top_k: usize,
-    /// Only the likeliest tokens that together have this probability.
-    #[arg(long, default_value_t = 0.95)]
-    pub top_p: f32,
-    /// Only tokens that are at least so likely as a share of the likeliest.
-    #[arg(long, default_value_t = 0.05)]
-    pub min_p: f32,
-    /// Above 1: tokens of the last 64 become less likely.
-    #[arg(long, default_value_t = 1.0)]
-    pub repeat_penalty: f32,
+    /// 0: always the likeliest token. Where this or one of the next four is not given, it is what the model's
+    /// generation_config.json advises, else 0.8.
+    #[arg(long)]
+    pub temperature: Option<f32>,
+    /// Only so many of the likeliest tokens; 0: all. [40]
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together have this probability. [0.95]
+    #[arg(long)]
+    pub top_p: Option<f32>,
+    /// Only tokens that are at least so likely as a share of the likeliest. [0.05]
+    #[arg(long)]
+    pub min_p: Option<f32>,
+    /// Above 1: tokens of the last 64 become less likely. [1]
+    #[arg(long)]
+    pub repeat_penalty: Option<f32>,
     /// The same seed tells the same story.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -107,13 +108,14 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             ),
         ));
     }
+    let advised = model.sampling();
     let options = SessionOptions {
         sampling: Sampling {
-            temperature: a.temperature,
-            top_k: a.top_k,
-            top_p: a.top_p,
-            min_p: a.min_p,
-            repeat_penalty: a.repeat_penalty,
+            temperature: a.temperature.unwrap_or(advised.temperature),
+            top_k: a.top_k.unwrap_or(advised.top_k),
+            top_p: a.top_p.unwrap_or(advised.top_p),
+            min_p: a.min_p.unwrap_or(advised.min_p),
+            repeat_penalty: a.repeat_penalty.unwrap_or(advised.repeat_penalty),
             seed: a.seed,
         },
         ..SessionOptions::default()

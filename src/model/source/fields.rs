@@ -52,6 +52,12 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A count of 0 to [`MOST`].
+    pub(super) fn natural(&self, key: &str) -> Result<Option<usize>> {
+        let zero = self.get(key).is_some_and(|v| v.as_u64() == Some(0));
+        if zero { Ok(Some(0)) } else { self.count(key) }
+    }
+
     /// A count that has to be there.
     pub(super) fn need_count(&self, key: &str) -> Result<usize> {
         self.count(key)?.ok_or_else(|| self.missing(key))

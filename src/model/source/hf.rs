@@ -118,7 +118,7 @@ fn windows(f: &Fields<'_>, family: Family, layers: usize) -> Result<Vec<Option<u
             Family::Gemma2 => layer.is_multiple_of(2),
             Family::Qwen2 | Family::Qwen3 => {
                 f.flag("use_sliding_window")?.unwrap_or(false)
-                    && layer >= f.count("max_window_layers")?.unwrap_or(28)
+                    && layer >= f.natural("max_window_layers")?.unwrap_or(28)
             }
         })
     };

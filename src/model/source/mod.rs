@@ -5,10 +5,12 @@
 //! | `hf` | `config.json` of the Hugging Face layout |
 //! | `gguf` | the metadata of a GGUF file |
 //! | `manifest` | the `architecture` object of our own manifest, both ways |
+//! | `generation` | the sampling that a model's authors advise |
 //! | `fields` | typed fields of a JSON object, with messages that name them |
 //! | `names` | the tensors that an architecture has, and what each format calls them |
 
 mod fields;
+mod generation;
 mod gguf;
 mod hf;
 mod manifest;
@@ -19,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 pub use manifest::to_json as architecture_to_json;
 pub use names::{Role, TensorSpec};
+
+use serde_json::{Map, Value};
 
 use super::architecture::Architecture;
 use crate::error::{Error, Result};
@@ -165,6 +169,17 @@ impl Source {
         match &self.weights {
             WeightFile::Gguf(file) => TokenizerSource::Gguf(file),
             _ => TokenizerSource::Folder(&self.folder),
+        }
+    }
+
+    /// What `generation_config.json` beside the weights says, but for the ids of tokens; nothing where there is none.
+    ///
+    /// # Errors
+    /// `ERR_IO`, `ERR_FORMAT` if it is not a JSON object.
+    pub fn generation(&self) -> Result<Map<String, Value>> {
+        match self.weights {
+            WeightFile::Gguf(_) => Ok(Map::new()),
+            _ => generation::read(&self.folder),
         }
     }
 
