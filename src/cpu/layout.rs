@@ -187,8 +187,11 @@ pub fn interleave(bits: Bits, packed: &[u8]) -> [u32; 8] {
             }
         }
         Bits::Four => {
-            for (q, o) in out.iter_mut().take(4).enumerate() {
-                *o = spread4(packed, 2 * q) | spread4(packed, 8 + 2 * q) << 4;
+            let eight = |i: usize| spread4(packed[4 * i..][..4].try_into().expect("four bytes"));
+            for (i, pair) in out[..4].chunks_exact_mut(2).enumerate() {
+                // Columns 8 i to 8 i + 7 below, 16 further above.
+                let both = eight(i) | eight(i + 2) << 4;
+                (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
             }
         }
         Bits::Two => {
@@ -204,10 +207,16 @@ pub fn interleave(bits: Bits, packed: &[u8]) -> [u32; 8] {
     out
 }
 
-/// Four 4-bit codes in two bytes, one to a byte, the first in the lowest.
-fn spread4(packed: &[u8], at: usize) -> u32 {
-    let (a, b) = (packed[at] as u32, packed[at + 1] as u32);
-    a >> 4 | (a & 15) << 8 | (b >> 4) << 16 | (b & 15) << 24
+/// Eight 4-bit codes in four bytes, one to a byte, the first in the lowest.
+fn spread4(packed: [u8; 4]) -> u64 {
+    // Bytes 0, 1, 2, 3 go to 0, 2, 4, 6.
+    let apart = |x: u32| {
+        let x = x as u64;
+        let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
+        (x | x << 8) & 0x00ff_00ff_00ff_00ff
+    };
+    let x = u32::from_le_bytes(packed);
+    apart(x >> 4 & 0x0f0f_0f0f) | apart(x & 0x0f0f_0f0f) << 8
 }
 
 /// Four 2-bit codes in a byte, one to a byte, the first in the lowest.

@@ -1,4 +1,4 @@
-//! Memory that weights live in: aligned to cache lines, in huge pages where the system grants them.
+//! Memory that weights live in: aligned to cache lines, in huge pages where the system grants them (Linux).
 
 use crate::error::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -15,8 +15,18 @@ const LINE: usize = 64;
 /// more than a tenth of the time.
 pub struct Buffer {
     ptr: NonNull<u8>,
-    layout: Layout,
     len: usize,
+    origin: Origin,
+}
+
+/// Where the bytes came from.
+enum Origin {
+    /// The allocator, which wants this back.
+    Heap(Layout),
+    /// The system: so many bytes from there on. Memory of its own, because the allocator zeroes what it aligns by writing to it,
+    /// and a page that was written to before the advice is a small one for good (a model of 0.6 GB had 16 MB in huge pages).
+    #[cfg(target_os = "linux")]
+    Mapped(NonNull<u8>, usize),
 }
 
 // SAFETY: a Buffer owns its bytes as a Vec<u8> does.
@@ -30,20 +40,51 @@ impl Buffer {
     /// # Errors
     /// `ERR_MEMORY` if the allocator refuses; `what` names the buffer in the message.
     pub fn zeroed(len: usize, what: &str) -> Result<Buffer> {
-        let refused = || Error::memory(format!("no memory for {what}: {len} bytes"));
-        let huge = len >= HUGE_PAGE / 2;
-        let align = if huge { HUGE_PAGE } else { LINE };
-        let layout = Layout::from_size_align(len.max(1), align)
-            .ok()
-            .and_then(|l| l.align_to(align).ok())
-            .map(|l| l.pad_to_align())
-            .ok_or_else(refused)?;
+        #[cfg(target_os = "linux")]
+        let buffer = match len >= HUGE_PAGE / 2 {
+            true => Buffer::mapped(len),
+            false => Buffer::allocated(len),
+        };
+        #[cfg(not(target_os = "linux"))]
+        let buffer = Buffer::allocated(len);
+        buffer.ok_or_else(|| Error::memory(format!("no memory for {what}: {len} bytes")))
+    }
+
+    fn allocated(len: usize) -> Option<Buffer> {
+        let layout = Layout::from_size_align(len.max(1), LINE).ok()?;
         // SAFETY: the size of `layout` is not zero.
-        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
-        if huge {
-            advise_huge(ptr, layout.size());
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let origin = Origin::Heap(layout);
+        Some(Buffer { ptr, len, origin })
+    }
+
+    #[cfg(target_os = "linux")]
+    fn mapped(len: usize) -> Option<Buffer> {
+        // The system aligns to small pages: a huge one more, less what lies before the first boundary.
+        let total = len.checked_add(HUGE_PAGE)?;
+        // SAFETY: a private anonymous map at an address of the system's choice touches nothing that exists.
+        let map = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                total,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if map == libc::MAP_FAILED {
+            return None;
         }
-        Ok(Buffer { ptr, layout, len })
+        let base = NonNull::new(map.cast::<u8>())?;
+        let before = base.as_ptr().align_offset(HUGE_PAGE);
+        // SAFETY: `before < HUGE_PAGE`, so that `len` bytes from there lie in the map.
+        let ptr = unsafe { base.add(before) };
+        // A refusal costs speed and nothing else.
+        // SAFETY: pages that we own, from a page's beginning on; the advice changes no contents.
+        unsafe { libc::madvise(ptr.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        let origin = Origin::Mapped(base, total);
+        Some(Buffer { ptr, len, origin })
     }
 
     /// The bytes.
@@ -66,20 +107,17 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this layout.
-        unsafe { dealloc(self.ptr.as_ptr(), self.layout) }
+        match self.origin {
+            // SAFETY: allocated in `allocated` with this layout.
+            Origin::Heap(layout) => unsafe { dealloc(self.ptr.as_ptr(), layout) },
+            #[cfg(target_os = "linux")]
+            // SAFETY: mapped in `mapped`, and nobody borrows what is dropped.
+            Origin::Mapped(base, total) => unsafe {
+                libc::munmap(base.as_ptr().cast(), total);
+            },
+        }
     }
 }
-
-#[cfg(target_os = "linux")]
-fn advise_huge(ptr: NonNull<u8>, len: usize) {
-    // A refusal costs speed and nothing else.
-    // SAFETY: whole pages that we own; the advice changes no contents.
-    unsafe { libc::madvise(ptr.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge(_ptr: NonNull<u8>, _len: usize) {}
 
 #[cfg(test)]
 mod tests {
@@ -89,7 +127,12 @@ mod tests {
     fn aligned_and_zero() {
         for len in [0, 1, 63, 64, HUGE_PAGE, 3 * HUGE_PAGE + 7] {
             let mut b = Buffer::zeroed(len, "a test").unwrap();
-            assert_eq!(b.as_slice().as_ptr() as usize % LINE, 0);
+            let align = if len >= HUGE_PAGE && cfg!(target_os = "linux") {
+                HUGE_PAGE
+            } else {
+                LINE
+            };
+            assert_eq!(b.as_slice().as_ptr() as usize % align, 0);
             assert_eq!(b.len(), len);
             assert!(b.as_slice().iter().all(|&x| x == 0));
             b.as_mut_slice().fill(1);
@@ -98,9 +141,30 @@ mod tests {
 
     #[test]
     fn too_much_is_an_error() {
-        let e = Buffer::zeroed(isize::MAX as usize - HUGE_PAGE, "a test")
-            .err()
-            .unwrap();
-        assert_eq!(e.status(), crate::error::Status::Memory);
+        for len in [isize::MAX as usize - HUGE_PAGE, usize::MAX] {
+            let e = Buffer::zeroed(len, "a test").err().unwrap();
+            assert_eq!(e.status(), crate::error::Status::Memory);
+        }
+    }
+
+    /// Where the system grants huge pages on advice, a large buffer that was written to lies in them.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn huge_pages() {
+        let granted = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        if !granted.is_ok_and(|g| g.contains("[madvise]") || g.contains("[always]")) {
+            eprintln!("SKIPPED: the system grants no huge pages");
+            return;
+        }
+        let mut b = Buffer::zeroed(16 * HUGE_PAGE, "a test").unwrap();
+        b.as_mut_slice().fill(1);
+        let address = format!("{:x}-", b.as_slice().as_ptr() as usize);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        // The advice makes an area of its own, from the first aligned byte on.
+        let area = maps.split(&address).nth(1);
+        let line = area.and_then(|a| a.lines().find(|l| l.starts_with("AnonHugePages:")));
+        let kb = line.and_then(|l| l.split_whitespace().nth(1)?.parse::<usize>().ok());
+        // The system may run out of whole ones; none at all is a mistake of ours.
+        assert!(kb.is_some_and(|kb| kb > 0), "{line:?}");
     }
 }

@@ -5,13 +5,31 @@ use crate::cpu::layout::{
 };
 use crate::quant::{Bits, Codes, Packing, pack_row};
 use half::f16;
+use std::ops::Range;
 
 /// Writes tile `t` of `codes`; `tile` is `(tile_bytes)` and zero.
+///
+/// The tile is written from its first byte to its last, and its rows are read side by side: 32 streams, which the cache holds a line
+/// each of. Row by row every line of the tile would be fetched 32 times, from the second-level cache where rows are long.
 pub fn pack_tile(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
     let first = t * TILE_ROWS;
-    for r in 0..TILE_ROWS.min(l.shape.rows - first) {
-        pack_row_codes(l, codes, first + r, r, tile);
-        pack_row_scales(l, codes, first + r, r, tile);
+    let rows = TILE_ROWS.min(l.shape.rows - first);
+    let bytes: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
+        if r < rows {
+            codes.row_bytes(first + r)
+        } else {
+            &[]
+        }
+    });
+    for g in 0..l.shape.groups {
+        let (subs, tail) = tile[l.group_offset(g)..].split_at_mut(l.group_subs(g) * l.sub_bytes());
+        for (s, sub) in subs.chunks_exact_mut(l.sub_bytes()).enumerate() {
+            let from = (g * l.subs + s) * SUB_COLS;
+            for (r, bytes) in bytes[..rows].iter().enumerate() {
+                pack_sub(l, codes.packing, bytes, from, r, sub);
+            }
+        }
+        pack_scales(l, codes, first..first + rows, g, tail);
     }
 }
 
@@ -20,36 +38,26 @@ fn lane_offset(r: usize) -> usize {
     r / 16 * 64 + r % 16 * 4
 }
 
-fn pack_row_codes(l: &Layout, codes: &Codes<'_>, row: usize, r: usize, tile: &mut [u8]) {
+/// Columns `from` to `from + 32` of row `r`, whose codes are `bytes`.
+fn pack_sub(l: &Layout, packing: Packing, bytes: &[u8], from: usize, r: usize, sub: &mut [u8]) {
     let bits = l.bits.get();
-    let bytes = codes.row_bytes(row);
+    let cols = SUB_COLS.min(l.shape.cols - from);
     let mut padded = [0u8; 4 * 8];
     let mut one_a_byte = [0u8; SUB_COLS];
-    for g in 0..l.shape.groups {
-        for s in 0..l.group_subs(g) {
-            let from = (g * l.subs + s) * SUB_COLS;
-            let cols = SUB_COLS.min(l.shape.cols - from);
-            // 32 columns are 4 * bits bytes: a sub-block starts at a byte of the packed row.
-            let packed: &[u8] = match codes.packing {
-                Packing::Msb if cols == SUB_COLS => &bytes[from / 8 * bits..][..4 * bits],
-                Packing::Msb => {
-                    crate::quant::unpack_row(
-                        &bytes[from / 8 * bits..],
-                        l.bits,
-                        &mut one_a_byte[..cols],
-                    );
-                    repack(&mut one_a_byte, cols, l.bits, &mut padded)
-                }
-                Packing::Bytes => {
-                    one_a_byte[..cols].copy_from_slice(&bytes[from..from + cols]);
-                    repack(&mut one_a_byte, cols, l.bits, &mut padded)
-                }
-            };
-            let sub = &mut tile[l.group_offset(g) + s * l.sub_bytes()..][..l.sub_bytes()];
-            for (q, dword) in interleave(l.bits, packed).iter().take(bits).enumerate() {
-                sub[q * 128 + lane_offset(r)..][..4].copy_from_slice(&dword.to_le_bytes());
-            }
+    // 32 columns are 4 * bits bytes: a sub-block starts at a byte of the packed row.
+    let packed: &[u8] = match packing {
+        Packing::Msb if cols == SUB_COLS => &bytes[from / 8 * bits..][..4 * bits],
+        Packing::Msb => {
+            crate::quant::unpack_row(&bytes[from / 8 * bits..], l.bits, &mut one_a_byte[..cols]);
+            repack(&mut one_a_byte, cols, l.bits, &mut padded)
         }
+        Packing::Bytes => {
+            one_a_byte[..cols].copy_from_slice(&bytes[from..from + cols]);
+            repack(&mut one_a_byte, cols, l.bits, &mut padded)
+        }
+    };
+    for (q, dword) in interleave(l.bits, packed).iter().take(bits).enumerate() {
+        sub[q * 128 + lane_offset(r)..][..4].copy_from_slice(&dword.to_le_bytes());
     }
 }
 
@@ -66,10 +74,9 @@ fn repack<'a>(
     out
 }
 
-fn pack_row_scales(l: &Layout, codes: &Codes<'_>, row: usize, r: usize, tile: &mut [u8]) {
-    for g in 0..l.shape.groups {
-        let tail =
-            &mut tile[l.group_offset(g) + l.group_subs(g) * l.sub_bytes()..][..l.tail_bytes()];
+/// The scales and zero points of group `g`, behind its codes.
+fn pack_scales(l: &Layout, codes: &Codes<'_>, rows: Range<usize>, g: usize, tail: &mut [u8]) {
+    for (r, row) in rows.enumerate() {
         let scale = codes.scale(row, g);
         match l.scale {
             // Exact: the values are float16 already.
