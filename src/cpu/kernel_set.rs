@@ -57,11 +57,11 @@ macro_rules! kernel_set {
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn f32_one<const BITS: usize>(
+            unsafe fn direct<const BITS: usize, const V: usize>(
                 l: &Layout, tile: *const u8, x: *const f32, out: *mut f32,
             ) {
                 // SAFETY: as above.
-                unsafe { super::f32::one::<BITS>(l, tile, x, out) }
+                unsafe { super::f32::direct::<BITS, V>(l, tile, x, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -101,7 +101,7 @@ macro_rules! kernel_set {
                 name: $name,
                 isa: $crate::cpu::Isa::$isa,
                 int8: [by_width!(int8, 1), by_width!(int8, 2), by_width!(int8, 4), by_width!(int8, 8)],
-                f32_one: [f32_one::<1>, f32_one::<2>, f32_one::<4>, f32_one::<8>],
+                direct: [by_width!(direct, 1), by_width!(direct, 2), by_width!(direct, 4), by_width!(direct, 8)],
                 unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
                 panel: by_width!(panel),
                 sign: by_width!(sign),

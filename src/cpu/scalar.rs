@@ -16,7 +16,12 @@ pub(super) const KERNELS: TileKernels = TileKernels {
         by_width!(int8, 4),
         by_width!(int8, 8),
     ],
-    f32_one: [f32_one::<1>, f32_one::<2>, f32_one::<4>, f32_one::<8>],
+    direct: [
+        by_width!(direct, 1),
+        by_width!(direct, 2),
+        by_width!(direct, 4),
+        by_width!(direct, 8),
+    ],
     unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
     panel: by_width!(panel),
     sign: by_width!(sign),
@@ -136,32 +141,37 @@ unsafe fn int8<const BITS: usize, const V: usize>(
 
 /// # Safety
 /// The contract of [`super::tile`].
-unsafe fn f32_one<const BITS: usize>(l: &Layout, tile: *const u8, x: *const f32, out: *mut f32) {
+unsafe fn direct<const BITS: usize, const V: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const f32,
+    out: *mut f32,
+) {
     let mut levels = [0f32; SUB_COLS * TILE_ROWS];
     let mut scale = [0f32; TILE_ROWS];
-    let mut f = [0f32; TILE_ROWS];
-    let mut sum = [0f64; TILE_ROWS];
+    let mut f = [[0f32; TILE_ROWS]; V];
+    let mut sum = [[0f64; TILE_ROWS]; V];
     for s in 0..l.total_subs() {
-        // SAFETY: the tile has this sub-block, the vector its 32 columns.
+        // SAFETY: the tile has this sub-block, the vectors its 32 columns.
         unsafe {
             unpack::<BITS>(l, tile, s, 1, levels.as_mut_ptr(), scale.as_mut_ptr());
-            panel::<1>(
+            panel::<V>(
                 levels.as_ptr(),
                 scale.as_ptr(),
                 1,
-                x.add(s * SUB_COLS),
-                f.as_mut_ptr(),
+                x.add(s * SUB_COLS * V),
+                f.as_mut_ptr().cast(),
             );
         }
         if (s + 1) % FLUSH_SUBS == 0 {
-            for (sum, f) in sum.iter_mut().zip(&mut f) {
+            for (sum, f) in sum.as_flattened_mut().iter_mut().zip(f.as_flattened_mut()) {
                 *sum += std::mem::take(f) as f64;
             }
         }
     }
-    for r in 0..TILE_ROWS {
-        // SAFETY: `out` is (1, 32).
-        unsafe { *out.add(r) = (sum[r] + f[r] as f64) as f32 };
+    for (i, (sum, f)) in sum.as_flattened().iter().zip(f.as_flattened()).enumerate() {
+        // SAFETY: `out` is (V, 32).
+        unsafe { *out.add(i) = (sum + *f as f64) as f32 };
     }
 }
 

@@ -8,7 +8,7 @@
 //! - int8: codes `(subs, V, 32)` i8, natural column order, 0 beyond the row; one scale a block `(blocks, V)` f32; one
 //!   correction a block `(blocks, V)` i32, with `S` the sum of the codes of the block: `-zero_point * S` where the zero
 //!   point is constant, else `-S`, which fits the 16 bits that the kernels multiply.
-//! - float32: `(subs * 32)` for one vector, `(subs * 32, V)` for many, 0 beyond the row.
+//! - float32: `(subs * 32, V)`, 0 beyond the row.
 //! - sign: one dword a sub-block `(subs, V)` u32 in the order of a 1-bit dword (bit `8j + p` is column `4p + j`), 1 where
 //!   x >= 0, and 0 beyond the row, as the padded codes have: those columns then count as equal.
 //!
@@ -62,8 +62,8 @@ pub struct Ahead {
 /// cache while all of them pass.
 pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Ahead, *mut f32);
 
-/// float32, one vector: `(layout, tile, x, out)`.
-pub type F32OneFn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);
+/// float32, `V` vectors, straight from the codes: `(layout, tile, x, out)`.
+pub type DirectFn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);
 
 /// Unpacks sub-blocks `first..first + count` of a tile: `(layout, tile, first, count, levels, scales)` with
 /// levels `(count * 32, 32)`, a column of 32 rows after the other, and scales `(count, 32)`.
@@ -88,7 +88,7 @@ pub struct TileKernels {
     pub(super) name: &'static str,
     pub(super) isa: Isa,
     pub(super) int8: [[Int8Fn; WIDTHS.len()]; 4],
-    pub(super) f32_one: [F32OneFn; 4],
+    pub(super) direct: [[DirectFn; WIDTHS.len()]; 4],
     pub(super) unpack: [UnpackFn; 4],
     pub(super) panel: [PanelFn; WIDTHS.len()],
     pub(super) sign: [SignFn; WIDTHS.len()],
@@ -150,9 +150,9 @@ impl TileKernels {
         self.int8[by_bits(bits)][by_width(width)]
     }
 
-    /// The float32 kernel for one vector.
-    pub fn f32_one(&self, bits: Bits) -> F32OneFn {
-        self.f32_one[by_bits(bits)]
+    /// The float32 kernel for few vectors.
+    pub fn direct(&self, bits: Bits, width: usize) -> DirectFn {
+        self.direct[by_bits(bits)][by_width(width)]
     }
 
     /// The unpacker for [`TileKernels::panel`].

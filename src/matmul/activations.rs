@@ -11,11 +11,12 @@ use crate::memory;
 use crate::quant::Bits;
 use crate::runtime::Hands;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The blocks of `vectors`: first vector and width of each.
-pub fn blocks(vectors: std::ops::Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+pub fn blocks(vectors: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
     let mut at = vectors.start;
     std::iter::from_fn(move || {
         let width = WIDTHS.into_iter().find(|&w| w <= vectors.end - at)?;
@@ -226,26 +227,15 @@ impl<'a> InRange<'a> {
     }
 }
 
-/// One float32 vector, padded with zeros to whole sub-blocks.
-///
-/// # Errors
-/// `ERR_MEMORY`.
-pub fn padded<'a>(l: &Layout, x: &'a [f32]) -> Result<Cow<'a, [f32]>> {
-    let len = l.total_subs() * SUB_COLS;
-    if x.len() == len {
-        return Ok(Cow::Borrowed(x));
-    }
-    let mut copy = memory::filled(len, 0.0, "a padded activation vector")?;
-    copy[..x.len()].copy_from_slice(x);
-    Ok(Cow::Owned(copy))
-}
-
 /// `n` float32 vectors in blocks of `(columns, width)`, padded to whole sub-blocks; `x` is `(n, cols)`.
 ///
 /// # Errors
 /// `ERR_MEMORY`.
-pub fn interleaved(l: &Layout, x: &[f32], n: usize) -> Result<Vec<f32>> {
+pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f32]>> {
     let (cols, padded) = (l.shape.cols, l.total_subs() * SUB_COLS);
+    if n == 1 && cols == padded {
+        return Ok(Cow::Borrowed(x));
+    }
     let mut out = memory::filled(n * padded, 0.0, "interleaved activations")?;
     for (first, width) in blocks(0..n) {
         let to = &mut out[first * padded..(first + width) * padded];
@@ -255,7 +245,7 @@ pub fn interleaved(l: &Layout, x: &[f32], n: usize) -> Result<Vec<f32>> {
             }
         }
     }
-    Ok(out)
+    Ok(Cow::Owned(out))
 }
 
 /// The signs of `n` vectors in blocks of `(subs, width)` dwords; `x` is `(n, cols)`. Not a number counts as negative.

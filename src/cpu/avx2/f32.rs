@@ -121,59 +121,95 @@ pub(super) unsafe fn store(sum: &[[__m256d; 2]; OCTETS], out: *mut f32) {
     }
 }
 
-/// One tile times one vector.
+/// One tile times `V` vectors, straight from the codes, four vectors at a time: their eight chains, a level and an activation
+/// are what sixteen registers hold.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX2, FMA and F16C.
 #[inline(always)]
-pub(super) unsafe fn one<const BITS: usize>(
+pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
     out: *mut f32,
 ) {
+    // SAFETY: the caller's.
+    unsafe {
+        match V {
+            1 => direct_by::<BITS, V, 1>(l, tile, x, out),
+            2 => direct_by::<BITS, V, 2>(l, tile, x, out),
+            _ => direct_by::<BITS, V, 4>(l, tile, x, out),
+        }
+    }
+}
+
+/// [`direct`] with `VS` vectors at a time.
+///
+/// # Safety
+/// Those of [`direct`].
+#[inline(always)]
+unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const f32,
+    out: *mut f32,
+) {
+    debug_assert!(V.is_multiple_of(VS));
     let sub_bytes = 4 * SUB_COLS * BITS;
     let ahead = 4096;
     let (mut p, mut x) = (tile, x);
     let mut until_flush = FLUSH_SUBS;
-    // SAFETY: `p` and `x` walk through the tile and the vector as the contract lays them out.
+    // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out.
     unsafe {
         let zero = _mm256_setzero_ps();
-        let mut f = [zero; OCTETS];
-        let mut sum = [[_mm256_setzero_pd(); 2]; OCTETS];
+        let mut f = [[zero; OCTETS]; V];
+        let mut sum = [[[_mm256_setzero_pd(); 2]; OCTETS]; V];
         for g in 0..l.shape.groups {
             let subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
             for _ in 0..subs {
                 prefetch(p.wrapping_add(ahead), sub_bytes);
-                for (o, f) in f.iter_mut().enumerate() {
-                    let v = dwords::<BITS>(p, o);
+                for o in 0..OCTETS {
+                    let w = dwords::<BITS>(p, o);
                     let fields = Fields::new::<BITS>(zero_points(l, tail, o));
-                    let (mut a, mut b) = (zero, zero);
-                    unroll!(I in 0..16 => {
-                        const Q: usize = I / 4;
-                        let w = fields.level::<BITS>(v[Q % BITS], I);
-                        a = _mm256_fmadd_ps(w, _mm256_set1_ps(*x.add(I)), a);
-                        let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
-                        b = _mm256_fmadd_ps(w, _mm256_set1_ps(*x.add(I + 16)), b);
-                    });
                     let scale = scales(l, tail, o);
-                    *f = _mm256_fmadd_ps(a, scale, *f);
-                    *f = _mm256_fmadd_ps(b, scale, *f);
+                    for first in (0..V).step_by(VS) {
+                        let mut chains = [[zero; 2]; VS];
+                        unroll!(I in 0..16 => {
+                            const Q: usize = I / 4;
+                            let a = fields.level::<BITS>(w[Q % BITS], I);
+                            let b = fields.level::<BITS>(w[(Q + 4) % BITS], I + 16);
+                            for (v, chain) in chains.iter_mut().enumerate() {
+                                let at = x.add(I * V + first + v);
+                                chain[0] = _mm256_fmadd_ps(a, _mm256_set1_ps(*at), chain[0]);
+                                let at = at.add(16 * V);
+                                chain[1] = _mm256_fmadd_ps(b, _mm256_set1_ps(*at), chain[1]);
+                            }
+                        });
+                        for (v, chain) in chains.into_iter().enumerate() {
+                            let f = &mut f[first + v][o];
+                            *f = _mm256_fmadd_ps(chain[0], scale, *f);
+                            *f = _mm256_fmadd_ps(chain[1], scale, *f);
+                        }
+                    }
                 }
                 p = p.add(sub_bytes);
-                x = x.add(SUB_COLS);
+                x = x.add(SUB_COLS * V);
                 until_flush -= 1;
                 if until_flush == 0 {
-                    flush(&mut f, &mut sum);
+                    for (f, sum) in f.iter_mut().zip(&mut sum) {
+                        flush(f, sum);
+                    }
                     until_flush = FLUSH_SUBS;
                 }
             }
             prefetch(p.wrapping_add(ahead), l.tail_bytes());
             p = p.add(l.tail_bytes());
         }
-        flush(&mut f, &mut sum);
-        store(&sum, out);
+        for (v, (f, sum)) in f.iter_mut().zip(&mut sum).enumerate() {
+            flush(f, sum);
+            store(sum, out.add(TILE_ROWS * v));
+        }
     }
 }
 

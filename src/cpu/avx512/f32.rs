@@ -152,12 +152,16 @@ pub(super) unsafe fn store(sum: &[[__m512d; 2]; 2], out: *mut f32) {
     }
 }
 
-/// One tile times one vector.
+/// One tile times `V` vectors, straight from the codes.
+///
+/// With one vector the two chains of a sub-block run side by side, for one alone would wait for itself; with more there are
+/// chains enough, and those of 16 columns are taken one after the other so that they stay in registers. Either way a chain is
+/// the same sum.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
 #[inline(always)]
-pub(super) unsafe fn one<const BITS: usize>(
+pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
@@ -166,48 +170,122 @@ pub(super) unsafe fn one<const BITS: usize>(
     let sub_bytes = 4 * SUB_COLS * BITS;
     let (mut p, mut x) = (tile, x);
     let mut until_flush = FLUSH_SUBS;
-    // SAFETY: `p` and `x` walk through the tile and the vector as the contract lays them out.
+    // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out.
     unsafe {
-        let zero = _mm512_setzero_ps();
-        let mut f = [zero; 2];
-        let mut sum = [[_mm512_setzero_pd(); 2]; 2];
+        let mut f = [[_mm512_setzero_ps(); 2]; V];
+        let mut sum = [[[_mm512_setzero_pd(); 2]; 2]; V];
         for g in 0..l.shape.groups {
             let subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
             for _ in 0..subs {
-                for half in 0..2 {
-                    let v = dwords::<BITS>(p, half);
-                    let fields = Fields::new::<BITS>(zeros[half]);
-                    let (mut a, mut b) = (zero, zero);
-                    unroll!(I in 0..16 => {
-                        const Q: usize = I / 4;
-                        // A line in 16 / BITS columns: spread, as in the int8 kernel.
-                        if I.is_multiple_of(16 / BITS) {
-                            let line = half * BITS + I * BITS / 16;
-                            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * line).cast());
-                        }
-                        let w = fields.level::<BITS>(v[Q % BITS], I);
-                        a = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(I)), a);
-                        let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
-                        b = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(I + 16)), b);
-                    });
-                    f[half] = _mm512_fmadd_ps(a, scale[half], f[half]);
-                    f[half] = _mm512_fmadd_ps(b, scale[half], f[half]);
+                if V == 1 {
+                    sub_of_one::<BITS>(p, x, &scale, &zeros, &mut f[0]);
+                } else {
+                    sub_of_few::<BITS, V>(p, x, &scale, &zeros, &mut f);
                 }
                 p = p.add(sub_bytes);
-                x = x.add(SUB_COLS);
+                x = x.add(SUB_COLS * V);
                 until_flush -= 1;
                 if until_flush == 0 {
-                    flush(&mut f, &mut sum);
+                    for v in 0..V {
+                        flush(&mut f[v], &mut sum[v]);
+                    }
                     until_flush = FLUSH_SUBS;
                 }
             }
             _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD).cast());
             p = p.add(l.tail_bytes());
         }
-        flush(&mut f, &mut sum);
-        store(&sum, out);
+        for v in 0..V {
+            flush(&mut f[v], &mut sum[v]);
+            store(&sum[v], out.add(TILE_ROWS * v));
+        }
+    }
+}
+
+/// A sub-block times one vector, added to `f`.
+///
+/// # Safety
+/// AVX-512 F; `p` is a sub-block, `x` its 32 activations.
+#[inline(always)]
+unsafe fn sub_of_one<const BITS: usize>(
+    p: *const u8,
+    x: *const f32,
+    scale: &[__m512; 2],
+    zeros: &[__m512i; 2],
+    f: &mut [__m512; 2],
+) {
+    for half in 0..2 {
+        // SAFETY: the caller's.
+        unsafe {
+            let v = dwords::<BITS>(p, half);
+            let fields = Fields::new::<BITS>(zeros[half]);
+            let (mut a, mut b) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+            unroll!(I in 0..16 => {
+                const Q: usize = I / 4;
+                // A line in 16 / BITS columns: spread, as in the int8 kernel.
+                if I.is_multiple_of(16 / BITS) {
+                    let line = half * BITS + I * BITS / 16;
+                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * line).cast());
+                }
+                let w = fields.level::<BITS>(v[Q % BITS], I);
+                a = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(I)), a);
+                let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
+                b = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(I + 16)), b);
+            });
+            f[half] = _mm512_fmadd_ps(a, scale[half], f[half]);
+            f[half] = _mm512_fmadd_ps(b, scale[half], f[half]);
+        }
+    }
+}
+
+/// A sub-block times `V` vectors, added to `f`.
+///
+/// # Safety
+/// AVX-512 F; `p` is a sub-block, `x` `(32, V)`.
+#[inline(always)]
+unsafe fn sub_of_few<const BITS: usize, const V: usize>(
+    p: *const u8,
+    x: *const f32,
+    scale: &[__m512; 2],
+    zeros: &[__m512i; 2],
+    f: &mut [[__m512; 2]; V],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let dword = |q: usize, half: usize| _mm512_load_si512(p.add((2 * q + half) * 64).cast());
+        let fields = [Fields::new::<BITS>(zeros[0]), Fields::new::<BITS>(zeros[1])];
+        macro_rules! chain {
+            ($from:literal) => {
+                let mut chain = [[_mm512_setzero_ps(); 2]; V];
+                unroll!(I in 0..16 => {
+                    const COL: usize = I + $from;
+                    if I.is_multiple_of(16 / BITS) {
+                        let line = $from / 16 * BITS + I * BITS / 16;
+                        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * line).cast());
+                    }
+                    let q = COL / 4 % BITS;
+                    let w = [
+                        fields[0].level::<BITS>(dword(q, 0), COL),
+                        fields[1].level::<BITS>(dword(q, 1), COL),
+                    ];
+                    for v in 0..V {
+                        let xv = _mm512_set1_ps(*x.add(COL * V + v));
+                        for half in 0..2 {
+                            chain[v][half] = _mm512_fmadd_ps(w[half], xv, chain[v][half]);
+                        }
+                    }
+                });
+                for v in 0..V {
+                    for half in 0..2 {
+                        f[v][half] = _mm512_fmadd_ps(chain[v][half], scale[half], f[v][half]);
+                    }
+                }
+            };
+        }
+        chain!(0);
+        chain!(16);
     }
 }
 

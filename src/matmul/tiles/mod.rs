@@ -1,6 +1,9 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
-use super::activations::{InRange, Int8, blocks, interleaved, padded, signs};
+mod plan;
+
+use self::plan::{DIRECT, Plan, Scratch, UNPACK_SUBS};
+use super::activations::{InRange, Int8, blocks, interleaved, signs};
 use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
@@ -14,7 +17,6 @@ use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
 use crate::runtime::Hands;
 use half::f16;
-use std::ops::Range;
 
 /// A matrix in tiles.
 pub struct Tiles {
@@ -30,13 +32,6 @@ const READ_PER_NS: usize = 32;
 
 /// Bytes of tiles that a thread packs in a nanosecond, about.
 const PACKED_PER_NS: usize = 8;
-
-/// Vectors that go through the kernels together, so that their activations stay in the second-level cache
-/// while a tile passes: this many bytes of them.
-const PANEL_BYTES: usize = 512 << 10;
-
-/// Sub-blocks unpacked at once for float32 and many vectors: 128 columns, 16 KiB of levels.
-const UNPACK_SUBS: usize = 4;
 
 impl Tiles {
     /// Packs a matrix, in parallel.
@@ -201,13 +196,12 @@ impl Tiles {
             }
             Activations::F32 => {
                 let held = InRange::new(x, self.layout.shape.cols)?;
-                if n == 1 {
-                    let x = padded(&self.layout, &held.x)?;
+                let x = interleaved(&self.layout, &held.x, n)?;
+                if n <= DIRECT {
                     run(hands, members, tasks, no_scratch, |(), task| {
-                        self.f32_one_task(kernels, &x, &plan, task, &out);
+                        self.direct_task(kernels, &x, &plan, task, &out);
                     })?;
                 } else {
-                    let x = interleaved(&self.layout, &held.x, n)?;
                     let scratch = || Scratch::new(&plan);
                     run(hands, members, tasks, scratch, |scratch, task| {
                         self.f32_task(kernels, &x, &plan, task, scratch, &out);
@@ -384,16 +378,21 @@ impl Tiles {
         }
     }
 
-    fn f32_one_task(&self, k: &TileKernels, x: &[f32], plan: &Plan, task: usize, out: &Output<'_>) {
-        for t in plan.task(task).0 {
-            let mut values = Block::zero();
-            let tile = self.tile(t).as_ptr();
-            // SAFETY: as in `int8_task`; `x` is padded to whole sub-blocks.
-            unsafe {
-                k.f32_one(self.layout.bits)(&self.layout, tile, x.as_ptr(), values.as_mut_ptr())
-            };
-            // SAFETY: tasks have disjoint tiles.
-            unsafe { self.store_block(out, 0, 1, t, &values) };
+    /// For each tile, all vectors, straight from the codes.
+    fn direct_task(&self, k: &TileKernels, x: &[f32], plan: &Plan, task: usize, out: &Output<'_>) {
+        let l = &self.layout;
+        let (tiles, vectors) = plan.task(task);
+        let padded = l.total_subs() * SUB_COLS;
+        for t in tiles {
+            for (first, width) in blocks(vectors.clone()) {
+                let mut values = Block::zero();
+                let tile = self.tile(t).as_ptr();
+                let x = x[first * padded..].as_ptr();
+                // SAFETY: as in `int8_task`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
+                unsafe { k.direct(l.bits, width)(l, tile, x, values.as_mut_ptr()) };
+                // SAFETY: tasks have disjoint tiles or vectors.
+                unsafe { self.store_block(out, first, width, t, &values) };
+            }
         }
     }
 
@@ -480,83 +479,6 @@ impl Block {
 /// The scratch of a product that needs none.
 fn no_scratch() -> Result<()> {
     Ok(())
-}
-
-/// How a product is cut into tasks: runs of tiles × panels of vectors.
-struct Plan {
-    tiles: usize,
-    tiles_a_task: usize,
-    vectors: usize,
-    /// Vectors a panel.
-    panel: usize,
-}
-
-impl Plan {
-    fn new(l: &Layout, activations: Activations, n: usize, members: usize) -> Plan {
-        let vector_bytes = match activations {
-            Activations::Sign => l.total_subs() * 4,
-            Activations::Int8 => l.total_subs() * SUB_COLS + l.blocks() * 8,
-            Activations::F32 => l.total_subs().min(FLUSH_SUBS) * SUB_COLS * 4,
-        };
-        let widest = WIDTHS[0];
-        let panel = (PANEL_BYTES / vector_bytes / widest * widest)
-            .max(widest)
-            .min(n.max(1));
-        // Four tasks a member even out what the machine takes from one of them.
-        let chunks = if members == 1 { 1 } else { 4 * members };
-        let tiles_a_task = l.tiles().div_ceil(chunks);
-        let tiles_a_task = match activations {
-            // Their sums in float64 stay in the second-level cache.
-            Activations::F32 if n > 1 => tiles_a_task.min(16),
-            _ => tiles_a_task,
-        };
-        Plan {
-            tiles: l.tiles(),
-            tiles_a_task,
-            vectors: n,
-            panel,
-        }
-    }
-
-    fn tile_runs(&self) -> usize {
-        self.tiles.div_ceil(self.tiles_a_task)
-    }
-
-    fn tasks(&self) -> usize {
-        self.tile_runs() * self.vectors.div_ceil(self.panel)
-    }
-
-    fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
-        let (panel, run) = (task / self.tile_runs(), task % self.tile_runs());
-        let (t, v) = (run * self.tiles_a_task, panel * self.panel);
-        (
-            t..(t + self.tiles_a_task).min(self.tiles),
-            v..(v + self.panel).min(self.vectors),
-        )
-    }
-}
-
-/// What one thread needs for float32 and many vectors.
-struct Scratch {
-    /// `(UNPACK_SUBS * 32, 32)`.
-    levels: Aligned,
-    /// `(UNPACK_SUBS, 32)`.
-    scales: Aligned,
-    /// `(panel, 32)`.
-    f: Aligned,
-    /// `(tiles of a task, panel, 32)`.
-    sum: Vec<f64>,
-}
-
-impl Scratch {
-    fn new(plan: &Plan) -> Result<Scratch> {
-        Ok(Scratch {
-            levels: Aligned::zeros(UNPACK_SUBS * SUB_COLS * TILE_ROWS, "unpacked weights")?,
-            scales: Aligned::zeros(UNPACK_SUBS * TILE_ROWS, "unpacked scales")?,
-            f: Aligned::zeros(plan.panel * TILE_ROWS, "sums")?,
-            sum: memory::filled(plan.tiles_a_task * plan.panel * TILE_ROWS, 0.0, "sums")?,
-        })
-    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (34, 2080, 160),
     (2, 4097, 128),
 ];
-const VECTORS: [usize; 7] = [1, 2, 3, 5, 8, 13, 31];
+const VECTORS: [usize; 8] = [1, 2, 3, 5, 8, 13, 31, 61];
 
 fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
     let codes = m.as_codes();
@@ -398,7 +398,7 @@ fn threads_do_not_change_a_bit() {
     for bits in Bits::ALL {
         let m = random_codes(&mut r, Shape::new(1000, 1056, 32), bits, Kind::ALL[1]);
         let t = tiles(&pool, &m);
-        for n in [1, 7, 40] {
+        for n in [1, 7, 61] {
             let x = r.gaussian(n * 1056);
             for a in [Activations::F32, Activations::Int8, Activations::Sign] {
                 if a == Activations::Sign && bits != Bits::One {
