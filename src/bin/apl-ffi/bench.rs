@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use apl_ffi::model::{Logits, Model, Session, SessionOptions};
 use apl_ffi::runtime::Runtime;
 
-use crate::terminal::bytes;
-use crate::{Outcome, run};
+use crate::peer::{self, Peer};
+use crate::terminal::{bar, bytes, table};
+use crate::{Outcome, catalogue, run};
 
-/// Measure a model on this machine: tokens a second for a prompt and for text, memory, time to open.
+/// Measure a model on this machine: size, memory, time to the first token, tokens a second of prompt and of text.
+///
+/// A .gguf file is also run by llama.cpp's `llama-bench`, if that is on the PATH, in turn with ours and with as many threads.
 #[derive(Args)]
 pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
@@ -38,69 +41,188 @@ pub struct Arguments {
     json: bool,
 }
 
+/// What one round measured.
+struct Round {
+    /// Tokens a second of the prompt.
+    prompt: f64,
+    /// Tokens a second of the text, which begins in an empty session.
+    text: f64,
+    /// Seconds from nothing but the open model to the logits that give the first token of the answer.
+    first: f64,
+}
+
 /// Does it.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let begun = Instant::now();
     let model = run::open(rt, &a.model, a.bits, &a.activations, None)?;
     let opened = begun.elapsed().as_secs_f64();
-    let (mut prompts, mut texts) = (Vec::new(), Vec::new());
+    let shape = Shape {
+        prompt: a.prompt.clamp(1, model.context().saturating_sub(1).max(1)),
+        text: a.tokens.clamp(1, model.context()),
+        threads: rt.pool().threads(),
+    };
+    let path = catalogue::local(&a.model)?;
+    let mut peer = Peer::find(&path);
+    let (mut rounds, mut peers) = (Vec::new(), Vec::new());
+    let progress = bar(a.rounds.max(1) as u64, "measuring {bar:24} {pos}/{len}");
     for _ in 0..a.rounds.max(1) {
-        let (prompt, text) = round(rt, &model, a)?;
-        prompts.push(prompt);
-        texts.push(text);
+        rounds.push(round(rt, &model, &shape)?);
+        if let Some(found) = &peer {
+            match found.round(&path, shape.prompt, shape.text, shape.threads) {
+                Ok(round) => peers.push(round),
+                Err(why) => {
+                    progress.suspend(|| eprintln!("llama-bench is left out: {why}"));
+                    peer = None;
+                    peers.clear();
+                }
+            }
+        }
+        progress.inc(1);
     }
-    let (prompt, text) = (median(&mut prompts), median(&mut texts));
-    let (all, read) = model.weight_bytes();
-    let info = model.info();
+    progress.finish_and_clear();
+    let report = Report {
+        opened,
+        prompt: median(rounds.iter().map(|r| r.prompt)),
+        text: median(rounds.iter().map(|r| r.text)),
+        first: median(rounds.iter().map(|r| r.first)),
+        peer: peer.map(|_| {
+            let of = |pick: fn(&peer::Round) -> f64| median(peers.iter().map(pick));
+            (of(|r| r.prompt), of(|r| r.text))
+        }),
+    };
     if a.json {
-        println!(
-            "{:#}",
-            json!({"model": a.model, "opened_s": opened, "prompt_tokens_s": prompt, "text_tokens_s": text, "weight_bytes": all,
-                   "bytes_a_token": read, "read_gb_s": text * read as f64 / 1e9, "bits": info["bits"], "activations": a.activations,
-                   "threads": rt.pool().threads(), "isa": rt.isa().name()})
-        );
-        return Ok(());
+        println!("{:#}", report.to_json(rt, a, &model));
+    } else {
+        report.print(rt, a, &model, &shape);
     }
-    println!(
-        "{}: {} bits, {} activations, {} threads, {}",
-        a.model,
-        info["bits"],
-        a.activations,
-        rt.pool().threads(),
-        rt.isa().name()
-    );
-    println!("opened in {opened:.3} s; weights {}", bytes(all));
-    println!(
-        "prompt of {} tokens: {prompt:.0} tokens a second",
-        a.prompt.min(model.context())
-    );
-    println!(
-        "text: {text:.1} tokens a second, {:.1} GB/s of weights",
-        text * read as f64 / 1e9
-    );
     Ok(())
 }
 
-/// Tokens a second, of the prompt and of the text.
-fn round(rt: &Runtime, model: &Arc<Model>, a: &Arguments) -> Outcome<(f64, f64)> {
-    let mut session = Session::new(rt, model.clone(), &SessionOptions::default())?;
+/// What is run.
+struct Shape {
+    prompt: usize,
+    text: usize,
+    threads: usize,
+}
+
+/// Medians.
+struct Report {
+    opened: f64,
+    prompt: f64,
+    text: f64,
+    first: f64,
+    /// Of llama.cpp: prompt, text.
+    peer: Option<(f64, f64)>,
+}
+
+impl Report {
+    fn to_json(&self, rt: &Runtime, a: &Arguments, model: &Model) -> Value {
+        let (all, read) = model.weight_bytes();
+        let info = model.info();
+        let peer = self.peer.map(|(prompt, text)| {
+            json!({"prompt_tokens_s": prompt, "text_tokens_s": text,
+                   "prompt_ratio": self.prompt / prompt, "text_ratio": self.text / text})
+        });
+        json!({"model": a.model, "opened_s": self.opened, "first_token_s": self.first, "prompt_tokens_s": self.prompt,
+               "text_tokens_s": self.text, "weight_bytes": all, "bits_a_weight": bits_a_weight(model),
+               "peak_memory_bytes": peak_memory(), "bytes_a_token": read, "read_gb_s": self.text * read as f64 / 1e9,
+               "bits": info["bits"], "activations": a.activations, "threads": rt.pool().threads(),
+               "isa": rt.isa().name(), "llama.cpp": peer})
+    }
+
+    fn print(&self, rt: &Runtime, a: &Arguments, model: &Model, shape: &Shape) {
+        let (all, read) = model.weight_bytes();
+        println!(
+            "{}: {:.1} million weights, {} activations, {} threads, {}",
+            a.model,
+            model.info()["parameters"].as_f64().unwrap_or(0.0) / 1e6,
+            a.activations,
+            shape.threads,
+            rt.isa().name()
+        );
+        println!(
+            "weights {} ({:.2} bits a weight, scales included), peak memory {}",
+            bytes(all),
+            bits_a_weight(model),
+            peak_memory().map_or("unknown".into(), bytes)
+        );
+        println!(
+            "opened in {:.3} s, first token {:.1} ms after a prompt of {}\n",
+            self.opened,
+            1e3 * self.first,
+            shape.prompt
+        );
+        let mut rows = vec![vec![String::new(), "tokens a second".into()]];
+        rows.push(vec![
+            format!("prompt of {}", shape.prompt),
+            format!("{:.0}", self.prompt),
+        ]);
+        rows.push(vec![
+            format!("text of {}", shape.text),
+            format!("{:.1}", self.text),
+        ]);
+        if let Some((prompt, text)) = self.peer {
+            rows[0].extend(["llama.cpp".into(), "ours / llama.cpp".into()]);
+            rows[1].extend([
+                format!("{prompt:.0}"),
+                format!("{:.2}", self.prompt / prompt),
+            ]);
+            rows[2].extend([format!("{text:.1}"), format!("{:.2}", self.text / text)]);
+        }
+        table(&rows);
+        println!(
+            "\nThe text reads {:.1} GB/s of weights: {} a token.",
+            self.text * read as f64 / 1e9,
+            bytes(read)
+        );
+    }
+}
+
+/// Bits that a weight of the matrices takes in truth, scales and padding included.
+fn bits_a_weight(model: &Model) -> f64 {
+    let weights = model.info()["parameters"].as_f64().unwrap_or(0.0);
+    8.0 * model.weight_bytes().0 as f64 / weights.max(1.0)
+}
+
+/// The most memory that this process has had resident, in bytes.
+#[cfg(target_os = "linux")]
+fn peak_memory() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Only Linux tells it in a file.
+#[cfg(not(target_os = "linux"))]
+fn peak_memory() -> Option<usize> {
+    None
+}
+
+fn round(rt: &Runtime, model: &Arc<Model>, shape: &Shape) -> Outcome<Round> {
     let vocabulary = model.architecture().vocabulary as u32;
-    let prompt = a.prompt.clamp(1, model.context().saturating_sub(1).max(1));
-    let ids: Vec<u32> = (0..prompt as u32)
+    let ids: Vec<u32> = (0..shape.prompt.max(shape.text) as u32)
         .map(|i| i.wrapping_mul(2654435761) % vocabulary)
         .collect();
     let begun = Instant::now();
-    session.eval(rt, &ids, Logits::None)?;
-    let fed = prompt as f64 / begun.elapsed().as_secs_f64();
-    let tokens = a.tokens.min(model.context() - prompt).max(1);
+    let mut session = Session::new(rt, model.clone(), &SessionOptions::default())?;
+    let made = begun.elapsed().as_secs_f64();
+    session.eval(rt, &ids[..shape.prompt], Logits::None)?;
+    let first = begun.elapsed().as_secs_f64();
+    let mut session = Session::new(rt, model.clone(), &SessionOptions::default())?;
     let begun = Instant::now();
-    for &id in ids.iter().cycle().take(tokens) {
+    for &id in &ids[..shape.text] {
         session.eval(rt, &[id], Logits::None)?;
     }
-    Ok((fed, tokens as f64 / begun.elapsed().as_secs_f64()))
+    Ok(Round {
+        prompt: shape.prompt as f64 / (first - made),
+        text: shape.text as f64 / begun.elapsed().as_secs_f64(),
+        first,
+    })
 }
 
-fn median(values: &mut [f64]) -> f64 {
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -5,6 +5,7 @@ mod catalogue;
 mod convert;
 mod info;
 mod inspect;
+mod peer;
 mod perplexity;
 mod quickstart;
 mod run;
