@@ -68,7 +68,7 @@ KERNEL(128, sign_activations, ActivationArgs) {
     const uint32_t column = lane % 8 * 4 + lane / 8;
     for (uint32_t v = blockIdx.y; v < args.n; v += gridDim.y) {
         const bool there = column < width_of(args.columns, slice);
-        const uint32_t word = ballot(there && activation(args, v, slice, column) >= 0.0f);
+        const uint32_t word = lanes_where(there && activation(args, v, slice, column) >= 0.0f);
         if (lane == 0)
             out<uint32_t>(args.out)[size_t(v) * args.columns.slices + slice] = word;
     }

@@ -42,7 +42,7 @@ DEVICE float xor_lane(float v, uint32_t lanes) {
 DEVICE int32_t xor_lane(int32_t v, uint32_t lanes) {
     return static_cast<int32_t>(shim::exchange(static_cast<uint32_t>(v), shim::lane() ^ lanes));
 }
-DEVICE uint32_t ballot(bool set) { return shim::ballot(set); }
+DEVICE uint32_t lanes_where(bool set) { return shim::ballot(set); }
 DEVICE Words4 stream(const Words4 *p) { return *p; }
 DEVICE int32_t dot4(uint32_t codes, uint32_t x, int32_t sum) {
     for (uint32_t b = 0; b < 4; b++)
@@ -63,15 +63,15 @@ DEVICE int32_t nearest(float v) { return static_cast<int32_t>(nearbyintf(v)); }
 DEVICE bool finite(float v) { return std::isfinite(v); }
 // The fragments as the PTX manual draws them, gathered from all lanes and multiplied plainly.
 DEVICE void mma_u8s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2]) {
-    uint32_t all[6][WARP];
-    for (uint32_t i = 0; i < 6; i++)
-        shim::gather(i < 4 ? a[i] : b[i - 4], all[i]);
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    uint32_t all[WARP][6];
+    shim::gather(mine, 6, &all[0][0]);
     const uint32_t lane = shim::lane();
     for (uint32_t i = 0; i < 4; i++) {
         const uint32_t row = lane / 4 + 8 * (i / 2), col = lane % 4 * 2 + i % 2;
         for (uint32_t k = 0; k < 32; k++) {
-            const uint32_t aw = all[row / 8 + 2 * (k / 16)][row % 8 * 4 + k % 16 / 4];
-            const uint32_t bw = all[4 + k / 16][col * 4 + k % 16 / 4];
+            const uint32_t aw = all[row % 8 * 4 + k % 16 / 4][row / 8 + 2 * (k / 16)];
+            const uint32_t bw = all[col * 4 + k % 16 / 4][4 + k / 16];
             c[i] += static_cast<int32_t>(aw >> 8 * (k % 4) & 255) * static_cast<int8_t>(bw >> 8 * (k % 4) & 255);
         }
     }
@@ -86,7 +86,7 @@ DEVICE float *shared_floats() {
 }
 DEVICE float xor_lane(float v, uint32_t lanes) { return __shfl_xor_sync(0xffffffffu, v, lanes); }
 DEVICE int32_t xor_lane(int32_t v, uint32_t lanes) { return __shfl_xor_sync(0xffffffffu, v, lanes); }
-DEVICE uint32_t ballot(bool set) { return __ballot_sync(0xffffffffu, set); }
+DEVICE uint32_t lanes_where(bool set) { return __ballot_sync(0xffffffffu, set); }
 // Weights are read once: past the first cache, which the activations keep.
 DEVICE Words4 stream(const Words4 *p) {
     Words4 v;

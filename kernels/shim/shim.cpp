@@ -21,7 +21,7 @@ Geometry geometry;
 
 namespace {
 
-constexpr unsigned LANES = 32, MOST_THREADS = 1024;
+constexpr unsigned LANES = 32, MOST_THREADS = 1024, MOST_WORDS = 6;
 
 struct Barrier {
     unsigned expected = 0, arrived = 0, generation = 0;
@@ -31,8 +31,14 @@ struct Barrier {
 #endif
 };
 
+struct Exchange {
+    Barrier barrier;
+    uint32_t slots[2][LANES][MOST_WORDS + 1]; // a count, and so many words
+};
+
 struct Worker : Thread {
     unsigned number = 0;
+    unsigned operations = 0; // of its warp, so far
     bool done = false;
     Barrier *waits = nullptr;
     unsigned since = 0;
@@ -44,9 +50,8 @@ struct Worker : Thread {
 
 std::mutex one_launch;
 std::vector<std::unique_ptr<Worker>> workers;
-std::vector<std::unique_ptr<Barrier>> warps;
+std::vector<std::unique_ptr<Exchange>> exchanges; // (warps)
 std::unique_ptr<Barrier> whole;
-std::vector<std::vector<uint32_t>> slots; // (warps, 32)
 std::vector<double> memory;               // aligned for anything that is kept there
 void (*entry)(const void *);
 const void *entry_args;
@@ -75,9 +80,9 @@ void wait(Barrier &b) {
     if (++b.arrived == b.expected) {
         b.arrived = 0;
         b.generation++;
-    } else {
-        w.waits = &b;
+        return;
     }
+    w.waits = &b;
     swapcontext(&w.context, &scheduler);
     w.waits = nullptr;
 }
@@ -93,18 +98,13 @@ void begin() {
 // The thread to run after `last`; null when none can.
 Worker *next(unsigned last) {
     const unsigned n = unsigned(workers.size());
-    unsigned start = 0, step = 1;
-    switch (geometry.schedule) {
-    case 1:
-        start = n - 1, step = n - 1;
-        break;
-    case 2:
+    unsigned start = last, step = 1; // in turn
+    if (geometry.schedule == 1)
+        step = n - 1;
+    else if (geometry.schedule == 2)
         start = unsigned(dice() % n);
-        break;
-    case 3:
+    else if (geometry.schedule == 3)
         start = last / LANES * LANES;
-        break;
-    }
     for (unsigned i = 0; i < n; i++) {
         Worker &w = *workers[(start + size_t(i) * step) % n];
         if (runnable(w))
@@ -123,12 +123,11 @@ bool prepare() {
         g.y > 65535 || g.z > 65535 || geometry.shared_bytes > 48 * 1024)
         return false;
     workers.resize(threads);
-    warps.resize(threads / LANES);
-    slots.assign(warps.size(), std::vector<uint32_t>(LANES));
+    exchanges.resize(threads / LANES);
     memory.assign((geometry.shared_bytes + 7) / 8, 0.0);
-    for (auto &w : warps) {
-        w = std::make_unique<Barrier>();
-        w->expected = LANES;
+    for (auto &e : exchanges) {
+        e = std::make_unique<Exchange>();
+        e->barrier.expected = LANES;
     }
     whole = std::make_unique<Barrier>();
     whole->expected = unsigned(threads);
@@ -136,6 +135,7 @@ bool prepare() {
         if (!workers[i])
             workers[i] = std::make_unique<Worker>();
         workers[i]->number = i;
+        workers[i]->operations = 0;
         workers[i]->thread = {i % b.x, i / b.x % b.y, i / b.x / b.y};
     }
     return true;
@@ -159,23 +159,33 @@ void *shared() { return memory.data(); }
 
 void block_sync() { wait(*whole); }
 
-void gather(uint32_t value, uint32_t all[32]) {
-    const unsigned warp = me().number / LANES;
-    slots[warp][lane()] = value;
-    wait(*warps[warp]);
-    std::memcpy(all, slots[warp].data(), sizeof(uint32_t) * LANES);
-    wait(*warps[warp]);
+void gather(const uint32_t *mine, unsigned count, uint32_t *all) {
+    Worker &w = me();
+    Exchange &e = *exchanges[w.number / LANES];
+    // Two rounds of slots: a lane can be one operation ahead of its warp, never two.
+    uint32_t(&slots)[LANES][MOST_WORDS + 1] = e.slots[w.operations++ % 2];
+    slots[lane()][0] = count;
+    std::memcpy(&slots[lane()][1], mine, sizeof(uint32_t) * count);
+    wait(e.barrier);
+    for (unsigned i = 0; i < LANES; i++) {
+        if (slots[i][0] != count) {
+            std::fprintf(stderr, "shim: lanes of a warp are at different operations\n");
+            std::abort();
+        }
+        std::memcpy(all + size_t(i) * count, &slots[i][1], sizeof(uint32_t) * count);
+    }
 }
 
 uint32_t exchange(uint32_t value, uint32_t from) {
     uint32_t all[LANES];
-    gather(value, all);
+    gather(&value, 1, all);
     return all[from];
 }
 
 uint32_t ballot(bool set) {
     uint32_t all[LANES], word = 0;
-    gather(set, all);
+    const uint32_t mine = set;
+    gather(&mine, 1, all);
     for (unsigned i = 0; i < LANES; i++)
         word |= all[i] << i;
     return word;
@@ -215,6 +225,7 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
         for (auto &w : workers) {
             w->block = block;
             w->done = false;
+            w->operations = 0;
             w->waits = nullptr;
             if (!w->stack)
                 w->stack.reset(new char[STACK]);
@@ -224,7 +235,7 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
             w->context.uc_link = nullptr;
             makecontext(&w->context, begin, 0);
         }
-        unsigned last = 0;
+        unsigned last = geometry.schedule == 1 ? unsigned(workers.size()) - 1 : 0;
         while (Worker *w = next(last)) {
             last = w->number;
             self = w;

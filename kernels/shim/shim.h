@@ -28,8 +28,8 @@ extern Geometry geometry;
 uint32_t lane();
 void *shared();
 void block_sync();
-// The values of all lanes; all of them must ask.
-void gather(uint32_t value, uint32_t all[32]);
+// The values of all lanes, (32, count), count at most 6; all lanes must ask, for as many.
+void gather(const uint32_t *mine, unsigned count, uint32_t *all);
 uint32_t exchange(uint32_t value, uint32_t from);
 uint32_t ballot(bool set);
 
