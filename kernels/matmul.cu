@@ -31,6 +31,7 @@ template <int BITS, uint32_t V> DEVICE void matmul_mma(const MatmulArgs &a) {
     const size_t row[2] = {least(first_row, a.rows - 1), least(first_row + 8, a.rows - 1)};
 
     float sums[TILES][4] = {};
+#pragma unroll 1
     for (uint32_t slice = 0; slice < slices; slice++) {
         const uint32_t group = group_of(a.columns, slice);
         uint32_t w[4];

@@ -58,12 +58,13 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_i8(const MatmulAr
     const Share s = Share::of<R, V>(a);
     const uint32_t slices = a.columns.slices, pieces = slices / Piece<BITS>::SLICES;
     float sums[R][V] = {};
+#pragma unroll 1
     for (uint32_t p = s.part * WARP + s.lane; p < pieces; p += WARP * s.split) {
         Piece<BITS> piece[R];
 #pragma unroll
         for (uint32_t r = 0; r < R; r++)
             piece[r].load(in<uint32_t>(a.codes) + least(s.row + r, a.rows - 1) * slices * BITS, p);
-#pragma unroll
+#pragma unroll 1
         for (uint32_t i = 0; i < Piece<BITS>::SLICES; i++) {
             const uint32_t slice = p * Piece<BITS>::SLICES + i, group = group_of(a.columns, slice);
             float scale[R];
@@ -86,10 +87,13 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_i8(const MatmulAr
                     int32_t dot = 0;
 #pragma unroll
                     for (uint32_t q = 0; q < 8; q++)
-                        dot = dot4(quad_of<BITS>(piece[r].w + i * BITS, q), q < 4 ? low.w[q] : high.w[q - 4], dot);
+                        dot = dot4(quad_of<BITS>(piece[r].w, q), q < 4 ? low.w[q] : high.w[q - 4], dot);
                     sums[r][v] += static_cast<float>(centred<BITS>(dot, zero[r], xsum)) * (scale[r] * xscale);
                 }
             }
+#pragma unroll
+            for (uint32_t r = 0; r < R; r++)
+                piece[r].advance();
         }
     }
     finish<R, V>(a, s, sums);
@@ -100,12 +104,13 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulA
     const Share s = Share::of<R, V>(a);
     const uint32_t slices = a.columns.slices, pieces = slices / Piece<BITS>::SLICES;
     float sums[R][V] = {}, lost[R][V] = {};
+#pragma unroll 1
     for (uint32_t p = s.part * WARP + s.lane; p < pieces; p += WARP * s.split) {
         Piece<BITS> piece[R];
 #pragma unroll
         for (uint32_t r = 0; r < R; r++)
             piece[r].load(in<uint32_t>(a.codes) + least(s.row + r, a.rows - 1) * slices * BITS, p);
-#pragma unroll
+#pragma unroll 1
         for (uint32_t i = 0; i < Piece<BITS>::SLICES; i++) {
             const uint32_t slice = p * Piece<BITS>::SLICES + i, group = group_of(a.columns, slice);
             float scale[R], bias[R], dot[R][V] = {};
@@ -120,7 +125,7 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulA
                 float w[R][4];
 #pragma unroll
                 for (uint32_t r = 0; r < R; r++) {
-                    uint32_t quad = quad_of<BITS>(piece[r].w + i * BITS, q);
+                    uint32_t quad = quad_of<BITS>(piece[r].w, q);
                     if (BITS == 1)
                         quad *= 2; // 0 and 2, less 1
 #pragma unroll
@@ -148,6 +153,9 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulA
                     lost[r][v] = finite(error) ? error : 0.0f; // an infinite sum has lost nothing
                     sums[r][v] = sum;
                 }
+#pragma unroll
+            for (uint32_t r = 0; r < R; r++)
+                piece[r].advance();
         }
     }
     finish<R, V>(a, s, sums);
@@ -158,16 +166,17 @@ template <uint32_t R, uint32_t V> DEVICE void matvec_sign(const MatmulArgs &a) {
     const Share s = Share::of<R, V>(a);
     const uint32_t slices = a.columns.slices, pieces = slices / 4;
     float sums[R][V] = {};
+#pragma unroll 1
     for (uint32_t p = s.part * WARP + s.lane; p < pieces; p += WARP * s.split) {
         Piece<1> piece[R];
 #pragma unroll
         for (uint32_t r = 0; r < R; r++)
             piece[r].load(in<uint32_t>(a.codes) + least(s.row + r, a.rows - 1) * slices, p);
-        Words4 x[V];
+        Piece<1> x[V];
 #pragma unroll
         for (uint32_t v = 0; v < V; v++)
-            x[v] = in<Words4>(a.x)[least(s.vector + v, a.n - 1) * pieces + p];
-#pragma unroll
+            x[v].load(in<uint32_t>(a.x) + least(s.vector + v, a.n - 1) * slices, p);
+#pragma unroll 1
         for (uint32_t i = 0; i < 4; i++) {
             const uint32_t slice = p * 4 + i, group = group_of(a.columns, slice);
             const int32_t width = static_cast<int32_t>(width_of(a.columns, slice));
@@ -176,10 +185,14 @@ template <uint32_t R, uint32_t V> DEVICE void matvec_sign(const MatmulArgs &a) {
                 const float scale = scale_of(a, least(s.row + r, a.rows - 1), group);
 #pragma unroll
                 for (uint32_t v = 0; v < V; v++) {
-                    const int32_t differ = static_cast<int32_t>(ones(piece[r].w[i] ^ x[v].w[i]));
+                    const int32_t differ = static_cast<int32_t>(ones(piece[r].w[0] ^ x[v].w[0]));
                     sums[r][v] += static_cast<float>(width - 2 * differ) * scale;
                 }
+                piece[r].advance();
             }
+#pragma unroll
+            for (uint32_t v = 0; v < V; v++)
+                x[v].advance();
         }
     }
     finish<R, V>(a, s, sums);
@@ -187,12 +200,9 @@ template <uint32_t R, uint32_t V> DEVICE void matvec_sign(const MatmulArgs &a) {
 
 #define OF_WIDTH(BITS)                                                                                                           \
     KERNEL(256, matmul_i8_b##BITS##_n1, MatmulArgs) { matvec_i8<BITS, 4, 1>(args); }                                             \
-    KERNEL(256, matmul_i8_b##BITS##_n2, MatmulArgs) { matvec_i8<BITS, 2, 2>(args); }                                             \
     KERNEL(256, matmul_i8_b##BITS##_n4, MatmulArgs) { matvec_i8<BITS, 2, 4>(args); }                                             \
-    KERNEL(256, matmul_f32_b##BITS##_n1, MatmulArgs) { matvec_f32<BITS, 4, 1>(args); }                                           \
-    KERNEL(256, matmul_f32_b##BITS##_n2, MatmulArgs) { matvec_f32<BITS, 2, 2>(args); }                                           \
-    KERNEL(256, matmul_f32_b##BITS##_n4, MatmulArgs) { matvec_f32<BITS, 2, 4>(args); }                                           \
-    KERNEL(256, matmul_f32_b##BITS##_n8, MatmulArgs) { matvec_f32<BITS, 2, 8>(args); }
+    KERNEL(256, matmul_f32_b##BITS##_n1, MatmulArgs) { matvec_f32<BITS, 2, 1>(args); }                                           \
+    KERNEL(256, matmul_f32_b##BITS##_n4, MatmulArgs) { matvec_f32<BITS, 2, 4>(args); }
 OF_WIDTH(1)
 OF_WIDTH(2)
 OF_WIDTH(4)

@@ -8,7 +8,7 @@
 #ifdef GPU_SHIM
 #include "shim/shim.h"
 #else
-#define KERNEL(threads, name, Args) extern "C" __global__ void __launch_bounds__(threads) name(const Args args)
+#define KERNEL(threads, name, Args) extern "C" __global__ void __launch_bounds__(threads, 2) name(const Args args)
 #define DEVICE __device__ __forceinline__
 #endif
 

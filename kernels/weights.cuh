@@ -26,6 +26,14 @@ template <int BITS> struct Piece {
                 w[4 * i + j] = four.w[j];
         }
     }
+
+    // Makes the next slice the one at w[0..BITS]. Moving words lets the loop over slices be a loop: unrolled, with every index
+    // a constant, the 1-bit kernels were four times the size.
+    DEVICE void advance() {
+#pragma unroll
+        for (uint32_t i = 0; i + BITS < WORDS; i++)
+            w[i] = w[i + BITS];
+    }
 };
 
 // Codes 4q..4q+3 of a slice, a byte each; `slice` points at its BITS words.

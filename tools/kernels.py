@@ -16,6 +16,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,10 +93,9 @@ def sources_hash():
     return hashlib.sha256(b"".join((KERNELS / name).read_bytes() for name in SOURCES)).hexdigest()
 
 
-def kernel_names():
-    """The kernels that the sources define, as the host build lists them."""
-    ptx = (IMAGES / "fallback.ptx").read_text()
-    return sorted(re.findall(r"\.visible \.entry (\w+)", ptx))
+def kernel_names(ptx):
+    """The kernels that the sources define, as the PTX has them."""
+    return sorted(name.decode() for name in re.findall(rb"\.visible \.entry (\w+)", ptx))
 
 
 def check_cubin(arch, image):
@@ -114,7 +114,7 @@ def images():
     entries = []
 
     def keep(file, image, **about):
-        (IMAGES / file).write_bytes(image)
+        (IMAGES / file).write_bytes(zlib.compress(image, 9))
         entries.append({**about, "file": file, "bytes": len(image), "sha256": hashlib.sha256(image).hexdigest()})
 
     compiler = Nvrtc(new)
@@ -123,15 +123,16 @@ def images():
         if image != compiler.compile(f"sm_{arch}", "CUBIN"):
             sys.exit(f"sm_{arch}: compiled twice, the images differ")
         check_cubin(arch, image)
-        keep(f"sm_{arch}.cubin", image, kind="cubin", arch=arch)
+        keep(f"sm_{arch}.cubin.z", image, kind="cubin", arch=arch)
     # A process holds one NVRTC: the older one gets its own.
     ptx = subprocess.run([sys.executable, __file__, "ptx"], check=True, capture_output=True).stdout
     if not re.search(rb"^\.version 8\.0$", ptx, re.M):
         sys.exit("fallback.ptx is not of ISA 8.0")
-    keep("fallback.ptx", ptx, kind="ptx", arch=PTX)
-    index = {"sources": SOURCES, "sources_sha256": sources_hash(), "kernels": kernel_names(), "images": entries}
+    keep("fallback.ptx.z", ptx, kind="ptx", arch=PTX)
+    index = {"sources": SOURCES, "sources_sha256": sources_hash(), "kernels": kernel_names(ptx), "images": entries}
     (IMAGES / "index.json").write_text(json.dumps(index, indent=2) + "\n")
-    print(f"{len(entries)} images, {sum(e['bytes'] for e in entries)} bytes, {len(index['kernels'])} kernels")
+    stored = sum((IMAGES / e["file"]).stat().st_size for e in entries)
+    print(f"{len(entries)} images, {stored} bytes, {len(index['kernels'])} kernels")
 
 
 def ptx():
@@ -144,7 +145,7 @@ def check():
     if index["sources"] != SOURCES or index["sources_sha256"] != sources_hash():
         sys.exit("kernels/images is not of these sources: make kernels")
     for entry in index["images"]:
-        if hashlib.sha256((IMAGES / entry["file"]).read_bytes()).hexdigest() != entry["sha256"]:
+        if hashlib.sha256(zlib.decompress((IMAGES / entry["file"]).read_bytes())).hexdigest() != entry["sha256"]:
             sys.exit(f"{entry['file']} is not what index.json says: make kernels")
     print(f"{len(index['images'])} images are of these sources")
 
