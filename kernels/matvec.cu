@@ -202,7 +202,7 @@ template <uint32_t R, uint32_t V> DEVICE void matvec_sign(const MatmulArgs &a) {
     KERNEL(256, matmul_i8_b##BITS##_n1, MatmulArgs) { matvec_i8<BITS, 4, 1>(args); }                                             \
     KERNEL(256, matmul_i8_b##BITS##_n4, MatmulArgs) { matvec_i8<BITS, 2, 4>(args); }                                             \
     KERNEL(256, matmul_f32_b##BITS##_n1, MatmulArgs) { matvec_f32<BITS, 2, 1>(args); }                                           \
-    KERNEL(256, matmul_f32_b##BITS##_n4, MatmulArgs) { matvec_f32<BITS, 2, 4>(args); }
+    KERNEL(256, matmul_f32_b##BITS##_n4, MatmulArgs) { matvec_f32<BITS, 1, 4>(args); }
 OF_WIDTH(1)
 OF_WIDTH(2)
 OF_WIDTH(4)

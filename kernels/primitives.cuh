@@ -8,7 +8,8 @@
 #ifdef GPU_SHIM
 #include "shim/shim.h"
 #else
-#define KERNEL(threads, name, Args) extern "C" __global__ void __launch_bounds__(threads, 2) name(const Args args)
+// One block a multiprocessor is promised, no more: left to itself, ptxas aims at an occupancy and spills a register or two for it.
+#define KERNEL(threads, name, Args) extern "C" __global__ void __launch_bounds__(threads, 1) name(const Args args)
 #define DEVICE __device__ __forceinline__
 #endif
 

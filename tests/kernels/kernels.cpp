@@ -211,7 +211,7 @@ void test(const Case &k) {
     launch("spread_activations", &act, up(p.c.slices, 4), rows_of_grid, 128, 0, {bytes(spread)}, k.name());
     MatmulArgs a = p.args();
     a.x = address(spread);
-    for (const Few f : {Few{1, 2}, Few{4, 2}})
+    for (const Few f : {Few{1, 2}, Few{4, 1}})
         product("matmul_f32" + b + "_n" + std::to_string(f.v), p, a, f, exact, 1e-5);
 
     // int8
