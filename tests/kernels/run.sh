@@ -15,6 +15,9 @@ build() { # NAME FLAGS…
         -o "$out/$name" -ldl -lpthread
 }
 
+# The kernels alone, as a library: what stands behind a driver that is none.
+$CXX $common -O2 -fPIC -shared -x c++ kernels/all.cu kernels/shim/shim.cpp -o "$out/libkernels_host.so"
+
 echo "plain"
 build plain -O2
 "$out/plain"
