@@ -17,7 +17,7 @@ ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
 export CC CFLAGS
 
-.PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers
+.PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers kernels test-kernels lint-kernels
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -69,6 +69,16 @@ target/uiua/bin/uiua:
 
 apltest-uiua: build $(UIUA) ## the library from Uiua; MODEL is what it talks with
 	APL_FFI_LIBRARY='$(abspath $(RELEASE))/libapl_ffi.so' MODEL='$(abspath $(MODEL))' $(UIUA) run interop/uiua/quantised.ua
+
+kernels: ## the images of the CUDA kernels, by compilers from PyPI
+	$(PYTHON) tools/kernels.py images
+
+test-kernels: ## the CUDA kernels without a GPU: as fibers, under AddressSanitizer and UBSan, under ThreadSanitizer
+	$(PYTHON) tools/kernels.py check
+	tests/kernels/run.sh target/kernels
+
+lint-kernels: ## the CUDA kernels through a second compiler: no warnings, no spills
+	$(PYTHON) tools/kernels.py lint
 
 header: ## include/apl_ffi.h, from the sources
 	APL_FFI_BLESS=1 $(CARGO) test --test header the_header_is

@@ -1,0 +1,4 @@
+// Every kernel, as one module.
+#include "activations.cu"
+#include "matmul.cu"
+#include "matvec.cu"

@@ -1,0 +1,382 @@
+// Every kernel against naive float64 sums, over awkward shapes, in every schedule of the shim. The packing here is written from
+// kernels/README.md, apart from the library's.
+#include "../../kernels/args.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <functional>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+using Entry = int (*)(const void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, int);
+using std::vector;
+
+#ifdef SHIM_THREADS
+vector<int> schedules{0}; // the system's
+#else
+const vector<int> EVERY_SCHEDULE{0, 1, 2, 3};
+vector<int> schedules = EVERY_SCHEDULE; // of the case at hand
+#endif
+constexpr float NAN_FILL = std::numeric_limits<float>::quiet_NaN();
+
+size_t checks = 0, failures = 0;
+double worst = 0; // error as a share of what is allowed
+
+void expect(bool good, const std::string &what) {
+    checks++;
+    if (!good && ++failures <= 20)
+        std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+Entry entry(const std::string &name) {
+    void *found = dlsym(RTLD_DEFAULT, (name + "_host").c_str());
+    if (found == nullptr) {
+        std::fprintf(stderr, "no kernel %s\n", name.c_str());
+        std::exit(2);
+    }
+    return reinterpret_cast<Entry>(found);
+}
+
+template <typename T> uint64_t address(vector<T> &v) { return reinterpret_cast<uint64_t>(v.data()); }
+
+uint32_t up(uint64_t a, uint64_t b) { return uint32_t((a + b - 1) / b); }
+
+Columns columns(uint32_t cols, uint32_t group) {
+    Columns c{};
+    c.cols = cols;
+    c.group = group ? group : std::max(cols, 1u);
+    c.groups = std::max(1u, up(cols, c.group));
+    c.per_group = up(c.group, 32);
+    c.slices = up((c.groups - 1) * c.per_group + up(cols - (c.groups - 1) * c.group, 32), 4) * 4;
+    return c;
+}
+
+// Where column j of the matrix lies: its slice times 32, and its place there.
+size_t place(const Columns &c, uint32_t j) { return size_t(j / c.group) * c.per_group * 32 + j % c.group; }
+
+struct Case {
+    uint32_t bits, rows, cols, group, n;
+    bool half, zeros;
+    std::string name() const {
+        return std::to_string(bits) + " bits, " + std::to_string(rows) + " x " + std::to_string(cols) + ", group " +
+               std::to_string(group) + ", n " + std::to_string(n) + (half ? ", f16" : "") + (zeros ? ", zero points" : "");
+    }
+};
+
+struct Problem {
+    Case is;
+    Columns c;
+    vector<double> w; // (rows, cols), dequantised
+    vector<uint32_t> codes;
+    vector<uint16_t> half_scales;
+    vector<float> float_scales;
+    vector<uint8_t> zeros;
+    vector<float> x; // (n, cols)
+
+    explicit Problem(const Case &k) : is(k), c(columns(k.cols, k.group)) {
+        std::mt19937 dice(k.bits * 7919 + k.rows * 104729 + k.cols * 31 + k.group * 17 + k.n);
+        std::normal_distribution<float> normal;
+        w.resize(size_t(k.rows) * k.cols);
+        codes.resize(size_t(k.rows) * c.slices * k.bits);
+        vector<double> scales;
+        for (size_t i = 0; i < size_t(k.rows) * c.groups; i++) {
+            const uint16_t half = uint16_t((dice() % 2 << 15) | ((8 + dice() % 12) << 10) | dice() % 1024);
+            half_scales.push_back(half);
+            scales.push_back(std::ldexp(1024 + (half & 1023), (half >> 10 & 31) - 25) * (half >> 15 ? -1 : 1));
+            if (!k.half)
+                scales.back() = float(scales.back() * 1.1);
+            float_scales.push_back(float(scales.back()));
+            zeros.push_back(uint8_t(dice() % (1u << k.bits)));
+        }
+        for (uint32_t i = 0; i < k.rows; i++)
+            for (uint32_t j = 0; j < k.cols; j++) {
+                const uint32_t code = dice() % (1u << k.bits);
+                const size_t at = size_t(i) * c.groups + j / c.group;
+                const int zero = k.zeros ? zeros[at] : 1 << (k.bits - 1);
+                w[size_t(i) * k.cols + j] = scales[at] * (k.bits == 1 ? 2 * int(code) - 1 : int(code) - zero);
+                const size_t p = place(c, j), d = p % 32 % (32 / k.bits);
+                codes[(size_t(i) * c.slices + p / 32) * k.bits + p % 32 / (32 / k.bits)] |=
+                    code << (8 * (d % 4) + k.bits * (d / 4));
+            }
+        for (size_t i = 0; i < size_t(k.n) * k.cols; i++)
+            x.push_back(normal(dice) * (i % 7 == 0 ? 100.0f : 1.0f));
+    }
+
+    MatmulArgs args() {
+        MatmulArgs a{};
+        a.codes = address(codes);
+        a.scales = is.half ? address(half_scales) : address(float_scales);
+        a.zeros = is.zeros ? address(zeros) : 0;
+        a.columns = c;
+        a.rows = is.rows;
+        a.n = is.n;
+        a.half_scales = is.half;
+        a.split = 1;
+        return a;
+    }
+};
+
+// Launches once a schedule; what comes out must be the same to the bit.
+void launch(const std::string &kernel, const void *args, unsigned gx, unsigned gy, unsigned block, unsigned shared,
+            const vector<std::function<vector<uint8_t>()>> &outputs, const std::string &what) {
+    vector<vector<uint8_t>> first;
+    for (const int schedule : schedules) {
+        expect(entry(kernel)(args, gx, gy, 1, block, 1, 1, shared, schedule) == 0, kernel + " launches: " + what);
+        for (size_t i = 0; i < outputs.size(); i++) {
+            if (schedule == schedules[0])
+                first.push_back(outputs[i]());
+            else
+                expect(first[i] == outputs[i](), kernel + " does not depend on the schedule: " + what);
+        }
+    }
+}
+
+template <typename T> std::function<vector<uint8_t>()> bytes(const vector<T> &v) {
+    return [&v] {
+        const auto *p = reinterpret_cast<const uint8_t *>(v.data());
+        return vector<uint8_t>(p, p + v.size() * sizeof(T));
+    };
+}
+
+// y against the sums of w and x in float64; `bound` times norm2(w) * norm2(x) is allowed.
+void compare(const Problem &p, const vector<double> &x, const vector<float> &y, double bound, const std::string &what) {
+    for (uint32_t v = 0; v < p.is.n; v++)
+        for (uint32_t i = 0; i < p.is.rows; i++) {
+            double sum = 0, ww = 0, xx = 0;
+            for (uint32_t j = 0; j < p.is.cols; j++) {
+                const double a = p.w[size_t(i) * p.is.cols + j], b = x[size_t(v) * p.is.cols + j];
+                sum += a * b, ww += a * a, xx += b * b;
+            }
+            const double error = std::fabs(y[size_t(v) * p.is.rows + i] - sum), allowed = bound * std::sqrt(ww) * std::sqrt(xx);
+            if (allowed > 0)
+                worst = std::max(worst, error / allowed);
+            expect(error <= allowed, what + ": row " + std::to_string(i) + " of vector " + std::to_string(v) + " is " +
+                                         std::to_string(y[size_t(v) * p.is.rows + i]) + ", expected " + std::to_string(sum));
+        }
+}
+
+struct Few {
+    uint32_t v, r;
+};
+
+void product(const std::string &kernel, const Problem &p, MatmulArgs a, Few f, const vector<double> &x, double bound) {
+    for (uint32_t split = 1; split <= 8; split *= 2) {
+        if (p.is.rows > 17 && split > 2)
+            break; // many blocks, slow to run, and nothing new
+        vector<float> y(size_t(p.is.n) * p.is.rows, NAN_FILL);
+        a.y = address(y);
+        a.split = split;
+        const std::string what = kernel + ", split " + std::to_string(split) + ": " + p.is.name();
+        launch(kernel, &a, up(p.is.rows, 8 / split * f.r), up(p.is.n, f.v), 256, 8 * f.r * f.v * 4, {bytes(y)}, what);
+        compare(p, x, y, bound, what);
+        // The last vector alone: the same bits. x is moved by whole vectors.
+        if (p.is.n > 1 && split == 2) {
+            vector<float> alone(p.is.rows, NAN_FILL);
+            MatmulArgs b = a;
+            const size_t vectors = p.is.n - 1, values = vectors * p.c.slices;
+            b.n = 1;
+            b.x += kernel.find("f32") != std::string::npos ? values * 128 : kernel.find("sign") != std::string::npos ? values * 4 : values * 32;
+            b.xscales += values * 4;
+            b.xsums += values * 4;
+            b.y = address(alone);
+            launch(kernel, &b, up(p.is.rows, 8 / split * f.r), 1, 256, 8 * f.r * f.v * 4, {bytes(alone)}, what);
+            expect(std::memcmp(alone.data(), y.data() + vectors * p.is.rows, alone.size() * 4) == 0,
+                   what + " does not depend on the batch");
+        }
+    }
+}
+
+void test(const Case &k) {
+    Problem p(k);
+    const size_t slices = size_t(k.n) * p.c.slices;
+    const std::string b = "_b" + std::to_string(k.bits);
+    ActivationArgs act{};
+    act.x = address(p.x);
+    act.columns = p.c;
+    act.n = k.n;
+    const unsigned rows_of_grid = std::min(k.n, 3u); // fewer than n: the kernels stride
+    const vector<double> exact(p.x.begin(), p.x.end());
+
+    // float32
+    vector<float> spread(slices * 32, NAN_FILL);
+    act.out = address(spread);
+    launch("spread_activations", &act, up(p.c.slices, 4), rows_of_grid, 128, 0, {bytes(spread)}, k.name());
+    MatmulArgs a = p.args();
+    a.x = address(spread);
+    for (const Few f : {Few{1, 2}, Few{4, 1}})
+        product("matmul_f32" + b + "_n" + std::to_string(f.v), p, a, f, exact, 1e-5);
+
+    // int8
+    const uint32_t block = k.group == 64 ? 2 : k.group == 128 ? 4 : 1;
+    vector<int8_t> quantized(slices * 32, 99);
+    vector<float> scales(slices, NAN_FILL);
+    vector<int32_t> sums(slices, -1);
+    vector<uint32_t> bad{0};
+    act.out = address(quantized);
+    act.scales = address(scales);
+    act.sums = address(sums);
+    act.bad = address(bad);
+    act.block = block;
+    launch("quantize_activations", &act, up(p.c.slices, block * 4), rows_of_grid, 128, 0,
+           {bytes(quantized), bytes(scales), bytes(sums)}, k.name());
+    expect(bad[0] == 0, "finite activations are good: " + k.name());
+    vector<double> rounded(p.x.size());
+    vector<int32_t> expected_sums(slices, 0);
+    for (uint32_t v = 0; v < k.n; v++) {
+        vector<float> largest(p.c.slices / block, 0.0f);
+        for (uint32_t j = 0; j < k.cols; j++) {
+            float &l = largest[place(p.c, j) / 32 / block];
+            l = std::max(l, std::fabs(p.x[size_t(v) * k.cols + j]));
+        }
+        for (uint32_t j = 0; j < k.cols; j++) {
+            const size_t at = place(p.c, j), slice = v * size_t(p.c.slices) + at / 32;
+            const float scale = largest[at / 32 / block] / 127.0f, value = p.x[size_t(v) * k.cols + j];
+            const int code = scale > 0 ? int(std::nearbyint(value / scale)) : 0;
+            expect(scales[slice] == scale && quantized[slice * 32 + at % 32] == code,
+                   "activation " + std::to_string(j) + " of vector " + std::to_string(v) + ": " + k.name());
+            expected_sums[slice] += code;
+            rounded[size_t(v) * k.cols + j] = double(scale) * code;
+        }
+    }
+    expect(sums == expected_sums, "sums of activations: " + k.name());
+    a.x = address(quantized);
+    a.xscales = address(scales);
+    a.xsums = address(sums);
+    for (const Few f : {Few{1, 4}, Few{4, 2}})
+        product("matmul_i8" + b + "_n" + std::to_string(f.v), p, a, f, rounded, 1e-5);
+    for (const uint32_t v : {8u, 64u}) {
+        const std::string kernel = "matmul_mma" + b + "_n" + std::to_string(v);
+        vector<float> y(size_t(k.n) * k.rows, NAN_FILL);
+        a.y = address(y);
+        a.split = 1;
+        launch(kernel, &a, up(k.rows, 64), up(k.n, v), 128, 0, {bytes(y)}, k.name());
+        compare(p, rounded, y, 1e-5, kernel + ": " + k.name());
+    }
+
+    // sign
+    if (k.bits != 1)
+        return;
+    vector<uint32_t> signs(slices, 0xdeadbeef);
+    act.out = address(signs);
+    launch("sign_activations", &act, up(p.c.slices, 4), rows_of_grid, 128, 0, {bytes(signs)}, k.name());
+    vector<double> sign(p.x.size());
+    std::transform(p.x.begin(), p.x.end(), sign.begin(), [](float v) { return v >= 0 ? 1.0 : -1.0; });
+    a.x = address(signs);
+    product("matmul_sign_n1", p, a, {1, 4}, sign, 1e-5);
+    product("matmul_sign_n4", p, a, {4, 2}, sign, 1e-5);
+}
+
+// What a vector that holds `value` comes to.
+void hostile(float value) {
+    const Columns c = columns(40, 0);
+    vector<float> x(80, 1.0f), scales(8);
+    x[77] = value;
+    vector<int8_t> codes(256);
+    vector<int32_t> sums(8);
+    vector<uint32_t> bad{0};
+    ActivationArgs act{};
+    act.x = address(x), act.out = address(codes), act.scales = address(scales), act.sums = address(sums), act.bad = address(bad);
+    act.columns = c, act.n = 2, act.block = 1;
+    launch("quantize_activations", &act, 1, 2, 128, 0, {}, "not finite");
+    expect(bad[0] == 1, "an activation that is not finite is reported");
+
+    Problem p({4, 3, 40, 0, 1, false, false});
+    p.x[5] = value;
+    vector<float> spread(128), y(3);
+    act.x = address(p.x), act.out = address(spread), act.n = 1;
+    launch("spread_activations", &act, 1, 1, 128, 0, {}, "not finite");
+    MatmulArgs a = p.args();
+    a.x = address(spread), a.y = address(y);
+    launch("matmul_f32_b4_n1", &a, 1, 1, 256, 8 * 2 * 4, {}, "not finite");
+    for (uint32_t i = 0; i < 3; i++) {
+        double sum = 0;
+        for (uint32_t j = 0; j < 40; j++)
+            sum += p.w[i * 40 + j] * p.x[j];
+        expect(std::isnan(sum) ? std::isnan(y[i]) : double(y[i]) == sum, "IEEE: " + std::to_string(y[i]) + ", expected " + std::to_string(sum));
+    }
+}
+
+// Activations at both ends of the range of float32.
+void extremes() {
+    const Columns c = columns(32, 32);
+    for (const float size : {1e-45f, 1e-43f, 1e-38f, 3e38f}) {
+        vector<float> x(32, -size), scales(4);
+        vector<int8_t> codes(128, 99);
+        vector<int32_t> sums(4);
+        vector<uint32_t> bad{0};
+        ActivationArgs act{};
+        act.x = address(x), act.out = address(codes), act.scales = address(scales), act.sums = address(sums), act.bad = address(bad);
+        act.columns = c, act.n = 1, act.block = 1;
+        launch("quantize_activations", &act, 1, 1, 128, 0, {}, "extremes");
+        expect(bad[0] == 0 && codes[0] >= -127 && codes[0] <= 0 && sums[0] == 32 * codes[0], "codes stay within 127");
+        expect(std::fabs(double(scales[0]) * codes[0] + size) <= size / 254.0 + 1e-43, "the largest activation is kept");
+    }
+}
+
+#ifndef SHIM_THREADS
+void planted() {
+    struct {
+        uint64_t out;
+    } args;
+    const auto run = [&](const char *name, int schedule, int expected) {
+        vector<float> y(64, NAN_FILL);
+        args.out = address(y);
+        expect(entry(name)(&args, 1, 1, 1, 64, 1, 1, 256, schedule) == expected, std::string(name) + " ends as it should");
+        return y;
+    };
+    const auto wrong = [](const vector<float> &y, float right) { return std::any_of(y.begin(), y.end(), [&](float v) { return !(v == right); }); };
+    std::fprintf(stderr, "one complaint about a thread that waits is wanted: ");
+    run("planted_divergence", 0, 2);
+    expect(wrong(run("planted_race", 0, 0), 1.0f), "poison shows a missing barrier");
+    expect(wrong(run("planted_loop", 3, 0), 3.0f), "the greedy schedule shows a missing barrier in a loop");
+    vector<float> y(64);
+    args.out = address(y);
+    expect(entry("planted_race")(&args, 1, 1, 1, 65, 1, 1, 256, 0) == 1, "a block of part of a warp is refused");
+}
+#endif
+
+} // namespace
+
+int main(int argc, char **) {
+#ifdef SHIM_THREADS
+    (void)argc;
+    const vector<Case> cases{{4, 9, 200, 32, 5, true, true}, {1, 3, 70, 0, 2, false, false}};
+#else
+    vector<Case> cases;
+    for (const uint32_t bits : {1u, 2u, 4u, 8u}) {
+        const bool zeros = bits > 1;
+        cases.push_back({bits, 1, 1, 0, 1, false, false});
+        cases.push_back({bits, 17, 33, 32, 3, true, zeros});
+        cases.push_back({bits, 5, 1100, 64, 9, true, zeros});
+        cases.push_back({bits, 66, 140, 128, 2, true, false});
+        cases.push_back({bits, 7, 259, 40, 5, false, zeros});
+        cases.push_back({bits, 3, 131, 8, 4, false, zeros});
+        cases.push_back({bits, 2, 4500, 0, 1, true, zeros});
+        cases.push_back({bits, 2, 65, 0, 66, false, zeros});
+    }
+    planted();
+#endif
+    for (size_t i = 0; i < cases.size(); i++) {
+#ifndef SHIM_THREADS
+        // The small ones in every schedule, the others in one, in turn; with an argument, all in one.
+        if (argc == 1 && uint64_t(cases[i].rows) * cases[i].cols * cases[i].n < 2000)
+            schedules = EVERY_SCHEDULE;
+        else
+            schedules = {EVERY_SCHEDULE[i % 4]};
+#endif
+        test(cases[i]);
+    }
+    for (const float value : {NAN_FILL, std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()})
+        hostile(value);
+    extremes();
+    std::printf("kernels: %zu checks, %zu failed; the worst error is %.2f of what is allowed\n", checks, failures, worst);
+    return failures == 0 ? 0 : 1;
+}

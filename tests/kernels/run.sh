@@ -1,0 +1,29 @@
+#!/bin/sh
+# The kernels on a processor: as they are, under AddressSanitizer and UBSan, and as threads under ThreadSanitizer.
+# Usage: tests/kernels/run.sh BUILD-FOLDER
+set -eu
+cd "$(dirname "$0")/../.."
+out=${1:-target/kernels}
+mkdir -p "$out"
+CXX=${CXX:-g++}
+common="-std=c++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -DGPU_SHIM -rdynamic"
+
+build() { # NAME FLAGS…
+    name=$1
+    shift
+    $CXX $common "$@" -x c++ tests/kernels/kernels.cpp kernels/all.cu tests/kernels/planted.cu kernels/shim/shim.cpp \
+        -o "$out/$name" -ldl -lpthread
+}
+
+# The kernels alone, as a library: what stands behind a driver that is none.
+$CXX $common -O2 -fPIC -shared -x c++ kernels/all.cu kernels/shim/shim.cpp -o "$out/libkernels_host.so"
+
+echo "plain"
+build plain -O2
+"$out/plain"
+echo "AddressSanitizer and UBSan"
+build asan -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+ASAN_OPTIONS=detect_stack_use_after_return=0:detect_leaks=0 "$out/asan" one
+echo "ThreadSanitizer"
+build tsan -O1 -DSHIM_THREADS -fsanitize=thread
+TSAN_OPTIONS=halt_on_error=1 setarch "$(uname -m)" -R "$out/tsan"
