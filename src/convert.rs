@@ -3,21 +3,36 @@
 //! Tensors go through one at a time, so that the memory it takes is that of the largest matrix as float32 and its codes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Map, Value, json};
 
+use crate::agreement::{Agreement, agreement};
 use crate::calibrate::{self, Calibration, Known};
 use crate::error::{Error, Result};
-use crate::formats::{FloatValues, FloatsView, ManifestWriter, MatrixRef, MatrixView, WeightFile};
+use crate::formats::{
+    self, FloatValues, FloatsView, ManifestWriter, MatrixRef, MatrixView, WeightFile,
+};
 use crate::matmul;
 use crate::memory;
 use crate::model::source::{Role, Source, TokenizerSource, architecture_to_json};
+use crate::model::{Model, ModelOptions};
 use crate::options::{WeightOptions, Width};
 use crate::quant::{Bits, Codes, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
 use crate::tokenizer::Tokenizer;
 use crate::weights;
+
+/// The text on which a converted model is compared with its source.
+pub const SAMPLE: &str = "Once upon a time there was a small boat that lived in a harbour by the sea. Every morning the \
+    fisherman and his daughter took it out to look for fish. One day the wind was strong and the waves were high. \
+    \"We should go home,\" said the girl, \"the sky is dark.\" Her father looked up and nodded. They turned the boat and \
+    sailed back. When they came to the harbour it began to rain. They were wet and cold, but they were happy to be safe. \
+    At home her mother had made a hot soup, and they sat by the fire and told her what they had seen.";
+
+/// The most bytes that a source may have as float32 for a comparison at the end of its conversion: both models are then in memory.
+const MOST_COMPARED: u64 = 1 << 30;
 
 /// What happened to one matrix.
 #[derive(Clone, Debug)]
@@ -47,6 +62,8 @@ pub struct Report {
     pub relative_error: f64,
     /// Bits a weight in truth, over all matrices: scales and zero points included.
     pub bits_a_weight: f64,
+    /// How it compares with its source on [`SAMPLE`]; `None` for a source of more than 1 GiB as float32, and without a tokenizer.
+    pub agreement: Option<Agreement>,
 }
 
 /// What is told while it goes on.
@@ -68,8 +85,10 @@ pub enum Progress<'a> {
     },
     /// All are done; the files are put in place.
     Writing,
-    /// What was written is opened and compared.
+    /// What was written is opened and read.
     Checking,
+    /// It and its source read a text.
+    Comparing,
 }
 
 /// Converts a model: `out` is a folder, which is made if it is absent; `name` names the manifest in it.
@@ -152,7 +171,8 @@ pub fn convert(
     save_tokenizer(source, out)?;
     let weights: usize = done.iter().map(|m| m.rows * m.cols).sum();
     let bytes: usize = done.iter().map(|m| m.bytes).sum();
-    let report = Report {
+    let mut report = Report {
+        agreement: None,
         manifest: manifest.clone(),
         relative_error: (differences / f64::max(squares, f64::MIN_POSITIVE)).sqrt(),
         bits_a_weight: 8.0 * bytes as f64 / weights.max(1) as f64,
@@ -162,7 +182,43 @@ pub fn convert(
     writer.finish(model, fields)?;
     progress(Progress::Checking);
     check(&report)?;
+    let floats: u64 = specs.iter().map(|s| 4 * elements(&s.shape)).sum();
+    if floats <= MOST_COMPARED {
+        progress(Progress::Comparing);
+        report.agreement = compared(rt, source, &manifest)?;
+    }
     Ok(report)
+}
+
+/// Compares what was written with its source, and notes the outcome in the manifest. `None` without a tokenizer.
+fn compared(rt: &Runtime, source: &Source, manifest: &Path) -> Result<Option<Agreement>> {
+    let open = |path: &Path, width: Option<Width>| {
+        let mut options = ModelOptions::default();
+        options.weights.width = width;
+        Model::open(rt, path, &options).map(Arc::new)
+    };
+    let model = open(manifest, None)?;
+    let Ok(tokenizer) = model.tokenizer() else {
+        return Ok(None);
+    };
+    let mut ids = tokenizer.encode(SAMPLE, true)?;
+    ids.truncate(model.context());
+    if ids.len() < 2 {
+        return Ok(None);
+    }
+    let reference = open(origin(source), Some(Width::F32))?;
+    let found = agreement(rt, &model, &reference, &ids, ids.len(), &mut |_, _| {})?;
+    let more = Map::from_iter([("compared".to_owned(), found.to_json())]);
+    formats::amend(manifest, "accuracy", more)?;
+    Ok(Some(found))
+}
+
+/// What a source is opened by: its folder, or its file.
+fn origin(source: &Source) -> &Path {
+    match source.kind() {
+        "huggingface" => source.path().parent().unwrap_or(source.path()),
+        _ => source.path(),
+    }
 }
 
 fn elements(shape: &[usize]) -> u64 {
@@ -356,12 +412,6 @@ fn described(
     quantization: Option<Value>,
 ) -> (Map<String, Value>, Map<String, Value>) {
     let a = source.architecture();
-    let from = source.path().parent().unwrap_or(source.path());
-    let from = if source.kind() == "huggingface" {
-        from
-    } else {
-        source.path()
-    };
     let object = |value: Value| match value {
         Value::Object(map) => map,
         _ => Map::new(),
@@ -369,7 +419,7 @@ fn described(
     let model = object(json!({
         "primary_family": a.family.name(),
         "families": [a.family.name()],
-        "source": from.file_name().map(|n| n.to_string_lossy()),
+        "source": origin(source).file_name().map(|n| n.to_string_lossy()),
     }));
     let mut quantization = quantization.unwrap_or_default();
     quantization["method"] = json!(method);

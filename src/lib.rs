@@ -1,6 +1,7 @@
 //! Fast quantised matrix products with a C ABI.
 
 pub mod abi;
+pub mod agreement;
 pub mod calibrate;
 pub mod convert;
 pub mod cpu;

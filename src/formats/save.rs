@@ -166,11 +166,7 @@ impl ManifestWriter {
                 Value::Object(mem::take(&mut self.weights)),
             );
         }
-        let temporary = target.beside(&format!(".{}.json.tmp", target.name));
-        written(&temporary, |mut file| {
-            file.write_all(format!("{manifest:#}\n").as_bytes())
-        })?;
-        target.rename(&temporary, &self.path)?;
+        target.put(&self.path, &manifest)?;
         target.remove_older(&npz)
     }
 }
@@ -181,6 +177,26 @@ impl Drop for ManifestWriter {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// Puts further keys into the object `field` of a manifest that is finished; the arrays stay as they are.
+///
+/// # Errors
+/// `ERR_IO`; `ERR_FORMAT` for a file that is no manifest. The manifest is then as it was.
+pub fn amend(path: &Path, field: &str, more: Map<String, Value>) -> Result<()> {
+    let target = Target::of(path)?;
+    let _turn = target.take_turn()?;
+    let text = fs::read(path).map_err(|e| io_error(path, "cannot be read", &e))?;
+    let no_manifest =
+        |why: String| Error::format(format!("{}: {why}, expected a manifest", path.display()));
+    let mut manifest: Map<String, Value> =
+        serde_json::from_slice(&text).map_err(|e| no_manifest(e.to_string()))?;
+    let entry = manifest.entry(field).or_insert_with(|| json!({}));
+    let Value::Object(entry) = entry else {
+        return Err(no_manifest(format!("{field} is {entry}")));
+    };
+    entry.extend(more);
+    target.put(path, &Value::Object(manifest))
 }
 
 /// The error of a file that cannot be written.
@@ -242,6 +258,15 @@ impl Target {
                 Err(e) => Err(io_error(&self.folder, "cannot be locked", &e)),
             };
         }
+    }
+
+    /// Puts a manifest in place, all of it or nothing.
+    fn put(&self, path: &Path, manifest: &Value) -> Result<()> {
+        let temporary = self.beside(&format!(".{}.json.tmp", self.name));
+        written(&temporary, |mut file| {
+            file.write_all(format!("{manifest:#}\n").as_bytes())
+        })?;
+        self.rename(&temporary, path)
     }
 
     /// Renames, and makes the renaming last.

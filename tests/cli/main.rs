@@ -81,6 +81,7 @@ fn a_conversion_and_a_look_at_it() {
         "--bits",
         "32",
     ]);
+    let mut divergence = 0.0;
     for (bits, least, most, worse) in [
         ("8", 8.0, 9.0, 1.01),
         ("4", 4.0, 5.0, 1.3),
@@ -99,6 +100,27 @@ fn a_conversion_and_a_look_at_it() {
         .unwrap();
         let true_bits = report["bits_a_weight"].as_f64().unwrap();
         assert!((least..most).contains(&true_bits), "{report}");
+        // The same figures in the report, in the manifest, and from the verb that compares.
+        let compared = &report["compared"];
+        let kl = |v: &Value| v["kl_nats"].as_f64().unwrap();
+        let manifest = fs::read_to_string(report["manifest"].as_str().unwrap()).unwrap();
+        let manifest: Value = serde_json::from_str(&manifest).unwrap();
+        assert_eq!(&manifest["accuracy"]["compared"], compared);
+        assert_eq!(
+            manifest["accuracy"]["relative_error"],
+            report["relative_error"]
+        );
+        let again = succeeds(&["compare", out, "models/stories", "--json"]);
+        let again: Value = serde_json::from_str(&again).unwrap();
+        assert!(
+            (kl(&again) - kl(compared)).abs() <= 1e-6 * kl(compared),
+            "{again} {compared}"
+        );
+        assert!(
+            kl(compared) > divergence,
+            "{bits} bits: {compared}, with more bits {divergence}"
+        );
+        divergence = kl(compared);
         let table = succeeds(&["inspect", out, "--verify"]);
         assert!(
             table.contains("verified") && table.contains("model.layers.4.mlp.down_proj.weight"),
@@ -185,6 +207,7 @@ fn help_teaches() {
         "run",
         "inspect",
         "models",
+        "compare",
         "perplexity",
         "bench",
         "info",
@@ -389,4 +412,47 @@ fn a_bench_beside_llama_cpp() {
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(report["llama.cpp"].is_null());
     }
+}
+
+#[test]
+fn a_model_compared_with_itself_and_with_what_it_is_not() {
+    let same: Value = serde_json::from_str(&succeeds(&[
+        "compare",
+        "models/stories",
+        "models/stories",
+        "--bits",
+        "32",
+        "--json",
+    ]))
+    .unwrap();
+    assert_eq!(same["kl_nats"], 0.0, "{same}");
+    assert_eq!(same["logits_relative_error"], 0.0);
+    assert_eq!(same["same_top"], 1.0);
+    assert_eq!(same["perplexity"], same["reference_perplexity"]);
+    let told = succeeds(&[
+        "compare",
+        "demo",
+        "models/stories",
+        "--text",
+        "models/stories/README.md",
+    ]);
+    assert!(told.contains("same likeliest token"), "{told}");
+
+    let other = "tests/data/models/qwen2.gguf";
+    assert!(fails(2, &["compare", "demo", other]).contains("expected two forms of one model"));
+    assert!(
+        fails(
+            3,
+            &["compare", "demo", "models/stories", "--text", "no such"]
+        )
+        .contains("cannot be read")
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("empty.txt");
+    fs::write(&empty, "").unwrap();
+    let empty = empty.to_str().unwrap();
+    assert!(
+        fails(2, &["compare", "demo", "models/stories", "--text", empty])
+            .contains("expected at least 2")
+    );
 }

@@ -118,6 +118,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             bar.set_message("");
         }
         (Some(bar), Progress::Checking) => bar.set_prefix("check"),
+        (Some(bar), Progress::Comparing) => bar.set_prefix("compare"),
         (None, _) => {}
     };
     let report = apl_ffi::convert::convert(
@@ -204,6 +205,9 @@ fn name_of(source: &str) -> String {
     }
 }
 
+/// Nats of divergence from which a conversion is told how to come closer.
+const FAR: f64 = 0.1;
+
 fn tell(a: &Arguments, report: &Report, source: &Source) {
     let weights: usize = report.matrices.iter().map(|m| m.rows * m.cols).sum();
     let size: usize = report.matrices.iter().map(|m| m.bytes).sum();
@@ -215,7 +219,8 @@ fn tell(a: &Arguments, report: &Report, source: &Source) {
             .collect();
         println!(
             "{:#}",
-            json!({"manifest": report.manifest, "bits_a_weight": report.bits_a_weight, "relative_error": report.relative_error, "matrices": matrices})
+            json!({"manifest": report.manifest, "bits_a_weight": report.bits_a_weight, "relative_error": report.relative_error,
+                   "compared": report.agreement.map(|a| a.to_json()), "matrices": matrices})
         );
         return;
     }
@@ -232,6 +237,28 @@ fn tell(a: &Arguments, report: &Report, source: &Source) {
         "relative error of the weights {:.4}; opened again, every tensor and the sha256 are right",
         report.relative_error
     );
+    match report.agreement {
+        Some(c) => {
+            println!(
+                "beside the source on a short text: the same likeliest token at {:.0}% of {} places, {:.4} nats of divergence, perplexity {:.2} for {:.2}",
+                100.0 * c.same_top,
+                c.tokens,
+                c.kl,
+                c.perplexity,
+                c.reference_perplexity
+            );
+            if c.kl > FAR && a.calibrate.is_none() {
+                println!(
+                    "to come closer: more bits, or --calibrate TEXT with a text like that which the model is for"
+                );
+            }
+        }
+        None => println!(
+            "not compared with the source, which is large or has no tokenizer: apl-ffi compare {} {}",
+            report.manifest.display(),
+            a.source
+        ),
+    }
     println!(
         "next: apl-ffi run {} \"Once upon a time\"",
         report.manifest.display()

@@ -2,6 +2,7 @@
 
 mod bench;
 mod catalogue;
+mod compare;
 mod convert;
 mod info;
 mod inspect;
@@ -45,6 +46,7 @@ enum Verb {
     Run(run::Arguments),
     Inspect(inspect::Arguments),
     Models(catalogue::Arguments),
+    Compare(compare::Arguments),
     Perplexity(perplexity::Arguments),
     Bench(bench::Arguments),
     Info(info::Arguments),
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         Verb::Run(a) => run::run(&rt, &a),
         Verb::Inspect(a) => inspect::run(&a),
         Verb::Models(a) => catalogue::run(&a),
+        Verb::Compare(a) => compare::run(&rt, &a),
         Verb::Perplexity(a) => perplexity::run(&rt, &a),
         Verb::Bench(a) => bench::run(&rt, &a),
         Verb::Info(a) => info::run(&rt, &a),

@@ -1,0 +1,87 @@
+//! `apl-ffi compare`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use apl_ffi::agreement::{Agreement, agreement};
+use apl_ffi::runtime::Runtime;
+
+use crate::terminal::{bar, table};
+use crate::{Failure, Outcome, run};
+
+/// Compare a quantised model with the one that it was made of: what both say comes next, token by token of a text.
+///
+/// Told are the error of the logits, the Kullback-Leibler divergence, how often both hold the same token the likeliest, and
+/// both perplexities (every token counts here; `apl-ffi perplexity` scores as llama.cpp's tool does).
+#[derive(Args)]
+#[command(after_help = "Example:\n  apl-ffi compare demo models/stories --text README.md")]
+pub struct Arguments {
+    /// A manifest, a .gguf file, a folder, or `demo`.
+    model: String,
+    /// The same, unquantised: it runs with its weights as they are, and exact activations.
+    reference: String,
+    /// A file of UTF-8 text; without it, a short English text.
+    #[arg(long)]
+    text: Option<PathBuf>,
+    /// Tokens of a window.
+    #[arg(long, default_value_t = 256)]
+    window: usize,
+    /// Quantise float weights of the model to so many bits while loading; 32 for none.
+    #[arg(long)]
+    bits: Option<u8>,
+    /// Of the model: f32 (exact) or int8.
+    #[arg(long, default_value = "f32", value_parser = ["int8", "f32"])]
+    activations: String,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does it.
+pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
+    let text = match &a.text {
+        Some(path) => std::fs::read(path)
+            .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", path.display())))?,
+        None => apl_ffi::convert::SAMPLE.into(),
+    };
+    let model = run::open(rt, &a.model, a.bits, &a.activations, None)?;
+    let reference = run::open(rt, &a.reference, Some(32), "f32", None)?;
+    let tokenizer = model.tokenizer()?;
+    let ids = tokenizer.encode(&String::from_utf8_lossy(&text), true)?;
+    let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");
+    let mut progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let window = a.window.min(model.context().min(reference.context()));
+    let found = agreement(rt, &model, &reference, &ids, window, &mut progress)?;
+    bar.finish_and_clear();
+    if a.json {
+        println!("{:#}", found.to_json());
+    } else {
+        print(&found);
+    }
+    Ok(())
+}
+
+fn print(a: &Agreement) {
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    table(&[
+        row("tokens compared", a.tokens.to_string()),
+        row(
+            "relative error of the logits",
+            format!("{:.2e}", a.relative_error),
+        ),
+        row("Kullback-Leibler divergence, nats", format!("{:.2e}", a.kl)),
+        row(
+            "same likeliest token",
+            format!("{:.1}%", 100.0 * a.same_top),
+        ),
+        row("perplexity", format!("{:.3}", a.perplexity)),
+        row(
+            "perplexity of the reference",
+            format!("{:.3}", a.reference_perplexity),
+        ),
+    ]);
+}
