@@ -54,8 +54,122 @@ struct MatmulArgs {
     uint32_t reserved;
 };
 
+// The structs of transformer.cu and attention.cu; TRANSFORMER.md says what the kernels do with them. n: tokens.
+
+struct EmbedArgs {
+    uint64_t codes;  // of the embedding (rows = vocabulary): as in MatmulArgs
+    uint64_t scales; // "
+    uint64_t zeros;  // "
+    uint64_t ids;    // uint32   (n), each below the vocabulary
+    uint64_t out;    // float    (n, cols)
+    Columns columns;
+    uint32_t n;
+    uint32_t bits;        // 1, 2, 4 or 8
+    uint32_t half_scales; // as in MatmulArgs
+    float factor;         // what embeddings are multiplied with
+    uint32_t reserved;
+};
+
+struct AngleArgs {
+    uint64_t frequencies; // double   (pairs): turns a position
+    uint64_t position;    // uint32   1: that of the first token
+    uint64_t out;         // float    (n, pairs, 2): cosine, sine
+    double amplitude;     // what both are multiplied with
+    uint32_t pairs;
+    uint32_t n;
+};
+
+struct NormArgs {
+    uint64_t x;     // float   (n, width)
+    uint64_t y;     // float   (n, width), or 0: nothing is added
+    uint64_t bias;  // float   (width), added to y, or 0
+    uint64_t inner; // float   (width): weights of a norm of y before it is added, or 0
+    uint64_t sum;   // float   (n, width): may be x itself; not written where y is 0
+    uint64_t outer; // float   (width): weights of the norm of the sum, or 0: no norm
+    uint64_t out;   // float   (n, width)
+    uint32_t width;
+    uint32_t n;
+    float eps;
+    uint32_t reserved;
+};
+
+struct HeadArgs {
+    uint64_t q;        // float    (n, heads, head_dim)
+    uint64_t k;        // float    (n, kv_heads, head_dim)
+    uint64_t v;        // float    (n, kv_heads, head_dim)
+    uint64_t q_bias;   // float    (heads, head_dim), or 0
+    uint64_t k_bias;   // float    (kv_heads, head_dim), or 0
+    uint64_t v_bias;   // float    (kv_heads, head_dim), or 0
+    uint64_t q_norm;   // float    (head_dim): weights, or 0
+    uint64_t k_norm;   // float    (head_dim): weights, or 0
+    uint64_t angles;   // float    (n, head_dim / 2, 2)
+    uint64_t position; // uint32   1: that of the first token
+    uint64_t out;      // float    (n, heads, head_dim)
+    uint64_t keys;     // float16 or float   (kv_heads, slots, padded)
+    uint64_t values;   // float16 or float   (kv_heads, slots, padded)
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim; // even, at most 256
+    uint32_t slots;
+    uint32_t n;
+    uint32_t neighbours; // 1: elements 2i and 2i + 1 are a pair; 0: i and i + head_dim / 2
+    uint32_t half_cache; // 1: the cache is float16
+    float eps;
+    float query_scale;
+    uint32_t reserved;
+};
+
+struct AttentionArgs {
+    uint64_t q;        // float    (n, heads, head_dim)
+    uint64_t keys;     // float16 or float   (kv_heads, slots, padded)
+    uint64_t values;   // float16 or float   (kv_heads, slots, padded)
+    uint64_t position; // uint32   1: that of the first token
+    uint64_t out;      // float    (n, heads, head_dim)
+    uint64_t parts;    // float    (n, heads, splits, head_dim), where splits > 1
+    uint64_t ends;     // float    (n, heads, splits, 2): the largest score and the sum, where splits > 1
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim; // even, at most 256
+    uint32_t slots;
+    uint32_t window; // positions that a token sees, itself included; 0: all
+    uint32_t n;
+    uint32_t splits; // blocks that share the positions of a row
+    float cap;       // cap * tanh(score / cap); 0: as it is
+};
+
+struct GateArgs {
+    uint64_t gate;      // float   (n, width)
+    uint64_t up;        // float   (n, width)
+    uint64_t gate_bias; // float   (width), or 0
+    uint64_t up_bias;   // float   (width), or 0
+    uint64_t out;       // float   (n, width): may be gate itself
+    uint32_t width;
+    uint32_t n;
+    uint32_t gelu; // 1: GELU by its tanh formula; 0: SiLU
+    uint32_t reserved;
+};
+
+// softcap, greatest and advance.
+struct LogitArgs {
+    uint64_t logits;   // float    (count)
+    uint64_t parts;    // uint32   (blocks, 2): order of the greatest, its place
+    uint64_t token;    // uint32   1: the place of the greatest of all
+    uint64_t id;       // uint32   1: the same again
+    uint64_t position; // uint32   1: becomes one more
+    uint64_t count;
+    uint32_t blocks;
+    float cap;
+};
+
 static_assert(sizeof(Columns) == 20, "Columns");
 static_assert(sizeof(ActivationArgs) == 72, "ActivationArgs");
 static_assert(sizeof(MatmulArgs) == 96, "MatmulArgs");
+static_assert(sizeof(EmbedArgs) == 80, "EmbedArgs");
+static_assert(sizeof(AngleArgs) == 40, "AngleArgs");
+static_assert(sizeof(NormArgs) == 72, "NormArgs");
+static_assert(sizeof(HeadArgs) == 144, "HeadArgs");
+static_assert(sizeof(AttentionArgs) == 88, "AttentionArgs");
+static_assert(sizeof(GateArgs) == 56, "GateArgs");
+static_assert(sizeof(LogitArgs) == 56, "LogitArgs");
 
 #endif

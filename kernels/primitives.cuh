@@ -21,6 +21,12 @@ struct alignas(16) Words4 {
 struct alignas(8) Words2 {
     uint32_t w[2];
 };
+struct alignas(8) Floats2 {
+    float f[2];
+};
+struct alignas(8) Halves4 {
+    uint16_t h[4];
+};
 struct alignas(16) Floats4 {
     float f[4];
 };
@@ -31,12 +37,15 @@ template <typename T> DEVICE T *out(uint64_t address) { return reinterpret_cast<
 
 #ifdef GPU_SHIM
 
+DEVICE uint32_t bits_of(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    return bits;
+}
 DEVICE void block_sync() { shim::block_sync(); }
 DEVICE float *shared_floats() { return static_cast<float *>(shim::shared()); }
 DEVICE float xor_lane(float v, uint32_t lanes) {
-    uint32_t bits;
-    memcpy(&bits, &v, 4);
-    bits = shim::exchange(bits, shim::lane() ^ lanes);
+    const uint32_t bits = shim::exchange(bits_of(v), shim::lane() ^ lanes);
     memcpy(&v, &bits, 4);
     return v;
 }
@@ -60,8 +69,26 @@ DEVICE float from_half(uint16_t h) {
                                      : ldexpf(static_cast<float>(fraction + 1024), exponent - 25);
     return h >> 15 ? -size : size;
 }
+DEVICE uint16_t to_half(float v) {
+    const uint32_t bits = bits_of(v), sign = bits >> 16 & 0x8000;
+    const float size = fabsf(v);
+    if (!(size < 65520.0f))
+        return static_cast<uint16_t>(sign | (std::isnan(v) ? 0x7fff : 0x7c00));
+    int exponent = 0;
+    frexpf(size, &exponent);
+    // Units of the last place: 2^-24 for what is subnormal.
+    const int last = size < 6.1035156e-5f ? -24 : exponent - 11;
+    const float units = nearbyintf(ldexpf(size, -last));
+    // A size that rounds up to the next power of two carries into the exponent by itself.
+    return static_cast<uint16_t>(sign | (static_cast<uint32_t>(units) + (static_cast<uint32_t>(last + 24) << 10)));
+}
 DEVICE int32_t nearest(float v) { return static_cast<int32_t>(nearbyintf(v)); }
 DEVICE bool finite(float v) { return std::isfinite(v); }
+DEVICE void cosine_sine(double turns, double &cosine, double &sine) {
+    const double angle = (turns - std::nearbyint(turns)) * 6.283185307179586;
+    cosine = std::cos(angle);
+    sine = std::sin(angle);
+}
 // The fragments as the PTX manual draws them, gathered from all lanes and multiplied plainly.
 DEVICE void mma_u8s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2]) {
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
@@ -80,6 +107,7 @@ DEVICE void mma_u8s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2]) {
 
 #else
 
+DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }
 DEVICE void block_sync() { __syncthreads(); }
 DEVICE float *shared_floats() {
     extern __shared__ float shared_memory[];
@@ -113,8 +141,16 @@ DEVICE float from_half(uint16_t h) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
     return f;
 }
+// To nearest, ties to even.
+DEVICE uint16_t to_half(float v) {
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+    return h;
+}
 DEVICE int32_t nearest(float v) { return __float2int_rn(v); }
 DEVICE bool finite(float v) { return fabsf(v) <= 3.402823466e38f; }
+// Of an angle in turns: whole turns are taken off exactly, where radians would need the long division of the library's sincos.
+DEVICE void cosine_sine(double turns, double &cosine, double &sine) { sincospi(2.0 * turns, &sine, &cosine); }
 // c (16, 8) += a (16, 32) b (32, 8), a unsigned and b signed bytes. With g = lane / 4 and t = lane % 4:
 //   a[0] row g,     k 4t..4t+3     a[1] row g + 8, the same k     a[2], a[3] the same rows, k + 16
 //   b[0] column g,  k 4t..4t+3     b[1] k + 16

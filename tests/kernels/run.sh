@@ -11,8 +11,8 @@ common="-std=c++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -DGPU_SHIM -rdy
 build() { # NAME FLAGS…
     name=$1
     shift
-    $CXX $common "$@" -x c++ tests/kernels/kernels.cpp kernels/all.cu tests/kernels/planted.cu kernels/shim/shim.cpp \
-        -o "$out/$name" -ldl -lpthread
+    $CXX $common "$@" -x c++ tests/kernels/kernels.cpp tests/kernels/transformer.cpp kernels/all.cu tests/kernels/planted.cu \
+        kernels/shim/shim.cpp -o "$out/$name" -ldl -lpthread
 }
 
 # The kernels alone, as a library: what stands behind a driver that is none.
