@@ -4,7 +4,6 @@ mod config;
 mod crew;
 mod panic_scope;
 mod pool;
-mod signals;
 
 pub use config::{Backend, BackendChoice, Config, MAX_THREADS, Resolved};
 pub(crate) use panic_scope::{enter_library, in_library};
