@@ -5,6 +5,7 @@ pub mod agreement;
 pub mod calibrate;
 pub mod convert;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod formats;
 pub mod matmul;
@@ -14,6 +15,7 @@ pub mod options;
 pub mod perplexity;
 pub mod quant;
 pub mod runtime;
+mod signals;
 pub mod tokenizer;
 pub mod weights;
 

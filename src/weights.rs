@@ -7,19 +7,42 @@ use half::f16;
 
 use crate::error::{Error, Result};
 use crate::formats::{self, FloatValues, FloatsView, MatrixRef, MatrixView};
-use crate::matmul::{self, Weights};
+use crate::matmul::{self, Activations, Weights};
 use crate::memory;
 use crate::options::{WeightOptions, Width};
 use crate::quant::{self, Bits, Codes, CodesBuf, Element, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
 
+/// Where weights are to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In the memory of the host, multiplied by the CPU.
+    Host,
+    /// Where the backend of the library wants them: see [`Weights::placed`].
+    Backend,
+}
+
+impl Home {
+    fn place(self, rt: &Runtime, codes: &Codes<'_>, activations: Activations) -> Result<Weights> {
+        match self {
+            Home::Host => Weights::from_codes(rt, codes, activations),
+            Home::Backend => Weights::placed(rt, codes, activations),
+        }
+    }
+}
+
 /// Weights from codes, as they are.
 ///
 /// # Errors
-/// `ERR_CONFIG` if the activations do not go with the width; `ERR_MEMORY`.
-pub fn from_codes(rt: &Runtime, codes: &Codes<'_>, options: &WeightOptions) -> Result<Weights> {
+/// `ERR_CONFIG` if the activations do not go with the width; `ERR_MEMORY`; `ERR_BACKEND`.
+pub fn from_codes(
+    rt: &Runtime,
+    codes: &Codes<'_>,
+    options: &WeightOptions,
+    home: Home,
+) -> Result<Weights> {
     let activations = options.activations_for(Width::Codes(codes.bits))?;
-    Weights::from_codes(rt, codes, activations)
+    home.place(rt, codes, activations)
 }
 
 /// The types of weights that callers hold.
@@ -49,13 +72,14 @@ impl Floats for f64 {
 ///
 /// # Errors
 /// `ERR_RANGE` for a weight that is not finite, or does not fit float16 where that is asked; `ERR_CONFIG` if the
-/// activations do not go with the width; `ERR_MEMORY`.
+/// activations do not go with the width; `ERR_MEMORY`; `ERR_BACKEND`.
 pub fn from_floats<T: Floats>(
     rt: &Runtime,
     w: &[T],
     rows: usize,
     cols: usize,
     options: &WeightOptions,
+    home: Home,
 ) -> Result<Weights> {
     let width = options.width.unwrap_or(WeightOptions::DEFAULT_WIDTH);
     let activations = options.activations_for(width)?;
@@ -81,7 +105,7 @@ pub fn from_floats<T: Floats>(
             };
             let shape = Shape::new(rows, cols, options.group);
             let codes = quantize(rt, w, shape, &spec)?;
-            Weights::from_codes(rt, &codes.as_codes(), activations)
+            home.place(rt, &codes.as_codes(), activations)
         }
     }
 }
@@ -117,7 +141,13 @@ pub fn quantize<T: Element>(rt: &Runtime, w: &[T], shape: Shape, spec: &Spec) ->
 ///
 /// # Errors
 /// Those of [`formats::open`], [`formats::WeightFile::matrix`] and [`from_floats`].
-pub fn open(rt: &Runtime, path: &Path, name: &str, options: &WeightOptions) -> Result<Weights> {
+pub fn open(
+    rt: &Runtime,
+    path: &Path,
+    name: &str,
+    options: &WeightOptions,
+    home: Home,
+) -> Result<Weights> {
     let file = formats::open(path, options.mmap)?;
     let is_vector = file.shape(name)?.is_some_and(|shape| shape.len() == 1);
     let found = if is_vector {
@@ -125,29 +155,36 @@ pub fn open(rt: &Runtime, path: &Path, name: &str, options: &WeightOptions) -> R
     } else {
         file.matrix(name)?
     };
-    from_view(rt, found, options)
+    from_view(rt, found, options, home)
 }
 
 /// A matrix of a file, by the rules of [`open`].
 ///
 /// # Errors
 /// Those of [`from_floats`].
-pub fn from_view(rt: &Runtime, view: MatrixView<'_>, options: &WeightOptions) -> Result<Weights> {
+pub fn from_view(
+    rt: &Runtime,
+    view: MatrixView<'_>,
+    options: &WeightOptions,
+    home: Home,
+) -> Result<Weights> {
     match view {
         MatrixView::Codes(view) => {
             let codes = view.as_codes();
             let stored = Width::Codes(codes.bits);
             if options.width.is_none_or(|asked| asked == stored) {
-                return from_codes(rt, &codes, options);
+                return from_codes(rt, &codes, options, home);
             }
             let Shape { rows, cols, .. } = codes.shape;
             // A product that overflows is what no memory holds.
             let len = rows.saturating_mul(cols);
             let mut w = memory::filled(len, 0f32, "the weights in float32")?;
             matmul::dequantize(rt, &codes, &mut w)?;
-            from_floats(rt, &w, rows, cols, options)
+            from_floats(rt, &w, rows, cols, options, home)
         }
-        MatrixView::Floats(view) => from_floats(rt, &view.to_f32()?, view.rows, view.cols, options),
+        MatrixView::Floats(view) => {
+            from_floats(rt, &view.to_f32()?, view.rows, view.cols, options, home)
+        }
     }
 }
 

@@ -44,6 +44,7 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &geome
 #define gridDim (shim::geometry.grid)
 #define KERNEL(threads, name, Args)                                                                                              \
     static void name(const Args &args);                                                                                         \
+    extern "C" unsigned name##_args_bytes() { return sizeof(Args); }                                                            \
     extern "C" int name##_host(const void *args, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,   \
                                unsigned shared_bytes, int schedule) {                                                           \
         if (bx * by * bz > threads)                                                                                              \

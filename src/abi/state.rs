@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{models, sessions, weights};
 use crate::error::{Error, Result};
-use crate::runtime::{Config, Runtime};
+use crate::runtime::{Config, Resolved, Runtime};
 
 type State = Option<Arc<Runtime>>;
 
@@ -46,19 +46,22 @@ pub(super) fn if_initialised() -> Option<Held> {
 pub(super) fn runtime() -> Result<Held> {
     match if_initialised() {
         Some(held) => Ok(held),
-        None => init_if_none(Config::from_json("")?),
+        None => init_if_none(Config::from_json("")?.resolve(None)?),
     }
 }
 
 /// Configures the library.
 ///
 /// # Errors
-/// `ERR_STATE` if it is configured to other values already; those of [`Config::resolve`] and [`Runtime::new`].
+/// `ERR_STATE` if it is configured to other values already; those of [`Config::resolve`] and
+/// [`Runtime::from_resolved`].
 pub(super) fn init(config: Config) -> Result<()> {
-    let wanted = config.resolve()?;
-    let held = match if_initialised() {
+    let held = if_initialised();
+    let open = held.as_ref().and_then(|held| held.gpu());
+    let wanted = config.resolve(open)?;
+    let held = match held {
         Some(held) => held,
-        None => init_if_none(config)?,
+        None => init_if_none(wanted.clone())?,
     };
     if *held.resolved() == wanted {
         Ok(())
@@ -78,11 +81,13 @@ pub(super) fn cleanup() {
     *state = None;
 }
 
-fn init_if_none(config: Config) -> Result<Held> {
+fn init_if_none(resolved: Resolved) -> Result<Held> {
     let mut state = write();
     let runtime = match &*state {
         Some(runtime) => runtime.clone(),
-        None => state.insert(Arc::new(Runtime::new(config)?)).clone(),
+        None => state
+            .insert(Arc::new(Runtime::from_resolved(resolved)?))
+            .clone(),
     };
     Ok(Held {
         runtime,

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::matmul::Weights;
 use crate::memory;
 use crate::options::{Source, WeightOptions, Width};
-use crate::weights::{self, Floats};
+use crate::weights::{self, Floats, Home};
 
 /// The live weight handles. It changes only while a [`Held`] lives, and `cleanup` empties it.
 pub(super) static TABLE: Table<Weights> = Table::new(Kind::Weights);
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn apl_weights_from_codes(
         let codes = unsafe { codes.read()? };
 
         let runtime = state::runtime()?;
-        let weights = weights::from_codes(&runtime, &codes, &options)?;
+        let weights = weights::from_codes(&runtime, &codes, &options, Home::Backend)?;
         // SAFETY: as above.
         register(weights, &runtime, unsafe { handle.slice() })
     })
@@ -166,7 +166,7 @@ pub unsafe extern "C" fn apl_weights_open(
         arrays.check()?;
 
         let runtime = state::runtime()?;
-        let weights = weights::open(&runtime, Path::new(path), name, &options)?;
+        let weights = weights::open(&runtime, Path::new(path), name, &options, Home::Backend)?;
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
         register(weights, &runtime, unsafe { handle.slice() })
     })
@@ -354,7 +354,7 @@ unsafe fn from_floats<T: Floats>(
     let (w, handle) = unsafe { (w.slice(), handle.slice()) };
 
     let runtime = state::runtime()?;
-    let weights = weights::from_floats(&runtime, w, rows, cols, &options)?;
+    let weights = weights::from_floats(&runtime, w, rows, cols, &options, Home::Backend)?;
     register(weights, &runtime, handle)
 }
 
@@ -388,7 +388,7 @@ fn info(weights: &Weights, runtime: &Held) -> String {
         "activations": weights.activations().name(),
         "bytes": weights.bytes(),
         "path": weights.path(),
-        "backend": runtime.resolved().backend.name(),
+        "backend": weights.backend().name(),
         "isa": runtime.isa().name(),
     })
     .to_string()

@@ -3,6 +3,7 @@
 mod activations;
 mod aligned;
 mod buffer;
+mod device;
 mod pack;
 mod rows;
 mod tasks;

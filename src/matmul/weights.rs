@@ -1,16 +1,18 @@
 //! The weight object: a matrix converted once for multiplication.
 
+use super::device::OnDevice;
 use super::rows;
 use super::tiles::{TOGETHER, Tiles};
 use super::workspace::Workspace;
 use crate::cpu::layout::Layout;
 use crate::cpu::rows::RowSource;
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::quant::{
     Bits, Codes, CodesBuf, ScaleValues, ScalesBuf, Shape, pack_row, packed_row_bytes,
 };
-use crate::runtime::{Hands, Runtime};
+use crate::runtime::{Backend, Hands, Runtime};
 use half::f16;
 
 /// How the activations of a product are taken.
@@ -51,6 +53,14 @@ enum Form {
     F32(Floats<f32>),
     /// Float16 weights.
     F16(Floats<f16>),
+    /// In the memory of a device.
+    Device(OnDevice),
+}
+
+/// A form that is not row-major.
+enum Other<'a> {
+    Tiles(&'a Tiles),
+    Device(&'a OnDevice),
 }
 
 /// Float weights: `(rows, cols)`.
@@ -61,7 +71,24 @@ struct Floats<T> {
 }
 
 impl Weights {
-    /// Converts a quantised matrix.
+    /// Converts a quantised matrix for the backend of the library: on its device, if it has one that takes the shape and has room
+    /// for it, else on the host.
+    ///
+    /// # Errors
+    /// `ERR_CONFIG` for sign activations with more than one bit; `ERR_MEMORY`, of the device only where CUDA is demanded;
+    /// `ERR_BACKEND`.
+    pub fn placed(rt: &Runtime, codes: &Codes<'_>, activations: Activations) -> Result<Weights> {
+        check(codes, activations)?;
+        match OnDevice::place(rt, codes)? {
+            Some(on_device) => Ok(Weights {
+                form: Form::Device(on_device),
+                activations,
+            }),
+            None => Weights::from_codes(rt, codes, activations),
+        }
+    }
+
+    /// Converts a quantised matrix for the host.
     ///
     /// # Errors
     /// `ERR_CONFIG` for sign activations with more than one bit; `ERR_MEMORY`.
@@ -70,12 +97,7 @@ impl Weights {
         codes: &Codes<'_>,
         activations: Activations,
     ) -> Result<Weights> {
-        if activations == Activations::Sign && codes.bits != Bits::One {
-            return Err(Error::config(format!(
-                "activations are \"sign\" and the weights have {} bits, expected 1",
-                codes.bits.get()
-            )));
-        }
+        check(codes, activations)?;
         let form = match Layout::new(codes) {
             Some(layout) => Form::Tiles(Tiles::pack(Hands::Pool(rt.pool()), layout, codes)?),
             None => Form::Codes(owned(codes)?),
@@ -116,6 +138,7 @@ impl Weights {
         match &self.form {
             Form::Tiles(t) => t.layout().shape.rows,
             Form::Codes(c) => c.shape.rows,
+            Form::Device(d) => d.weights().shape().rows,
             Form::F32(f) => f.rows,
             Form::F16(f) => f.rows,
         }
@@ -126,6 +149,7 @@ impl Weights {
         match &self.form {
             Form::Tiles(t) => t.layout().shape.cols,
             Form::Codes(c) => c.shape.cols,
+            Form::Device(d) => d.weights().shape().cols,
             Form::F32(f) => f.cols,
             Form::F16(f) => f.cols,
         }
@@ -136,6 +160,7 @@ impl Weights {
         match &self.form {
             Form::Tiles(t) => t.layout().bits.get(),
             Form::Codes(c) => c.bits.get(),
+            Form::Device(d) => d.weights().bits().get(),
             Form::F32(_) => 32,
             Form::F16(_) => 16,
         }
@@ -150,6 +175,7 @@ impl Weights {
         match &self.form {
             Form::Tiles(t) => Some(t.layout().shape),
             Form::Codes(c) => Some(c.shape),
+            Form::Device(d) => Some(d.weights().shape()),
             Form::F32(_) | Form::F16(_) => None,
         }
     }
@@ -159,6 +185,7 @@ impl Weights {
         match &self.form {
             Form::Tiles(t) => Some(t.symmetric()),
             Form::Codes(c) => Some(c.zero_points.is_none()),
+            Form::Device(d) => Some(d.weights().symmetric()),
             Form::F32(_) | Form::F16(_) => None,
         }
     }
@@ -168,6 +195,7 @@ impl Weights {
         let half = match &self.form {
             Form::Tiles(t) => t.half_scales(),
             Form::Codes(c) => matches!(c.scales, ScalesBuf::F16(_)),
+            Form::Device(d) => d.weights().half_scales(),
             Form::F32(_) | Form::F16(_) => return None,
         };
         Some(if half { "float16" } else { "float32" })
@@ -192,25 +220,44 @@ impl Weights {
             }
             Form::F32(f) => size_of_val(f.values.as_slice()),
             Form::F16(f) => size_of_val(f.values.as_slice()),
+            Form::Device(d) => d.weights().bytes(),
         }
     }
 
-    /// The path that products take, for people: `"tiles"` or `"rows"`.
+    /// The path that products take, for people: `"tiles"`, `"rows"` or `"device"`.
     pub fn path(&self) -> &'static str {
         match self.form {
             Form::Tiles(_) => "tiles",
+            Form::Device(_) => "device",
             _ => "rows",
+        }
+    }
+
+    /// What multiplies with it.
+    pub fn backend(&self) -> Backend {
+        match self.form {
+            Form::Device(_) => Backend::Cuda,
+            _ => Backend::Cpu,
+        }
+    }
+
+    /// The matrix on the device, if that is where it lives.
+    pub fn on_device(&self) -> Option<&cuda::Weights> {
+        match &self.form {
+            Form::Device(d) => Some(d.weights()),
+            _ => None,
         }
     }
 
     /// The matrix in the form of the ABI, its values as they went in; `None` for float weights.
     ///
     /// # Errors
-    /// `ERR_MEMORY`.
+    /// `ERR_MEMORY`; `ERR_BACKEND` if a device does not give them back.
     pub fn to_codes(&self) -> Result<Option<CodesBuf>> {
         match &self.form {
             Form::Tiles(t) => t.to_codes().map(Some),
             Form::Codes(c) => owned(&c.as_codes()).map(Some),
+            Form::Device(d) => d.to_codes().map(Some),
             Form::F32(_) | Form::F16(_) => Ok(None),
         }
     }
@@ -218,16 +265,23 @@ impl Weights {
     /// The weights as floats, row-major; `out` is `(rows, cols)`.
     ///
     /// # Errors
-    /// `ERR_MEMORY`.
+    /// `ERR_MEMORY`; `ERR_BACKEND` if a device does not give them back.
     pub fn dequantize(&self, rt: &Runtime, out: &mut [f32]) -> Result<()> {
         match self.rows_form() {
             Ok(source) => rows::Driver::new(rt).dequantize(&source, out),
-            Err(tiles) => tiles.dequantize(Hands::Pool(rt.pool()), out),
+            Err(Other::Tiles(tiles)) => tiles.dequantize(Hands::Pool(rt.pool()), out),
+            Err(Other::Device(device)) => {
+                let codes = device.to_codes()?;
+                rows::Driver::new(rt).dequantize(&RowSource::Codes(codes.as_codes()), out)
+            }
         }
     }
 
     /// One row as floats: an embedding. `scratch` and `out` are `(cols)`.
-    pub fn row(&self, row: usize, scratch: &mut [u8], out: &mut [f32]) {
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`, `ERR_BACKEND` if a device does not give it back; never on the host.
+    pub fn row(&self, row: usize, scratch: &mut [u8], out: &mut [f32]) -> Result<()> {
         match &self.form {
             Form::Tiles(t) => t.row(row, scratch, out),
             Form::Codes(c) => c.as_codes().dequantize_row(row, out),
@@ -237,13 +291,16 @@ impl Weights {
                     *out = v.to_f32();
                 }
             }
+            Form::Device(d) => return d.row(row, out),
         }
+        Ok(())
     }
 
     /// `y[v] = W x[v]` for each of `n` vectors: `x` is `(n, cols)`, `y` is `(n, rows)`.
     ///
     /// # Errors
-    /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`. `y` then holds what it held.
+    /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`; `ERR_BACKEND` if a device fails. `y` then holds
+    /// what it held.
     pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
         self.multiply_by(rt, Hands::Pool(rt.pool()), x, y, n)
     }
@@ -262,10 +319,11 @@ impl Weights {
     ) -> Result<()> {
         let source = match self.rows_form() {
             Ok(source) => source,
-            Err(tiles) => {
+            Err(Other::Tiles(tiles)) => {
                 let kernels = &rt.kernels().tiles;
                 return tiles.multiply(kernels, hands, self.activations, x, y, n);
             }
+            Err(Other::Device(device)) => return device.multiply(self.activations, x, y, n),
         };
         let driver = rows::Driver::with(rt, hands);
         match (self.activations, &source) {
@@ -321,10 +379,11 @@ impl Weights {
         }
     }
 
-    /// The weights as the row-major path reads them, or the tiles that they are in.
-    fn rows_form(&self) -> std::result::Result<RowSource<'_>, &Tiles> {
+    /// The weights as the row-major path reads them, or what they are in that it does not read.
+    fn rows_form(&self) -> std::result::Result<RowSource<'_>, Other<'_>> {
         match &self.form {
-            Form::Tiles(t) => Err(t),
+            Form::Tiles(t) => Err(Other::Tiles(t)),
+            Form::Device(d) => Err(Other::Device(d)),
             Form::Codes(c) => Ok(RowSource::Codes(c.as_codes())),
             &Form::F32(Floats {
                 ref values,
@@ -338,6 +397,18 @@ impl Weights {
             }) => Ok(RowSource::F16 { values, rows, cols }),
         }
     }
+}
+
+/// # Errors
+/// `ERR_CONFIG` for sign activations with more than one bit.
+fn check(codes: &Codes<'_>, activations: Activations) -> Result<()> {
+    if activations == Activations::Sign && codes.bits != Bits::One {
+        return Err(Error::config(format!(
+            "activations are \"sign\" and the weights have {} bits, expected 1",
+            codes.bits.get()
+        )));
+    }
+    Ok(())
 }
 
 /// A copy with packed codes and one scale, and zero point, a group.

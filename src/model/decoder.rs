@@ -132,7 +132,9 @@ impl Pass<'_> {
         let a = self.architecture;
         let n = ids.len();
         for (x, &id) in s.x.chunks_exact_mut(a.hidden).zip(ids) {
-            self.parameters.embedding.row(id as usize, &mut s.codes, x);
+            self.parameters
+                .embedding
+                .row(id as usize, &mut s.codes, x)?;
             if a.embedding_scale != 1.0 {
                 x.iter_mut().for_each(|x| *x *= a.embedding_scale);
             }

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::matmul::Weights;
 use crate::options::WeightOptions;
 use crate::runtime::Runtime;
-use crate::weights;
+use crate::weights::{self, Home};
 
 /// `y = W x + bias`.
 pub(super) struct Linear {
@@ -70,7 +70,7 @@ pub(super) struct FromDisk<'a> {
 
 impl Tensors for FromDisk<'_> {
     fn matrix(&self, name: &str) -> Result<Weights> {
-        let made = weights::from_view(self.rt, self.source.matrix(name)?, self.options);
+        let made = weights::from_view(self.rt, self.source.matrix(name)?, self.options, Home::Host);
         // Each tensor is read once: kept, the pages of the file would double the memory of a model.
         self.source.weights().forget();
         made.map_err(|e| e.within(name))

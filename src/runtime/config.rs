@@ -2,10 +2,14 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::panic_scope::enter_library;
 use crate::cpu::Isa;
+use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
 
 /// The most threads that can be asked for. Beyond it lies a mistake rather than a machine.
@@ -51,6 +55,8 @@ impl Default for Config {
 pub enum Backend {
     /// The CPU kernels of this library.
     Cpu,
+    /// A CUDA device.
+    Cuda,
 }
 
 impl Backend {
@@ -58,38 +64,64 @@ impl Backend {
     pub const fn name(self) -> &'static str {
         match self {
             Backend::Cpu => "cpu",
+            Backend::Cuda => "cuda",
         }
     }
 }
 
 /// What a configuration comes to on this machine.
 ///
-/// Two are equal if the library would be the same: not how the backend was arrived at.
-#[derive(Clone, Copy, Debug)]
+/// Two are equal if the library would be the same: not how the backend was arrived at, but whether it may be left for the CPU.
+#[derive(Clone)]
 pub struct Resolved {
-    /// What multiplies.
-    pub backend: Backend,
+    /// The device that multiplies; `None`: the CPU does.
+    pub gpu: Option<Arc<Gpu>>,
+    /// Whether CUDA was demanded, so that weights never go to the CPU for want of memory.
+    pub demanded: bool,
     /// Why this backend: a sentence for `apl_ffi_info`.
-    pub reason: &'static str,
-    /// The CUDA device ordinal; `None` on the CPU.
-    pub device: Option<u32>,
+    pub reason: String,
     /// Threads, the calling one included: 1 to [`MAX_THREADS`].
     pub threads: usize,
     /// The instruction set; this processor has it.
     pub isa: Isa,
 }
 
+impl Resolved {
+    /// What multiplies.
+    pub fn backend(&self) -> Backend {
+        match self.gpu {
+            None => Backend::Cpu,
+            Some(_) => Backend::Cuda,
+        }
+    }
+
+    /// The CUDA device ordinal; `None` on the CPU.
+    pub fn device(&self) -> Option<u32> {
+        let gpu = self.gpu.as_ref()?;
+        Some(gpu.device().about().ordinal)
+    }
+}
+
 impl PartialEq for Resolved {
     fn eq(&self, other: &Self) -> bool {
-        let key = |r: &Resolved| (r.backend, r.device, r.threads, r.isa);
+        let key = |r: &Resolved| (r.device(), r.demanded, r.threads, r.isa);
         key(self) == key(other)
     }
 }
 
 impl Eq for Resolved {}
 
-/// What is said of CUDA where it is demanded, and where `"auto"` did not choose it.
-const NO_CUDA: &str = "this build has no CUDA backend";
+impl fmt::Debug for Resolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolved")
+            .field("device", &self.device())
+            .field("demanded", &self.demanded)
+            .field("reason", &self.reason)
+            .field("threads", &self.threads)
+            .field("isa", &self.isa)
+            .finish()
+    }
+}
 
 const BACKENDS: &str = "\"auto\", \"cpu\" or \"cuda\"";
 const ISAS: &str = "\"auto\", \"scalar\", \"avx2\" or \"avx512\"";
@@ -185,18 +217,11 @@ impl Config {
         Ok(())
     }
 
-    /// What this configuration comes to on this machine.
+    /// What this configuration comes to on this machine; `open` is a device that is open already, which is taken if it is the one.
     ///
     /// # Errors
-    /// `ERR_BACKEND` if CUDA is demanded; `ERR_UNSUPPORTED` for an instruction set that the processor lacks.
-    pub fn resolve(&self) -> Result<Resolved> {
-        let reason = match self.backend {
-            BackendChoice::Cuda => {
-                return Err(Error::backend(format!("backend is \"cuda\", {NO_CUDA}")));
-            }
-            BackendChoice::Cpu => "the configuration asks for it",
-            BackendChoice::Auto => NO_CUDA,
-        };
+    /// `ERR_UNSUPPORTED` for an instruction set that the processor lacks; `ERR_BACKEND` if CUDA is demanded and cannot be used.
+    pub fn resolve(&self, open: Option<&Arc<Gpu>>) -> Result<Resolved> {
         let best = Isa::best();
         let isa = self.isa.unwrap_or(best);
         if isa > best {
@@ -204,16 +229,43 @@ impl Config {
                 "isa is \"{isa}\", this processor offers at most \"{best}\""
             )));
         }
+        let (gpu, reason) = self.choose(open)?;
         Ok(Resolved {
-            backend: Backend::Cpu,
+            demanded: gpu.is_some() && self.backend == BackendChoice::Cuda,
+            gpu,
             reason,
-            device: None,
             threads: match self.threads {
                 0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)),
                 n => n,
             },
             isa,
         })
+    }
+
+    /// The device, or none for the CPU, and why.
+    fn choose(&self, open: Option<&Arc<Gpu>>) -> Result<(Option<Arc<Gpu>>, String)> {
+        const ASKED: &str = "the configuration asks for it";
+        if self.backend == BackendChoice::Cpu {
+            return Ok((None, ASKED.to_owned()));
+        }
+        let demanded = self.backend == BackendChoice::Cuda;
+        let reason = if demanded {
+            ASKED
+        } else {
+            "a CUDA device is there"
+        };
+        let gpu = match open {
+            Some(gpu) if gpu.device().about().ordinal == self.device => Ok(Arc::clone(gpu)),
+            _ => {
+                let _inside = enter_library();
+                cuda::open(self.device)
+            }
+        };
+        match gpu {
+            Ok(gpu) => Ok((Some(gpu), reason.to_owned())),
+            Err(why) if demanded => Err(Error::backend(format!("backend is \"cuda\", {why}"))),
+            Err(why) => Ok((None, why)),
+        }
     }
 }
 
@@ -408,35 +460,55 @@ mod tests {
 
     #[test]
     fn resolving() {
-        let resolve = |text| parse(text, &[]).unwrap().resolve();
-        let auto = resolve("").unwrap();
-        assert_eq!((auto.reason, auto.device), (NO_CUDA, None));
-        assert_eq!(auto.isa, Isa::best());
-        assert!((1..=MAX_THREADS).contains(&auto.threads));
-        assert_eq!(resolve(r#"{"threads": 7}"#).unwrap().threads, 7);
+        let resolve = |text| parse(text, &[]).unwrap().resolve(None);
+        let cpu = resolve(r#"{"backend": "cpu"}"#).unwrap();
+        assert_eq!((cpu.backend(), cpu.device()), (Backend::Cpu, None));
+        assert_eq!(cpu.reason, "the configuration asks for it");
+        assert_eq!(cpu.isa, Isa::best());
+        assert!((1..=MAX_THREADS).contains(&cpu.threads));
+        let seven = resolve(r#"{"backend": "cpu", "threads": 7}"#).unwrap();
+        assert_eq!(seven.threads, 7);
         assert!(THREADS.ends_with(&MAX_THREADS.to_string()));
 
         // The same library, arrived at in another way.
         let text = format!(
             r#"{{"backend": "cpu", "device": 3, "threads": {}, "isa": "{}"}}"#,
-            auto.threads, auto.isa
+            cpu.threads, cpu.isa
         );
-        assert_eq!(resolve(&text), Ok(auto));
-        assert_ne!(resolve(r#"{"threads": 1000}"#), Ok(auto));
+        assert_eq!(resolve(&text), Ok(cpu.clone()));
+        assert_ne!(seven, cpu);
+    }
 
-        let error = resolve(r#"{"backend": "cuda"}"#).unwrap_err();
-        assert_eq!(error.status(), Status::Backend);
-        assert!(error.message().contains(NO_CUDA));
+    /// Whatever this machine has: what is said where CUDA is demanded is what is said where it is not chosen.
+    #[test]
+    fn cuda_is_chosen_or_the_reason_is_told() {
+        let resolve = |text| parse(text, &[]).unwrap().resolve(None);
+        let auto = resolve(r#"{"backend": "auto"}"#).unwrap();
+        match resolve(r#"{"backend": "cuda"}"#) {
+            Ok(cuda) => {
+                assert_eq!((auto.device(), cuda.device()), (Some(0), Some(0)));
+                assert_ne!(auto, cuda, "only one of them may leave weights to the CPU");
+            }
+            Err(e) => {
+                assert_eq!(
+                    (auto.backend(), e.status()),
+                    (Backend::Cpu, Status::Backend)
+                );
+                assert_eq!(e.message(), format!("backend is \"cuda\", {}", auto.reason));
+                assert!(!auto.reason.is_empty());
+            }
+        }
     }
 
     #[test]
     fn an_instruction_set_may_be_lowered_and_not_raised() {
         for isa in Isa::ALL {
             let config = Config {
+                backend: BackendChoice::Cpu,
                 isa: Some(isa),
                 ..Config::default()
             };
-            match config.resolve() {
+            match config.resolve(None) {
                 Ok(resolved) => assert!(isa.available() && resolved.isa == isa),
                 Err(e) => assert!(!isa.available() && e.status() == Status::Unsupported, "{e}"),
             }

@@ -1,16 +1,18 @@
-//! What a configured library is: the resolved configuration, the instruction set and the threads.
+//! What a configured library is: the resolved configuration, the device, the instruction set and the threads.
 
 mod config;
 mod crew;
 mod panic_scope;
 mod pool;
-mod signals;
 
 pub use config::{Backend, BackendChoice, Config, MAX_THREADS, Resolved};
 pub(crate) use panic_scope::{enter_library, in_library};
 pub use pool::{Hands, Pool, Shared, Team};
 
+use std::sync::Arc;
+
 use crate::cpu::{Isa, Kernels};
+use crate::cuda::Gpu;
 use crate::error::Result;
 
 /// A configured library. Everything that multiplies takes one by reference.
@@ -24,10 +26,17 @@ impl Runtime {
     /// Starts the threads that `config` asks for.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for an instruction set the processor lacks, `ERR_BACKEND` if CUDA is demanded,
+    /// `ERR_UNSUPPORTED` for an instruction set the processor lacks, `ERR_BACKEND` if CUDA is demanded and cannot be used,
     /// `ERR_MEMORY` if a thread cannot be started.
     pub fn new(config: Config) -> Result<Runtime> {
-        let resolved = config.resolve()?;
+        Runtime::from_resolved(config.resolve(None)?)
+    }
+
+    /// Starts the threads of a configuration that was resolved.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY` if a thread cannot be started.
+    pub fn from_resolved(resolved: Resolved) -> Result<Runtime> {
         let kernels = Kernels::for_isa(resolved.isa).expect("resolve asked the processor");
         let pool = Pool::new(resolved.threads)?;
         Ok(Runtime {
@@ -40,6 +49,11 @@ impl Runtime {
     /// What its configuration came to. Another configuration asks for the same library if it resolves to the same.
     pub fn resolved(&self) -> &Resolved {
         &self.resolved
+    }
+
+    /// The device in use; `None` on the CPU.
+    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
+        self.resolved.gpu.as_ref()
     }
 
     /// The instruction-set level in use.

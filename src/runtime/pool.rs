@@ -9,9 +9,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::crew::{Crew, Held, lock};
 use super::enter_library;
-use super::signals::Blocked;
 use crate::error::{Error, Result};
 use crate::memory::with_capacity;
+use crate::signals::Blocked;
 
 /// The stack of a worker, in bytes: the default of Rust, fixed here because the host's environment
 /// (`RUST_MIN_STACK`) is not ours to depend on.

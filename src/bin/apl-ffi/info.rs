@@ -27,13 +27,13 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     if a.json {
         println!(
             "{:#}",
-            json!({"version": env!("CARGO_PKG_VERSION"), "backend": r.backend.name(), "backend_reason": r.reason, "isa": rt.isa().name(),
+            json!({"version": env!("CARGO_PKG_VERSION"), "backend": r.backend().name(), "backend_reason": r.reason, "isa": rt.isa().name(),
                    "isa_available": available, "threads": rt.pool().threads()})
         );
         return Ok(());
     }
     println!("apl_ffi {}", env!("CARGO_PKG_VERSION"));
-    println!("backend {} ({})", r.backend.name(), r.reason);
+    println!("backend {} ({})", r.backend().name(), r.reason);
     println!(
         "instruction set {} (there are {})",
         rt.isa().name(),

@@ -1,0 +1,238 @@
+//! One device: its primary context, the module of the kernels, and what it says of itself.
+
+use std::ffi::CString;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use cudarc::driver::result::{self, ctx, primary_ctx};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUmodule};
+
+use super::images::{Capability, Image, LEAST, PTX};
+use super::kernels::{KERNELS, Kernel};
+use super::probe::Driver;
+use super::status::{Tried, words};
+use crate::error::Result;
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// The ordinal by which it was asked for.
+    pub ordinal: u32,
+    /// The driver's name for it.
+    pub name: String,
+    /// Its compute capability, major and minor.
+    pub capability: (i32, i32),
+    /// Its multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of its memory.
+    pub memory_total: usize,
+    /// The CUDA version that the driver serves: 1000 times the major number plus 10 times the minor one.
+    pub driver: i32,
+    /// The image that its kernels were loaded from: `sm_90`, or `compute_75`, which the driver compiled.
+    pub image: &'static str,
+}
+
+/// A device that is ready: a context on it, and the kernels.
+///
+/// The context is the device's primary one, which the host process may be using as well; it is retained, and released when this
+/// is dropped. Everything that lies in it keeps an [`Arc`] of this.
+pub struct Device {
+    about: About,
+    handle: CUdevice,
+    context: CUcontext,
+    module: CUmodule,
+    /// In the order of [`KERNELS`].
+    functions: Vec<CUfunction>,
+}
+
+// SAFETY: handles of the driver, which may be used from any thread while the context is current there (`enter`); nothing here
+// changes after `open`.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+/// The primary context of a device, retained.
+struct Retained(CUdevice);
+
+impl Drop for Retained {
+    fn drop(&mut self) {
+        // SAFETY: it was retained once. A driver that is gone already has nothing to release.
+        let _ = unsafe { primary_ctx::release(self.0) };
+    }
+}
+
+impl Device {
+    /// Retains the primary context of device `ordinal` and loads the kernels; an error is the reason why it cannot be used, in a
+    /// sentence.
+    pub(super) fn open(driver: &Driver, ordinal: u32) -> std::result::Result<Arc<Device>, String> {
+        if i64::from(ordinal) >= i64::from(driver.devices) {
+            return Err(match driver.devices {
+                1 => format!("there is no CUDA device {ordinal}: the only one is 0"),
+                n => format!("there is no CUDA device {ordinal}: they are 0 to {}", n - 1),
+            });
+        }
+        let refused = |what: &'static str| {
+            move |e| format!("the CUDA driver does not work: {what} gives {}", words(e))
+        };
+        let handle = result::device::get(ordinal as i32).map_err(refused("cuDeviceGet"))?;
+        let attribute = |attribute| {
+            // SAFETY: `handle` is of a device.
+            unsafe { result::device::get_attribute(handle, attribute) }
+                .map_err(refused("cuDeviceGetAttribute"))
+        };
+        let capability = (
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        let name = result::device::get_name(handle).map_err(refused("cuDeviceGetName"))?;
+        if capability < LEAST {
+            return Err(format!(
+                "the CUDA device {name} has compute capability {}.{}, expected {}.{} or more",
+                capability.0, capability.1, LEAST.0, LEAST.1
+            ));
+        }
+        let multiprocessors =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        // SAFETY: as above.
+        let memory_total =
+            unsafe { result::device::total_mem(handle) }.map_err(refused("cuDeviceTotalMem"))?;
+
+        // SAFETY: as above.
+        let context =
+            unsafe { primary_ctx::retain(handle) }.map_err(refused("cuDevicePrimaryCtxRetain"))?;
+        let retained = Retained(handle);
+        let _current = Current::of(context).map_err(refused("cuCtxSetCurrent"))?;
+        let (image, module, functions) = load(capability)
+            .map_err(|e| format!("the kernels cannot be loaded on the CUDA device {name}: {e}"))?;
+        std::mem::forget(retained);
+        Ok(Arc::new(Device {
+            about: About {
+                ordinal,
+                name,
+                capability,
+                multiprocessors: multiprocessors.max(1) as u32,
+                memory_total,
+                driver: driver.version,
+                image,
+            },
+            handle,
+            context,
+            module,
+            functions,
+        }))
+    }
+
+    /// What it is.
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// Bytes of its memory that are free, for whoever asks first.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND`.
+    pub fn memory_free(&self) -> Result<usize> {
+        let _current = self.enter()?;
+        let (free, _) = result::mem_get_info().tried(|| "asking for free memory".to_owned())?;
+        Ok(free)
+    }
+
+    /// Makes its context the current one of this thread, until the value is dropped.
+    ///
+    /// Everything of the driver that follows needs that, and each method here asks for it itself; where it holds already, that
+    /// costs one look at a thread-local of the driver. A caller who is about to use several saves the changes between.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND`.
+    pub fn enter(&self) -> Result<Current<'_>> {
+        Current::of(self.context).tried(|| "making the context current".to_owned())
+    }
+
+    /// The loaded function of a kernel.
+    pub(super) fn function(&self, kernel: Kernel) -> CUfunction {
+        self.functions[kernel.index()]
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _released_last = Retained(self.handle);
+        if let Ok(_current) = self.enter() {
+            // SAFETY: the module was loaded in this context, and nothing runs in it: a stream, and memory that a kernel uses, keeps
+            // the device.
+            let _ = unsafe { result::module::unload(self.module) };
+        }
+    }
+}
+
+/// While it lives, a context is the current one of this thread; then the host's own is again.
+#[must_use = "the context is left when this is dropped"]
+pub struct Current<'a> {
+    /// `None`: it was current already.
+    before: Option<CUcontext>,
+    // Of this thread; and the device lives as long.
+    here: PhantomData<(*const (), &'a Device)>,
+}
+
+impl Current<'_> {
+    fn of(context: CUcontext) -> std::result::Result<Self, result::DriverError> {
+        let before = ctx::get_current()?.unwrap_or(std::ptr::null_mut());
+        let before = (before != context).then_some(before);
+        if before.is_some() {
+            // SAFETY: a context that is retained.
+            unsafe { ctx::set_current(context)? };
+        }
+        Ok(Current {
+            before,
+            here: PhantomData,
+        })
+    }
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            // SAFETY: what was current before, or none.
+            let _ = unsafe { ctx::set_current(before) };
+        }
+    }
+}
+
+/// The kernels, in the current context: from the image for this capability or, where the driver refuses that one (it may be told
+/// to compile everything), from the PTX.
+fn load(
+    capability: Capability,
+) -> std::result::Result<(&'static str, CUmodule, Vec<CUfunction>), String> {
+    let image = Image::for_device(capability);
+    match load_image(image) {
+        Err(why) if !image.ptx => {
+            load_image(PTX).map_err(|e| format!("{}: {why}; {}: {e}", image.name, PTX.name))
+        }
+        loaded => loaded,
+    }
+}
+
+fn load_image(
+    image: Image,
+) -> std::result::Result<(&'static str, CUmodule, Vec<CUfunction>), String> {
+    let bytes = image.bytes();
+    // SAFETY: an image that the driver reads to its end, which is in it: an ELF file, or text with a NUL.
+    let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) }.map_err(words)?;
+    let functions: std::result::Result<Vec<_>, String> = KERNELS
+        .into_iter()
+        .map(|name| {
+            let text = CString::new(name).expect("a name without NUL");
+            // SAFETY: the module was loaded just now.
+            unsafe { result::module::get_function(module, text) }
+                .map_err(|e| format!("{name}: {}", words(e)))
+        })
+        .collect();
+    match functions {
+        Ok(functions) => Ok((image.name, module, functions)),
+        Err(e) => {
+            // SAFETY: as above, and nothing of it is in use.
+            let _ = unsafe { result::module::unload(module) };
+            Err(e)
+        }
+    }
+}

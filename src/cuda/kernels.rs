@@ -1,0 +1,136 @@
+//! The kernels by name, and the Rust twins of their argument structs (`kernels/args.h`), which are passed by value.
+
+use std::mem::{offset_of, size_of};
+
+use super::layout::Columns;
+
+/// Every kernel of the images, in the order of `kernels/images/index.json`.
+pub(super) const KERNELS: [&str; 29] = [
+    "matmul_f32_b1_n1",
+    "matmul_f32_b1_n4",
+    "matmul_f32_b2_n1",
+    "matmul_f32_b2_n4",
+    "matmul_f32_b4_n1",
+    "matmul_f32_b4_n4",
+    "matmul_f32_b8_n1",
+    "matmul_f32_b8_n4",
+    "matmul_i8_b1_n1",
+    "matmul_i8_b1_n4",
+    "matmul_i8_b2_n1",
+    "matmul_i8_b2_n4",
+    "matmul_i8_b4_n1",
+    "matmul_i8_b4_n4",
+    "matmul_i8_b8_n1",
+    "matmul_i8_b8_n4",
+    "matmul_mma_b1_n64",
+    "matmul_mma_b1_n8",
+    "matmul_mma_b2_n64",
+    "matmul_mma_b2_n8",
+    "matmul_mma_b4_n64",
+    "matmul_mma_b4_n8",
+    "matmul_mma_b8_n64",
+    "matmul_mma_b8_n8",
+    "matmul_sign_n1",
+    "matmul_sign_n4",
+    "quantize_activations",
+    "sign_activations",
+    "spread_activations",
+];
+
+/// A kernel of the images: its place in the list, so that a name that is none does not compile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel(u8);
+
+impl Kernel {
+    /// The kernel of this name; meant for constants.
+    ///
+    /// # Panics
+    /// If there is none: in a constant, an error of compilation.
+    pub const fn named(name: &str) -> Kernel {
+        let mut i = 0;
+        while i < KERNELS.len() {
+            if same(KERNELS[i].as_bytes(), name.as_bytes()) {
+                return Kernel(i as u8);
+            }
+            i += 1;
+        }
+        panic!("no kernel of this name");
+    }
+
+    /// Its place in the list.
+    pub(super) fn index(self) -> usize {
+        self.0.into()
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        KERNELS[self.index()]
+    }
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+/// The only parameter of a kernel.
+///
+/// # Safety
+/// The type is `repr(C)` and lies as its twin in `kernels/args.h`.
+pub unsafe trait Arguments: Copy {}
+
+/// Of `spread_activations`, `quantize_activations` and `sign_activations`; the fields are those of `kernels/args.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ActivationArgs {
+    pub x: u64,
+    pub out: u64,
+    pub scales: u64,
+    pub sums: u64,
+    pub bad: u64,
+    pub columns: Columns,
+    pub n: u32,
+    pub block: u32,
+    pub reserved: u32,
+}
+
+/// Of every `matmul_*`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MatmulArgs {
+    pub codes: u64,
+    pub scales: u64,
+    pub zeros: u64,
+    pub x: u64,
+    pub xscales: u64,
+    pub xsums: u64,
+    pub y: u64,
+    pub columns: Columns,
+    pub rows: u32,
+    pub n: u32,
+    pub half_scales: u32,
+    pub split: u32,
+    pub reserved: u32,
+}
+
+// SAFETY: `repr(C)`; the assertions below hold sizes and offsets to those of args.h.
+unsafe impl Arguments for ActivationArgs {}
+// SAFETY: as above.
+unsafe impl Arguments for MatmulArgs {}
+
+const _: () = {
+    assert!(size_of::<Columns>() == 20);
+    assert!(size_of::<ActivationArgs>() == 72);
+    assert!(offset_of!(ActivationArgs, columns) == 40 && offset_of!(ActivationArgs, n) == 60);
+    assert!(size_of::<MatmulArgs>() == 96);
+    assert!(offset_of!(MatmulArgs, columns) == 56 && offset_of!(MatmulArgs, rows) == 76);
+};

@@ -1,0 +1,328 @@
+//! Products enqueued on a stream: `y = x Wᵀ` with everything on the device. `kernels/README.md` is the contract of what is
+//! launched here; that this file keeps it is what makes its launches sound.
+//!
+//! Activations are first made into what the kernels read ([`prepare`]); several matrices whose columns are cut alike share that.
+//! Neither step allocates or waits.
+
+use super::kernels::{ActivationArgs, Kernel, MatmulArgs};
+use super::layout::Columns;
+use super::memory::Part;
+use super::stream::{Grid, Stream};
+use super::weights::Weights;
+use crate::error::Result;
+use crate::quant::Bits;
+
+/// How activations are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// As they are.
+    F32,
+    /// Quantised to 8 bits.
+    Int8,
+    /// Their signs, with 1-bit weights.
+    Sign,
+}
+
+/// The most blocks along y.
+const MOST_Y: usize = 65535;
+
+/// Where parts of a scratch begin: what the kernels want is 16.
+const ALIGN: usize = 256;
+
+/// Vectors in the form that the products of a mode read.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared<'a> {
+    mode: Mode,
+    columns: Columns,
+    n: usize,
+    /// What the mode's kernel made: see [`x_bytes`].
+    x: Part<'a>,
+    /// int8: float `(n, slices)`
+    scales: Option<Part<'a>>,
+    /// int8: int32 `(n, slices)`
+    sums: Option<Part<'a>>,
+}
+
+/// Bytes of one vector as the products read it.
+fn x_bytes(mode: Mode, columns: &Columns) -> usize {
+    match mode {
+        Mode::F32 => columns.padded() * 4,
+        Mode::Int8 => columns.padded(),
+        Mode::Sign => columns.slices as usize * 4,
+    }
+}
+
+/// Whether the products read float vectors as they are: nothing is padded.
+fn as_they_are(mode: Mode, columns: &Columns) -> bool {
+    mode == Mode::F32 && columns.padded() == columns.cols as usize
+}
+
+/// Bytes of scratch that [`prepare`] needs for `n` vectors; `None` if that is more than can be counted.
+pub fn prepared_bytes(mode: Mode, columns: &Columns, n: usize) -> Option<usize> {
+    if as_they_are(mode, columns) {
+        return Some(0);
+    }
+    let x = x_bytes(mode, columns).checked_mul(n)?;
+    if mode != Mode::Int8 {
+        return Some(x);
+    }
+    let per_slice = (columns.slices as usize * 4).checked_mul(n)?;
+    let part = |bytes: usize| bytes.checked_next_multiple_of(ALIGN);
+    part(x)?
+        .checked_add(part(per_slice)?)?
+        .checked_add(per_slice)
+}
+
+/// Enqueues what makes `n` vectors ready for products in a mode with matrices whose columns are cut like this.
+///
+/// `x`: float `(n, cols)`, aligned to 16 bytes. `block`: [`Weights::activation_block`]. `scratch`: at least
+/// [`prepared_bytes`], aligned to 16 bytes; it is in use until the last product of these vectors is done. `bad`: 4 bytes, which
+/// int8 sets to 1 where a value is not finite, and leaves alone otherwise.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses the launch.
+///
+/// # Panics
+/// If a part is too short or misaligned, or `n` is beyond 32 bits.
+pub fn prepare<'a>(
+    stream: &Stream,
+    mode: Mode,
+    columns: Columns,
+    block: u32,
+    x: Part<'a>,
+    n: usize,
+    scratch: Part<'a>,
+    bad: Part<'_>,
+) -> Result<Prepared<'a>> {
+    let x = aligned(x.part(0, n * columns.cols as usize * 4));
+    let prepared = |x, scales, sums| Prepared {
+        mode,
+        columns,
+        n,
+        x,
+        scales,
+        sums,
+    };
+    if as_they_are(mode, &columns) {
+        return Ok(prepared(x, None, None));
+    }
+    let scratch = aligned(scratch);
+    let out = scratch.part(0, n * x_bytes(mode, &columns));
+    let (scales, sums) = if mode == Mode::Int8 {
+        let bytes = n * columns.slices as usize * 4;
+        let at = out.bytes().next_multiple_of(ALIGN);
+        let after = at + bytes.next_multiple_of(ALIGN);
+        (
+            Some(scratch.part(at, bytes)),
+            Some(scratch.part(after, bytes)),
+        )
+    } else {
+        (None, None)
+    };
+    let ready = prepared(out, scales, sums);
+    if n == 0 || columns.slices == 0 {
+        return Ok(ready);
+    }
+    const SPREAD: Kernel = Kernel::named("spread_activations");
+    const QUANTIZE: Kernel = Kernel::named("quantize_activations");
+    const SIGN: Kernel = Kernel::named("sign_activations");
+    let (kernel, block) = match mode {
+        Mode::F32 => (SPREAD, 1),
+        Mode::Int8 => (QUANTIZE, block),
+        Mode::Sign => (SIGN, 1),
+    };
+    assert!(matches!(block, 1 | 2 | 4));
+    let args = ActivationArgs {
+        x: x.address(),
+        out: out.address(),
+        scales: scales.map_or(0, Part::address),
+        sums: sums.map_or(0, Part::address),
+        bad: bad.part(0, 4).address(),
+        columns,
+        n: u32::try_from(n).expect("a batch that the staging cuts"),
+        block,
+        reserved: 0,
+    };
+    let grid = Grid {
+        blocks: (
+            columns.slices.div_ceil(block).div_ceil(4),
+            n.min(MOST_Y) as u32,
+        ),
+        threads: 128,
+        shared: 0,
+    };
+    // SAFETY: the arguments and the grid of an activation kernel by "Activations on the device"; each part was cut to the bytes
+    // that this says, and parts are of memory that waits for the device before it is freed.
+    unsafe { stream.launch(kernel, grid, &args)? };
+    Ok(ready)
+}
+
+/// Enqueues `y = x Wᵀ`: `y` is float `(n, rows)`.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses a launch.
+///
+/// # Panics
+/// If the vectors were prepared for other columns, or for signs where weights have more than one bit, or `y` is too short.
+pub fn multiply(stream: &Stream, weights: &Weights, x: &Prepared<'_>, y: Part<'_>) -> Result<()> {
+    let (rows, bits) = (weights.shape().rows, weights.bits());
+    assert_eq!(x.columns, weights.columns());
+    assert!(x.mode != Mode::Sign || bits == Bits::One);
+    let y = y.part(0, x.n * rows * 4);
+    let (scales, half) = weights.scales();
+    let plan = Plan::new(
+        x.mode,
+        bits,
+        rows,
+        x.columns.slices,
+        x.n,
+        stream.device().about().multiprocessors,
+    );
+    let (x_bytes, slices) = (x_bytes(x.mode, &x.columns), x.columns.slices as usize);
+    for first in (0..x.n).step_by(plan.most) {
+        let n = plan.most.min(x.n - first);
+        let slice_values = |part: Part<'_>| part.part(first * slices * 4, n * slices * 4).address();
+        let args = MatmulArgs {
+            codes: weights.codes().address(),
+            scales: scales.address(),
+            zeros: weights.zeros().map_or(0, Part::address),
+            x: x.x.part(first * x_bytes, n * x_bytes).address(),
+            xscales: x.scales.map_or(0, slice_values),
+            xsums: x.sums.map_or(0, slice_values),
+            y: y.part(first * rows * 4, n * rows * 4).address(),
+            columns: x.columns,
+            rows: rows as u32,
+            n: n as u32,
+            half_scales: half.into(),
+            split: plan.split,
+            reserved: 0,
+        };
+        // SAFETY: the arguments and the grid of a product by "Products"; the weights were packed for these columns, the vectors
+        // prepared for them, and parts are of memory that waits for the device before it is freed.
+        unsafe { stream.launch(plan.kernel, plan.grid(n), &args)? };
+    }
+    Ok(())
+}
+
+/// Which kernel, and how its launch is shaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    kernel: Kernel,
+    /// Vectors a launch row.
+    v: usize,
+    /// Vectors a launch.
+    most: usize,
+    /// Warps that share the columns of a row.
+    split: u32,
+    blocks_x: u32,
+    threads: u32,
+    shared: u32,
+}
+
+impl Plan {
+    fn new(
+        mode: Mode,
+        bits: Bits,
+        rows: usize,
+        slices: u32,
+        n: usize,
+        multiprocessors: u32,
+    ) -> Plan {
+        if mode == Mode::Int8 && n > 4 {
+            let v = if n <= 16 { 8 } else { 64 };
+            return Plan {
+                kernel: of_width(if v == 8 { &MMA_8 } else { &MMA_64 }, bits),
+                v,
+                most: MOST_Y * v,
+                split: 1,
+                blocks_x: rows.div_ceil(64) as u32,
+                threads: 128,
+                shared: 0,
+            };
+        }
+        let v = if n == 1 { 1 } else { 4 };
+        let kernel = match (mode, v) {
+            (Mode::F32, 1) => of_width(&F32_1, bits),
+            (Mode::F32, _) => of_width(&F32_4, bits),
+            (Mode::Int8, 1) => of_width(&I8_1, bits),
+            (Mode::Int8, _) => of_width(&I8_4, bits),
+            (Mode::Sign, 1) => Kernel::named("matmul_sign_n1"),
+            (Mode::Sign, _) => Kernel::named("matmul_sign_n4"),
+        };
+        let r = match (mode, v) {
+            (Mode::F32, 1) => 2,
+            (Mode::F32, _) => 1,
+            (_, 1) => 4,
+            _ => 2,
+        };
+        let blocks_x = |split: usize| rows.div_ceil(WARPS / split * r);
+        // A piece is a lane's share at a time; a warp without a piece would have nothing to do.
+        let piece = match (mode, bits) {
+            (Mode::Sign, _) | (_, Bits::One) => 4,
+            (_, Bits::Two) => 2,
+            _ => 1,
+        };
+        let most_split = (slices as usize).div_ceil(32 * piece);
+        let enough = 4 * multiprocessors as usize;
+        let mut split = 1;
+        while split < WARPS
+            && split * 2 <= most_split
+            && blocks_x(split) * n.div_ceil(v).min(MOST_Y) < enough
+        {
+            split *= 2;
+        }
+        Plan {
+            kernel,
+            v,
+            most: MOST_Y * v,
+            split: split as u32,
+            blocks_x: blocks_x(split) as u32,
+            threads: 32 * WARPS as u32,
+            shared: (WARPS * r * v * 4) as u32,
+        }
+    }
+
+    /// The grid for `n` vectors, at most `most`.
+    fn grid(&self, n: usize) -> Grid {
+        Grid {
+            blocks: (self.blocks_x, n.div_ceil(self.v) as u32),
+            threads: self.threads,
+            shared: self.shared,
+        }
+    }
+}
+
+/// Warps a block of the kernels for few vectors.
+const WARPS: usize = 8;
+
+/// The kernels of a family for 1, 2, 4 and 8 bits.
+type ByWidth = [Kernel; 4];
+
+macro_rules! by_width {
+    ($before:literal, $after:literal) => {
+        [
+            Kernel::named(concat!($before, "1", $after)),
+            Kernel::named(concat!($before, "2", $after)),
+            Kernel::named(concat!($before, "4", $after)),
+            Kernel::named(concat!($before, "8", $after)),
+        ]
+    };
+}
+
+static F32_1: ByWidth = by_width!("matmul_f32_b", "_n1");
+static F32_4: ByWidth = by_width!("matmul_f32_b", "_n4");
+static I8_1: ByWidth = by_width!("matmul_i8_b", "_n1");
+static I8_4: ByWidth = by_width!("matmul_i8_b", "_n4");
+static MMA_8: ByWidth = by_width!("matmul_mma_b", "_n8");
+static MMA_64: ByWidth = by_width!("matmul_mma_b", "_n64");
+
+fn of_width(family: &ByWidth, bits: Bits) -> Kernel {
+    family[bits.get().trailing_zeros() as usize]
+}
+
+/// # Panics
+/// If it is not aligned to the 16 bytes that the kernels load at once.
+fn aligned(part: Part<'_>) -> Part<'_> {
+    assert!(part.address().is_multiple_of(16), "{part:?}");
+    part
+}

@@ -1,0 +1,277 @@
+//! Products with vectors of the host: what stands between `apl_matmul` and a stream.
+//!
+//! A call takes a lane (a stream, page-locked memory, a block of device memory) and gives it back; so there are as many lanes as
+//! calls have ever run at once, and nothing is allocated once each shape has been there. A lane keeps the largest buffers that it
+//! ever needed.
+//!
+//! ```text
+//! page-locked    x (n, cols)  ───►  device   x  │ prepared x │ y (n, rows), bad
+//!                y, bad       ◄───                             └── one copy back
+//! ```
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::device::Device;
+use super::memory::{Memory, Pinned};
+use super::product::{self, Mode, prepare, prepared_bytes};
+use super::stream::Stream;
+use super::weights::{Share, Weights};
+use crate::error::{Error, Result};
+use crate::quant::{Codes, CodesBuf};
+
+/// A device, and what products with vectors of the host need of it.
+pub struct Gpu {
+    device: Arc<Device>,
+    /// Those that no call has.
+    lanes: Mutex<Vec<Lane>>,
+}
+
+struct Lane {
+    stream: Stream,
+    memory: Memory,
+    sent: Pinned,
+    received: Pinned,
+}
+
+/// Vectors that are prepared together: their scratch serves the next ones.
+const TOGETHER: usize = 8192;
+
+/// Where a vector begins to be taken 2^32 times smaller: sums of 32 products with levels of at most 255 stay in range below.
+const LARGE: f32 = f32::from_bits((127 + 115) << 23);
+const SMALLER: f32 = 1.0 / (1u64 << 32) as f32;
+const LARGER: f32 = (1u64 << 32) as f32;
+
+impl Gpu {
+    /// A device without lanes; the first one is made now, so that a device without memory is found out.
+    pub(super) fn new(device: Arc<Device>) -> Result<Gpu> {
+        let lane = Lane::new(&device)?;
+        Ok(Gpu {
+            device,
+            lanes: Mutex::new(vec![lane]),
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Packs a matrix and copies it to the device. As [`Weights::new`].
+    ///
+    /// # Errors
+    /// As [`Weights::new`].
+    pub fn upload(&self, codes: &Codes<'_>, share: Share<'_>) -> Result<Weights> {
+        self.with_lane(|lane| Weights::new(&lane.stream, codes, share))
+    }
+
+    /// The matrix read back. As [`Weights::to_codes`].
+    ///
+    /// # Errors
+    /// As [`Weights::to_codes`].
+    pub fn to_codes(&self, weights: &Weights) -> Result<CodesBuf> {
+        self.with_lane(|lane| weights.to_codes(&lane.stream))
+    }
+
+    /// One row as floats. As [`Weights::row`].
+    ///
+    /// # Errors
+    /// As [`Weights::row`].
+    pub fn row(&self, weights: &Weights, row: usize, out: &mut [f32]) -> Result<()> {
+        self.with_lane(|lane| weights.row(&lane.stream, row, out))
+    }
+
+    /// `y[v] = W x[v]` for each of `n` vectors: `x` is `(n, cols)`, `y` is `(n, rows)`.
+    ///
+    /// # Errors
+    /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`; `ERR_BACKEND`. `y` then holds what it held.
+    pub fn multiply(
+        &self,
+        weights: &Weights,
+        mode: Mode,
+        x: &[f32],
+        y: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
+        if y.is_empty() {
+            return Ok(());
+        }
+        self.with_lane(|lane| lane.multiply(weights, mode, x, y, n))
+    }
+
+    /// Runs `work` with a lane that no other call has.
+    fn with_lane<R>(&self, work: impl FnOnce(&mut Lane) -> Result<R>) -> Result<R> {
+        let _current = self.device.enter()?;
+        let lane = self.lanes().pop();
+        let mut lane = match lane {
+            Some(lane) => lane,
+            None => Lane::new(&self.device)?,
+        };
+        let done = work(&mut lane);
+        if done.is_ok() {
+            self.lanes().push(lane);
+        } else {
+            // Its page-locked memory may be read or written until here; and it is not used again.
+            let _ = lane.stream.synchronize();
+        }
+        done
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, Vec<Lane>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where things lie in the device memory of a lane.
+struct Plan {
+    x: usize,
+    scratch: usize,
+    scratch_bytes: usize,
+    y: usize,
+    /// `y` and, behind it, `bad`.
+    back: usize,
+    total: usize,
+}
+
+impl Plan {
+    /// `None` if it is more than can be counted.
+    fn new(weights: &Weights, mode: Mode, n: usize) -> Option<Plan> {
+        let part = |bytes: usize| bytes.checked_next_multiple_of(256);
+        let columns = weights.columns();
+        let x_bytes = n.checked_mul(columns.cols as usize)?.checked_mul(4)?;
+        let y_bytes = n.checked_mul(weights.shape().rows)?.checked_mul(4)?;
+        let scratch_bytes = prepared_bytes(mode, &columns, n.min(TOGETHER))?;
+        let scratch = part(x_bytes)?;
+        let y = scratch.checked_add(part(scratch_bytes)?)?;
+        let back = y_bytes.checked_add(4)?;
+        Some(Plan {
+            x: x_bytes,
+            scratch,
+            scratch_bytes,
+            y,
+            back,
+            total: y.checked_add(back)?,
+        })
+    }
+}
+
+impl Lane {
+    fn new(device: &Arc<Device>) -> Result<Lane> {
+        Ok(Lane {
+            stream: Stream::new(device)?,
+            memory: Memory::new(device, 0, "products")?,
+            sent: Pinned::new(device, 0, "vectors")?,
+            received: Pinned::new(device, 0, "results")?,
+        })
+    }
+
+    /// Makes the buffers as large as `plan` asks.
+    fn grow(&mut self, plan: &Plan) -> Result<()> {
+        let device = Arc::clone(self.stream.device());
+        if self.memory.bytes() < plan.total {
+            // The old goes first: there may be no room for both.
+            self.memory = Memory::new(&device, 0, "products")?;
+            self.memory = Memory::new(&device, roomy(plan.total), "products")?;
+        }
+        if self.sent.bytes().len() < plan.x {
+            self.sent = Pinned::new(&device, 0, "vectors")?;
+            self.sent = Pinned::new(&device, roomy(plan.x), "vectors")?;
+        }
+        if self.received.bytes().len() < plan.back {
+            self.received = Pinned::new(&device, 0, "results")?;
+            self.received = Pinned::new(&device, roomy(plan.back), "results")?;
+        }
+        Ok(())
+    }
+
+    fn multiply(
+        &mut self,
+        weights: &Weights,
+        mode: Mode,
+        x: &[f32],
+        y: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
+        let plan = Plan::new(weights, mode, n)
+            .ok_or_else(|| Error::memory(format!("no memory for {n} vectors on the device")))?;
+        self.grow(&plan)?;
+        let cols = weights.shape().cols;
+        let staged: &mut [f32] = bytemuck::cast_slice_mut(&mut self.sent.bytes_mut()[..plan.x]);
+        staged.copy_from_slice(x);
+        let shrunk = mode == Mode::F32 && shrink(staged, cols);
+
+        let (stream, memory) = (&self.stream, &self.memory);
+        let (x_all, back) = (memory.part(0, plan.x), memory.part(plan.y, plan.back));
+        let bad = back.from(plan.back - 4);
+        // SAFETY: `sent` is not touched before the stream was waited for, below or, on an error, by `with_lane`.
+        unsafe { stream.upload(x_all, &self.sent)? };
+        stream.zero(bad)?;
+        let (columns, block) = (weights.columns(), weights.activation_block());
+        for first in (0..n).step_by(TOGETHER) {
+            let count = TOGETHER.min(n - first);
+            let x = x_all.part(first * cols * 4, count * cols * 4);
+            let scratch = memory.part(plan.scratch, plan.scratch_bytes);
+            let prepared = prepare(stream, mode, columns, block, x, count, scratch, bad)?;
+            let y = back.from(first * weights.shape().rows * 4);
+            product::multiply(stream, weights, &prepared, y)?;
+        }
+        // SAFETY: as above, for `received`.
+        unsafe { stream.download(&mut self.received, back)? };
+        stream.synchronize()?;
+
+        let received = &self.received.bytes()[..plan.back];
+        let (sums, bad) = received.split_at(plan.back - 4);
+        if bad != [0; 4] {
+            return Err(not_finite(x, cols));
+        }
+        y.copy_from_slice(bytemuck::cast_slice(sums));
+        if shrunk {
+            let rows = y.len() / n;
+            for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(rows)) {
+                if is_large(x) {
+                    y.iter_mut().for_each(|y| *y *= LARGER);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes to allocate for a need: some more, so that needs that grow little by little do not each allocate.
+fn roomy(bytes: usize) -> usize {
+    const STEP: usize = 1 << 16;
+    bytes
+        .saturating_add(bytes / 8)
+        .checked_next_multiple_of(STEP)
+        .unwrap_or(bytes)
+}
+
+/// Whether a sum of 32 products of a vector could leave the range of float32 though each product is in it.
+fn is_large(x: &[f32]) -> bool {
+    x.iter().any(|x| x.abs() >= LARGE && x.is_finite())
+}
+
+/// Takes the vectors that are large 2^32 times smaller; whether there was one. `x` is `(n, cols)`.
+fn shrink(x: &mut [f32], cols: usize) -> bool {
+    // Of the whole first: it is almost never so, and then one pass is all.
+    if !is_large(x) {
+        return false;
+    }
+    for x in x.chunks_exact_mut(cols) {
+        if is_large(x) {
+            x.iter_mut().for_each(|x| *x *= SMALLER);
+        }
+    }
+    true
+}
+
+fn not_finite(x: &[f32], cols: usize) -> Error {
+    match x.iter().position(|x| !x.is_finite()) {
+        Some(i) => Error::range(format!(
+            "x is {} at vector {}, column {}: int8 activations must be finite",
+            x[i],
+            i / cols,
+            i % cols
+        )),
+        None => Error::backend("CUDA: the device found a vector that is not finite where all are"),
+    }
+}

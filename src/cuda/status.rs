@@ -1,0 +1,37 @@
+//! What the driver answers, as an error of the library.
+//!
+//! cudarc reads the driver's status as an enumeration, which has no member for a status that was invented later. It is compared
+//! with success, turned into its number and shown, and nothing else is concluded from it.
+
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+
+use crate::error::{Error, Result};
+
+/// What was tried, where the driver refused it.
+pub(super) trait Tried<T> {
+    /// # Errors
+    /// `ERR_MEMORY` where memory is exhausted, else `ERR_BACKEND`: "CUDA: `what` failed: …".
+    fn tried(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> Tried<T> for std::result::Result<T, DriverError> {
+    fn tried(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| {
+            let message = format!("CUDA: {} failed: {}", what(), words(e));
+            match e.0 {
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::memory(message),
+                _ => Error::backend(message),
+            }
+        })
+    }
+}
+
+/// The driver's own words, and its number.
+pub(super) fn words(e: DriverError) -> String {
+    let number = e.0 as u32;
+    match e.error_string() {
+        Ok(text) => format!("{} (CUDA error {number})", text.to_string_lossy()),
+        Err(_) => format!("CUDA error {number}"),
+    }
+}

@@ -1,0 +1,78 @@
+//! Weights that live on a device: the form of [`super::Weights`] whose products are CUDA's.
+
+use std::sync::Arc;
+
+use super::weights::Activations;
+use crate::cuda::{self, Gpu, Mode};
+use crate::error::{Result, Status};
+use crate::quant::{Codes, CodesBuf};
+use crate::runtime::{Hands, Runtime};
+
+/// A matrix on a device, and the device that multiplies with it.
+pub struct OnDevice {
+    gpu: Arc<Gpu>,
+    weights: cuda::Weights,
+}
+
+impl OnDevice {
+    /// Copies a matrix to the device of `rt`. `None` if it stays on the host: the library runs on the CPU, the kernels do not take
+    /// the shape, or memory is exhausted while the configuration leaves the backend to the library.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY` where CUDA is demanded, `ERR_BACKEND`.
+    pub fn place(rt: &Runtime, codes: &Codes<'_>) -> Result<Option<OnDevice>> {
+        let Some(gpu) = rt.gpu().filter(|_| cuda::supports(&codes.shape)) else {
+            return Ok(None);
+        };
+        let uploaded = Hands::Pool(rt.pool())
+            .share(|team| gpu.upload(codes, &|tasks, job| team.run(tasks, job)));
+        match uploaded {
+            Ok(weights) => Ok(Some(OnDevice {
+                gpu: Arc::clone(gpu),
+                weights,
+            })),
+            Err(e) if e.status() == Status::Memory && !rt.resolved().demanded => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The matrix there.
+    pub fn weights(&self) -> &cuda::Weights {
+        &self.weights
+    }
+
+    /// `y[v] = W x[v]` for each of `n` vectors: `x` is `(n, cols)`, `y` is `(n, rows)`.
+    ///
+    /// # Errors
+    /// Those of [`Gpu::multiply`].
+    pub fn multiply(
+        &self,
+        activations: Activations,
+        x: &[f32],
+        y: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
+        let mode = match activations {
+            Activations::F32 => Mode::F32,
+            Activations::Int8 => Mode::Int8,
+            Activations::Sign => Mode::Sign,
+        };
+        self.gpu.multiply(&self.weights, mode, x, y, n)
+    }
+
+    /// The matrix read back, its values as they went in.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`, `ERR_BACKEND`.
+    pub fn to_codes(&self) -> Result<CodesBuf> {
+        self.gpu.to_codes(&self.weights)
+    }
+
+    /// One row as floats; `out` is `(cols)`.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`, `ERR_BACKEND`.
+    pub fn row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        self.gpu.row(&self.weights, row, out)
+    }
+}

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Builds the driver that is none, with the kernels in it.
+# Usage: tests/kernels/fake_cuda.sh FOLDER; FOLDER/libcuda.so.1 is then what LD_LIBRARY_PATH may lead to.
+set -eu
+cd "$(dirname "$0")/../.."
+out=${1:-target/fake-cuda}
+mkdir -p "$out"
+${CXX:-g++} -std=c++17 -g -O2 -fPIC -shared -Wall -Wextra -Werror -Wno-unknown-pragmas -DGPU_SHIM \
+    -Wl,-soname,libcuda.so.1 -x c++ tests/kernels/fake_cuda.cpp kernels/all.cu kernels/shim/shim.cpp \
+    -o "$out/libcuda.so.1" -ldl -lpthread
