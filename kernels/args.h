@@ -134,7 +134,9 @@ struct AttentionArgs {
     uint32_t window; // positions that a token sees, itself included; 0: all
     uint32_t n;
     uint32_t splits; // blocks that share the positions of a row
-    float cap;       // cap * tanh(score / cap); 0: as it is
+    uint32_t half_cache; // 1: the cache is float16
+    float cap;           // cap * tanh(score / cap); 0: as it is
+    uint32_t reserved;
 };
 
 struct GateArgs {
@@ -168,7 +170,7 @@ static_assert(sizeof(EmbedArgs) == 80, "EmbedArgs");
 static_assert(sizeof(AngleArgs) == 40, "AngleArgs");
 static_assert(sizeof(NormArgs) == 72, "NormArgs");
 static_assert(sizeof(HeadArgs) == 144, "HeadArgs");
-static_assert(sizeof(AttentionArgs) == 88, "AttentionArgs");
+static_assert(sizeof(AttentionArgs) == 96, "AttentionArgs");
 static_assert(sizeof(GateArgs) == 56, "GateArgs");
 static_assert(sizeof(LogitArgs) == 56, "LogitArgs");
 

@@ -4,8 +4,8 @@
 // block takes R rows and walks the positions that any of them sees, 32 at a time; keys, then values, of a step pass through
 // shared memory:
 //
-//       scores   a warp takes rows w, w + 4, …; a lane is a position, so that no sum goes across lanes
-//       mix      a thread is one or two elements of the head, for all R rows
+//       scores   a warp is a row, a lane a position, so that no sum goes across lanes
+//       mix      a thread is an element of the head, for all R rows
 //
 // With a softmax on the fly: the largest score so far, and what was summed under a smaller one scaled down when it grows.
 //
@@ -14,17 +14,16 @@
 // sees nothing of leaves it as it is: without splits a row gets the same bits whatever rows are beside it, and whatever R.
 #include "weights.cuh"
 
-constexpr uint32_t STEP = 32;       // positions: one a lane
-constexpr uint32_t ROW_WARPS = 4;   // of a block
-constexpr uint32_t MOST_HEAD = 256; // elements
+constexpr uint32_t STEP = 32;      // positions: one a lane
+constexpr uint32_t THREADS = 256;  // of a block: at most 8 rows, heads of at most 256 elements
 
-constexpr float MINUS_INFINITY = -__builtin_huge_valf();
+DEVICE float minus_infinity() { return float_of(0xff800000u); }
 
-// Four numbers of the cache, widened.
-template <typename T> DEVICE Floats4 four_of(const T *p);
-template <> DEVICE Floats4 four_of<float>(const float *p) { return *reinterpret_cast<const Floats4 *>(p); }
-template <> DEVICE Floats4 four_of<uint16_t>(const uint16_t *p) {
-    const Halves4 h = *reinterpret_cast<const Halves4 *>(p);
+// Four numbers of the cache, widened, `at` of them from its beginning.
+DEVICE Floats4 four_of(const AttentionArgs &a, uint64_t cache, size_t at) {
+    if (!a.half_cache)
+        return in<Floats4>(cache)[at];
+    const Halves4 h = in<Halves4>(cache)[at];
     return {{from_half(h.h[0]), from_half(h.h[1]), from_half(h.h[2]), from_half(h.h[3])}};
 }
 
@@ -54,17 +53,17 @@ struct Shared {
     }
 
     // The lines of positions first..first + STEP; zeros from `end` on, where nothing may have been written yet.
-    template <typename T> DEVICE void load(const AttentionArgs &a, uint64_t cache, uint32_t first, uint32_t end) const {
-        const T *lines = in<T>(cache) + size_t(blockIdx.y) * a.slots * quads * 4;
-        const uint32_t threads = ROW_WARPS * WARP;
+    DEVICE void load(const AttentionArgs &a, uint64_t cache, uint32_t first, uint32_t end) const {
+        const size_t before = size_t(blockIdx.y % a.kv_heads) * a.slots;
         uint32_t line = threadIdx.x / quads, quad = threadIdx.x % quads;
+#pragma unroll 1
         while (line < STEP) {
             Floats4 four = {};
             if (first + line < end)
-                four = four_of<T>(lines + (size_t((first + line) % a.slots) * quads + quad) * 4);
+                four = four_of(a, cache, (before + (first + line) % a.slots) * quads + quad);
             tile[line * stride + quad] = four;
-            line += threads / quads;
-            quad += threads % quads;
+            line += THREADS / quads;
+            quad += THREADS % quads;
             if (quad >= quads) {
                 quad -= quads;
                 line++;
@@ -73,17 +72,17 @@ struct Shared {
     }
 };
 
-template <typename T, uint32_t R> DEVICE void attend(const AttentionArgs &a) {
-    constexpr uint32_t MINE = (R + ROW_WARPS - 1) / ROW_WARPS;    // rows of a warp
-    constexpr uint32_t ELEMENTS = MOST_HEAD / (ROW_WARPS * WARP); // of a thread
+template <uint32_t R> DEVICE void attend(const AttentionArgs &a) {
     const Shared s = Shared::of<R>(a);
     const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const uint32_t head = blockIdx.y % a.kv_heads, split = blockIdx.y / a.kv_heads;
     const uint32_t group = a.heads / a.kv_heads, rows = a.n * group, first_row = blockIdx.x * R;
     const uint32_t here = *in<uint32_t>(a.position);
     // Where the row's head of a (n, heads, …) buffer is.
-    const auto head_of = [&](uint32_t row) { return size_t(row / group) * a.heads + blockIdx.y * group + row % group; };
+    const auto head_of = [&](uint32_t row) { return size_t(row / group) * a.heads + head * group + row % group; };
 
-    for (uint32_t i = threadIdx.x; i < R * s.quads * 4; i += ROW_WARPS * WARP) {
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < R * s.quads * 4; i += THREADS) {
         const uint32_t row = first_row + i / (s.quads * 4), element = i % (s.quads * 4);
         const bool there = row < rows && element < a.head_dim;
         reinterpret_cast<float *>(s.queries)[i] = there ? in<float>(a.q)[head_of(row) * a.head_dim + element] : 0.0f;
@@ -93,27 +92,25 @@ template <typename T, uint32_t R> DEVICE void attend(const AttentionArgs &a) {
     const uint32_t last_row = first_row + R < rows ? first_row + R - 1 : rows - 1;
     const uint32_t start = least_seen(a, here + first_row / group) / STEP * STEP, end = here + last_row / group + 1;
     const uint32_t steps = (end - start + STEP - 1) / STEP, share = (steps + a.splits - 1) / a.splits;
-    const uint32_t from = start + blockIdx.z * share * STEP;
+    const uint32_t from = start + split * share * STEP;
     const uint32_t to = from + share * STEP < end ? from + share * STEP : end;
 
-    float top[MINE], sum[MINE], mixed[ELEMENTS][R] = {};
-#pragma unroll
-    for (uint32_t j = 0; j < MINE; j++) {
-        top[j] = MINUS_INFINITY;
-        sum[j] = 0.0f;
-    }
+    // The positions that this warp's row sees; none, where there is no such row.
+    const uint32_t row = first_row + warp, mine = here + row / group, least = least_seen(a, mine);
+    const bool has_row = warp < R && row < rows;
+    const bool has_element = threadIdx.x < a.head_dim;
+    const float *const values = reinterpret_cast<const float *>(s.tile) + threadIdx.x;
+
+    float top = minus_infinity(), sum = 0.0f, mixed[R] = {};
+#pragma unroll 1
     for (uint32_t at = from; at < to; at += STEP) {
-        s.load<T>(a, a.keys, at, end);
+        s.load(a, a.keys, at, end);
         block_sync();
-#pragma unroll
-        for (uint32_t j = 0; j < MINE; j++) {
-            const uint32_t r = warp + ROW_WARPS * j;
-            if (r >= R)
-                break;
+        if (warp < R) {
             float score = 0.0f;
 #pragma unroll 4
             for (uint32_t quad = 0; quad < s.quads; quad++) {
-                const Floats4 q = s.queries[r * s.quads + quad], k = s.tile[lane * s.stride + quad];
+                const Floats4 q = s.queries[warp * s.quads + quad], k = s.tile[lane * s.stride + quad];
                 score += q.f[0] * k.f[0];
                 score += q.f[1] * k.f[1];
                 score += q.f[2] * k.f[2];
@@ -121,89 +118,77 @@ template <typename T, uint32_t R> DEVICE void attend(const AttentionArgs &a) {
             }
             if (a.cap > 0.0f)
                 score = a.cap * tanhf(score / a.cap);
-            const uint32_t row = first_row + r, mine = here + row / group, position = at + lane;
-            if (row >= rows || position > mine || position < least_seen(a, mine))
-                score = MINUS_INFINITY;
-            const float now = fmaxf(top[j], warp_max(score));
-            const float chance = now == MINUS_INFINITY ? 0.0f : expf(score - now);
-            const float factor = now == MINUS_INFINITY ? 0.0f : expf(top[j] - now);
-            top[j] = now;
-            sum[j] = sum[j] * factor + warp_sum(chance);
-            s.chances[r * STEP + lane] = chance;
+            const uint32_t position = at + lane;
+            if (!has_row || position > mine || position < least)
+                score = minus_infinity();
+            const float now = fmaxf(top, warp_max(score));
+            const float chance = now == minus_infinity() ? 0.0f : expf(score - now);
+            const float factor = now == minus_infinity() ? 0.0f : expf(top - now);
+            top = now;
+            sum = sum * factor + warp_sum(chance);
+            s.chances[warp * STEP + lane] = chance;
             if (lane == 0)
-                s.factors[r] = factor;
+                s.factors[warp] = factor;
         }
         block_sync();
-        s.load<T>(a, a.values, at, end);
+        s.load(a, a.values, at, end);
         block_sync();
-#pragma unroll
-        for (uint32_t e = 0; e < ELEMENTS; e++) {
-            const uint32_t element = threadIdx.x + e * ROW_WARPS * WARP;
-            if (element >= a.head_dim)
-                break;
-            const float *values = reinterpret_cast<const float *>(s.tile) + element;
+        if (has_element) {
 #pragma unroll
             for (uint32_t r = 0; r < R; r++)
-                mixed[e][r] *= s.factors[r];
+                mixed[r] *= s.factors[r];
 #pragma unroll 4
             for (uint32_t p = 0; p < STEP; p++) {
                 const float v = values[p * s.stride * 4];
 #pragma unroll
                 for (uint32_t r = 0; r < R; r++)
-                    mixed[e][r] += s.chances[r * STEP + p] * v;
+                    mixed[r] += s.chances[r * STEP + p] * v;
             }
         }
         block_sync();
     }
 
     // What is in the factors now divides the row; with several splits that is left to who puts them together.
-#pragma unroll
-    for (uint32_t j = 0; j < MINE; j++) {
-        const uint32_t r = warp + ROW_WARPS * j, row = first_row + r;
-        if (r >= R || lane != 0)
-            break;
-        s.factors[r] = a.splits == 1 ? 1.0f / sum[j] : 1.0f;
-        if (a.splits > 1 && row < rows)
-            out<Floats2>(a.ends)[head_of(row) * a.splits + blockIdx.z] = {{top[j], sum[j]}};
+    if (lane == 0 && warp < R) {
+        s.factors[warp] = 1.0f / sum;
+        if (a.splits > 1 && has_row)
+            out<Floats2>(a.ends)[head_of(row) * a.splits + split] = {{top, sum}};
     }
     block_sync();
+    if (!has_element)
+        return;
 #pragma unroll
-    for (uint32_t e = 0; e < ELEMENTS; e++) {
-        const uint32_t element = threadIdx.x + e * ROW_WARPS * WARP;
-        if (element >= a.head_dim)
+    for (uint32_t r = 0; r < R; r++) {
+        if (first_row + r >= rows)
             break;
-#pragma unroll
-        for (uint32_t r = 0; r < R; r++) {
-            if (first_row + r >= rows)
-                break;
-            const size_t at = head_of(first_row + r);
-            if (a.splits == 1)
-                out<float>(a.out)[at * a.head_dim + element] = mixed[e][r] * s.factors[r];
-            else
-                out<float>(a.parts)[(at * a.splits + blockIdx.z) * a.head_dim + element] = mixed[e][r];
-        }
+        const size_t at = head_of(first_row + r);
+        if (a.splits == 1)
+            out<float>(a.out)[at * a.head_dim + threadIdx.x] = mixed[r] * s.factors[r];
+        else
+            out<float>(a.parts)[(at * a.splits + split) * a.head_dim + threadIdx.x] = mixed[r];
     }
 }
 
-KERNEL(128, attend_r1_f16, AttentionArgs) { attend<uint16_t, 1>(args); }
-KERNEL(128, attend_r4_f16, AttentionArgs) { attend<uint16_t, 4>(args); }
-KERNEL(128, attend_r8_f16, AttentionArgs) { attend<uint16_t, 8>(args); }
-KERNEL(128, attend_r1_f32, AttentionArgs) { attend<float, 1>(args); }
-KERNEL(128, attend_r4_f32, AttentionArgs) { attend<float, 4>(args); }
-KERNEL(128, attend_r8_f32, AttentionArgs) { attend<float, 8>(args); }
+KERNEL(256, attend_r1, AttentionArgs) { attend<1>(args); }
+KERNEL(256, attend_r4, AttentionArgs) { attend<4>(args); }
+KERNEL(256, attend_r8, AttentionArgs) { attend<8>(args); }
 
 // The parts of a head of a token, in their order: each counts by how far its largest score is below that of all. A block a head.
 KERNEL(128, combine_parts, AttentionArgs) {
     const size_t at = size_t(blockIdx.x) * args.splits;
     const Floats2 *ends = in<Floats2>(args.ends) + at;
-    float top = MINUS_INFINITY, sum = 0.0f;
+    float top = minus_infinity(), sum = 0.0f;
+#pragma unroll 1
     for (uint32_t i = 0; i < args.splits; i++)
         top = fmaxf(top, ends[i].f[0]);
     // A part that saw nothing has a largest score of minus infinity, and counts nothing.
+#pragma unroll 1
     for (uint32_t i = 0; i < args.splits; i++)
         sum += ends[i].f[1] * expf(ends[i].f[0] - top);
+#pragma unroll 1
     for (uint32_t element = threadIdx.x; element < args.head_dim; element += 128) {
         float mixed = 0.0f;
+#pragma unroll 4
         for (uint32_t i = 0; i < args.splits; i++)
             mixed += in<float>(args.parts)[(at + i) * args.head_dim + element] * expf(ends[i].f[0] - top);
         out<float>(args.out)[size_t(blockIdx.x) * args.head_dim + element] = mixed * (1.0f / sum);

@@ -42,13 +42,14 @@ DEVICE uint32_t bits_of(float v) {
     memcpy(&bits, &v, 4);
     return bits;
 }
-DEVICE void block_sync() { shim::block_sync(); }
-DEVICE float *shared_floats() { return static_cast<float *>(shim::shared()); }
-DEVICE float xor_lane(float v, uint32_t lanes) {
-    const uint32_t bits = shim::exchange(bits_of(v), shim::lane() ^ lanes);
+DEVICE float float_of(uint32_t bits) {
+    float v;
     memcpy(&v, &bits, 4);
     return v;
 }
+DEVICE void block_sync() { shim::block_sync(); }
+DEVICE float *shared_floats() { return static_cast<float *>(shim::shared()); }
+DEVICE float xor_lane(float v, uint32_t lanes) { return float_of(shim::exchange(bits_of(v), shim::lane() ^ lanes)); }
 DEVICE int32_t xor_lane(int32_t v, uint32_t lanes) {
     return static_cast<int32_t>(shim::exchange(static_cast<uint32_t>(v), shim::lane() ^ lanes));
 }
@@ -108,6 +109,7 @@ DEVICE void mma_u8s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2]) {
 #else
 
 DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }
+DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE void block_sync() { __syncthreads(); }
 DEVICE float *shared_floats() {
     extern __shared__ float shared_memory[];

@@ -15,6 +15,7 @@ KERNEL(128, embed_rows, EmbedArgs) {
     const size_t slice = size_t(group) * c.per_group + within / SLICE;
     const uint32_t a_word = 32 / args.bits, place = within % SLICE, digit = place % a_word;
     const uint32_t shift = 8 * (digit % 4) + args.bits * (digit / 4);
+#pragma unroll 1
     for (uint32_t t = blockIdx.y; t < args.n; t += gridDim.y) {
         const size_t row = in<uint32_t>(args.ids)[t], at = row * c.groups + group;
         const uint32_t word = in<uint32_t>(args.codes)[(row * c.slices + slice) * args.bits + place / a_word];
@@ -67,11 +68,13 @@ KERNEL(256, add_norm, NormArgs) {
     float factor = 1.0f;
     if (args.y && inner) {
         float squares = 0.0f;
+#pragma unroll 2
         for (uint32_t i = threadIdx.x; i < args.width; i += 256)
             squares += added(i) * added(i);
         factor = norm_factor(block_sum(squares, 0), args);
     }
     float squares = 0.0f;
+#pragma unroll 2
     for (uint32_t i = threadIdx.x; i < args.width; i += 256) {
         float v = x[i];
         if (args.y) {
@@ -84,6 +87,7 @@ KERNEL(256, add_norm, NormArgs) {
         return;
     factor = norm_factor(block_sum(squares, 1), args);
     const float *sum = args.y ? in<float>(args.sum) + row : x; // what this thread wrote itself
+#pragma unroll 2
     for (uint32_t i = threadIdx.x; i < args.width; i += 256)
         out<float>(args.out)[row + i] = sum[i] * factor * outer[i];
 }
@@ -173,6 +177,7 @@ KERNEL(256, gate_up, GateArgs) {
         return;
     const float gate_bias = args.gate_bias ? in<float>(args.gate_bias)[i] : 0.0f;
     const float up_bias = args.up_bias ? in<float>(args.up_bias)[i] : 0.0f;
+#pragma unroll 1
     for (uint32_t t = blockIdx.y; t < args.n; t += gridDim.y) {
         const size_t at = size_t(t) * args.width + i;
         const float x = in<float>(args.gate)[at] + gate_bias, up = in<float>(args.up)[at] + up_bias;
@@ -184,6 +189,7 @@ KERNEL(256, gate_up, GateArgs) {
 
 // logits = cap * tanh(logits / cap).
 KERNEL(256, softcap, LogitArgs) {
+#pragma unroll 2
     for (size_t i = size_t(blockIdx.x) * 256 + threadIdx.x; i < args.count; i += size_t(gridDim.x) * 256) {
         float *v = out<float>(args.logits) + i;
         *v = args.cap * tanhf(*v / args.cap);
@@ -211,6 +217,7 @@ constexpr Candidate NOBODY = {-2147483647 - 1, 2147483647};
 // The greatest logit of a block's share, of equals the one that comes first.
 KERNEL(256, greatest, LogitArgs) {
     Candidate best = NOBODY;
+#pragma unroll 2
     for (size_t i = size_t(blockIdx.x) * 256 + threadIdx.x; i < args.count; i += size_t(gridDim.x) * 256) {
         const int32_t bits = static_cast<int32_t>(bits_of(in<float>(args.logits)[i]));
         best = better(best, {bits < 0 ? bits ^ 0x7fffffff : bits, static_cast<int32_t>(i)});

@@ -127,10 +127,10 @@ struct Problem {
 
 // Launches once a schedule; what comes out must be the same to the bit.
 inline void launch(const std::string &kernel, const void *args, unsigned gx, unsigned gy, unsigned block, unsigned shared,
-            const vector<std::function<vector<uint8_t>()>> &outputs, const std::string &what, unsigned gz = 1) {
+            const vector<std::function<vector<uint8_t>()>> &outputs, const std::string &what) {
     vector<vector<uint8_t>> first;
     for (const int schedule : schedules) {
-        expect(entry(kernel)(args, gx, gy, gz, block, 1, 1, shared, schedule) == 0, kernel + " launches: " + what);
+        expect(entry(kernel)(args, gx, gy, 1, block, 1, 1, shared, schedule) == 0, kernel + " launches: " + what);
         for (size_t i = 0; i < outputs.size(); i++) {
             if (schedule == schedules[0])
                 first.push_back(outputs[i]());

@@ -228,14 +228,14 @@ void attention(const Attend &k) {
     a.q = address(q), a.keys = k.half ? address(narrow[0]) : address(wide[0]), a.values = k.half ? address(narrow[1]) : address(wide[1]);
     a.position = address(position), a.out = address(mixed), a.parts = address(parts), a.ends = address(ends);
     a.heads = k.heads, a.kv_heads = k.kv_heads, a.head_dim = k.head_dim, a.slots = k.slots, a.window = k.window, a.n = k.n;
-    a.splits = k.splits, a.cap = k.cap;
+    a.splits = k.splits, a.half_cache = k.half, a.cap = k.cap;
     vector<float> first;
     for (const uint32_t r : {1u, 4u, 8u}) {
         const std::string what = "r" + std::to_string(r) + ", " + k.name();
         const uint32_t quads = up(d, 4), shared = 16 * (r * quads + 32 * (quads | 1)) + 4 * (r * 32 + r);
         std::fill(mixed.begin(), mixed.end(), NAN_FILL);
-        launch("attend_r" + std::to_string(r) + (k.half ? "_f16" : "_f32"), &a, up(k.n * group, r), k.kv_heads, 128, shared,
-               {bytes(mixed), bytes(parts), bytes(ends)}, what, k.splits);
+        launch("attend_r" + std::to_string(r), &a, up(k.n * group, r), k.kv_heads * k.splits, 256, shared,
+               {bytes(mixed), bytes(parts), bytes(ends)}, what);
         if (k.splits > 1)
             launch("combine_parts", &a, k.n * k.heads, 1, 128, 0, {bytes(mixed)}, what);
         if (first.empty())
