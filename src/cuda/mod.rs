@@ -70,3 +70,6 @@ pub fn open(ordinal: u32) -> Result<Arc<Gpu>, String> {
         Err(_) => Err("the CUDA driver is not what its version promises".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests;
