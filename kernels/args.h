@@ -60,14 +60,14 @@ struct EmbedArgs {
     uint64_t codes;  // of the embedding (rows = vocabulary): as in MatmulArgs
     uint64_t scales; // "
     uint64_t zeros;  // "
-    uint64_t ids;    // uint32   (n), each below the vocabulary
+    uint64_t ids;    // uint32   (n)
     uint64_t out;    // float    (n, cols)
     Columns columns;
     uint32_t n;
     uint32_t bits;        // 1, 2, 4 or 8
     uint32_t half_scales; // as in MatmulArgs
     float factor;         // what embeddings are multiplied with
-    uint32_t reserved;
+    uint32_t rows;        // of the embedding: an id beyond is taken as the last
 };
 
 struct AngleArgs {

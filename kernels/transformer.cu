@@ -17,7 +17,7 @@ KERNEL(128, embed_rows, EmbedArgs) {
     const uint32_t shift = 8 * (digit % 4) + args.bits * (digit / 4);
 #pragma unroll 1
     for (uint32_t t = blockIdx.y; t < args.n; t += gridDim.y) {
-        const size_t row = in<uint32_t>(args.ids)[t], at = row * c.groups + group;
+        const size_t row = least(in<uint32_t>(args.ids)[t], args.rows - 1), at = row * c.groups + group;
         const uint32_t word = in<uint32_t>(args.codes)[(row * c.slices + slice) * args.bits + place / a_word];
         const int32_t code = static_cast<int32_t>(word >> shift & ((1u << args.bits) - 1));
         const int32_t zero = args.zeros ? in<uint8_t>(args.zeros)[at] : 1 << (args.bits - 1);

@@ -5,7 +5,16 @@ use std::mem::{offset_of, size_of};
 use super::layout::Columns;
 
 /// Every kernel of the images, in the order of `kernels/images/index.json`.
-pub(super) const KERNELS: [&str; 29] = [
+pub(super) const KERNELS: [&str; 41] = [
+    "add_norm",
+    "advance",
+    "attend_r1",
+    "attend_r4",
+    "attend_r8",
+    "combine_parts",
+    "embed_rows",
+    "gate_up",
+    "greatest",
     "matmul_f32_b1_n1",
     "matmul_f32_b1_n4",
     "matmul_f32_b2_n1",
@@ -32,8 +41,11 @@ pub(super) const KERNELS: [&str; 29] = [
     "matmul_mma_b8_n8",
     "matmul_sign_n1",
     "matmul_sign_n4",
+    "place_heads",
     "quantize_activations",
+    "rotary_angles",
     "sign_activations",
+    "softcap",
     "spread_activations",
 ];
 

@@ -13,6 +13,8 @@
 //! layout    slices: the geometry and packing of kernels/README.md   safe, scalar
 //! weights   a matrix on the device                                  from and to quant::Codes
 //! product   which kernel, which grid; enqueued on a stream          allocates nothing, waits for nothing
+//! transformer  what models compute between products                   as `product`
+//! recorded  a captured sequence, and what it needs to stay alive
 //! staging   a product with vectors of the host                      memory, a stream and page-locked buffers, kept for the next
 //! ```
 //!
@@ -34,9 +36,11 @@ mod layout;
 mod memory;
 mod probe;
 mod product;
+mod recorded;
 mod staging;
 mod status;
 mod stream;
+pub mod transformer;
 mod weights;
 
 pub use device::{About, Device};
@@ -44,6 +48,7 @@ pub use kernels::{Arguments, Kernel};
 pub use layout::{Columns, supports};
 pub use memory::{Memory, Part, Pinned};
 pub use product::{Mode, Prepared, multiply, prepare, prepared_bytes};
+pub use recorded::Recorded;
 pub use staging::Gpu;
 pub use stream::{Graph, Grid, Stream};
 pub use weights::Weights;

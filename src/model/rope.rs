@@ -94,16 +94,8 @@ impl Rotary {
 
     /// Prepares the positions from `first` on for `n` tokens.
     pub fn prepare(&mut self, first: usize, n: usize) {
+        self.grow(first + n);
         let pairs = self.frequencies.len();
-        if let Some((theta, factor, original)) = self.dynamic {
-            let length = ((first + n) as f64).max(original);
-            let width = 2.0 * pairs as f64;
-            let grown = factor * length / original - (factor - 1.0);
-            let base = theta * grown.powf(width / (width - 2.0));
-            for (i, f) in self.frequencies.iter_mut().enumerate() {
-                *f = base.powf(-2.0 * i as f64 / width);
-            }
-        }
         for t in 0..n {
             for (i, f) in self.frequencies.iter().enumerate() {
                 let (sin, cos) = ((first + t) as f64 * f).sin_cos();
@@ -111,6 +103,30 @@ impl Rotary {
                 self.sin[t * pairs + i] = (self.amplitude * sin) as f32;
             }
         }
+    }
+
+    /// The frequencies of a sequence of this length, in radians a position `(head_dim/2)`, and whether they are others than
+    /// before: only those of [`RopeScaling::Dynamic`] ever are.
+    pub fn grow(&mut self, length: usize) -> (&[f64], bool) {
+        let pairs = self.frequencies.len();
+        let mut changed = false;
+        if let Some((theta, factor, original)) = self.dynamic {
+            let length = (length as f64).max(original);
+            let width = 2.0 * pairs as f64;
+            let grown = factor * length / original - (factor - 1.0);
+            let base = theta * grown.powf(width / (width - 2.0));
+            for (i, f) in self.frequencies.iter_mut().enumerate() {
+                let new = base.powf(-2.0 * i as f64 / width);
+                changed |= *f != new;
+                *f = new;
+            }
+        }
+        (&self.frequencies, changed)
+    }
+
+    /// What cosines and sines are multiplied with.
+    pub fn amplitude(&self) -> f64 {
+        self.amplitude
     }
 
     /// Turns one head at the prepared position `t`; `head` is `(head_dim)`.

@@ -1,0 +1,280 @@
+//! Heads into their places, and attention over the cache.
+
+use super::args::{AttentionArgs, HeadArgs};
+use super::{count, grid, values, values_or_none};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::Kernel;
+use crate::cuda::memory::Part;
+use crate::cuda::stream::Stream;
+use crate::error::Result;
+
+/// The heads of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Of queries.
+    pub heads: usize,
+    /// Of keys and values; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements of each.
+    pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Whether the kernels take them.
+    pub fn supported(&self) -> bool {
+        const MOST_HEAD_DIM: usize = 256;
+        // The grid's y holds a head in each of so many splits.
+        const MOST_KV_HEADS: usize = 65535 / Splits::MOST;
+        self.head_dim.is_multiple_of(2)
+            && (1..=MOST_HEAD_DIM).contains(&self.head_dim)
+            && (1..=MOST_KV_HEADS).contains(&self.kv_heads)
+            && self.heads.is_multiple_of(self.kv_heads)
+            && (1..=1 << 20).contains(&self.heads)
+    }
+
+    /// Elements of a head in the cache.
+    fn padded(&self) -> usize {
+        self.head_dim.next_multiple_of(4)
+    }
+
+    /// Heads of queries that share a head of keys.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// Bytes of the keys of a layer with so many slots, and of its values: each as many. `None`: more than can be counted.
+pub fn cache_bytes(shape: &HeadShape, slots: usize, half: bool) -> Option<usize> {
+    let size = if half { 2 } else { 4 };
+    slots.checked_mul(shape.kv_heads * shape.padded() * size)
+}
+
+/// The keys and values of a layer: a position lies in slot `position % slots`.
+#[derive(Clone, Copy, Debug)]
+pub struct Cache<'a> {
+    /// float16 or float `(kv_heads, slots, head_dim rounded up to 4)`
+    pub keys: Part<'a>,
+    /// As `keys`.
+    pub values: Part<'a>,
+    /// Slots: the window, if there is one, and the tokens that are fed together, at least.
+    pub slots: usize,
+    /// Whether it is float16.
+    pub half: bool,
+}
+
+impl Cache<'_> {
+    /// The addresses of keys and values.
+    ///
+    /// # Panics
+    /// If either is too short, or not aligned to the 16 bytes that are loaded at once.
+    fn addresses(&self, shape: &HeadShape) -> (u64, u64) {
+        let bytes = cache_bytes(shape, self.slots, self.half).expect("it was allocated");
+        let address = |part: Part<'_>| {
+            let address = part.part(0, bytes).address();
+            assert!(address.is_multiple_of(16), "{part:?}");
+            address
+        };
+        (address(self.keys), address(self.values))
+    }
+}
+
+/// What [`place_heads`] reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads<'a> {
+    /// Queries: float `(n, heads, head_dim)`
+    pub q: Part<'a>,
+    /// Keys: float `(n, kv_heads, head_dim)`
+    pub k: Part<'a>,
+    /// Values: float `(n, kv_heads, head_dim)`
+    pub v: Part<'a>,
+    /// Of queries, keys and values, as long as a token of each.
+    pub biases: [Option<Part<'a>>; 3],
+    /// Weights of the norms of queries and keys: float `(head_dim)`
+    pub norms: [Option<Part<'a>>; 2],
+    /// Added to the mean square in a norm.
+    pub eps: f32,
+    /// float `(n, head_dim / 2, 2)`, of [`super::angles`]
+    pub angles: Part<'a>,
+    /// Whether elements 2i and 2i + 1 turn together, rather than i and i + head_dim / 2.
+    pub neighbours: bool,
+    /// What queries are multiplied with.
+    pub query_scale: f32,
+    /// uint32: that of the first token.
+    pub position: Part<'a>,
+    /// The queries as attention takes them: float `(n, heads, head_dim)`
+    pub out: Part<'a>,
+}
+
+/// Enqueues biases, norms and the rotary embedding of `n` tokens' heads; keys and values go into the cache.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses the launch.
+///
+/// # Panics
+/// If the heads are not supported.
+pub fn place_heads(
+    stream: &Stream,
+    shape: &HeadShape,
+    n: usize,
+    h: &Heads<'_>,
+    cache: &Cache<'_>,
+) -> Result<()> {
+    const PLACE: Kernel = Kernel::named("place_heads");
+    assert!(shape.supported(), "{shape:?}");
+    if n == 0 {
+        return Ok(());
+    }
+    let (query, kv) = (
+        shape.heads * shape.head_dim,
+        shape.kv_heads * shape.head_dim,
+    );
+    let (keys, cached) = cache.addresses(shape);
+    let args = HeadArgs {
+        q: values(h.q, n * query),
+        k: values(h.k, n * kv),
+        v: values(h.v, n * kv),
+        q_bias: values_or_none(h.biases[0], query),
+        k_bias: values_or_none(h.biases[1], kv),
+        v_bias: values_or_none(h.biases[2], kv),
+        q_norm: values_or_none(h.norms[0], shape.head_dim),
+        k_norm: values_or_none(h.norms[1], shape.head_dim),
+        angles: values(h.angles, n * shape.head_dim),
+        position: values(h.position, 1),
+        out: values(h.out, n * query),
+        keys,
+        values: cached,
+        heads: count(shape.heads),
+        kv_heads: count(shape.kv_heads),
+        head_dim: count(shape.head_dim),
+        slots: count(cache.slots),
+        n: count(n),
+        neighbours: h.neighbours.into(),
+        half_cache: cache.half.into(),
+        eps: h.eps,
+        query_scale: h.query_scale,
+        reserved: 0,
+    };
+    let grid = grid((shape.heads + 2 * shape.kv_heads).div_ceil(4), n, 128, 0);
+    // SAFETY: the arguments and the grid of TRANSFORMER.md; every buffer was cut to its shape, and a slot is below `slots` whatever
+    // the position. Parts are of memory that waits for the device before it is freed.
+    unsafe { stream.launch(PLACE, grid, &args) }
+}
+
+/// How many blocks share the positions of a row, and where they leave their parts.
+#[derive(Clone, Copy, Debug)]
+pub struct Splits<'a> {
+    /// At least 1, at most [`Splits::MOST`].
+    pub count: usize,
+    /// [`Splits::bytes`] of scratch.
+    pub scratch: Part<'a>,
+}
+
+impl Splits<'_> {
+    /// The most that there are.
+    pub const MOST: usize = 32;
+
+    /// As many as fill the device twice over where a single token attends to a cache of so many slots.
+    pub fn for_one_token(device: &Device, shape: &HeadShape, slots: usize) -> usize {
+        let blocks = shape.kv_heads * shape.group().div_ceil(rows_of_block(shape.group()));
+        let wanted = 2 * device.about().multiprocessors as usize;
+        // A split of fewer than two steps of 32 positions costs more in putting parts together than it saves.
+        let most = slots.div_ceil(64).clamp(1, Splits::MOST);
+        wanted.div_ceil(blocks).clamp(1, most)
+    }
+
+    /// Bytes of scratch for `n` tokens.
+    pub fn bytes(shape: &HeadShape, n: usize, count: usize) -> usize {
+        if count == 1 {
+            return 0;
+        }
+        n * shape.heads * count * (shape.head_dim + 2) * 4
+    }
+}
+
+/// Rows that a block takes, where a head of keys has so many.
+fn rows_of_block(rows: usize) -> usize {
+    match rows {
+        0..=1 => 1,
+        2..=4 => 4,
+        _ => 8,
+    }
+}
+
+/// Enqueues the attention of `n` tokens: `q` and `out` float `(n, heads, head_dim)`, `position` uint32, that of the first token,
+/// whose keys and values are in the cache. `window`: the positions that a token sees; `cap`: of scores.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses a launch.
+///
+/// # Panics
+/// If the heads are not supported.
+#[expect(clippy::too_many_arguments, reason = "an equation of as many operands")]
+pub fn attend(
+    stream: &Stream,
+    shape: &HeadShape,
+    n: usize,
+    q: Part<'_>,
+    cache: &Cache<'_>,
+    position: Part<'_>,
+    window: Option<usize>,
+    cap: Option<f32>,
+    splits: &Splits<'_>,
+    out: Part<'_>,
+) -> Result<()> {
+    const ROWS: [(usize, Kernel); 3] = [
+        (1, Kernel::named("attend_r1")),
+        (4, Kernel::named("attend_r4")),
+        (8, Kernel::named("attend_r8")),
+    ];
+    const COMBINE: Kernel = Kernel::named("combine_parts");
+    assert!(shape.supported(), "{shape:?}");
+    assert!((1..=Splits::MOST).contains(&splits.count));
+    if n == 0 {
+        return Ok(());
+    }
+    let all = n * shape.heads * shape.head_dim;
+    let (keys, cached) = cache.addresses(shape);
+    let scratch = splits.scratch;
+    let (parts, ends) = match splits.count {
+        1 => (0, 0),
+        splits => {
+            let mixed = scratch.part(0, all * splits * 4);
+            let ends = scratch.part(mixed.bytes(), n * shape.heads * splits * 8);
+            (mixed.address(), ends.address())
+        }
+    };
+    let args = AttentionArgs {
+        q: values(q, all),
+        keys,
+        values: cached,
+        position: values(position, 1),
+        out: values(out, all),
+        parts,
+        ends,
+        heads: count(shape.heads),
+        kv_heads: count(shape.kv_heads),
+        head_dim: count(shape.head_dim),
+        slots: count(cache.slots),
+        // A window beyond what can be counted sees everything.
+        window: window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),
+        n: count(n),
+        splits: count(splits.count),
+        half_cache: cache.half.into(),
+        cap: cap.unwrap_or(0.0),
+        reserved: 0,
+    };
+    let rows = n * shape.group();
+    let r = rows_of_block(rows);
+    let kernel = ROWS.iter().find(|(rows, _)| *rows == r).expect("1, 4 or 8");
+    let quads = shape.head_dim.div_ceil(4);
+    let shared = 16 * (r * quads + 32 * (quads | 1)) + 4 * 33 * r;
+    let blocks = grid(rows.div_ceil(r), shape.kv_heads * splits.count, 256, shared);
+    // SAFETY: as in `place_heads`; the second kernel reads what the first one, before it on the stream, has written.
+    unsafe {
+        stream.launch(kernel.1, blocks, &args)?;
+        if splits.count > 1 {
+            stream.launch(COMBINE, grid(n * shape.heads, 1, 128, 0), &args)?;
+        }
+    }
+    Ok(())
+}

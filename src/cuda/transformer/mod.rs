@@ -1,0 +1,282 @@
+//! What a transformer computes between its products, enqueued on a stream. `kernels/TRANSFORMER.md` is the contract of what is
+//! launched here; that this folder keeps it is what makes its launches sound.
+//!
+//! Everything is on the device, the tokens' ids and the position of the first of them too, so that what is enqueued here can be
+//! captured once and replayed for every token ([`super::Recorded`]). Nothing allocates or waits. Buffers are parts of device memory
+//! that are at least as long as their documented shape, and begin at multiples of 16 bytes; a shorter one panics.
+
+mod args;
+mod attention;
+
+pub use attention::{Cache, HeadShape, Heads, Splits, attend, cache_bytes, place_heads};
+
+use self::args::{AngleArgs, EmbedArgs, GateArgs, LogitArgs, NormArgs};
+use super::kernels::Kernel;
+use super::memory::Part;
+use super::stream::{Grid, Stream};
+use super::weights::Weights;
+use crate::error::Result;
+
+/// The most tokens of one launch.
+pub const MOST_TOKENS: usize = 65535;
+
+/// The address of the first `count` values of 4 bytes.
+///
+/// # Panics
+/// If there are fewer.
+fn values(part: Part<'_>, count: usize) -> u64 {
+    part.part(0, count.checked_mul(4).expect("a buffer's length"))
+        .address()
+}
+
+/// As [`values`]; 0 for none.
+fn values_or_none(part: Option<Part<'_>>, count: usize) -> u64 {
+    part.map_or(0, |part| values(part, count))
+}
+
+/// As a kernel counts; all counts here are of buffers, or checked before.
+fn count(n: usize) -> u32 {
+    u32::try_from(n).expect("a count of 32 bits")
+}
+
+fn grid(blocks_x: usize, blocks_y: usize, threads: u32, shared: usize) -> Grid {
+    assert!(blocks_y <= MOST_TOKENS);
+    Grid {
+        blocks: (count(blocks_x), count(blocks_y)),
+        threads,
+        shared: count(shared),
+    }
+}
+
+/// Enqueues the rows of an embedding, times `factor`: `ids` uint32 `(n)`, `out` float `(n, cols)`.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses the launch.
+pub fn embed(
+    stream: &Stream,
+    embedding: &Weights,
+    factor: f32,
+    ids: Part<'_>,
+    n: usize,
+    out: Part<'_>,
+) -> Result<()> {
+    const EMBED: Kernel = Kernel::named("embed_rows");
+    if n == 0 {
+        return Ok(());
+    }
+    let (shape, (scales, half)) = (embedding.shape(), embedding.scales());
+    let args = EmbedArgs {
+        codes: embedding.codes().address(),
+        scales: scales.address(),
+        zeros: embedding.zeros().map_or(0, Part::address),
+        ids: values(ids, n),
+        out: values(out, n * shape.cols),
+        columns: embedding.columns(),
+        n: count(n),
+        bits: count(embedding.bits().get()),
+        half_scales: half.into(),
+        factor,
+        rows: count(shape.rows),
+    };
+    let grid = grid(shape.cols.div_ceil(128), n.min(MOST_TOKENS), 128, 0);
+    // SAFETY: the arguments and the grid of TRANSFORMER.md; every buffer was cut to its shape, and an id beyond the rows is taken
+    // as the last by the kernel. Parts are of memory that waits for the device before it is freed.
+    unsafe { stream.launch(EMBED, grid, &args) }
+}
+
+/// Enqueues the cosines and sines of `n` positions: `frequencies` double `(pairs)`, in turns a position; `position` uint32, that
+/// of the first; `out` float `(n, pairs, 2)`, both times `amplitude`.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses the launch.
+pub fn angles(
+    stream: &Stream,
+    frequencies: Part<'_>,
+    amplitude: f64,
+    position: Part<'_>,
+    n: usize,
+    out: Part<'_>,
+) -> Result<()> {
+    const ANGLES: Kernel = Kernel::named("rotary_angles");
+    let pairs = frequencies.bytes() / 8;
+    if n * pairs == 0 {
+        return Ok(());
+    }
+    let args = AngleArgs {
+        frequencies: frequencies.address(),
+        position: values(position, 1),
+        out: values(out, n * pairs * 2),
+        amplitude,
+        pairs: count(pairs),
+        n: count(n),
+    };
+    let grid = grid((n * pairs).div_ceil(128), 1, 128, 0);
+    // SAFETY: as in `embed`.
+    unsafe { stream.launch(ANGLES, grid, &args) }
+}
+
+/// What a sub-layer adds to the residual stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Added<'a> {
+    /// float `(n, width)`
+    pub y: Part<'a>,
+    /// Added to it: float `(width)`
+    pub bias: Option<Part<'a>>,
+    /// The weights of a norm of it: float `(width)`
+    pub norm: Option<Part<'a>>,
+}
+
+/// Enqueues `x = x + [norm](y + bias)` and then `out = norm(x)`: `x` and `out` float `(n, width)`, `norm` the weights float
+/// `(width)` and `out`; without `added` x stays as it is.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses the launch.
+pub fn add_norm(
+    stream: &Stream,
+    (n, width): (usize, usize),
+    eps: f32,
+    x: Part<'_>,
+    added: Option<Added<'_>>,
+    norm: Option<(Part<'_>, Part<'_>)>,
+) -> Result<()> {
+    const ADD_NORM: Kernel = Kernel::named("add_norm");
+    if n * width == 0 {
+        return Ok(());
+    }
+    let all = n * width;
+    let (outer, out) = norm.unzip();
+    let args = NormArgs {
+        x: values(x, all),
+        y: values_or_none(added.map(|a| a.y), all),
+        bias: values_or_none(added.and_then(|a| a.bias), width),
+        inner: values_or_none(added.and_then(|a| a.norm), width),
+        sum: values(x, all),
+        outer: values_or_none(outer, width),
+        out: values_or_none(out, all),
+        width: count(width),
+        n: count(n),
+        eps,
+        reserved: 0,
+    };
+    // Two sums over the block, of a float a warp.
+    let grid = grid(n, 1, 256, 2 * 8 * 4);
+    // SAFETY: as in `embed`.
+    unsafe { stream.launch(ADD_NORM, grid, &args) }
+}
+
+/// The gate of a feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// GELU by its tanh formula.
+    Gelu,
+}
+
+/// Enqueues `gate = act(gate + bias) * (up + bias)`: `gate` and `up` float `(n, width)`, biases float `(width)`.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses the launch.
+pub fn gate_up(
+    stream: &Stream,
+    act: Gate,
+    (n, width): (usize, usize),
+    (gate, gate_bias): (Part<'_>, Option<Part<'_>>),
+    (up, up_bias): (Part<'_>, Option<Part<'_>>),
+) -> Result<()> {
+    const GATE_UP: Kernel = Kernel::named("gate_up");
+    if n * width == 0 {
+        return Ok(());
+    }
+    let args = GateArgs {
+        gate: values(gate, n * width),
+        up: values(up, n * width),
+        gate_bias: values_or_none(gate_bias, width),
+        up_bias: values_or_none(up_bias, width),
+        out: gate.address(),
+        width: count(width),
+        n: count(n),
+        gelu: (act == Gate::Gelu).into(),
+        reserved: 0,
+    };
+    let grid = grid(width.div_ceil(256), n.min(MOST_TOKENS), 256, 0);
+    // SAFETY: as in `embed`.
+    unsafe { stream.launch(GATE_UP, grid, &args) }
+}
+
+/// Enqueues `logits = cap * tanh(logits / cap)`; `logits` is float `(len)`.
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses the launch.
+pub fn softcap(stream: &Stream, cap: f32, logits: Part<'_>, len: usize) -> Result<()> {
+    const SOFTCAP: Kernel = Kernel::named("softcap");
+    if len == 0 {
+        return Ok(());
+    }
+    let args = LogitArgs {
+        logits: values(logits, len),
+        parts: 0,
+        token: 0,
+        id: 0,
+        position: 0,
+        count: len as u64,
+        blocks: 0,
+        cap,
+    };
+    let grid = grid(len.div_ceil(256).min(4096), 1, 256, 0);
+    // SAFETY: as in `embed`.
+    unsafe { stream.launch(SOFTCAP, grid, &args) }
+}
+
+/// Blocks that look for the greatest logit.
+const SHARES: usize = 64;
+
+/// Bytes of scratch that [`advance`] needs.
+pub const ADVANCE_BYTES: usize = SHARES * 8;
+
+/// Where a step leaves what the next one begins with: uint32 each.
+#[derive(Clone, Copy, Debug)]
+pub struct Next<'a> {
+    /// The token found, for the host.
+    pub token: Part<'a>,
+    /// The same, where the next step reads its id.
+    pub id: Part<'a>,
+    /// Becomes one more.
+    pub position: Part<'a>,
+}
+
+/// Enqueues the choice of the greatest of the `len` logits, of equals the first, as the next token. `scratch`:
+/// [`ADVANCE_BYTES`].
+///
+/// # Errors
+/// `ERR_BACKEND` if the driver refuses a launch.
+///
+/// # Panics
+/// If there are no logits, or 2^31 of them.
+pub fn advance(
+    stream: &Stream,
+    logits: Part<'_>,
+    len: usize,
+    scratch: Part<'_>,
+    next: Next<'_>,
+) -> Result<()> {
+    const GREATEST: Kernel = Kernel::named("greatest");
+    const ADVANCE: Kernel = Kernel::named("advance");
+    assert!(0 < len && len < 1 << 31, "{len} logits");
+    let blocks = len.div_ceil(256).min(SHARES);
+    let args = LogitArgs {
+        logits: values(logits, len),
+        parts: scratch.part(0, blocks * 8).address(),
+        token: values(next.token, 1),
+        id: values(next.id, 1),
+        position: values(next.position, 1),
+        count: len as u64,
+        blocks: count(blocks),
+        cap: 0.0,
+    };
+    // SAFETY: as in `embed`; the second kernel reads what the first one, before it on the stream, has written.
+    unsafe {
+        stream.launch(GREATEST, grid(blocks, 1, 256, 64), &args)?;
+        stream.launch(ADVANCE, grid(1, 1, 32, 0), &args)
+    }
+}
