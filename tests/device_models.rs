@@ -1,0 +1,444 @@
+//! Language models on a CUDA device, against the same models on the CPU: on the driver that is none, which runs the kernels on the
+//! processor and fails when told to.
+//!
+//! The library looks for the driver by its name, so the cases run in a child whose `LD_LIBRARY_PATH` leads to that one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use apl_ffi::error::{Error, Status};
+use apl_ffi::model::{Logits, Model, ModelOptions, Session, SessionOptions};
+use apl_ffi::runtime::{Config, Runtime};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn models_on_the_driver_that_is_none() {
+    let folder = root().join("target/fake-cuda-models");
+    let built = Command::new(root().join("tests/kernels/fake_cuda.sh"))
+        .arg(&folder)
+        .status();
+    if !built.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: no C++ compiler made the driver that is none");
+        return;
+    }
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--test-threads=1"])
+        .env("LD_LIBRARY_PATH", &folder)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{text}");
+    assert!(text.contains("passed") && !text.contains(" 0 passed"), "{text}");
+}
+
+/// The switches of the driver that is none.
+struct Driver(libloading::Library);
+
+impl Driver {
+    fn new() -> Driver {
+        // SAFETY: the driver that is none; loading it again runs nothing.
+        Driver(unsafe { libloading::Library::new("libcuda.so.1") }.expect("the driver that is none"))
+    }
+
+    fn set(&self, name: &str, value: i64) {
+        let name = std::ffi::CString::new(name).unwrap();
+        // SAFETY: its type as the driver that is none has it.
+        unsafe {
+            let set: libloading::Symbol<'_, unsafe extern "C" fn(*const i8, i64)> =
+                self.0.get(b"fake_cuda_set").unwrap();
+            set(name.as_ptr().cast(), value);
+        }
+    }
+
+    fn get(&self, name: &str) -> i64 {
+        let name = std::ffi::CString::new(name).unwrap();
+        // SAFETY: as above.
+        unsafe {
+            let get: libloading::Symbol<'_, unsafe extern "C" fn(*const i8) -> i64> =
+                self.0.get(b"fake_cuda_get").unwrap();
+            get(name.as_ptr().cast())
+        }
+    }
+}
+
+fn runtime(config: &str) -> Runtime {
+    Runtime::new(Config::from_json(config).unwrap()).unwrap()
+}
+
+fn cpu() -> Runtime {
+    runtime(r#"{"backend": "cpu", "threads": 1}"#)
+}
+
+fn cuda() -> Runtime {
+    runtime(r#"{"backend": "cuda", "threads": 1}"#)
+}
+
+fn family(name: &str) -> PathBuf {
+    root().join("tests/data/models").join(name)
+}
+
+fn open(rt: &Runtime, path: &Path, options: &str) -> Arc<Model> {
+    Arc::new(Model::open(rt, path, &ModelOptions::from_json(options).unwrap()).unwrap())
+}
+
+fn session(rt: &Runtime, model: &Arc<Model>, options: &str) -> Session {
+    let options = SessionOptions::from_json(options).unwrap();
+    Session::new(rt, model.clone(), &options).unwrap()
+}
+
+fn ids(model: &Model, count: usize) -> Vec<u32> {
+    let vocabulary = model.architecture().vocabulary;
+    (0..count)
+        .map(|i| ((i * i * 7 + i * 13 + 5) % vocabulary) as u32)
+        .collect()
+}
+
+fn all_logits(rt: &Runtime, s: &mut Session, ids: &[u32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; ids.len() * s.model().architecture().vocabulary];
+    s.eval(rt, ids, Logits::All(&mut out)).unwrap();
+    out
+}
+
+fn last_logits(rt: &Runtime, s: &mut Session, ids: &[u32]) -> Result<Vec<f32>, Error> {
+    let mut out = vec![f32::NAN; s.model().architecture().vocabulary];
+    s.eval(rt, ids, Logits::Last(&mut out))?;
+    Ok(out)
+}
+
+/// The greatest difference, relative to the greatest logit.
+fn worst(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let top = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let each = found.iter().zip(expected);
+    // Not a number is the worst.
+    let worst = each.map(|(f, e)| (f - e).abs());
+    worst.fold(0.0, |m: f32, v| if v > m || v.is_nan() { v } else { m }) / top
+}
+
+const FAMILIES: [&str; 9] = [
+    "gemma",
+    "gemma2",
+    "llama-dynamic",
+    "llama-linear",
+    "llama-yarn",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+];
+
+#[test]
+#[ignore = "runs in the child"]
+fn every_family_gives_the_logits_of_the_cpu() {
+    let (cpu, cuda) = (cpu(), cuda());
+    let mut seen = 0f32;
+    for name in FAMILIES {
+        let files = [family(name), family(&format!("{name}.gguf"))];
+        for path in files.iter().filter(|p| p.exists()) {
+            for (options, kv, tolerance) in [
+                (r#"{"bits": 8}"#, r#"{"kv": "f32"}"#, 2e-5),
+                (r#"{"bits": 8}"#, "", 2e-3),
+                (r#"{"bits": 4, "symmetric": false}"#, r#"{"kv": "f32"}"#, 2e-5),
+                (r#"{"bits": 2, "group": 16}"#, r#"{"kv": "f32"}"#, 2e-5),
+                (r#"{"bits": 4, "activations": "int8"}"#, r#"{"kv": "f32"}"#, 3e-2),
+                (r#"{"bits": 1}"#, r#"{"kv": "f32"}"#, 2e-5),
+            ] {
+                let what = format!("{} {options} {kv}", path.display());
+                let here = open(&cpu, path, options);
+                let there = open(&cuda, path, options);
+                assert_eq!(there.info()["backend"], "cuda", "{what}");
+                let ids = ids(&here, 40);
+                let expected = all_logits(&cpu, &mut session(&cpu, &here, kv), &ids);
+                let mut s = session(&cuda, &there, kv);
+                assert_eq!(s.info()["backend"], "cuda");
+                let found = all_logits(&cuda, &mut s, &ids);
+                let e = worst(&found, &expected);
+                assert!(e < tolerance, "{what}: {e}");
+                if tolerance < 1e-4 {
+                    seen = seen.max(e);
+                }
+
+                // One by one: the captured step. The dynamic embedding depends on what is fed together.
+                let mut one = session(&cpu, &here, kv);
+                let mut s = session(&cuda, &there, kv);
+                for (i, id) in ids.iter().enumerate() {
+                    let expected = last_logits(&cpu, &mut one, &[*id]).unwrap();
+                    let found = last_logits(&cuda, &mut s, &[*id]).unwrap();
+                    let e = worst(&found, &expected);
+                    assert!(e < tolerance, "{what}, token {i}: {e}");
+                }
+            }
+        }
+    }
+    println!("the worst of float32: {seen:e}");
+}
+
+fn demo() -> PathBuf {
+    root().join("models/demo/stories.json")
+}
+
+/// Text and ids of up to `most` tokens after a beginning.
+fn told(rt: &Runtime, s: &mut Session, most: usize) -> (String, Vec<u32>) {
+    let mut text = String::new();
+    for _ in 0..most {
+        let step = s.next(rt, 1000).unwrap();
+        text.push_str(step.piece);
+        if step.end {
+            break;
+        }
+    }
+    (text, s.tokens().to_vec())
+}
+
+#[test]
+#[ignore = "runs in the child"]
+fn the_demonstration_tells_a_story() {
+    let (cpu, cuda) = (cpu(), cuda());
+    let (here, there) = (open(&cpu, &demo(), ""), open(&cuda, &demo(), ""));
+    let driver = Driver::new();
+    let prompt = here.tokenizer().unwrap().encode("Once upon a time", true).unwrap();
+    let mut s = session(&cuda, &there, r#"{"temperature": 0}"#);
+    s.eval(&cuda, &prompt, Logits::None).unwrap();
+    let (first, _) = told(&cuda, &mut s, 3);
+    let before = (driver.get("ALLOCATIONS"), driver.get("GRAPHS"));
+    let (rest, tokens) = told(&cuda, &mut s, 120);
+    let text = first + &rest;
+    assert_eq!(
+        before,
+        (driver.get("ALLOCATIONS"), driver.get("GRAPHS")),
+        "a step allocates nothing and captures nothing"
+    );
+    assert!(text.len() > 200, "{text}");
+
+    // Each of its tokens is one that the CPU finds as likely as any, but for rounding.
+    let vocabulary = here.architecture().vocabulary;
+    let logits = all_logits(&cpu, &mut session(&cpu, &here, ""), &tokens);
+    for (i, row) in logits.chunks(vocabulary).enumerate().skip(prompt.len() - 1) {
+        let Some(&next) = tokens.get(i + 1) else { break };
+        let top = row.iter().fold(f32::MIN, |m, v| m.max(*v));
+        assert!(top - row[next as usize] < 2e-3 * top.abs(), "token {i} of {text}");
+    }
+
+    // And with the logits brought back: the same story, since a greedy sampler sees the same.
+    let mut s = session(&cuda, &there, r#"{"temperature": 0}"#);
+    s.eval(&cuda, &prompt, Logits::None).unwrap();
+    let mut own = vec![0.0; vocabulary];
+    for &expected in &tokens[prompt.len()..] {
+        s.eval(&cuda, &[], Logits::Last(&mut own)).unwrap();
+        let best = (0..vocabulary).max_by(|&a, &b| own[a].total_cmp(&own[b]).then(b.cmp(&a)));
+        assert_eq!(best, Some(expected as usize));
+        assert_eq!(s.next(&cuda, 100).unwrap().id, Some(expected));
+    }
+
+    // Sampled, by a seed.
+    let sampled = || {
+        let mut s = session(&cuda, &there, r#"{"seed": 7}"#);
+        s.eval(&cuda, &prompt, Logits::None).unwrap();
+        told(&cuda, &mut s, 20).1
+    };
+    assert_eq!(sampled(), sampled());
+}
+
+#[test]
+#[ignore = "runs in the child"]
+fn a_long_prompt_goes_in_blocks_and_windows_forget() {
+    let (cpu, cuda) = (cpu(), cuda());
+    for name in ["mistral", "gemma2"] {
+        let options = r#"{"bits": 8}"#;
+        let (here, there) = (
+            open(&cpu, &family(name), options),
+            open(&cuda, &family(name), options),
+        );
+        let kv = r#"{"kv": "f32"}"#;
+        let ids = ids(&here, here.context());
+        let (mut a, mut b) = (session(&cpu, &here, kv), session(&cuda, &there, kv));
+        assert_eq!(a.cache_bytes() > 0, b.cache_bytes() > 0);
+        let expected = all_logits(&cpu, &mut a, &ids);
+        let found = all_logits(&cuda, &mut b, &ids);
+        assert!(worst(&found, &expected) < 2e-5, "{name}");
+
+        let (half, vocabulary) = (ids.len() / 2, here.architecture().vocabulary);
+        match (a.rewind(&cpu, half), b.rewind(&cuda, half)) {
+            (Ok(()), Ok(())) => {
+                let again = all_logits(&cuda, &mut b, &ids[half..]);
+                let e = worst(&again, &expected[half * vocabulary..]);
+                assert!(e < 2e-5, "{name}: {e}");
+            }
+            (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
+            (a, b) => panic!("{name}: {a:?}, {b:?}"),
+        }
+        b.rewind(&cuda, 0).unwrap();
+        assert_eq!(b.next(&cuda, 9).unwrap_err().status(), Status::State);
+        assert_eq!(all_logits(&cuda, &mut b, &ids), found, "{name}: the same bits again");
+    }
+    // More tokens than pass together.
+    let (here, there) = (open(&cpu, &demo(), ""), open(&cuda, &demo(), ""));
+    let ids = ids(&here, 300.min(here.context()));
+    let expected = last_logits(&cpu, &mut session(&cpu, &here, ""), &ids).unwrap();
+    let mut s = session(&cuda, &there, "");
+    let found = last_logits(&cuda, &mut s, &ids).unwrap();
+    let e = worst(&found, &expected);
+    assert!(e < 5e-2, "{e}");
+}
+
+#[test]
+#[ignore = "runs in the child"]
+fn sessions_do_not_see_each_other() {
+    let cuda = cuda();
+    let model = open(&cuda, &demo(), "");
+    let run = |start: u32| {
+        let mut s = session(&cuda, &model, r#"{"temperature": 0}"#);
+        s.eval(&cuda, &[1, start, 30], Logits::None).unwrap();
+        told(&cuda, &mut s, 12).1
+    };
+    let alone: Vec<_> = (0..4).map(|i| run(20 + i)).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|i| scope.spawn(move || run(20 + i))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+#[ignore = "runs in the child"]
+fn what_fails_on_the_device_is_an_error_and_no_number() {
+    let driver = Driver::new();
+    let cpu = cpu();
+    let here = open(&cpu, &family("qwen3"), r#"{"bits": 8}"#);
+    let ids = ids(&here, 30);
+    let kv = r#"{"kv": "f32", "temperature": 0}"#;
+    let expected = last_logits(&cpu, &mut session(&cpu, &here, kv), &ids).unwrap();
+    // A launch and a copy that are refused, here and there in a prompt and in steps: an error, and then all goes on.
+    let cuda = cuda();
+    let there = open(&cuda, &family("qwen3"), r#"{"bits": 8}"#);
+    let mut failures = 0;
+    for setting in ["FAIL_LAUNCH", "FAIL_COPY"] {
+        for nth in 1..20 {
+            let mut s = session(&cuda, &there, kv);
+            driver.set(setting, nth);
+            let mut at = 0;
+            for piece in [20, 1, 1, 8] {
+                let end = at + piece;
+                if let Err(e) = last_logits(&cuda, &mut s, &ids[at..end]) {
+                    failures += 1;
+                    assert_eq!(e.status(), Status::Backend, "{setting} {nth}: {e}");
+                    assert_eq!(s.position(), at, "nothing was fed");
+                    assert_eq!(s.next(&cuda, 9).unwrap_err().status(), Status::State);
+                    let found = last_logits(&cuda, &mut s, &ids[at..end]).unwrap();
+                    assert!(end < 30 || worst(&found, &expected) < 2e-5);
+                }
+                at = end;
+            }
+            driver.set(setting, 0);
+            s.rewind(&cuda, 29).unwrap();
+            let found = last_logits(&cuda, &mut s, &ids[29..]).unwrap();
+            assert!(worst(&found, &expected) < 2e-5, "{setting} {nth}");
+        }
+    }
+    assert!(failures > 20, "{failures}");
+    drop((there, cuda));
+
+    // The device is lost: every call fails, none gives numbers.
+    for nth in [1, 7, 60, 200] {
+        let cuda = self::cuda();
+        let there = open(&cuda, &family("qwen3"), r#"{"bits": 8}"#);
+        let mut s = session(&cuda, &there, kv);
+        driver.set("LOSE", nth);
+        let mut lost = false;
+        for at in 0..30 {
+            match last_logits(&cuda, &mut s, &ids[at..at + 1]) {
+                Ok(_) => assert!(!lost),
+                Err(e) => {
+                    lost = true;
+                    assert_eq!(e.status(), Status::Backend, "{e}");
+                    break;
+                }
+            }
+        }
+        assert!(lost, "{nth}");
+        let e = last_logits(&cuda, &mut s, &ids[..1]).unwrap_err();
+        assert_eq!(e.status(), Status::Backend);
+        driver.set("LOSE", 0);
+    }
+    assert_eq!(driver.get("ALLOCATED"), 0);
+}
+
+#[test]
+#[ignore = "runs in the child"]
+fn without_room_on_the_device_the_cpu_runs_the_model_unless_cuda_is_demanded() {
+    let driver = Driver::new();
+    let whole = driver.get("MEMORY");
+    let cpu = cpu();
+    let path = family("llama3");
+    let options = r#"{"bits": 8}"#;
+    let here = open(&cpu, &path, options);
+    let ids = ids(&here, 25);
+    let expected = all_logits(&cpu, &mut session(&cpu, &here, ""), &ids);
+    let mut backends = [0, 0];
+    let (auto, demanded) = (
+        runtime(r#"{"backend": "auto", "threads": 1}"#),
+        self::cuda(),
+    );
+    for room in [2_000, 20_000, 60_000, 120_000, 400_000, 800_000, 3_000_000] {
+        driver.set("MEMORY", room + driver.get("ALLOCATED"));
+        let model = open(&auto, &path, options);
+        let mut s = session(&auto, &model, "");
+        let info = s.info();
+        backends[usize::from(info["backend"] == "cuda")] += 1;
+        let found = all_logits(&auto, &mut s, &ids);
+        let e = worst(&found, &expected);
+        assert!(e < 2e-3, "{room}: {e}");
+        drop((s, model));
+
+        let options = ModelOptions::from_json(options).unwrap();
+        let opened = Model::open(&demanded, &path, &options).map(Arc::new);
+        let opened = opened.and_then(|m| {
+            Session::new(&demanded, m, &SessionOptions::from_json("").unwrap())
+        });
+        match opened {
+            Ok(mut s) => assert!(worst(&all_logits(&demanded, &mut s, &ids), &expected) < 2e-3),
+            Err(e) => assert_eq!(e.status(), Status::Memory, "{room}: {e}"),
+        }
+        driver.set("MEMORY", whole);
+    }
+    assert!(backends[0] > 0 && backends[1] > 0, "{backends:?}");
+}
+
+#[test]
+#[ignore = "runs in the child"]
+fn float_models_stay_on_the_cpu_and_say_so() {
+    let cuda = cuda();
+    let model = open(&cuda, &family("llama3"), r#"{"bits": 32}"#);
+    let info = model.info();
+    assert_eq!(info["backend"], "cpu");
+    assert_eq!(info["backend_reason"], "the CPU multiplies weights of 16 and 32 bits");
+    let mut s = session(&cuda, &model, "");
+    assert_eq!(s.info()["backend"], "cpu");
+    assert!(all_logits(&cuda, &mut s, &[1, 2, 3]).iter().all(|v| v.is_finite()));
+}
+
+#[test]
+#[ignore = "runs in the child"]
+fn a_call_is_cancelled_between_blocks() {
+    let cuda = cuda();
+    let model = open(&cuda, &demo(), "");
+    let mut s = session(&cuda, &model, "");
+    let ids = ids(&model, 400.min(model.context()));
+    let canceller = s.canceller();
+    let (done, stop) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        while stop.try_recv().is_err() {
+            canceller.cancel();
+            std::thread::yield_now();
+        }
+    });
+    let e = last_logits(&cuda, &mut s, &ids).unwrap_err();
+    assert_eq!((e.status(), s.position()), (Status::State, 0), "{e}");
+    done.send(()).unwrap();
+    thread.join().unwrap();
+    last_logits(&cuda, &mut s, &ids[..5]).unwrap();
+}
