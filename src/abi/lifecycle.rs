@@ -9,7 +9,6 @@ use super::guard::{guard, guard_or, guard_unrecorded};
 use super::status::{self, APL_FFI_ABI_VERSION, APL_FFI_OK};
 use super::{last_error, models, sessions, state, weights};
 use crate::cpu::Isa;
-use crate::cuda::Device;
 use crate::runtime::{Config, Runtime};
 
 /// The version of the ABI that this library has; compare it with `APL_FFI_ABI_VERSION`.
@@ -99,24 +98,10 @@ fn info() -> String {
         "isa": runtime.map(|rt| rt.isa().name()),
         "isa_available": isa_available,
         "threads": runtime.map(|rt| rt.pool().threads()),
-        "cuda": runtime.and_then(Runtime::gpu).map(|gpu| cuda(gpu.device())),
+        "cuda": runtime.and_then(Runtime::gpu).map(|gpu| gpu.device().describe()),
         "handles": {"weights": weights::TABLE.live(), "models": models::TABLE.live(), "sessions": sessions::TABLE.live()},
     })
     .to_string()
-}
-
-/// The device as `apl_ffi_info` shows it. What is free is null where the driver does not say.
-fn cuda(device: &Device) -> Value {
-    let about = device.about();
-    let version = |major, minor| format!("{major}.{minor}");
-    json!({
-        "name": about.name,
-        "compute_capability": version(about.capability.0, about.capability.1),
-        "memory_total": about.memory_total,
-        "memory_free": device.memory_free().ok(),
-        "driver": version(about.driver / 1000, about.driver % 1000 / 10),
-        "image": about.image,
-    })
 }
 
 /// The message of this thread's latest failed call or, where it had none since its latest success, of the

@@ -19,6 +19,9 @@ pub struct Fake {
 }
 
 /// The driver, or `None`, with a line, where there is none or a real one.
+///
+/// # Panics
+/// If there is none though the environment demands CUDA: a run that was meant to test it must not pass by skipping.
 pub fn fake() -> Option<Fake> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
