@@ -14,6 +14,16 @@ pub struct OnDevice {
     weights: cuda::Weights,
 }
 
+impl From<Activations> for Mode {
+    fn from(activations: Activations) -> Mode {
+        match activations {
+            Activations::F32 => Mode::F32,
+            Activations::Int8 => Mode::Int8,
+            Activations::Sign => Mode::Sign,
+        }
+    }
+}
+
 impl OnDevice {
     /// Copies a matrix to the device of `rt`. `None` if it stays on the host: the library runs on the CPU, the kernels do not take
     /// the shape, or memory is exhausted while the configuration leaves the backend to the library.
@@ -52,12 +62,8 @@ impl OnDevice {
         y: &mut [f32],
         n: usize,
     ) -> Result<()> {
-        let mode = match activations {
-            Activations::F32 => Mode::F32,
-            Activations::Int8 => Mode::Int8,
-            Activations::Sign => Mode::Sign,
-        };
-        self.gpu.multiply(&self.weights, mode, x, y, n)
+        self.gpu
+            .multiply(&self.weights, activations.into(), x, y, n)
     }
 
     /// The matrix read back, its values as they went in.

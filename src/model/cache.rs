@@ -75,6 +75,13 @@ impl Cache {
     }
 }
 
+/// Slots of a layer: for its window and the tokens that are fed together, or for the whole context; a multiple of [`BLOCK`]. `None`:
+/// more than can be counted.
+pub(super) fn slots_of(window: Option<usize>, context: usize, block: usize) -> Option<usize> {
+    let slots = window.map_or(context, |w| context.min(w.saturating_add(block)));
+    slots.checked_next_multiple_of(BLOCK)
+}
+
 fn layers<T: Cached + Zeroable>(
     a: &Architecture,
     context: usize,
@@ -82,11 +89,10 @@ fn layers<T: Cached + Zeroable>(
 ) -> Result<Vec<Layer<T>>> {
     let width = a.head_dim.next_multiple_of(16);
     let layer = |window: &Option<usize>| {
-        let slots = window.map_or(context, |w| context.min(w.saturating_add(block)));
+        let slots = slots_of(*window, context, block);
         // Zeroed by the system, so that positions that are never fed cost nothing.
         let zeroed = |width: usize| {
             slots
-                .checked_next_multiple_of(BLOCK)
                 .and_then(|slots| slots.checked_mul(a.kv_heads * width))
                 .and_then(|len| bytemuck::allocation::try_zeroed_vec(len).ok())
                 .ok_or_else(|| {
@@ -98,7 +104,7 @@ fn layers<T: Cached + Zeroable>(
         Ok(Layer {
             keys: zeroed(a.head_dim)?,
             values: zeroed(width)?,
-            slots: slots.next_multiple_of(BLOCK),
+            slots: slots.expect("there was memory for so many"),
             head_dim: a.head_dim,
             width,
             narrowed: memory::filled(a.head_dim, T::zeroed(), "a narrowed key")?,

@@ -66,11 +66,13 @@ pub(super) struct FromDisk<'a> {
     pub rt: &'a Runtime,
     pub source: &'a Source,
     pub options: &'a WeightOptions,
+    /// Where its matrices are to live.
+    pub home: Home,
 }
 
 impl Tensors for FromDisk<'_> {
     fn matrix(&self, name: &str) -> Result<Weights> {
-        let made = weights::from_view(self.rt, self.source.matrix(name)?, self.options, Home::Host);
+        let made = weights::from_view(self.rt, self.source.matrix(name)?, self.options, self.home);
         // Each tensor is read once: kept, the pages of the file would double the memory of a model.
         self.source.weights().forget();
         made.map_err(|e| e.within(name))

@@ -7,6 +7,8 @@
 //! | `load` | from there to weights in the form that products want |
 //! | `decoder` | the forward pass |
 //! | `rope`, `attention`, `cache` | its parts that are not products |
+//! | `device` | the same pass on a CUDA device |
+//! | `engine` | which of the two a session has |
 //! | `session` | a conversation: position, cache, sampler |
 //! | `sampler` | the choice of the next token |
 //! | `options` | the option JSON of models and sessions |
@@ -15,6 +17,8 @@ pub mod architecture;
 mod attention;
 mod cache;
 mod decoder;
+mod device;
+mod engine;
 mod load;
 mod options;
 mod rope;
@@ -34,7 +38,9 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;
 use crate::tokenizer::Tokenizer;
+use crate::weights::Home;
 use architecture::Architecture;
+use device::Placement;
 use load::{FromDisk, Parameters};
 use source::{Source, TokenizerSource};
 
@@ -50,6 +56,7 @@ pub struct Model {
     floats: bool,
     sampling: Sampling,
     kind: &'static str,
+    placement: Placement,
 }
 
 impl Model {
@@ -85,13 +92,19 @@ impl Model {
             rt,
             source: &source,
             options: &options.weights,
+            home: match device::unfit(rt, &architecture) {
+                None => Home::Backend,
+                Some(_) => Home::Host,
+            },
         };
         let parameters =
             Parameters::load(&architecture, &tensors).map_err(|e| e.within(path.display()))?;
+        let placement = Placement::of(rt, &architecture, &parameters);
         let floats = parameters.embedding.bits() == 32;
         let sampling = Sampling::advised(&source.generation()?);
         Ok(Model {
             sampling: sampling.map_err(|e| e.within(path.display()))?,
+            placement: placement.map_err(|e| e.within(path.display()))?,
             architecture,
             parameters,
             tokenizer,
@@ -101,7 +114,7 @@ impl Model {
         })
     }
 
-    /// A model without a tokenizer whose tensors come from anywhere.
+    /// A model without a tokenizer whose tensors come from anywhere; the CPU runs it.
     ///
     /// # Errors
     /// `ERR_FORMAT` for an architecture that contradicts itself; those of `tensors`.
@@ -116,6 +129,7 @@ impl Model {
             context: architecture.context,
             floats: parameters.embedding.bits() == 32,
             sampling: Sampling::default(),
+            placement: Placement::Host("it was made in memory".to_owned()),
             architecture,
             parameters,
             tokenizer: None,
@@ -183,6 +197,8 @@ impl Model {
             "parameters": parameters,
             "bits": bits,
             "bytes": self.weight_bytes().0,
+            "backend": self.placement.name(),
+            "backend_reason": self.placement.reason(),
             "activations": first.map(|w| w.activations().name()),
             "tokenizer": self.tokenizer.is_some(),
             "chat": self.tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template),

@@ -31,6 +31,11 @@ impl Sampler {
         &self.options
     }
 
+    /// Whether it takes the token of the greatest logit, and looks at nothing else.
+    pub fn is_greedy(&self) -> bool {
+        self.options.temperature == 0.0 && self.options.repeat_penalty == 1.0
+    }
+
     /// One of the tokens, by their `logits` `(vocabulary)` and the tokens so far.
     pub fn sample(&mut self, logits: &[f32], tokens: &[u32]) -> u32 {
         let o = &self.options;

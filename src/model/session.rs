@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Model;
-use super::cache::Cache;
-use super::decoder::{BLOCK, Logits, Observer, Pass, State};
+use super::decoder::{Logits, Observer};
+use super::engine::{Engine, Feed, Latest};
 use super::options::{Precision, SessionOptions};
 use super::sampler::Sampler;
 use crate::error::{Error, Result};
@@ -21,10 +21,10 @@ pub struct Session {
     tokens: Vec<u32>,
     /// The most tokens that were ever fed: what lies more than a window before them may be overwritten.
     farthest: usize,
-    state: State,
-    /// Those of the last token `(vocabulary)`; meaningful if `fresh`.
+    engine: Engine,
+    /// Those of the last token `(vocabulary)`, if they are [`Latest::Here`].
     logits: Vec<f32>,
-    fresh: bool,
+    latest: Latest,
     sampler: Sampler,
     pieces: Option<Pieces>,
     cancelled: Arc<AtomicBool>,
@@ -46,7 +46,8 @@ pub struct Step<'a> {
 pub struct Canceller(Arc<AtomicBool>);
 
 impl Canceller {
-    /// The running call ends with `ERR_STATE` at the next layer. If none runs, nothing happens.
+    /// The running call ends with `ERR_STATE` at the next layer, on a device at the next block of tokens. If none runs, nothing
+    /// happens.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -72,14 +73,13 @@ impl Session {
             Precision::F16
         };
         let precision = options.kv.unwrap_or(default);
-        let cache = Cache::new(a, precision, context, BLOCK)?;
         Ok(Session {
             context,
             tokens: memory::with_capacity(context, "the tokens of a session")?,
             farthest: 0,
-            state: State::new(a, cache, context, rt.pool().threads())?,
+            engine: Engine::new(rt, &model, precision, context)?,
             logits: memory::filled(a.vocabulary, 0.0, "logits")?,
-            fresh: false,
+            latest: Latest::None,
             sampler: Sampler::new(&options.sampling, a.vocabulary)?,
             pieces: model.tokenizer.as_ref().map(|t| t.pieces(true)),
             cancelled: Arc::default(),
@@ -113,8 +113,9 @@ impl Session {
         serde_json::json!({
             "position": self.position(),
             "context": self.context,
-            "logits": self.fresh,
-            "kv": self.state.cache.precision(),
+            "logits": self.has_logits(),
+            "backend": self.engine.name(),
+            "kv": self.engine.precision(),
             "kv_bytes": self.cache_bytes(),
             "temperature": s.temperature,
             "top_k": s.top_k,
@@ -127,7 +128,20 @@ impl Session {
 
     /// Bytes of keys and values.
     pub fn cache_bytes(&self) -> usize {
-        self.state.cache.bytes()
+        self.engine.cache_bytes()
+    }
+
+    fn has_logits(&self) -> bool {
+        self.latest != Latest::None
+    }
+
+    /// Brings the latest logits here, if they are on a device.
+    fn fetch(&mut self) -> Result<()> {
+        if let Latest::OnDevice(_) = self.latest {
+            self.engine.fetch(&mut self.logits)?;
+            self.latest = Latest::Here;
+        }
+        Ok(())
     }
 
     /// What ends a running call.
@@ -174,10 +188,11 @@ impl Session {
         }
         if ids.is_empty() {
             return match logits {
-                Logits::Last(_) if !self.fresh => Err(Error::state(
+                Logits::Last(_) if !self.has_logits() => Err(Error::state(
                     "there are no logits, expected tokens to feed first",
                 )),
                 Logits::Last(out) => {
+                    self.fetch()?;
                     out.copy_from_slice(&self.logits);
                     Ok(())
                 }
@@ -199,45 +214,23 @@ impl Session {
         rt: &Runtime,
         ids: &[u32],
         logits: Logits<'_>,
-        mut observer: Option<&mut dyn Observer>,
+        observer: Option<&mut dyn Observer>,
     ) -> Result<()> {
-        let (first, vocabulary) = (self.tokens.len(), self.logits.len());
+        let first = self.tokens.len();
         // From here on slots are overwritten, whether this succeeds or not.
         self.farthest = self.farthest.max(first + ids.len());
-        let (state, model) = (&mut self.state, &*self.model);
-        let (own, fresh) = (&mut self.logits, &mut self.fresh);
-        *fresh = false;
-        let cancelled = &*self.cancelled;
-        rt.pool().team(|team| {
-            let mut pass = Pass {
-                rt,
-                architecture: &model.architecture,
-                parameters: &model.parameters,
-                team,
-                cancelled,
-                observer: match &mut observer {
-                    Some(observer) => Some(&mut **observer),
-                    None => None,
-                },
-            };
-            match logits {
-                Logits::All(out) => {
-                    // The caller's buffer is written when nothing can go wrong any more.
-                    let mut all = memory::filled(out.len(), 0.0, "the logits of every token")?;
-                    pass.run(state, first, ids, Logits::All(&mut all))?;
-                    out.copy_from_slice(&all);
-                    own.copy_from_slice(&out[(ids.len() - 1) * vocabulary..]);
-                }
-                wanted => {
-                    pass.run(state, first, ids, Logits::Last(own))?;
-                    if let Logits::Last(out) = wanted {
-                        out.copy_from_slice(own);
-                    }
-                }
-            }
-            Ok::<(), Error>(())
-        })?;
-        self.fresh = true;
+        self.latest = Latest::None;
+        let feed = Feed {
+            rt,
+            model: &self.model,
+            cancelled: &self.cancelled,
+            first,
+            ids,
+            greedy: self.sampler.is_greedy(),
+        };
+        self.latest = self
+            .engine
+            .feed(&feed, logits, &mut self.logits, observer)?;
         self.tokens.extend_from_slice(ids);
         Ok(())
     }
@@ -250,7 +243,7 @@ impl Session {
     /// # Errors
     /// `ERR_STATE` if there are no logits, or the call was cancelled; `ERR_UNSUPPORTED` if the model has no tokenizer.
     pub fn next(&mut self, rt: &Runtime, room: usize) -> Result<Step<'_>> {
-        if !self.fresh {
+        if !self.has_logits() {
             return Err(Error::state(
                 "there are no logits to sample from, expected apl_session_eval first",
             ));
@@ -258,7 +251,11 @@ impl Session {
         if self.model.tokenizer.is_none() {
             return Err(self.model.no_tokenizer());
         }
-        let id = self.sampler.sample(&self.logits, &self.tokens);
+        let id = match self.latest {
+            // Left there because the sampler is greedy.
+            Latest::OnDevice(id) => id,
+            _ => self.sampler.sample(&self.logits, &self.tokens),
+        };
         let ends = self.model.tokenizer.as_ref().is_some_and(|t| t.is_end(id));
         let full = self.position() == self.context;
         if ends || full {
@@ -292,13 +289,13 @@ impl Session {
                 "position is {position}, expected 0 to {now}, the tokens that were fed"
             )));
         }
-        if position == now && (self.fresh || now == 0) {
+        if position == now && (self.has_logits() || now == 0) {
             return Ok(());
         }
         // The last kept token is fed again, for its logits; it sees a window before itself.
         let windows = self.model.architecture.windows.iter().flatten();
         let window = windows.max().copied().unwrap_or(0);
-        let oldest = self.farthest.saturating_sub(self.state.cache.least_slots());
+        let oldest = self.farthest.saturating_sub(self.engine.least_slots());
         if position > 0 && window > 0 && position.saturating_sub(window) < oldest {
             return Err(Error::state(format!(
                 "position is {position}, expected {} or more, or 0: a window of {window} has forgotten what lies before",
@@ -307,7 +304,7 @@ impl Session {
         }
         let last = position.checked_sub(1).map(|i| self.tokens[i]);
         let kept = self.tokens.split_off(position.saturating_sub(1));
-        self.fresh = false;
+        self.latest = Latest::None;
         if let Some(last) = last {
             self.cancelled.store(false, Ordering::Relaxed);
             if let Err(e) = self.feed(rt, &[last], Logits::None, None) {

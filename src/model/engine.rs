@@ -1,0 +1,182 @@
+//! What runs the forward pass of a session: the CPU or the device that the model lives on.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::Model;
+use super::cache::Cache;
+use super::decoder::{BLOCK, Logits, Observer, Pass, State};
+use super::device::{self, Wanted};
+use super::options::Precision;
+use crate::error::{Error, Result, Status};
+use crate::memory;
+use crate::runtime::Runtime;
+
+/// A session's cache, its buffers, and where these are.
+pub(super) enum Engine {
+    Host(Box<State>),
+    Device(Box<device::State>),
+}
+
+/// Where the logits of the last token are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Latest {
+    /// Nowhere: nothing was fed, or feeding failed.
+    None,
+    /// With the session.
+    Here,
+    /// On the device; this is the token of the greatest of them.
+    OnDevice(u32),
+}
+
+/// Tokens to feed.
+pub(super) struct Feed<'a> {
+    pub rt: &'a Runtime,
+    pub model: &'a Model,
+    pub cancelled: &'a AtomicBool,
+    /// The position of the first.
+    pub first: usize,
+    pub ids: &'a [u32],
+    /// Whether the greatest logit is all that the next step needs.
+    pub greedy: bool,
+}
+
+impl Engine {
+    /// For sequences of up to `context` tokens.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`, of the device only where CUDA is demanded; `ERR_BACKEND`.
+    pub fn new(
+        rt: &Runtime,
+        model: &Arc<Model>,
+        precision: Precision,
+        context: usize,
+    ) -> Result<Engine> {
+        match device::State::new(model, precision, context) {
+            Ok(Some(state)) => return Ok(Engine::Device(Box::new(state))),
+            Ok(None) => {}
+            // The CPU then runs the layers, and the device their products.
+            Err(e) if e.status() == Status::Memory && !rt.resolved().demanded => {}
+            Err(e) => return Err(e),
+        }
+        let a = &model.architecture;
+        let cache = Cache::new(a, precision, context, BLOCK)?;
+        let state = State::new(a, cache, context, rt.pool().threads())?;
+        Ok(Engine::Host(Box::new(state)))
+    }
+
+    /// `"cuda"` or `"cpu"`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Engine::Host(_) => "cpu",
+            Engine::Device(_) => "cuda",
+        }
+    }
+
+    /// What its cache holds: `"f16"` or `"f32"`.
+    pub fn precision(&self) -> &'static str {
+        match self {
+            Engine::Host(state) => state.cache.precision(),
+            Engine::Device(state) => state.precision(),
+        }
+    }
+
+    /// Bytes of keys and values.
+    pub fn cache_bytes(&self) -> usize {
+        match self {
+            Engine::Host(state) => state.cache.bytes(),
+            Engine::Device(state) => state.cache_bytes(),
+        }
+    }
+
+    /// Slots of the layer with the fewest.
+    pub fn least_slots(&self) -> usize {
+        match self {
+            Engine::Host(state) => state.cache.least_slots(),
+            Engine::Device(state) => state.least_slots(),
+        }
+    }
+
+    /// Feeds tokens. `own` `(vocabulary)` gets the logits of the last one, unless they stay on the device; the caller's buffer is
+    /// written when nothing can go wrong any more.
+    ///
+    /// # Errors
+    /// Those of [`Pass::run`] and [`device::State::feed`]; `ERR_UNSUPPORTED` for an observer of products on the device.
+    pub fn feed(
+        &mut self,
+        feed: &Feed<'_>,
+        logits: Logits<'_>,
+        own: &mut [f32],
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<Latest> {
+        let vocabulary = own.len();
+        match logits {
+            Logits::All(out) => {
+                let mut all = memory::filled(out.len(), 0.0, "the logits of every token")?;
+                self.run(feed, Wanted::All(&mut all), observer)?;
+                out.copy_from_slice(&all);
+                own.copy_from_slice(&out[(feed.ids.len() - 1) * vocabulary..]);
+            }
+            Logits::Last(out) => {
+                self.run(feed, Wanted::Last(own), observer)?;
+                out.copy_from_slice(own);
+            }
+            Logits::None if feed.greedy && matches!(self, Engine::Device(_)) => {
+                let token = self.run(feed, Wanted::Greatest, observer)?;
+                return Ok(token.map_or(Latest::None, Latest::OnDevice));
+            }
+            Logits::None => {
+                self.run(feed, Wanted::Last(own), observer)?;
+            }
+        }
+        Ok(Latest::Here)
+    }
+
+    fn run(
+        &mut self,
+        f: &Feed<'_>,
+        wanted: Wanted<'_>,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> Result<Option<u32>> {
+        let state = match self {
+            Engine::Host(state) => state,
+            Engine::Device(_) if observer.is_some() => {
+                return Err(Error::unsupported(
+                    "products can be observed only where the CPU runs the model",
+                ));
+            }
+            Engine::Device(state) => return state.feed(f.cancelled, f.first, f.ids, wanted),
+        };
+        let logits = match wanted {
+            Wanted::All(out) => Logits::All(out),
+            Wanted::Last(out) => Logits::Last(out),
+            Wanted::Greatest => Logits::None,
+        };
+        f.rt.pool().team(|team| {
+            let mut pass = Pass {
+                rt: f.rt,
+                architecture: &f.model.architecture,
+                parameters: &f.model.parameters,
+                team,
+                cancelled: f.cancelled,
+                observer: match &mut observer {
+                    Some(observer) => Some(&mut **observer),
+                    None => None,
+                },
+            };
+            pass.run(state, f.first, f.ids, logits)
+        })?;
+        Ok(None)
+    }
+
+    /// The logits of the last token from the device; nothing where they are with the session already.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND`.
+    pub fn fetch(&self, own: &mut [f32]) -> Result<()> {
+        match self {
+            Engine::Host(_) => Ok(()),
+            Engine::Device(state) => state.logits(own),
+        }
+    }
+}
