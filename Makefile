@@ -17,7 +17,7 @@ ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
 export CC CFLAGS
 
-.PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers kernels test-kernels lint-kernels
+.PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers kernels test-kernels lint-kernels test-fake-gpu test-gpu
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -76,6 +76,13 @@ kernels: ## the images of the CUDA kernels, by compilers from PyPI
 test-kernels: ## the CUDA kernels without a GPU: as fibers, under AddressSanitizer and UBSan, under ThreadSanitizer
 	$(PYTHON) tools/kernels.py check
 	tests/kernels/run.sh target/kernels
+
+test-fake-gpu: build ## the CUDA backend without a GPU: the library unmodified, on a driver that is none and runs the kernels on the processor
+	tests/kernels/fake_cuda.sh target/fake-cuda
+	LD_LIBRARY_PATH='$(abspath target/fake-cuda)' tests/gpu.sh fake $(RELEASE)
+
+test-gpu: build ## the CUDA backend on the GPU of this machine, its kernels precompiled and compiled by the driver
+	tests/gpu.sh real $(RELEASE)
 
 lint-kernels: ## the CUDA kernels through a second compiler: no warnings, no spills
 	$(PYTHON) tools/kernels.py lint

@@ -506,7 +506,8 @@ static void configuration(void)
     CHECK(error_is("apl_ffi_init", "avx1024"));
     CHECK_STATUS(APL_FFI_ERR_CONFIG, apl_ffi_init("{\"isas\": \"auto\"}"));
     CHECK_STATUS(APL_FFI_ERR_ENCODING, apl_ffi_init("{\"isa\": \"\xc0\xaf\"}"));
-    CHECK_STATUS(APL_FFI_ERR_BACKEND, apl_ffi_init("{\"backend\": \"cuda\"}"));
+    /* An ordinal that no machine has. */
+    CHECK_STATUS(APL_FFI_ERR_BACKEND, apl_ffi_init("{\"backend\": \"cuda\", \"device\": 2147483647}"));
     CHECK(error_is("apl_ffi_init", "cuda"));
     CHECK_STATUS(0, apl_ffi_ready());
     CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"threads\": 1}"));

@@ -73,7 +73,7 @@ static void exact_products(void)
     exact(NULL, 70, 8200);
 }
 
-/* Eight-bit activations add less than 1% on Gaussian data; a batch has the bits of its vectors alone. */
+/* Eight-bit activations add less than 1% on Gaussian data; on the CPU a batch has the bits of its vectors alone. */
 static void eight_bit_activations(void)
 {
     enum { ROWS = 96, COLS = 512, N = 20 };
@@ -90,7 +90,12 @@ static void eight_bit_activations(void)
         CHECK(relative_error(wide, x, y, ROWS, COLS, N) < 0.01);
         for (int v = 0; v < N; v++) {
             CHECK_STATUS(APL_FFI_OK, apl_matmul(handle, x + v * COLS, COLS, alone, ROWS, 1));
-            CHECK(memcmp(alone, y + v * ROWS, ROWS * sizeof *y) == 0);
+            /* A device has a kernel for one vector and others for more, which add in other orders. */
+            if (info_has(handle, "\"backend\":\"cuda\""))
+                for (int r = 0; r < ROWS; r++)
+                    CHECK(fabs((double)alone[r] - (double)y[v * ROWS + r]) < 1e-3);
+            else
+                CHECK(memcmp(alone, y + v * ROWS, ROWS * sizeof *y) == 0);
         }
         CHECK_STATUS(APL_FFI_OK, apl_weights_free(handle));
         free(wide);

@@ -39,13 +39,19 @@ fn a_handle() -> i32 {
 fn configured_once() {
     let _turn = turn();
     assert_eq!(
-        init(r#"{"threads":2,"isa":"scalar"}"#),
+        init(r#"{"threads":2,"isa":"scalar","backend":"cpu"}"#),
         APL_FFI_OK,
         "{}",
         last_error()
     );
-    assert_eq!(init(r#"{"isa":"scalar","threads":2}"#), APL_FFI_OK);
-    assert_eq!(init(r#"{"threads":1,"isa":"scalar"}"#), APL_FFI_ERR_STATE);
+    assert_eq!(
+        init(r#"{"backend":"cpu","isa":"scalar","threads":2}"#),
+        APL_FFI_OK
+    );
+    assert_eq!(
+        init(r#"{"threads":1,"isa":"scalar","backend":"cpu"}"#),
+        APL_FFI_ERR_STATE
+    );
     assert!(
         last_error().starts_with("apl_ffi_init: "),
         "{}",
@@ -91,7 +97,9 @@ fn configurations_that_are_refused_leave_it_unconfigured() {
             last_error()
         );
     }
-    assert_eq!(init(r#"{"backend":"cuda"}"#), APL_FFI_ERR_BACKEND);
+    // An ordinal that no machine has.
+    let none = r#"{"backend":"cuda","device":2147483647}"#;
+    assert_eq!(init(none), APL_FFI_ERR_BACKEND);
     assert_eq!(apl_ffi_ready(), 0);
 }
 

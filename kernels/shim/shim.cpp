@@ -10,16 +10,19 @@
 #ifdef SHIM_THREADS
 #include <condition_variable>
 #include <thread>
-#elif !defined(__x86_64__)
+#elif defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#define OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
-#if !defined(SHIM_THREADS) && defined(__x86_64__)
-// Keeps the registers that a function must keep on the stack of who calls, and goes on where `to` was left. swapcontext does the
-// same with two system calls, which were nine tenths of the time that kernels took here.
-extern "C" void shim_switch(void **from, void *to);
+#ifdef OWN_SWITCH
+// Keeps what a function must keep on the stack that is left, and takes it from the stack that is entered. swapcontext does the
+// same and asks the system for the signal mask, which was two thirds of the time of a launch.
+extern "C" void shim_switch(void **left, void *entered);
 asm(R"(
     .text
+    .hidden shim_switch
     .globl shim_switch
     .type shim_switch, @function
 shim_switch:
@@ -51,39 +54,6 @@ namespace {
 
 constexpr unsigned LANES = 32, MOST_THREADS = 1024, MOST_WORDS = 6;
 
-#ifndef SHIM_THREADS
-constexpr size_t STACK = 128 * 1024;
-
-// Where a fiber, or the scheduler, was left.
-#ifdef __x86_64__
-using Place = void *;
-
-void leave(Place &from, Place &to) { shim_switch(&from, to); }
-
-// A fiber that begins with `entry`, which never returns: six registers, the address to go to, and a return address that is none,
-// which leaves the stack as a call would.
-void make(Place &place, char *stack, void (*entry)()) {
-    auto *top = reinterpret_cast<void **>((reinterpret_cast<uintptr_t>(stack) + STACK) & ~uintptr_t(15));
-    top[-1] = nullptr;
-    top[-2] = reinterpret_cast<void *>(entry);
-    std::memset(top - 8, 0, 6 * sizeof(void *));
-    place = top - 8;
-}
-#else
-using Place = ucontext_t;
-
-void leave(Place &from, Place &to) { swapcontext(&from, &to); }
-
-void make(Place &place, char *stack, void (*entry)()) {
-    getcontext(&place);
-    place.uc_stack.ss_sp = stack;
-    place.uc_stack.ss_size = STACK;
-    place.uc_link = nullptr;
-    makecontext(&place, entry, 0);
-}
-#endif
-#endif
-
 struct Barrier {
     unsigned expected = 0, arrived = 0, generation = 0;
 #ifdef SHIM_THREADS
@@ -97,6 +67,38 @@ struct Exchange {
     uint32_t slots[2][LANES][MOST_WORDS + 1]; // a count, and so many words
 };
 
+#ifndef SHIM_THREADS
+constexpr size_t STACK = 128 * 1024;
+
+// Where a thread of control was left.
+struct Fiber {
+#ifdef OWN_SWITCH
+    void *top;
+
+    // Makes it one that begins with `entry`, which never returns.
+    void start(char *stack, void (*entry)()) {
+        // As if `entry` were being called: the registers, where to go, where it would return to; aligned as a call leaves it.
+        void **frame = reinterpret_cast<void **>(reinterpret_cast<uintptr_t>(stack + STACK) / 16 * 16) - 8;
+        std::memset(frame, 0, 8 * sizeof *frame);
+        frame[6] = reinterpret_cast<void *>(entry);
+        top = frame;
+    }
+    void leave_for(Fiber &other) { shim_switch(&top, other.top); }
+#else
+    ucontext_t context;
+
+    void start(char *stack, void (*entry)()) {
+        getcontext(&context);
+        context.uc_stack.ss_sp = stack;
+        context.uc_stack.ss_size = STACK;
+        context.uc_link = nullptr;
+        makecontext(&context, entry, 0);
+    }
+    void leave_for(Fiber &other) { swapcontext(&context, &other.context); }
+#endif
+};
+#endif
+
 struct Worker : Thread {
     unsigned number = 0;
     unsigned operations = 0; // of its warp, so far
@@ -104,7 +106,7 @@ struct Worker : Thread {
     Barrier *waits = nullptr;
     unsigned since = 0;
 #ifndef SHIM_THREADS
-    Place place;
+    Fiber fiber;
     std::unique_ptr<char[]> stack;
 #endif
 };
@@ -132,7 +134,7 @@ void wait(Barrier &b) {
     }
 }
 #else
-Place scheduler;
+Fiber scheduler;
 std::mt19937 dice(20261124);
 
 void wait(Barrier &b) {
@@ -144,7 +146,7 @@ void wait(Barrier &b) {
         return;
     }
     w.waits = &b;
-    leave(w.place, scheduler);
+    w.fiber.leave_for(scheduler);
     w.waits = nullptr;
 }
 
@@ -153,7 +155,7 @@ bool runnable(const Worker &w) { return !w.done && (w.waits == nullptr || w.wait
 void begin() {
     entry(entry_args);
     me().done = true;
-    leave(me().place, scheduler);
+    me().fiber.leave_for(scheduler);
 }
 
 // The thread to run after `last`; null when none can.
@@ -222,37 +224,40 @@ void block_sync() { wait(*whole); }
 
 namespace {
 
-using Slots = uint32_t[LANES][MOST_WORDS + 1];
-
-// What every lane of the warp has, once all have asked for as much.
-const Slots &gathered(const uint32_t *mine, unsigned count) {
+// What every lane of the warp has put down for this operation, each behind a count of words; after all of them have.
+const uint32_t (&meet(const uint32_t *mine, unsigned count))[LANES][MOST_WORDS + 1] {
     Worker &w = me();
     Exchange &e = *exchanges[w.number / LANES];
     // Two rounds of slots: a lane can be one operation ahead of its warp, never two.
-    Slots &slots = e.slots[w.operations++ % 2];
+    uint32_t(&slots)[LANES][MOST_WORDS + 1] = e.slots[w.operations++ % 2];
     slots[lane()][0] = count;
     std::memcpy(&slots[lane()][1], mine, sizeof(uint32_t) * count);
     wait(e.barrier);
     return slots;
 }
 
-const uint32_t *slot(const Slots &slots, uint32_t lane, unsigned count) {
-    if (slots[lane][0] != count) {
+void agree(const uint32_t (&slot)[MOST_WORDS + 1], unsigned count) {
+    if (slot[0] != count) {
         std::fprintf(stderr, "shim: lanes of a warp are at different operations\n");
         std::abort();
     }
-    return &slots[lane][1];
 }
 
 } // namespace
 
 void gather(const uint32_t *mine, unsigned count, uint32_t *all) {
-    const Slots &slots = gathered(mine, count);
-    for (unsigned i = 0; i < LANES; i++)
-        std::memcpy(all + size_t(i) * count, slot(slots, i, count), sizeof(uint32_t) * count);
+    const auto &slots = meet(mine, count);
+    for (unsigned i = 0; i < LANES; i++) {
+        agree(slots[i], count);
+        std::memcpy(all + size_t(i) * count, &slots[i][1], sizeof(uint32_t) * count);
+    }
 }
 
-uint32_t exchange(uint32_t value, uint32_t from) { return *slot(gathered(&value, 1), from, 1); }
+uint32_t exchange(uint32_t value, uint32_t from) {
+    const auto &slots = meet(&value, 1);
+    agree(slots[from], 1);
+    return slots[from][1];
+}
 
 uint32_t ballot(bool set) {
     uint32_t all[LANES], word = 0;
@@ -300,13 +305,13 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
             w->waits = nullptr;
             if (!w->stack)
                 w->stack.reset(new char[STACK]);
-            make(w->place, w->stack.get(), begin);
+            w->fiber.start(w->stack.get(), begin);
         }
         unsigned last = geometry.schedule == 1 ? unsigned(workers.size()) - 1 : 0;
         while (Worker *w = next(last)) {
             last = w->number;
             self = w;
-            leave(scheduler, w->place);
+            scheduler.leave_for(w->fiber);
         }
         for (auto &w : workers)
             if (!w->done) {

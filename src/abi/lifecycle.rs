@@ -9,7 +9,6 @@ use super::guard::{guard, guard_or, guard_unrecorded};
 use super::status::{self, APL_FFI_ABI_VERSION, APL_FFI_OK};
 use super::{last_error, models, sessions, state, weights};
 use crate::cpu::Isa;
-use crate::cuda::Device;
 use crate::runtime::{Config, Runtime};
 
 /// The version of the ABI that this library has; compare it with `APL_FFI_ABI_VERSION`.
@@ -23,8 +22,9 @@ pub extern "C" fn apl_ffi_abi_version() -> i32 {
 /// Configures the library; without it the first call that needs to does so with the defaults.
 ///
 /// `config`: a JSON object; NULL, "" and "{}" are the defaults. Keys, all optional:
-/// - `"backend"`: `"auto"` (default), `"cpu"` or `"cuda"`;
-/// - `"device"`: the CUDA ordinal;
+/// - `"backend"`: `"auto"` (default: a CUDA device if there is one that will do, else the CPU without a word),
+///   `"cpu"` or `"cuda"` (or ERR_BACKEND);
+/// - `"device"`: the CUDA ordinal, 0 by default;
 /// - `"threads"`: 0 (default) for the processors that this process may use, or a count;
 /// - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has.
 ///
@@ -33,7 +33,7 @@ pub extern "C" fn apl_ffi_abi_version() -> i32 {
 /// A configuration that resolves to the same values again is OK.
 ///
 /// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_UNSUPPORTED (an instruction set the processor lacks); ERR_BACKEND
-/// (no CUDA); ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes
+/// (CUDA is demanded and cannot be used; the message has the reason); ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes
 /// first).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_ffi_init(config: *const c_char) -> i32 {
@@ -69,8 +69,9 @@ pub extern "C" fn apl_ffi_ready() -> i32 {
 
 /// What the library is and has chosen, as a JSON object.
 ///
-/// Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or the
-/// device), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
+/// Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or of
+/// the device `name`, `compute_capability`, `memory_total`, `memory_free`, `driver`, and `image`, what its kernels
+/// were loaded from), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
 /// `threads` are null. Never initialises the library and leaves the error state alone.
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
@@ -99,24 +100,10 @@ fn info() -> String {
         "isa": runtime.map(|rt| rt.isa().name()),
         "isa_available": isa_available,
         "threads": runtime.map(|rt| rt.pool().threads()),
-        "cuda": runtime.and_then(Runtime::gpu).map(|gpu| cuda(gpu.device())),
+        "cuda": runtime.and_then(Runtime::gpu).map(|gpu| gpu.device().describe()),
         "handles": {"weights": weights::TABLE.live(), "models": models::TABLE.live(), "sessions": sessions::TABLE.live()},
     })
     .to_string()
-}
-
-/// The device as `apl_ffi_info` shows it. What is free is null where the driver does not say.
-fn cuda(device: &Device) -> Value {
-    let about = device.about();
-    let version = |major, minor| format!("{major}.{minor}");
-    json!({
-        "name": about.name,
-        "compute_capability": version(about.capability.0, about.capability.1),
-        "memory_total": about.memory_total,
-        "memory_free": device.memory_free().ok(),
-        "driver": version(about.driver / 1000, about.driver % 1000 / 10),
-        "image": about.image,
-    })
 }
 
 /// The message of this thread's latest failed call or, where it had none since its latest success, of the

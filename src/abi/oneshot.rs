@@ -1,4 +1,8 @@
 //! One-shot products: the weights come with the call.
+//!
+//! They run on the CPU, whatever the backend. A device would first have to be sent the codes: that reads them from memory once, which is
+//! all the CPU needs to be done with one vector, and then crosses a bus that is slower than the memory (64 GB/s against 100 and more).
+//! Where the codes are to be used again, a weight handle is the call to make.
 
 use super::args::{Arrays, arg, one_of};
 use super::code_args::{ALL_BITS, CODE_BITS, CodeArgs, Format, code_args};

@@ -34,7 +34,8 @@ pub(super) static TABLE: Table<Weights> = Table::new(Kind::Weights);
 ///
 /// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
 /// an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH;
-/// ERR_NULL; ERR_MEMORY; ERR_STATE (no handle is left).
+/// ERR_NULL; ERR_MEMORY (of the device only where CUDA is demanded: else the CPU keeps the matrix); ERR_BACKEND
+/// (the device failed); ERR_STATE (no handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_from_codes(
     codes: *const u8,
@@ -92,8 +93,8 @@ pub unsafe extern "C" fn apl_weights_from_codes(
 /// Output: `handle`, to be freed by `apl_weights_free`.
 ///
 /// Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16,
-/// misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_STATE (no
-/// handle is left).
+/// misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY and ERR_BACKEND
+/// as `apl_weights_from_codes`; ERR_STATE (no handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_from_f32(
     w: *const f32,
@@ -139,7 +140,7 @@ pub unsafe extern "C" fn apl_weights_from_f64(
 /// cannot be survived.
 ///
 /// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `handle`, a weight that is not
-/// finite); ERR_IO; ERR_FORMAT (also a name that is not there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_STATE (no
+/// finite); ERR_IO; ERR_FORMAT (also a name that is not there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_BACKEND; ERR_STATE (no
 /// handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_open(
@@ -176,7 +177,8 @@ pub unsafe extern "C" fn apl_weights_open(
 ///
 /// Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
 /// `scales` (their type), `activations`, `bytes` (memory it occupies), `path` (how it is multiplied: `"tiles"`,
-/// the fast layout, or `"rows"`, the general one), `backend`, `isa`.
+/// the fast layout, `"rows"`, the general one, or `"device"`), `backend` (where it lives: `"cpu"` or `"cuda"`),
+/// `isa`.
 /// `group`, `symmetric` and `scales` are null for float weights.
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
@@ -195,7 +197,7 @@ pub unsafe extern "C" fn apl_weights_info(handle: i32, json: *mut c_char, capaci
 ///
 /// Output: `w` (rows, cols).
 ///
-/// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY. `w` is written on success
+/// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_BACKEND. `w` is written on success
 /// only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len: i64) -> i32 {
@@ -219,7 +221,7 @@ pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len:
 /// the old file or the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
 ///
 /// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json, or `name` is empty
-/// or beyond 1024 bytes, or has control characters); ERR_IO; ERR_MEMORY.
+/// or beyond 1024 bytes, or has control characters); ERR_IO; ERR_MEMORY; ERR_BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_save(
     handle: i32,
@@ -253,11 +255,13 @@ pub extern "C" fn apl_weights_free(handle: i32) -> i32 {
 
 /// `y = W x` for each of `n` vectors, with the weights of a handle.
 ///
-/// `x` (n, cols), `y` (n, rows); they must not overlap. The bits of a result depend neither on the number of
-/// threads nor on the batch that its vector travels in.
+/// `x` (n, cols), `y` (n, rows); they must not overlap. On the CPU the bits of a result depend neither on the
+/// number of threads nor on the batch that its vector travels in; on a CUDA device the same call gives the same
+/// bits each time.
 ///
 /// Returns: OK; ERR_HANDLE; ERR_RANGE (`n` < 0, a vector that is not finite where activations are `"int8"`,
-/// misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+/// misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_BACKEND (the device failed). `y` is
+/// written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul(
     handle: i32,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cudarc::driver::result::{self, ctx, primary_ctx};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUmodule};
+use serde_json::{Value, json};
 
 use super::images::{Capability, Image, LEAST, PTX};
 use super::kernels::{KERNELS, Kernel};
@@ -125,6 +126,20 @@ impl Device {
     /// What it is.
     pub fn about(&self) -> &About {
         &self.about
+    }
+
+    /// What it is, as `apl_ffi_info` shows it; what is free is null where the driver does not say.
+    pub fn describe(&self) -> Value {
+        let a = &self.about;
+        let version = |major, minor| format!("{major}.{minor}");
+        json!({
+            "name": a.name,
+            "compute_capability": version(a.capability.0, a.capability.1),
+            "memory_total": a.memory_total,
+            "memory_free": self.memory_free().ok(),
+            "driver": version(a.driver / 1000, a.driver % 1000 / 10),
+            "image": a.image,
+        })
     }
 
     /// Bytes of its memory that are free, for whoever asks first.

@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(index["sources_sha256"], hex(&sources), "make kernels");
         assert_eq!(
             index["kernels"],
-            serde_json::json!(KERNELS),
+            serde_json::json!(&KERNELS[..]),
             "KERNELS in kernels.rs"
         );
 

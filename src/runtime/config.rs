@@ -377,6 +377,11 @@ mod tests {
                 vec!["unknown key \"thread\"", KEYS],
             ),
             (
+                r#"{"devices": [0, 1]}"#,
+                vec![],
+                vec!["unknown key \"devices\"", KEYS],
+            ),
+            (
                 r#"{"backend": "CPU"}"#,
                 vec![],
                 vec![r#""backend": "CPU""#, BACKENDS],

@@ -153,10 +153,11 @@ void start_thread() {
     if (settings["THREADS"] == 0)
         return;
     std::thread thread([] {
-        pthread_setname_np(pthread_self(), "fake_cuda");
         for (;;)
             sleep(3600);
     });
+    // Here, and not by the thread when it gets to it: who looks for it next finds it.
+    pthread_setname_np(thread.native_handle(), "fake_cuda");
     thread.detach();
 }
 
@@ -466,19 +467,22 @@ CALL cuModuleLoadData(void **module, const void *image) {
 }
 
 CALL cuModuleUnload(void *module) {
-    USABLE
+    const Held held(lock);
+    if (const int status = usable_outside_capture(); status != SUCCESS && status != LAUNCH_FAILED)
+        return status;
     auto *m = static_cast<Module *>(module);
     if (modules.erase(m) == 0)
         return INVALID_HANDLE;
     drain_all();
     for (auto it = functions.begin(); it != functions.end();) {
         Function *f = *it;
-        it = f->module == m ? functions.erase(it) : std::next(it);
-        if (f->module == m)
+        const bool of_it = f->module == m;
+        it = of_it ? functions.erase(it) : std::next(it);
+        if (of_it)
             delete f;
     }
     delete m;
-    return SUCCESS;
+    return current->lost ? LAUNCH_FAILED : SUCCESS;
 }
 
 CALL cuModuleGetFunction(void **function, void *module, const char *name) {

@@ -28,12 +28,19 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         println!(
             "{:#}",
             json!({"version": env!("CARGO_PKG_VERSION"), "backend": r.backend().name(), "backend_reason": r.reason, "isa": rt.isa().name(),
-                   "isa_available": available, "threads": rt.pool().threads()})
+                   "isa_available": available, "threads": rt.pool().threads(), "cuda": rt.gpu().map(|gpu| gpu.device().describe())})
         );
         return Ok(());
     }
     println!("apl_ffi {}", env!("CARGO_PKG_VERSION"));
     println!("backend {} ({})", r.backend().name(), r.reason);
+    if let Some(gpu) = rt.gpu() {
+        let about = gpu.device().about();
+        println!(
+            "device {}, {}, kernels for {}",
+            about.ordinal, about.name, about.image
+        );
+    }
     println!(
         "instruction set {} (there are {})",
         rt.isa().name(),

@@ -1,0 +1,38 @@
+#!/bin/sh
+# The CUDA backend through everything that tests weight handles: CUDA is demanded, so that nothing passes by running on the CPU.
+# Usage, from the top of the repository: tests/gpu.sh fake|real LIBRARY-FOLDER
+#
+# fake: LD_LIBRARY_PATH leads to the driver that is none. Small shapes: it takes milliseconds for a kernel.
+# real: the GPU of this machine, once with the precompiled kernels, once with those that the driver compiles; without one: skipped.
+set -eu
+which=$1 library=$2
+CARGO=${CARGO:-cargo}
+export APL_FFI_BACKEND=cuda
+
+suite() {
+    $CARGO test --lib cuda::
+    $CARGO test --test cuda --test abi_lifecycle --test abi_weights --test abi_calls --test formats
+    ctest/run.sh "$library" "target/ctest-$which" errors lifecycle oneshot quantise threads weights
+}
+
+if [ "$which" = fake ]; then
+    export CFLAGS="${CFLAGS:--O2} -DSLOW_DEVICE"
+    suite
+    exit
+fi
+
+# The reason is the last line, whichever way it went.
+if ! said=$("$library/apl-ffi" info 2>&1); then
+    echo "SKIPPED - $said"
+    exit
+fi
+echo "$said"
+echo "kernels that were compiled before"
+CUDA_DISABLE_PTX_JIT=1 suite
+echo "kernels that the driver compiles"
+CUDA_FORCE_PTX_JIT=1 suite
+if command -v compute-sanitizer > /dev/null; then
+    UNDER="compute-sanitizer --error-exitcode 9 --leak-check full" ctest/run.sh "$library" target/ctest-sanitizer weights
+else
+    echo "SKIPPED - compute-sanitizer is not on PATH"
+fi
