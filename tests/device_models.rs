@@ -32,7 +32,10 @@ fn models_on_the_driver_that_is_none() {
         .unwrap();
     let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success(), "{text}");
-    assert!(text.contains("passed") && !text.contains(" 0 passed"), "{text}");
+    assert!(
+        text.contains("passed") && !text.contains(" 0 passed"),
+        "{text}"
+    );
 }
 
 /// The switches of the driver that is none.
@@ -41,7 +44,9 @@ struct Driver(libloading::Library);
 impl Driver {
     fn new() -> Driver {
         // SAFETY: the driver that is none; loading it again runs nothing.
-        Driver(unsafe { libloading::Library::new("libcuda.so.1") }.expect("the driver that is none"))
+        Driver(
+            unsafe { libloading::Library::new("libcuda.so.1") }.expect("the driver that is none"),
+        )
     }
 
     fn set(&self, name: &str, value: i64) {
@@ -135,23 +140,31 @@ const FAMILIES: [&str; 9] = [
 #[ignore = "runs in the child"]
 fn every_family_gives_the_logits_of_the_cpu() {
     let (cpu, cuda) = (cpu(), cuda());
-    let mut seen = 0f32;
+    let (mut seen, mut turn) = (0f32, 0);
     for name in FAMILIES {
         let files = [family(name), family(&format!("{name}.gguf"))];
         for path in files.iter().filter(|p| p.exists()) {
             for (options, kv, tolerance) in [
                 (r#"{"bits": 8}"#, r#"{"kv": "f32"}"#, 2e-5),
                 (r#"{"bits": 8}"#, "", 2e-3),
-                (r#"{"bits": 4, "symmetric": false}"#, r#"{"kv": "f32"}"#, 2e-5),
+                (
+                    r#"{"bits": 4, "symmetric": false}"#,
+                    r#"{"kv": "f32"}"#,
+                    2e-5,
+                ),
                 (r#"{"bits": 2, "group": 16}"#, r#"{"kv": "f32"}"#, 2e-5),
-                (r#"{"bits": 4, "activations": "int8"}"#, r#"{"kv": "f32"}"#, 3e-2),
+                (
+                    r#"{"bits": 4, "activations": "int8"}"#,
+                    r#"{"kv": "f32"}"#,
+                    3e-2,
+                ),
                 (r#"{"bits": 1}"#, r#"{"kv": "f32"}"#, 2e-5),
             ] {
                 let what = format!("{} {options} {kv}", path.display());
                 let here = open(&cpu, path, options);
                 let there = open(&cuda, path, options);
                 assert_eq!(there.info()["backend"], "cuda", "{what}");
-                let ids = ids(&here, 40);
+                let ids = ids(&here, 24);
                 let expected = all_logits(&cpu, &mut session(&cpu, &here, kv), &ids);
                 let mut s = session(&cuda, &there, kv);
                 assert_eq!(s.info()["backend"], "cuda");
@@ -200,12 +213,16 @@ fn the_demonstration_tells_a_story() {
     let (cpu, cuda) = (cpu(), cuda());
     let (here, there) = (open(&cpu, &demo(), ""), open(&cuda, &demo(), ""));
     let driver = Driver::new();
-    let prompt = here.tokenizer().unwrap().encode("Once upon a time", true).unwrap();
+    let prompt = here
+        .tokenizer()
+        .unwrap()
+        .encode("Once upon a time", true)
+        .unwrap();
     let mut s = session(&cuda, &there, r#"{"temperature": 0}"#);
     s.eval(&cuda, &prompt, Logits::None).unwrap();
     let (first, _) = told(&cuda, &mut s, 3);
     let before = (driver.get("ALLOCATIONS"), driver.get("GRAPHS"));
-    let (rest, tokens) = told(&cuda, &mut s, 120);
+    let (rest, tokens) = told(&cuda, &mut s, 200);
     let text = first + &rest;
     assert_eq!(
         before,
@@ -218,9 +235,14 @@ fn the_demonstration_tells_a_story() {
     let vocabulary = here.architecture().vocabulary;
     let logits = all_logits(&cpu, &mut session(&cpu, &here, ""), &tokens);
     for (i, row) in logits.chunks(vocabulary).enumerate().skip(prompt.len() - 1) {
-        let Some(&next) = tokens.get(i + 1) else { break };
+        let Some(&next) = tokens.get(i + 1) else {
+            break;
+        };
         let top = row.iter().fold(f32::MIN, |m, v| m.max(*v));
-        assert!(top - row[next as usize] < 2e-3 * top.abs(), "token {i} of {text}");
+        assert!(
+            top - row[next as usize] < 2e-3 * top.abs(),
+            "token {i} of {text}"
+        );
     }
 
     // And with the logits brought back: the same story, since a greedy sampler sees the same.
@@ -273,7 +295,11 @@ fn a_long_prompt_goes_in_blocks_and_windows_forget() {
         }
         b.rewind(&cuda, 0).unwrap();
         assert_eq!(b.next(&cuda, 9).unwrap_err().status(), Status::State);
-        assert_eq!(all_logits(&cuda, &mut b, &ids), found, "{name}: the same bits again");
+        assert_eq!(
+            all_logits(&cuda, &mut b, &ids),
+            found,
+            "{name}: the same bits again"
+        );
     }
     // More tokens than pass together.
     let (here, there) = (open(&cpu, &demo(), ""), open(&cuda, &demo(), ""));
@@ -293,11 +319,11 @@ fn sessions_do_not_see_each_other() {
     let run = |start: u32| {
         let mut s = session(&cuda, &model, r#"{"temperature": 0}"#);
         s.eval(&cuda, &[1, start, 30], Logits::None).unwrap();
-        told(&cuda, &mut s, 12).1
+        told(&cuda, &mut s, 5).1
     };
-    let alone: Vec<_> = (0..4).map(|i| run(20 + i)).collect();
+    let alone: Vec<_> = (0..3).map(|i| run(20 + i)).collect();
     let together: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4).map(|i| scope.spawn(move || run(20 + i))).collect();
+        let threads: Vec<_> = (0..3).map(|i| scope.spawn(move || run(20 + i))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
     assert_eq!(alone, together);
@@ -317,7 +343,7 @@ fn what_fails_on_the_device_is_an_error_and_no_number() {
     let there = open(&cuda, &family("qwen3"), r#"{"bits": 8}"#);
     let mut failures = 0;
     for setting in ["FAIL_LAUNCH", "FAIL_COPY"] {
-        for nth in 1..20 {
+        for nth in [1, 2, 3, 5, 8, 13, 21, 40] {
             let mut s = session(&cuda, &there, kv);
             driver.set(setting, nth);
             let mut at = 0;
@@ -339,7 +365,7 @@ fn what_fails_on_the_device_is_an_error_and_no_number() {
             assert!(worst(&found, &expected) < 2e-5, "{setting} {nth}");
         }
     }
-    assert!(failures > 20, "{failures}");
+    assert!(failures > 10, "{failures}");
     drop((there, cuda));
 
     // The device is lost: every call fails, none gives numbers.
@@ -378,34 +404,71 @@ fn without_room_on_the_device_the_cpu_runs_the_model_unless_cuda_is_demanded() {
     let here = open(&cpu, &path, options);
     let ids = ids(&here, 25);
     let expected = all_logits(&cpu, &mut session(&cpu, &here, ""), &ids);
-    let mut backends = [0, 0];
+    let mut backends = std::collections::BTreeMap::new();
     let (auto, demanded) = (
         runtime(r#"{"backend": "auto", "threads": 1}"#),
         self::cuda(),
     );
+    // What is held back for the driver, and then some for a session and for some of the matrices.
+    for room in [0, 64 << 20, (64 << 20) + 330_000, 72 << 20, 100 << 20] {
+        for step in 0..8 {
+            let room = room + step * 12_000;
+            driver.set("MEMORY", room + driver.get("ALLOCATED"));
+            let model = open(&auto, &path, options);
+            let mut s = session(&auto, &model, "");
+            let info = s.info();
+            let backend = info["backend"].as_str().unwrap().to_owned();
+            assert_eq!(
+                model.info()["backend"],
+                backend.as_str(),
+                "{}",
+                model.info()
+            );
+            let found = all_logits(&auto, &mut s, &ids);
+            let e = worst(&found, &expected);
+            assert!(e < 2e-3, "{room}, {backend}: {e}");
+            if backends.insert(backend.clone(), room).is_none() {
+                println!("{backend}: {}", model.info()["backend_reason"]);
+                // One by one, and back.
+                s.rewind(&auto, 10).unwrap();
+                for (i, id) in ids.iter().enumerate().skip(10) {
+                    let found = last_logits(&auto, &mut s, &[*id]).unwrap();
+                    let vocabulary = found.len();
+                    let e = worst(&found, &expected[i * vocabulary..][..vocabulary]);
+                    assert!(e < 4e-3, "{room}, {backend}, token {i}: {e}");
+                }
+                assert_eq!(s.next(&auto, 9).unwrap_err().status(), Status::Unsupported);
+            }
+            drop((s, model));
+            driver.set("MEMORY", whole);
+        }
+    }
+    assert_eq!(
+        backends.keys().map(String::as_str).collect::<Vec<_>>(),
+        ["cpu", "cuda", "cuda+cpu"]
+    );
+
+    let mut outcomes = [0, 0];
     for room in [2_000, 20_000, 60_000, 120_000, 400_000, 800_000, 3_000_000] {
         driver.set("MEMORY", room + driver.get("ALLOCATED"));
-        let model = open(&auto, &path, options);
-        let mut s = session(&auto, &model, "");
-        let info = s.info();
-        backends[usize::from(info["backend"] == "cuda")] += 1;
-        let found = all_logits(&auto, &mut s, &ids);
-        let e = worst(&found, &expected);
-        assert!(e < 2e-3, "{room}: {e}");
-        drop((s, model));
-
         let options = ModelOptions::from_json(options).unwrap();
         let opened = Model::open(&demanded, &path, &options).map(Arc::new);
-        let opened = opened.and_then(|m| {
-            Session::new(&demanded, m, &SessionOptions::from_json("").unwrap())
-        });
+        let opened = opened
+            .and_then(|m| Session::new(&demanded, m, &SessionOptions::from_json("").unwrap()));
         match opened {
-            Ok(mut s) => assert!(worst(&all_logits(&demanded, &mut s, &ids), &expected) < 2e-3),
-            Err(e) => assert_eq!(e.status(), Status::Memory, "{room}: {e}"),
+            Ok(mut s) => {
+                outcomes[0] += 1;
+                assert_eq!(s.info()["backend"], "cuda");
+                assert!(worst(&all_logits(&demanded, &mut s, &ids), &expected) < 2e-3);
+            }
+            Err(e) => {
+                outcomes[1] += 1;
+                assert_eq!(e.status(), Status::Memory, "{room}: {e}");
+            }
         }
         driver.set("MEMORY", whole);
     }
-    assert!(backends[0] > 0 && backends[1] > 0, "{backends:?}");
+    assert!(outcomes[0] > 0 && outcomes[1] > 0, "{outcomes:?}");
 }
 
 #[test]
@@ -415,10 +478,17 @@ fn float_models_stay_on_the_cpu_and_say_so() {
     let model = open(&cuda, &family("llama3"), r#"{"bits": 32}"#);
     let info = model.info();
     assert_eq!(info["backend"], "cpu");
-    assert_eq!(info["backend_reason"], "the CPU multiplies weights of 16 and 32 bits");
+    assert_eq!(
+        info["backend_reason"],
+        "the CPU multiplies weights of 16 and 32 bits"
+    );
     let mut s = session(&cuda, &model, "");
     assert_eq!(s.info()["backend"], "cpu");
-    assert!(all_logits(&cuda, &mut s, &[1, 2, 3]).iter().all(|v| v.is_finite()));
+    assert!(
+        all_logits(&cuda, &mut s, &[1, 2, 3])
+            .iter()
+            .all(|v| v.is_finite())
+    );
 }
 
 #[test]

@@ -38,24 +38,26 @@ pub(super) struct Layer<T> {
 }
 
 impl Cache {
-    /// For sequences of up to `context` tokens, fed `block` at a time at most.
+    /// For sequences of up to `context` tokens, fed `block` at a time at most. The first `elsewhere` layers have none here.
     pub fn new(
         a: &Architecture,
         precision: Precision,
         context: usize,
         block: usize,
+        elsewhere: usize,
     ) -> Result<Cache> {
         Ok(match precision {
-            Precision::F16 => Cache::F16(layers(a, context, block)?),
-            Precision::F32 => Cache::F32(layers(a, context, block)?),
+            Precision::F16 => Cache::F16(layers(a, context, block, elsewhere)?),
+            Precision::F32 => Cache::F32(layers(a, context, block, elsewhere)?),
         })
     }
 
     /// Slots of the layer with the fewest.
     pub fn least_slots(&self) -> usize {
+        let here = |slots: &usize| *slots > 0;
         let slots = match self {
-            Cache::F16(layers) => layers.iter().map(|l| l.slots).min(),
-            Cache::F32(layers) => layers.iter().map(|l| l.slots).min(),
+            Cache::F16(layers) => layers.iter().map(|l| l.slots).filter(here).min(),
+            Cache::F32(layers) => layers.iter().map(|l| l.slots).filter(here).min(),
         };
         slots.unwrap_or(usize::MAX)
     }
@@ -86,10 +88,14 @@ fn layers<T: Cached + Zeroable>(
     a: &Architecture,
     context: usize,
     block: usize,
+    elsewhere: usize,
 ) -> Result<Vec<Layer<T>>> {
     let width = a.head_dim.next_multiple_of(16);
-    let layer = |window: &Option<usize>| {
-        let slots = slots_of(*window, context, block);
+    let layer = |(i, window): (usize, &Option<usize>)| {
+        let slots = match i < elsewhere {
+            true => Some(0),
+            false => slots_of(*window, context, block),
+        };
         // Zeroed by the system, so that positions that are never fed cost nothing.
         let zeroed = |width: usize| {
             slots
@@ -110,7 +116,7 @@ fn layers<T: Cached + Zeroable>(
             narrowed: memory::filled(a.head_dim, T::zeroed(), "a narrowed key")?,
         })
     };
-    a.windows.iter().map(layer).collect()
+    a.windows.iter().enumerate().map(layer).collect()
 }
 
 impl<T: Cached> Layer<T> {

@@ -95,6 +95,15 @@ pub(super) struct Pass<'a> {
     pub team: &'a dyn Shared,
     pub cancelled: &'a AtomicBool,
     pub observer: Option<&'a mut dyn Observer>,
+    pub lower: Option<Lower<'a>>,
+}
+
+/// The first layers, where something else computes them.
+pub(super) struct Lower<'a> {
+    /// How many they are.
+    pub layers: usize,
+    /// Takes the residual stream `(n, hidden)` of the tokens from a position on through them.
+    pub run: &'a mut dyn FnMut(usize, &mut [f32]) -> Result<()>,
 }
 
 impl Pass<'_> {
@@ -139,8 +148,16 @@ impl Pass<'_> {
                 x.iter_mut().for_each(|x| *x *= a.embedding_scale);
             }
         }
+        let mut below = 0;
+        if let Some(lower) = &mut self.lower {
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(Error::state("the call was cancelled"));
+            }
+            (lower.run)(first, &mut s.x[..n * a.hidden])?;
+            below = lower.layers;
+        }
         s.rotary.prepare(first, n);
-        for (i, layer) in self.parameters.layers.iter().enumerate() {
+        for (i, layer) in self.parameters.layers.iter().enumerate().skip(below) {
             if self.cancelled.load(Ordering::Relaxed) {
                 return Err(Error::state("the call was cancelled"));
             }

@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicBool;
 
 use super::Model;
 use super::cache::Cache;
-use super::decoder::{BLOCK, Logits, Observer, Pass, State};
+use super::decoder::{BLOCK, Logits, Lower, Observer, Pass, State};
 use super::device::{self, Wanted};
 use super::options::Precision;
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result};
 use crate::memory;
 use crate::runtime::Runtime;
 
@@ -16,6 +16,8 @@ use crate::runtime::Runtime;
 pub(super) enum Engine {
     Host(Box<State>),
     Device(Box<device::State>),
+    /// The device has the first layers.
+    Both(Box<device::State>, Box<State>),
 }
 
 /// Where the logits of the last token are.
@@ -45,38 +47,41 @@ impl Engine {
     /// For sequences of up to `context` tokens.
     ///
     /// # Errors
-    /// `ERR_MEMORY`, of the device only where CUDA is demanded; `ERR_BACKEND`.
+    /// `ERR_MEMORY`, of the host or of the device that the model is on; `ERR_BACKEND`.
     pub fn new(
         rt: &Runtime,
         model: &Arc<Model>,
         precision: Precision,
         context: usize,
     ) -> Result<Engine> {
-        match device::State::new(model, precision, context) {
-            Ok(Some(state)) => return Ok(Engine::Device(Box::new(state))),
-            Ok(None) => {}
-            // The CPU then runs the layers, and the device their products.
-            Err(e) if e.status() == Status::Memory && !rt.resolved().demanded => {}
-            Err(e) => return Err(e),
-        }
+        let there = device::State::new(model, precision, context)?;
+        let there = match there.map(Box::new) {
+            Some(state) if state.whole() => return Ok(Engine::Device(state)),
+            there => there,
+        };
         let a = &model.architecture;
-        let cache = Cache::new(a, precision, context, BLOCK)?;
-        let state = State::new(a, cache, context, rt.pool().threads())?;
-        Ok(Engine::Host(Box::new(state)))
+        let elsewhere = there.as_ref().map_or(0, |state| state.layers());
+        let cache = Cache::new(a, precision, context, BLOCK, elsewhere)?;
+        let here = Box::new(State::new(a, cache, context, rt.pool().threads())?);
+        Ok(match there {
+            Some(there) => Engine::Both(there, here),
+            None => Engine::Host(here),
+        })
     }
 
-    /// `"cuda"` or `"cpu"`.
+    /// `"cuda"`, `"cpu"` or `"cuda+cpu"`.
     pub fn name(&self) -> &'static str {
         match self {
             Engine::Host(_) => "cpu",
             Engine::Device(_) => "cuda",
+            Engine::Both(..) => "cuda+cpu",
         }
     }
 
     /// What its cache holds: `"f16"` or `"f32"`.
     pub fn precision(&self) -> &'static str {
         match self {
-            Engine::Host(state) => state.cache.precision(),
+            Engine::Host(state) | Engine::Both(_, state) => state.cache.precision(),
             Engine::Device(state) => state.precision(),
         }
     }
@@ -86,6 +91,7 @@ impl Engine {
         match self {
             Engine::Host(state) => state.cache.bytes(),
             Engine::Device(state) => state.cache_bytes(),
+            Engine::Both(there, here) => there.cache_bytes() + here.cache.bytes(),
         }
     }
 
@@ -94,6 +100,7 @@ impl Engine {
         match self {
             Engine::Host(state) => state.cache.least_slots(),
             Engine::Device(state) => state.least_slots(),
+            Engine::Both(there, here) => there.least_slots().min(here.cache.least_slots()),
         }
     }
 
@@ -138,19 +145,25 @@ impl Engine {
         wanted: Wanted<'_>,
         mut observer: Option<&mut dyn Observer>,
     ) -> Result<Option<u32>> {
-        let state = match self {
-            Engine::Host(state) => state,
-            Engine::Device(_) if observer.is_some() => {
+        let (mut there, state) = match self {
+            _ if observer.is_some() && !matches!(self, Engine::Host(_)) => {
                 return Err(Error::unsupported(
                     "products can be observed only where the CPU runs the model",
                 ));
             }
             Engine::Device(state) => return state.feed(f.cancelled, f.first, f.ids, wanted),
+            Engine::Host(state) => (None, state),
+            Engine::Both(there, here) => (Some(there), here),
         };
         let logits = match wanted {
             Wanted::All(out) => Logits::All(out),
             Wanted::Last(out) => Logits::Last(out),
             Wanted::Greatest => Logits::None,
+        };
+        let layers = there.as_ref().map_or(0, |there| there.layers());
+        let mut lower = |first: usize, x: &mut [f32]| match &mut there {
+            Some(there) => there.lower(first, x),
+            None => Ok(()),
         };
         f.rt.pool().team(|team| {
             let mut pass = Pass {
@@ -163,6 +176,10 @@ impl Engine {
                     Some(observer) => Some(&mut **observer),
                     None => None,
                 },
+                lower: (layers > 0).then_some(Lower {
+                    layers,
+                    run: &mut lower,
+                }),
             };
             pass.run(state, f.first, f.ids, logits)
         })?;
@@ -175,7 +192,7 @@ impl Engine {
     /// `ERR_BACKEND`.
     pub fn fetch(&self, own: &mut [f32]) -> Result<()> {
         match self {
-            Engine::Host(_) => Ok(()),
+            Engine::Host(_) | Engine::Both(..) => Ok(()),
             Engine::Device(state) => state.logits(own),
         }
     }

@@ -1,12 +1,13 @@
 //! From a model on disk to its weights in the form that products want.
 
 use super::architecture::Architecture;
+use super::device::Room;
 use super::source::Source;
 use crate::error::Result;
 use crate::matmul::Weights;
 use crate::options::WeightOptions;
 use crate::runtime::Runtime;
-use crate::weights::{self, Home};
+use crate::weights;
 
 /// `y = W x + bias`.
 pub(super) struct Linear {
@@ -34,6 +35,16 @@ pub(super) struct Layer {
     pub gate: Linear,
     pub up: Linear,
     pub down: Linear,
+}
+
+impl Layer {
+    /// Its matrices.
+    pub fn matrices(&self) -> [&Weights; 7] {
+        [
+            &self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down,
+        ]
+        .map(|l| &l.weights)
+    }
 }
 
 /// All that a forward pass reads.
@@ -67,12 +78,16 @@ pub(super) struct FromDisk<'a> {
     pub source: &'a Source,
     pub options: &'a WeightOptions,
     /// Where its matrices are to live.
-    pub home: Home,
+    pub room: Room<'a>,
 }
 
 impl Tensors for FromDisk<'_> {
     fn matrix(&self, name: &str) -> Result<Weights> {
-        let made = weights::from_view(self.rt, self.source.matrix(name)?, self.options, self.home);
+        let make = |home| {
+            let view = self.source.matrix(name)?;
+            weights::from_view(self.rt, view, self.options, home)
+        };
+        let made = self.room.place(make);
         // Each tensor is read once: kept, the pages of the file would double the memory of a model.
         self.source.weights().forget();
         made.map_err(|e| e.within(name))
@@ -106,14 +121,27 @@ impl Parameters {
 
     /// Every matrix.
     pub fn matrices(&self) -> impl Iterator<Item = &Weights> {
-        let layers = self
-            .layers
-            .iter()
-            .flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+        let layers = self.layers.iter().flat_map(Layer::matrices);
+        layers.chain([&self.embedding]).chain(&self.output)
+    }
+
+    /// Every matrix, but for those of the first layers.
+    pub fn all_but_layers(&mut self, first: usize) -> impl Iterator<Item = &mut Weights> {
+        let layers = self.layers[first..].iter_mut().flat_map(|l| {
+            [
+                &mut l.q,
+                &mut l.k,
+                &mut l.v,
+                &mut l.o,
+                &mut l.gate,
+                &mut l.up,
+                &mut l.down,
+            ]
+        });
         layers
-            .map(|l| &l.weights)
-            .chain([&self.embedding])
-            .chain(&self.output)
+            .map(|l| &mut l.weights)
+            .chain([&mut self.embedding])
+            .chain(&mut self.output)
     }
 }
 

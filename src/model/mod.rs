@@ -38,9 +38,8 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;
 use crate::tokenizer::Tokenizer;
-use crate::weights::Home;
 use architecture::Architecture;
-use device::Placement;
+use device::{Placement, Room};
 use load::{FromDisk, Parameters};
 use source::{Source, TokenizerSource};
 
@@ -92,14 +91,11 @@ impl Model {
             rt,
             source: &source,
             options: &options.weights,
-            home: match device::unfit(rt, &architecture) {
-                None => Home::Backend,
-                Some(_) => Home::Host,
-            },
+            room: Room::new(rt, &architecture, context),
         };
-        let parameters =
+        let mut parameters =
             Parameters::load(&architecture, &tensors).map_err(|e| e.within(path.display()))?;
-        let placement = Placement::of(rt, &architecture, &parameters);
+        let placement = Placement::of(rt, &architecture, &mut parameters);
         let floats = parameters.embedding.bits() == 32;
         let sampling = Sampling::advised(&source.generation()?);
         Ok(Model {

@@ -1,4 +1,4 @@
-//! A model whose every tensor is on a CUDA device, and its forward pass there.
+//! A model on a CUDA device, and its forward pass there: all of it, or its first layers where there is no room for more.
 //!
 //! What the pass computes is what `decoder` computes; here it is a sequence of launches ([`crate::cuda::transformer`] and the
 //! products) over buffers that never leave the device. Up go the ids and the position of a block of tokens, down comes the token of
@@ -13,6 +13,10 @@
 //! they are captured at the first such step of a session and replayed ever after; and since the last of them puts the token it
 //! found where the first reads its id, a greedy step sends nothing up at all.
 //!
+//! Of a model that does not fit, the CPU has the embedding, the layers behind, and the output; the residual stream goes up before
+//! the device's layers and comes down behind them. Which layers fit is found out while they are loaded: as many as leave room for
+//! a session over the whole context ([`Room`]).
+//!
 //! | module | one reason to exist |
 //! |---|---|
 //! | here | which models live on the device, and their vectors there |
@@ -24,32 +28,94 @@ mod state;
 
 pub(super) use state::{State, Wanted};
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::architecture::Architecture;
-use super::load::{Linear, Parameters};
+use super::load::{Layer, Linear, Parameters};
 use crate::cuda::transformer::HeadShape;
 use crate::cuda::{Gpu, Memory, Part, Stream};
 use crate::error::{Result, Status};
+use crate::matmul::Weights;
 use crate::memory;
 use crate::runtime::Runtime;
+use crate::weights::Home;
 
 /// Where a model's forward pass runs.
 pub(super) enum Placement {
-    /// On the device.
+    /// On the device: all of it, or the first layers.
     Device(Resident),
     /// On the CPU, for this reason.
     Host(String),
+}
+
+/// Decides, matrix by matrix as they are loaded, whether the next one goes to the device.
+pub(super) struct Room<'a> {
+    rt: &'a Runtime,
+    /// Bytes that are to stay free.
+    reserve: usize,
+    closed: Cell<bool>,
+}
+
+/// What the driver takes for itself as it goes: graphs, and memory that is cut in pages.
+const SLACK: usize = 64 << 20;
+
+impl<'a> Room<'a> {
+    /// For a model whose sessions are of `context` tokens. Where CUDA is demanded nothing is held back: what does not fit is an
+    /// error then.
+    pub fn new(rt: &'a Runtime, a: &Architecture, context: usize) -> Room<'a> {
+        let fits = unfit(rt, a).is_none();
+        let reserve = match rt.gpu() {
+            Some(gpu) if fits && !rt.resolved().demanded => {
+                state::session_bytes(gpu.device(), a, context).saturating_add(SLACK)
+            }
+            _ => 0,
+        };
+        Room {
+            rt,
+            reserve,
+            closed: Cell::new(!fits),
+        }
+    }
+
+    /// The matrix that `make` makes, on the device while there is room. Behind the first one that is not there everything stays on
+    /// the host: what a pass needs is whole layers from the first one on.
+    ///
+    /// # Errors
+    /// Those of `make`; `ERR_BACKEND`.
+    pub fn place(&self, make: impl Fn(Home) -> Result<Weights>) -> Result<Weights> {
+        if !self.closed.get() {
+            let made = make(Home::Backend)?;
+            let there = made.on_device().is_some();
+            let free = match self.rt.gpu() {
+                Some(gpu) if there => gpu.device().memory_free()?,
+                _ => usize::MAX,
+            };
+            if there && free >= self.reserve {
+                return Ok(made);
+            }
+            self.closed.set(true);
+            if !there {
+                return Ok(made);
+            }
+        }
+        make(Home::Host)
+    }
 }
 
 /// What a model has on the device beside its matrices.
 pub(super) struct Resident {
     gpu: Arc<Gpu>,
     heads: HeadShape,
-    /// The norms and biases of all layers, one behind the other.
+    /// The norms and biases of its layers, one behind the other.
     memory: Memory,
+    /// Of the layers that it has: all, or the first.
     layers: Vec<Vectors>,
     norm: Span,
+    /// Whether it has the embedding, every layer and the output.
+    whole: bool,
+    /// For people.
+    reason: String,
 }
 
 /// A vector of floats in [`Resident::memory`].
@@ -120,40 +186,53 @@ pub(super) fn unfit(rt: &Runtime, a: &Architecture) -> Option<String> {
 }
 
 impl Placement {
-    /// Where a model runs whose matrices were placed where the backend wants them.
+    /// Where a model runs whose matrices were placed by a [`Room`]. What is of no use to the device there comes back.
     ///
     /// # Errors
-    /// `ERR_MEMORY` where CUDA is demanded; `ERR_BACKEND`.
-    pub fn of(rt: &Runtime, a: &Architecture, parameters: &Parameters) -> Result<Placement> {
+    /// `ERR_MEMORY`, of the device only where CUDA is demanded; `ERR_BACKEND`.
+    pub fn of(rt: &Runtime, a: &Architecture, parameters: &mut Parameters) -> Result<Placement> {
         if let Some(reason) = unfit(rt, a) {
             return Ok(Placement::Host(reason));
         }
         let gpu = rt.gpu().expect("unfit looked");
-        let all = parameters.matrices().count();
-        let there = parameters.matrices().filter(|w| w.on_device().is_some());
-        let there = there.count();
-        if parameters.matrices().any(|w| w.bits() > 8) {
-            return Ok(Placement::Host(
-                "the CPU multiplies weights of 16 and 32 bits".to_owned(),
-            ));
+        let there = |w: &Weights| w.on_device().is_some();
+        let whole = parameters.matrices().all(there);
+        let layers = parameters.layers.iter();
+        let complete = |l: &Layer| l.matrices().into_iter().all(there);
+        let first = match whole {
+            true => parameters.layers.len(),
+            false => layers.take_while(|l| complete(l)).count(),
+        };
+        if !whole {
+            for w in parameters.all_but_layers(first) {
+                bring_home(rt, w)?;
+            }
         }
-        if there < all {
-            return Ok(Placement::Host(format!(
-                "only {there} of {all} matrices are on the device: it has no room for the others, or its kernels do not take their shape"
-            )));
+        if first == 0 {
+            let reason = match parameters.matrices().any(|w| w.bits() > 8) {
+                true => "the CPU multiplies weights of 16 and 32 bits",
+                false => {
+                    "the device has no room, or its kernels do not take the groups of the weights"
+                }
+            };
+            return Ok(Placement::Host(reason.to_owned()));
         }
-        match Resident::new(gpu, a, parameters) {
+        match Resident::new(gpu, a, parameters, first, whole) {
             Ok(resident) => Ok(Placement::Device(resident)),
-            Err(e) if e.status() == Status::Memory && !rt.resolved().demanded => Ok(
-                Placement::Host("the device has no room beside the matrices".to_owned()),
-            ),
+            Err(e) if e.status() == Status::Memory && !rt.resolved().demanded => {
+                for w in parameters.all_but_layers(0) {
+                    bring_home(rt, w)?;
+                }
+                Ok(Placement::Host("the device has no room".to_owned()))
+            }
             Err(e) => Err(e),
         }
     }
 
-    /// `"cuda"` or `"cpu"`.
+    /// `"cuda"`, `"cpu"` or `"cuda+cpu"`.
     pub fn name(&self) -> &'static str {
         match self {
+            Placement::Device(resident) if !resident.whole => "cuda+cpu",
             Placement::Device(_) => "cuda",
             Placement::Host(_) => "cpu",
         }
@@ -162,17 +241,34 @@ impl Placement {
     /// Why, in a sentence.
     pub fn reason(&self) -> &str {
         match self {
-            Placement::Device(_) => "every tensor is on the device",
+            Placement::Device(resident) => &resident.reason,
             Placement::Host(reason) => reason,
         }
     }
 }
 
+/// A matrix of the device made one of the host.
+fn bring_home(rt: &Runtime, weights: &mut Weights) -> Result<()> {
+    if weights.on_device().is_some()
+        && let Some(codes) = weights.to_codes()?
+    {
+        *weights = Weights::from_codes(rt, &codes.as_codes(), weights.activations())?;
+    }
+    Ok(())
+}
+
 impl Resident {
-    fn new(gpu: &Arc<Gpu>, a: &Architecture, parameters: &Parameters) -> Result<Resident> {
+    /// With the first layers of a model.
+    fn new(
+        gpu: &Arc<Gpu>,
+        a: &Architecture,
+        parameters: &Parameters,
+        first: usize,
+        whole: bool,
+    ) -> Result<Resident> {
         let mut c = Collector::default();
-        let mut layers = memory::with_capacity(parameters.layers.len(), "layers")?;
-        for l in &parameters.layers {
+        let mut layers = memory::with_capacity(first, "layers")?;
+        for l in &parameters.layers[..first] {
             let (q_norm, k_norm) = l.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
             let (post_attention, post_mlp) = l.post_norms.as_ref().map(|(a, m)| (a, m)).unzip();
             layers.push(Vectors {
@@ -197,6 +293,14 @@ impl Resident {
             memory,
             layers,
             norm,
+            whole,
+            reason: match whole {
+                true => "every tensor is on the device".to_owned(),
+                false => format!(
+                    "the device has room for {first} of {} layers; the CPU has the others",
+                    a.layers
+                ),
+            },
         })
     }
 

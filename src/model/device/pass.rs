@@ -15,11 +15,17 @@ use crate::model::load::Layer;
 /// One token through everything: what is captured.
 pub(super) fn step(stream: &Stream, k: &Kept) -> Result<()> {
     let pass = Pass { stream, k, n: 1 };
+    pass.embed()?;
     pass.layers()?;
     pass.last()
 }
 
-/// The launches for the `n` tokens whose ids are in the control block.
+/// One token through the layers that the device has, from and to the residual stream.
+pub(super) fn lower_step(stream: &Stream, k: &Kept) -> Result<()> {
+    Pass { stream, k, n: 1 }.layers()
+}
+
+/// The launches for the `n` tokens of a block.
 pub(super) struct Pass<'a> {
     pub stream: &'a Stream,
     pub k: &'a Kept,
@@ -27,18 +33,22 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// From ids to the residual stream behind the last layer.
-    pub fn layers(&self) -> Result<()> {
+    /// From the ids in the control block to the residual stream.
+    pub fn embed(&self) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
         let embedding = on_device(&k.parameters().embedding);
         let (x, ids) = (k.part(&p.x), k.part(&p.ids));
-        embed(self.stream, embedding, a.embedding_scale, ids, self.n, x)?;
+        embed(self.stream, embedding, a.embedding_scale, ids, self.n, x)
+    }
+
+    /// The residual stream through the layers of the device.
+    pub fn layers(&self) -> Result<()> {
+        let (k, p) = (self.k, self.k.plan());
         let (frequencies, position) = (k.part(&p.frequencies), k.part(&p.position));
-        let amplitude = p.amplitude;
         angles(
             self.stream,
             frequencies,
-            amplitude,
+            k.amplitude,
             position,
             self.n,
             k.part(&p.angles),

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::pass::{Pass, on_device, step};
-use super::{Placement, Resident};
+use super::pass::{Pass, lower_step, on_device, step};
+use super::{Placement, Resident, heads};
 use crate::cuda::transformer::{ADVANCE_BYTES, Cache, Splits, cache_bytes};
-use crate::cuda::{Memory, Mode, Part, Recorded, Stream, prepared_bytes};
+use crate::cuda::{Device, Memory, Mode, Part, Recorded, Stream, prepared_bytes};
 use crate::error::{Error, Result};
 use crate::matmul::Weights;
 use crate::memory;
@@ -15,7 +15,7 @@ use crate::model::Model;
 use crate::model::architecture::Architecture;
 use crate::model::cache::slots_of;
 use crate::model::decoder::BLOCK;
-use crate::model::load::Parameters;
+use crate::model::load::{Layer, Parameters};
 use crate::model::options::Precision;
 use crate::model::rope::Rotary;
 
@@ -55,6 +55,8 @@ pub(super) struct Kept {
     /// Keys and values of all layers.
     cache: Memory,
     plan: Plan,
+    /// What cosines and sines are multiplied with.
+    pub(super) amplitude: f64,
 }
 
 /// A buffer: bytes of [`Kept::memory`].
@@ -100,8 +102,6 @@ pub(super) struct Plan {
     pub parts: Buffer,
     /// Candidates for the greatest logit.
     pub best: Buffer,
-    /// What cosines and sines are multiplied with.
-    pub amplitude: f64,
     /// Blocks that share the positions of a single token.
     splits: usize,
     /// Slots of each layer, and where its keys begin in [`Kept::cache`]; its values follow.
@@ -127,24 +127,26 @@ impl Layout {
 }
 
 impl Plan {
+    /// For the first `layers` layers, and products that need `scratch` bytes; and the bytes of their cache.
     fn new(
-        model: &Model,
-        resident: &Resident,
-        amplitude: f64,
+        device: &Device,
+        a: &Architecture,
+        layers: usize,
+        scratch: usize,
         context: usize,
         half: bool,
     ) -> Result<(Plan, usize)> {
-        let (a, n) = (&model.architecture, BLOCK.min(context));
-        let heads = &resident.heads;
+        let n = BLOCK.min(context);
+        let heads = &heads(a);
         let (query, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
 
-        let mut layers = memory::with_capacity(a.layers, "the layers of a cache")?;
+        let mut places = memory::with_capacity(layers, "the layers of a cache")?;
         let mut cache = 0usize;
-        for window in &a.windows {
+        for window in &a.windows[..layers] {
             let slots = slots_of(*window, context, BLOCK);
             let bytes = slots.and_then(|slots| Some((slots, cache_bytes(heads, slots, half)?)));
             let after = bytes.and_then(|(slots, bytes)| {
-                layers.push((slots, cache));
+                places.push((slots, cache));
                 cache.checked_add(bytes.checked_next_multiple_of(256)?.checked_mul(2)?)
             });
             cache = after.ok_or_else(|| {
@@ -153,21 +155,8 @@ impl Plan {
                 ))
             })?;
         }
-        let device = resident.gpu.device();
-        let most_slots = layers.iter().map(|(slots, _)| *slots).max().unwrap_or(1);
+        let most_slots = places.iter().map(|(slots, _)| *slots).max().unwrap_or(1);
         let splits = Splits::for_one_token(device, heads, most_slots);
-
-        let output = model.parameters.output();
-        let in_layers = model.parameters.matrices();
-        let scratch = |w: &Weights, n: usize| {
-            let mode = Mode::from(w.activations());
-            prepared_bytes(mode, &on_device(w).columns(), n).unwrap_or(usize::MAX)
-        };
-        let scratch = in_layers
-            .map(|w| scratch(w, n))
-            .chain([scratch(output, n)])
-            .max()
-            .unwrap_or(0);
 
         let mut layout = Layout { total: 0 };
         let control = layout.take((CONTROL_WORDS + n) * 4);
@@ -194,13 +183,32 @@ impl Plan {
             scratch: layout.take(scratch),
             parts: layout.take(Splits::bytes(heads, 1, splits)),
             best: layout.take(ADVANCE_BYTES),
-            amplitude,
             splits,
-            layers,
+            layers: places,
             half,
             total: layout.total,
         };
         Ok((plan, cache))
+    }
+}
+
+/// Bytes of scratch that the products of `n` vectors with these matrices need.
+fn scratch_bytes<'a>(matrices: impl Iterator<Item = &'a Weights>, n: usize) -> usize {
+    let bytes = |w: &Weights| {
+        let mode = Mode::from(w.activations());
+        prepared_bytes(mode, &on_device(w).columns(), n).unwrap_or(usize::MAX)
+    };
+    matrices.map(bytes).max().unwrap_or(0)
+}
+
+/// Bytes of device memory that a session of a model needs at most, if all of it is there.
+pub(super) fn session_bytes(device: &Device, a: &Architecture, context: usize) -> usize {
+    // The widest vector, as floats, its groups padded fourfold at worst.
+    let widest = a.hidden.max(a.intermediate).max(a.heads * a.head_dim);
+    let scratch = widest.saturating_mul(BLOCK.min(context) * 4 * 4);
+    match Plan::new(device, a, a.layers, scratch, context, true) {
+        Ok((plan, cache)) => plan.total.saturating_add(cache),
+        Err(_) => usize::MAX,
     }
 }
 
@@ -261,14 +269,23 @@ impl State {
         let a = &model.architecture;
         let rotary = Rotary::new(&a.rope, a.head_dim, 0)?;
         let half = precision == Precision::F16;
-        let (plan, cache) = Plan::new(model, resident, rotary.amplitude(), context, half)?;
-        let device = resident.gpu.device();
+        let (device, layers) = (resident.gpu.device(), resident.layers.len());
+        let n = BLOCK.min(context);
+        let scratch = match resident.whole {
+            true => scratch_bytes(model.parameters.matrices(), n),
+            false => {
+                let layers = &model.parameters.layers[..layers];
+                scratch_bytes(layers.iter().flat_map(Layer::matrices), n)
+            }
+        };
+        let (plan, cache) = Plan::new(device, a, layers, scratch, context, half)?;
         let kept = Kept {
             model: Arc::clone(model),
             stream: Stream::new(device)?,
             memory: Memory::new(device, plan.total, "the buffers of a session")?,
             cache: Memory::new(device, cache, "keys and values")?,
             plan,
+            amplitude: rotary.amplitude(),
         };
         Ok(Some(State {
             kept: Arc::new(kept),
@@ -342,6 +359,59 @@ impl State {
         self.kept.stream.read(bytemuck::cast_slice_mut(out), logits)
     }
 
+    /// The layers that the device has of a model that is not wholly there: `x` `(n, hidden)`, the residual stream of the tokens
+    /// from position `first` on.
+    ///
+    /// # Errors
+    /// As [`State::feed`].
+    pub fn lower(&mut self, first: usize, x: &mut [f32]) -> Result<()> {
+        let n = x.len() / self.kept.architecture().hidden;
+        // There are no ids: none of the kernels that run here reads them.
+        self.send(first, &[])?;
+        self.send_frequencies(first + n)?;
+        let kept = &self.kept;
+        let stream_of_tokens = kept.part(&kept.plan.x).part(0, size_of_val(x));
+        kept.stream
+            .write(stream_of_tokens, bytemuck::cast_slice(x))?;
+        if n == 1 {
+            replay(&mut self.step, kept, lower_step)?;
+        } else {
+            let pass = Pass {
+                stream: &kept.stream,
+                k: kept,
+                n,
+            };
+            pass.layers()?;
+        }
+        self.found()?;
+        kept.stream
+            .read(bytemuck::cast_slice_mut(x), stream_of_tokens)
+    }
+
+    /// The layers that the device has.
+    pub fn layers(&self) -> usize {
+        self.kept.plan.layers.len()
+    }
+
+    /// Whether the device has the whole model.
+    pub fn whole(&self) -> bool {
+        self.kept.resident().whole
+    }
+
+    /// Waits, and gives the token that was found.
+    fn found(&self) -> Result<u32> {
+        let (kept, mut words) = (&self.kept, [0u32; 2]);
+        let found = kept.part(&(kept.plan.bad.start..kept.plan.token.end));
+        kept.stream
+            .read(bytemuck::cast_slice_mut(&mut words), found)?;
+        match words {
+            [0, token] => Ok(token),
+            _ => Err(Error::range(
+                "an activation of the model is not finite, int8 activations must be",
+            )),
+        }
+    }
+
     /// One block of tokens; `last`: the token that follows is wanted.
     fn block(&mut self, first: usize, ids: &[u32], last: bool) -> Result<Option<u32>> {
         let ahead = self.ahead.take();
@@ -351,32 +421,20 @@ impl State {
         self.send_frequencies(first + ids.len())?;
         let kept = &self.kept;
         if ids.len() == 1 {
-            let step = match &mut self.step {
-                Some(step) => step,
-                empty => empty.insert(Recorded::new(&kept.stream, kept, step)?),
-            };
-            step.replay(&kept.stream)?;
+            replay(&mut self.step, kept, step)?;
         } else {
             let pass = Pass {
                 stream: &kept.stream,
                 k: kept,
                 n: ids.len(),
             };
+            pass.embed()?;
             pass.layers()?;
             if last {
                 pass.last()?;
             }
         }
-        let mut words = [0u32; 2];
-        let found = kept.part(&(kept.plan.bad.start..kept.plan.token.end));
-        let bytes = bytemuck::cast_slice_mut(&mut words);
-        kept.stream.read(bytes, found)?;
-        let [bad, token] = words;
-        if bad != 0 {
-            return Err(Error::range(
-                "an activation of the model is not finite, int8 activations must be",
-            ));
-        }
+        let token = self.found()?;
         if ids.len() == 1 {
             self.ahead = Some((first + 1, token));
         }
@@ -436,4 +494,17 @@ impl State {
         self.sent = true;
         Ok(())
     }
+}
+
+/// Enqueues what `work` enqueues, which is captured the first time.
+fn replay(
+    step: &mut Option<Recorded<Kept>>,
+    kept: &Arc<Kept>,
+    work: fn(&Stream, &Kept) -> Result<()>,
+) -> Result<()> {
+    let step = match step {
+        Some(step) => step,
+        empty => empty.insert(Recorded::new(&kept.stream, kept, work)?),
+    };
+    step.replay(&kept.stream)
 }
