@@ -32,7 +32,10 @@ fn models_on_the_driver_that_is_none() {
         .unwrap();
     let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success(), "{text}");
-    assert!(text.contains("passed") && !text.contains(" 0 passed"), "{text}");
+    assert!(
+        text.contains("passed") && !text.contains(" 0 passed"),
+        "{text}"
+    );
 }
 
 /// The switches of the driver that is none.
@@ -41,7 +44,9 @@ struct Driver(libloading::Library);
 impl Driver {
     fn new() -> Driver {
         // SAFETY: the driver that is none; loading it again runs nothing.
-        Driver(unsafe { libloading::Library::new("libcuda.so.1") }.expect("the driver that is none"))
+        Driver(
+            unsafe { libloading::Library::new("libcuda.so.1") }.expect("the driver that is none"),
+        )
     }
 
     fn set(&self, name: &str, value: i64) {
@@ -142,9 +147,17 @@ fn every_family_gives_the_logits_of_the_cpu() {
             for (options, kv, tolerance) in [
                 (r#"{"bits": 8}"#, r#"{"kv": "f32"}"#, 2e-5),
                 (r#"{"bits": 8}"#, "", 2e-3),
-                (r#"{"bits": 4, "symmetric": false}"#, r#"{"kv": "f32"}"#, 2e-5),
+                (
+                    r#"{"bits": 4, "symmetric": false}"#,
+                    r#"{"kv": "f32"}"#,
+                    2e-5,
+                ),
                 (r#"{"bits": 2, "group": 16}"#, r#"{"kv": "f32"}"#, 2e-5),
-                (r#"{"bits": 4, "activations": "int8"}"#, r#"{"kv": "f32"}"#, 3e-2),
+                (
+                    r#"{"bits": 4, "activations": "int8"}"#,
+                    r#"{"kv": "f32"}"#,
+                    3e-2,
+                ),
                 (r#"{"bits": 1}"#, r#"{"kv": "f32"}"#, 2e-5),
             ] {
                 let what = format!("{} {options} {kv}", path.display());
@@ -200,7 +213,11 @@ fn the_demonstration_tells_a_story() {
     let (cpu, cuda) = (cpu(), cuda());
     let (here, there) = (open(&cpu, &demo(), ""), open(&cuda, &demo(), ""));
     let driver = Driver::new();
-    let prompt = here.tokenizer().unwrap().encode("Once upon a time", true).unwrap();
+    let prompt = here
+        .tokenizer()
+        .unwrap()
+        .encode("Once upon a time", true)
+        .unwrap();
     let mut s = session(&cuda, &there, r#"{"temperature": 0}"#);
     s.eval(&cuda, &prompt, Logits::None).unwrap();
     let (first, _) = told(&cuda, &mut s, 3);
@@ -218,9 +235,14 @@ fn the_demonstration_tells_a_story() {
     let vocabulary = here.architecture().vocabulary;
     let logits = all_logits(&cpu, &mut session(&cpu, &here, ""), &tokens);
     for (i, row) in logits.chunks(vocabulary).enumerate().skip(prompt.len() - 1) {
-        let Some(&next) = tokens.get(i + 1) else { break };
+        let Some(&next) = tokens.get(i + 1) else {
+            break;
+        };
         let top = row.iter().fold(f32::MIN, |m, v| m.max(*v));
-        assert!(top - row[next as usize] < 2e-3 * top.abs(), "token {i} of {text}");
+        assert!(
+            top - row[next as usize] < 2e-3 * top.abs(),
+            "token {i} of {text}"
+        );
     }
 
     // And with the logits brought back: the same story, since a greedy sampler sees the same.
@@ -273,7 +295,11 @@ fn a_long_prompt_goes_in_blocks_and_windows_forget() {
         }
         b.rewind(&cuda, 0).unwrap();
         assert_eq!(b.next(&cuda, 9).unwrap_err().status(), Status::State);
-        assert_eq!(all_logits(&cuda, &mut b, &ids), found, "{name}: the same bits again");
+        assert_eq!(
+            all_logits(&cuda, &mut b, &ids),
+            found,
+            "{name}: the same bits again"
+        );
     }
     // More tokens than pass together.
     let (here, there) = (open(&cpu, &demo(), ""), open(&cuda, &demo(), ""));
@@ -396,9 +422,8 @@ fn without_room_on_the_device_the_cpu_runs_the_model_unless_cuda_is_demanded() {
 
         let options = ModelOptions::from_json(options).unwrap();
         let opened = Model::open(&demanded, &path, &options).map(Arc::new);
-        let opened = opened.and_then(|m| {
-            Session::new(&demanded, m, &SessionOptions::from_json("").unwrap())
-        });
+        let opened = opened
+            .and_then(|m| Session::new(&demanded, m, &SessionOptions::from_json("").unwrap()));
         match opened {
             Ok(mut s) => assert!(worst(&all_logits(&demanded, &mut s, &ids), &expected) < 2e-3),
             Err(e) => assert_eq!(e.status(), Status::Memory, "{room}: {e}"),
@@ -415,10 +440,17 @@ fn float_models_stay_on_the_cpu_and_say_so() {
     let model = open(&cuda, &family("llama3"), r#"{"bits": 32}"#);
     let info = model.info();
     assert_eq!(info["backend"], "cpu");
-    assert_eq!(info["backend_reason"], "the CPU multiplies weights of 16 and 32 bits");
+    assert_eq!(
+        info["backend_reason"],
+        "the CPU multiplies weights of 16 and 32 bits"
+    );
     let mut s = session(&cuda, &model, "");
     assert_eq!(s.info()["backend"], "cpu");
-    assert!(all_logits(&cuda, &mut s, &[1, 2, 3]).iter().all(|v| v.is_finite()));
+    assert!(
+        all_logits(&cuda, &mut s, &[1, 2, 3])
+            .iter()
+            .all(|v| v.is_finite())
+    );
 }
 
 #[test]
