@@ -79,10 +79,10 @@ test-kernels: ## the CUDA kernels without a GPU: as fibers, under AddressSanitiz
 
 test-fake-gpu: build ## the CUDA backend without a GPU: the library unmodified, on a driver that is none and runs the kernels on the processor
 	tests/kernels/fake_cuda.sh target/fake-cuda
-	LD_LIBRARY_PATH='$(abspath target/fake-cuda)' tests/gpu.sh fake $(RELEASE)
+	tests/gpu.sh $(RELEASE) target/fake-cuda
 
 test-gpu: build ## the CUDA backend on the GPU of this machine, its kernels precompiled and compiled by the driver
-	tests/gpu.sh real $(RELEASE)
+	tests/gpu.sh $(RELEASE)
 
 lint-kernels: ## the CUDA kernels through a second compiler: no warnings, no spills
 	$(PYTHON) tools/kernels.py lint

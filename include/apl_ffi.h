@@ -129,8 +129,9 @@ int32_t apl_ffi_abi_version(void);
  * Configures the library; without it the first call that needs to does so with the defaults.
  *
  * `config`: a JSON object; NULL, "" and "{}" are the defaults. Keys, all optional:
- * - `"backend"`: `"auto"` (default), `"cpu"` or `"cuda"`;
- * - `"device"`: the CUDA ordinal;
+ * - `"backend"`: `"auto"` (default: a CUDA device if there is one that will do, else the CPU without a word),
+ *   `"cpu"` or `"cuda"` (or ERR_BACKEND);
+ * - `"device"`: the CUDA ordinal, 0 by default;
  * - `"threads"`: 0 (default) for the processors that this process may use, or a count;
  * - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has.
  *
@@ -139,7 +140,7 @@ int32_t apl_ffi_abi_version(void);
  * A configuration that resolves to the same values again is OK.
  *
  * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_UNSUPPORTED (an instruction set the processor lacks); ERR_BACKEND
- * (no CUDA); ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes
+ * (CUDA is demanded and cannot be used; the message has the reason); ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes
  * first).
  */
 int32_t apl_ffi_init(const char *config);
@@ -164,8 +165,9 @@ int32_t apl_ffi_ready(void);
 /**
  * What the library is and has chosen, as a JSON object.
  *
- * Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or the
- * device), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
+ * Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or of
+ * the device `name`, `compute_capability`, `memory_total`, `memory_free`, `driver`, and `image`, what its kernels
+ * were loaded from), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
  * `threads` are null. Never initialises the library and leaves the error state alone.
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
@@ -324,7 +326,8 @@ int32_t apl_dequantize(const uint8_t *codes, int64_t codes_len, int32_t bits, in
  *
  * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
  * an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH;
- * ERR_NULL; ERR_MEMORY; ERR_STATE (no handle is left).
+ * ERR_NULL; ERR_MEMORY (of the device only where CUDA is demanded: else the CPU keeps the matrix); ERR_BACKEND
+ * (the device failed); ERR_STATE (no handle is left).
  */
 int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
                                const float *scales, int64_t scales_len, const int32_t *zero_points,
@@ -345,8 +348,8 @@ int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t 
  * Output: `handle`, to be freed by `apl_weights_free`.
  *
  * Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16,
- * misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_STATE (no
- * handle is left).
+ * misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY and ERR_BACKEND
+ * as `apl_weights_from_codes`; ERR_STATE (no handle is left).
  */
 int32_t apl_weights_from_f32(const float *w, int64_t w_len, int64_t rows, int64_t cols, const char *options,
                              int32_t *handle);
@@ -372,7 +375,7 @@ int32_t apl_weights_from_f64(const double *w, int64_t w_len, int64_t rows, int64
  * cannot be survived.
  *
  * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `handle`, a weight that is not
- * finite); ERR_IO; ERR_FORMAT (also a name that is not there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_STATE (no
+ * finite); ERR_IO; ERR_FORMAT (also a name that is not there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_BACKEND; ERR_STATE (no
  * handle is left).
  */
 int32_t apl_weights_open(const char *path, const char *name, const char *options, int32_t *handle);
@@ -382,7 +385,8 @@ int32_t apl_weights_open(const char *path, const char *name, const char *options
  *
  * Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
  * `scales` (their type), `activations`, `bytes` (memory it occupies), `path` (how it is multiplied: `"tiles"`,
- * the fast layout, or `"rows"`, the general one), `backend`, `isa`.
+ * the fast layout, `"rows"`, the general one, or `"device"`), `backend` (where it lives: `"cpu"` or `"cuda"`),
+ * `isa`.
  * `group`, `symmetric` and `scales` are null for float weights.
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
@@ -395,7 +399,7 @@ int32_t apl_weights_info(int32_t handle, char *json, int32_t capacity);
  *
  * Output: `w` (rows, cols).
  *
- * Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY. `w` is written on success
+ * Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_BACKEND. `w` is written on success
  * only.
  */
 int32_t apl_weights_dequantize(int32_t handle, float *w, int64_t w_len);
@@ -407,7 +411,7 @@ int32_t apl_weights_dequantize(int32_t handle, float *w, int64_t w_len);
  * the old file or the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
  *
  * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json, or `name` is empty
- * or beyond 1024 bytes, or has control characters); ERR_IO; ERR_MEMORY.
+ * or beyond 1024 bytes, or has control characters); ERR_IO; ERR_MEMORY; ERR_BACKEND.
  */
 int32_t apl_weights_save(int32_t handle, const char *path, const char *name);
 
@@ -421,11 +425,13 @@ int32_t apl_weights_free(int32_t handle);
 /**
  * `y = W x` for each of `n` vectors, with the weights of a handle.
  *
- * `x` (n, cols), `y` (n, rows); they must not overlap. The bits of a result depend neither on the number of
- * threads nor on the batch that its vector travels in.
+ * `x` (n, cols), `y` (n, rows); they must not overlap. On the CPU the bits of a result depend neither on the
+ * number of threads nor on the batch that its vector travels in; on a CUDA device the same call gives the same
+ * bits each time.
  *
  * Returns: OK; ERR_HANDLE; ERR_RANGE (`n` < 0, a vector that is not finite where activations are `"int8"`,
- * misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+ * misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_BACKEND (the device failed). `y` is
+ * written on success only.
  */
 int32_t apl_matmul(int32_t handle, const float *x, int64_t x_len, float *y, int64_t y_len, int64_t n);
 

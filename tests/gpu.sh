@@ -1,21 +1,26 @@
 #!/bin/sh
 # The CUDA backend through everything that tests weight handles: CUDA is demanded, so that nothing passes by running on the CPU.
-# Usage, from the top of the repository: tests/gpu.sh fake|real LIBRARY-FOLDER
+# Usage, from the top of the repository: tests/gpu.sh LIBRARY-FOLDER [DRIVER-FOLDER]
 #
-# fake: LD_LIBRARY_PATH leads to the driver that is none. Small shapes: it takes milliseconds for a kernel.
-# real: the GPU of this machine, once with the precompiled kernels, once with those that the driver compiles; without one: skipped.
+# With DRIVER-FOLDER: on the driver that is none, which is there. Small shapes: it takes milliseconds for a kernel.
+# Without: on the GPU of this machine, once with the precompiled kernels, once with those that the driver compiles; skipped if there
+# is none.
 set -eu
-which=$1 library=$2
+library=$1 driver=${2:-}
 CARGO=${CARGO:-cargo}
 export APL_FFI_BACKEND=cuda
 
 suite() {
     $CARGO test --lib cuda::
     $CARGO test --test cuda --test abi_lifecycle --test abi_weights --test abi_calls --test formats
-    ctest/run.sh "$library" "target/ctest-$which" errors lifecycle oneshot quantise threads weights
+    ctest/run.sh "$library" "target/ctest-gpu" errors lifecycle oneshot quantise threads weights
 }
 
-if [ "$which" = fake ]; then
+if [ -n "$driver" ]; then
+    # For the programs alone: cargo would build anew what it builds with another LD_LIBRARY_PATH.
+    UNDER="env LD_LIBRARY_PATH=$(realpath "$driver")"
+    target=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    export UNDER "CARGO_TARGET_${target}_RUNNER=$UNDER"
     export CFLAGS="${CFLAGS:--O2} -DSLOW_DEVICE"
     suite
     exit

@@ -326,3 +326,222 @@ fn aligned(part: Part<'_>) -> Part<'_> {
     assert!(part.address().is_multiple_of(16), "{part:?}");
     part
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of "Products" in `kernels/README.md`, for a device of 4 multiprocessors: 16 blocks are enough.
+    #[test]
+    fn kernels_and_grids() {
+        for (mode, bits, rows, slices, n, kernel, split, blocks, threads, shared) in [
+            (
+                Mode::F32,
+                Bits::Four,
+                70,
+                8,
+                1,
+                "matmul_f32_b4_n1",
+                1,
+                (5, 1),
+                256,
+                64,
+            ),
+            (
+                Mode::F32,
+                Bits::One,
+                70,
+                8,
+                7,
+                "matmul_f32_b1_n4",
+                1,
+                (9, 2),
+                256,
+                128,
+            ),
+            (
+                Mode::Int8,
+                Bits::Eight,
+                33,
+                8,
+                1,
+                "matmul_i8_b8_n1",
+                1,
+                (2, 1),
+                256,
+                128,
+            ),
+            (
+                Mode::Int8,
+                Bits::Two,
+                33,
+                8,
+                4,
+                "matmul_i8_b2_n4",
+                1,
+                (3, 1),
+                256,
+                256,
+            ),
+            (
+                Mode::Int8,
+                Bits::Two,
+                65,
+                8,
+                5,
+                "matmul_mma_b2_n8",
+                1,
+                (2, 1),
+                128,
+                0,
+            ),
+            (
+                Mode::Int8,
+                Bits::Four,
+                65,
+                8,
+                16,
+                "matmul_mma_b4_n8",
+                1,
+                (2, 2),
+                128,
+                0,
+            ),
+            (
+                Mode::Int8,
+                Bits::Four,
+                65,
+                8,
+                130,
+                "matmul_mma_b4_n64",
+                1,
+                (2, 3),
+                128,
+                0,
+            ),
+            (
+                Mode::Sign,
+                Bits::One,
+                40,
+                8,
+                1,
+                "matmul_sign_n1",
+                1,
+                (2, 1),
+                256,
+                128,
+            ),
+            // Columns are shared where rows are few and there are pieces for another warp.
+            (
+                Mode::Int8,
+                Bits::Eight,
+                64,
+                256,
+                1,
+                "matmul_i8_b8_n1",
+                8,
+                (16, 1),
+                256,
+                128,
+            ),
+            (
+                Mode::Int8,
+                Bits::Eight,
+                256,
+                256,
+                1,
+                "matmul_i8_b8_n1",
+                2,
+                (16, 1),
+                256,
+                128,
+            ),
+            (
+                Mode::Int8,
+                Bits::Eight,
+                1024,
+                256,
+                1,
+                "matmul_i8_b8_n1",
+                1,
+                (32, 1),
+                256,
+                128,
+            ),
+            (
+                Mode::Int8,
+                Bits::Eight,
+                1,
+                96,
+                1,
+                "matmul_i8_b8_n1",
+                2,
+                (1, 1),
+                256,
+                128,
+            ),
+            (
+                Mode::Int8,
+                Bits::One,
+                1,
+                256,
+                1,
+                "matmul_i8_b1_n1",
+                2,
+                (1, 1),
+                256,
+                128,
+            ),
+            (
+                Mode::Sign,
+                Bits::One,
+                1,
+                1024,
+                3,
+                "matmul_sign_n4",
+                8,
+                (1, 1),
+                256,
+                256,
+            ),
+        ] {
+            let plan = Plan::new(mode, bits, rows, slices, n, 4);
+            let grid = Grid {
+                blocks,
+                threads,
+                shared,
+            };
+            let found = (plan.kernel.name(), plan.split, plan.grid(n));
+            assert_eq!(
+                found,
+                (kernel, split, grid),
+                "{mode:?} {bits:?} {rows} {slices} {n}"
+            );
+        }
+    }
+
+    /// A batch is cut into launches that a grid can have.
+    #[test]
+    fn launches_of_a_large_batch() {
+        for (mode, n) in [
+            (Mode::F32, 1 << 20),
+            (Mode::Int8, 1 << 24),
+            (Mode::Sign, 1 << 20),
+        ] {
+            let plan = Plan::new(mode, Bits::One, 5, 4, n, 100);
+            assert!(plan.most < n && plan.grid(plan.most).blocks.1 == 65535);
+        }
+    }
+
+    #[test]
+    fn scratch_is_counted() {
+        let columns = |cols| Columns::new(&crate::quant::Shape::new(1, cols, 32)).unwrap();
+        let bytes = |mode, cols, n| prepared_bytes(mode, &columns(cols), n);
+        assert_eq!(bytes(Mode::F32, 128, 1 << 40), Some(0));
+        assert_eq!(bytes(Mode::F32, 100, 3), Some(3 * 128 * 4));
+        assert_eq!(bytes(Mode::Sign, 100, 3), Some(3 * 4 * 4));
+        // 3 * 128 codes, 3 * 4 scales and as many sums, each part from a multiple of 256 on.
+        assert_eq!(bytes(Mode::Int8, 100, 3), Some(512 + 256 + 48));
+        assert_eq!(bytes(Mode::F32, 100, usize::MAX / 256), None);
+    }
+}

@@ -107,11 +107,9 @@ impl Gpu {
             None => Lane::new(&self.device)?,
         };
         let done = work(&mut lane);
-        if done.is_ok() {
+        // After an error its page-locked memory may be read or written until here; a stream that fails is not used again.
+        if done.is_ok() || lane.stream.synchronize().is_ok() {
             self.lanes().push(lane);
-        } else {
-            // Its page-locked memory may be read or written until here; and it is not used again.
-            let _ = lane.stream.synchronize();
         }
         done
     }
