@@ -58,6 +58,15 @@ impl Columns {
         })
     }
 
+    /// Slices that share a scale of int8 activations: all of a group that has 64 or 128 columns, else one.
+    pub(super) fn block(&self) -> u32 {
+        match self.group {
+            64 => 2,
+            128 => 4,
+            _ => 1,
+        }
+    }
+
     /// Values a vector has on the device: a slice is padded to 32.
     pub fn padded(&self) -> usize {
         self.slices as usize * SLICE
@@ -115,15 +124,6 @@ impl Columns {
             let n = columns.len();
             codes[columns].copy_from_slice(&slice[..n]);
         }
-    }
-}
-
-/// Slices that share an activation scale: all of a group that has 64 or 128 columns, else one.
-pub(super) fn activation_block(shape: &Shape) -> u32 {
-    match shape.group {
-        64 => 2,
-        128 => 4,
-        _ => 1,
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn blocks_of_activations() {
-        let block = |group| activation_block(&Shape::new(2, 512, group));
+        let block = |group| columns(512, group).block();
         assert_eq!([32, 64, 128, 96, 256, 0].map(block), [1, 2, 4, 1, 1, 1]);
     }
 }

@@ -75,9 +75,9 @@ pub fn prepared_bytes(mode: Mode, columns: &Columns, n: usize) -> Option<usize> 
 
 /// Enqueues what makes `n` vectors ready for products in a mode with matrices whose columns are cut like this.
 ///
-/// `x`: float `(n, cols)`, aligned to 16 bytes. `block`: [`Weights::activation_block`]. `scratch`: at least
-/// [`prepared_bytes`], aligned to 16 bytes; it is in use until the last product of these vectors is done. `bad`: 4 bytes, which
-/// int8 sets to 1 where a value is not finite, and leaves alone otherwise.
+/// `x`: float `(n, cols)`, aligned to 16 bytes. `scratch`: at least [`prepared_bytes`], aligned to 16 bytes; it is in use until the
+/// last product of these vectors is done. `bad`: 4 bytes, which int8 sets to 1 where a value is not finite, and leaves alone
+/// otherwise.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses the launch.
@@ -88,7 +88,6 @@ pub fn prepare<'a>(
     stream: &Stream,
     mode: Mode,
     columns: Columns,
-    block: u32,
     x: Part<'a>,
     n: usize,
     scratch: Part<'a>,
@@ -128,10 +127,9 @@ pub fn prepare<'a>(
     const SIGN: Kernel = Kernel::named("sign_activations");
     let (kernel, block) = match mode {
         Mode::F32 => (SPREAD, 1),
-        Mode::Int8 => (QUANTIZE, block),
+        Mode::Int8 => (QUANTIZE, columns.block()),
         Mode::Sign => (SIGN, 1),
     };
-    assert!(matches!(block, 1 | 2 | 4));
     let args = ActivationArgs {
         x: x.address(),
         out: out.address(),

@@ -203,12 +203,12 @@ impl Lane {
         // SAFETY: `sent` is not touched before the stream was waited for, below or, on an error, by `with_lane`.
         unsafe { stream.upload(x_all, &self.sent)? };
         stream.zero(bad)?;
-        let (columns, block) = (weights.columns(), weights.activation_block());
+        let columns = weights.columns();
         for first in (0..n).step_by(TOGETHER) {
             let count = TOGETHER.min(n - first);
             let x = x_all.part(first * cols * 4, count * cols * 4);
             let scratch = memory.part(plan.scratch, plan.scratch_bytes);
-            let prepared = prepare(stream, mode, columns, block, x, count, scratch, bad)?;
+            let prepared = prepare(stream, mode, columns, x, count, scratch, bad)?;
             let y = back.from(first * weights.shape().rows * 4);
             product::multiply(stream, weights, &prepared, y)?;
         }

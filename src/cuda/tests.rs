@@ -193,12 +193,10 @@ fn a_captured_product_is_replayed() {
     let (x, y, bad) = (memory(n * cols * 4), memory(n * rows * 4), memory(4));
     let enqueue = || {
         stream.zero(bad.all())?;
-        let block = weights.activation_block();
         let vectors = prepare(
             &stream,
             Mode::Int8,
             columns,
-            block,
             x.all(),
             n,
             scratch.all(),

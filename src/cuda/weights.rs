@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use half::f16;
 
-use super::layout::{Columns, activation_block, supports};
+use super::layout::{Columns, supports};
 use super::memory::{Memory, Part};
 use super::stream::Stream;
 use crate::error::{Error, Result};
@@ -142,11 +142,6 @@ impl Weights {
     /// Its columns as the device sees them.
     pub fn columns(&self) -> Columns {
         self.columns
-    }
-
-    /// Slices that share a scale of int8 activations.
-    pub fn activation_block(&self) -> u32 {
-        activation_block(&self.shape)
     }
 
     /// Whether every zero point is the constant `2^(bits-1)`.

@@ -188,15 +188,15 @@ impl<'a> Pass<'a> {
     fn products(&self, x: Part<'a>, n: usize, products: &[(&Weights, Part<'_>)]) -> Result<()> {
         let p = self.k.plan();
         let (scratch, bad) = (self.k.part(&p.scratch), self.k.part(&p.bad));
-        let mut ready: Option<((Mode, Columns, u32), Prepared<'_>)> = None;
+        let mut ready: Option<((Mode, Columns), Prepared<'_>)> = None;
         for (weights, y) in products {
             let (w, mode) = (on_device(weights), Mode::from(weights.activations()));
-            let form = (mode, w.columns(), w.activation_block());
+            let form = (mode, w.columns());
             let prepared = match &ready {
                 Some((made, prepared)) if *made == form => *prepared,
                 _ => {
-                    let (mode, columns, block) = form;
-                    prepare(self.stream, mode, columns, block, x, n, scratch, bad)?
+                    let (mode, columns) = form;
+                    prepare(self.stream, mode, columns, x, n, scratch, bad)?
                 }
             };
             ready = Some((form, prepared));
