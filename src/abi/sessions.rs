@@ -162,8 +162,8 @@ pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
 
 /// What a session is and where it stands, as a JSON object.
 ///
-/// Keys: `position` (tokens fed), `context`, `logits` (whether there are any to sample from), `kv`, `kv_bytes`, and the options of the
-/// sampler.
+/// Keys: `position` (tokens fed), `context`, `logits` (whether there are any to sample from), `backend` (as of the model), `kv`,
+/// `kv_bytes`, and the options of the sampler.
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
 #[unsafe(no_mangle)]
