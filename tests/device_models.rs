@@ -401,46 +401,47 @@ fn without_room_on_the_device_the_cpu_runs_the_model_unless_cuda_is_demanded() {
     let here = open(&cpu, &path, options);
     let ids = ids(&here, 25);
     let expected = all_logits(&cpu, &mut session(&cpu, &here, ""), &ids);
-    let mut backends = std::collections::BTreeMap::new();
+    let mut backends = std::collections::BTreeSet::new();
     let (auto, demanded) = (
         runtime(r#"{"backend": "auto", "threads": 1}"#),
         self::cuda(),
     );
-    // What is held back for the driver, and then some for a session and for some of the matrices.
-    for room in [0, 64 << 20, (64 << 20) + 330_000, 72 << 20, 100 << 20] {
-        for step in 0..8 {
-            let room = room + step * 12_000;
-            driver.set("MEMORY", room + driver.get("ALLOCATED"));
-            let model = open(&auto, &path, options);
-            let mut s = session(&auto, &model, "");
-            let info = s.info();
-            let backend = info["backend"].as_str().unwrap().to_owned();
-            assert_eq!(
-                model.info()["backend"],
-                backend.as_str(),
-                "{}",
-                model.info()
-            );
-            let found = all_logits(&auto, &mut s, &ids);
-            let e = worst(&found, &expected);
-            assert!(e < 2e-3, "{room}, {backend}: {e}");
-            if backends.insert(backend.clone(), room).is_none() {
-                println!("{backend}: {}", model.info()["backend_reason"]);
-                // One by one, and back.
-                s.rewind(&auto, 10).unwrap();
-                for (i, id) in ids.iter().enumerate().skip(10) {
-                    let found = last_logits(&auto, &mut s, &[*id]).unwrap();
-                    let vocabulary = found.len();
-                    let e = worst(&found, &expected[i * vocabulary..][..vocabulary]);
-                    assert!(e < 4e-3, "{room}, {backend}, token {i}: {e}");
-                }
-            }
-            drop((s, model));
-            driver.set("MEMORY", whole);
+    let with_room = |room: i64| {
+        driver.set("MEMORY", room + driver.get("ALLOCATED"));
+        open(&auto, &path, options)
+    };
+    // The least room in which all of it is on the device; just below, some of it is.
+    let (mut too_little, mut enough) = (0, 1 << 28);
+    while enough - too_little > 1 {
+        let room = (too_little + enough) / 2;
+        match with_room(room).info()["backend"] == "cuda" {
+            true => enough = room,
+            false => too_little = room,
         }
     }
+    for room in [0, too_little / 2, too_little, enough] {
+        let model = with_room(room);
+        let mut s = session(&auto, &model, "");
+        let info = s.info();
+        let backend = info["backend"].as_str().unwrap().to_owned();
+        assert_eq!(model.info()["backend"], backend.as_str());
+        let found = all_logits(&auto, &mut s, &ids);
+        let e = worst(&found, &expected);
+        assert!(e < 2e-3, "{room}, {backend}: {e}");
+        // One by one, and back.
+        s.rewind(&auto, 10).unwrap();
+        for (i, id) in ids.iter().enumerate().skip(10) {
+            let found = last_logits(&auto, &mut s, &[*id]).unwrap();
+            let vocabulary = found.len();
+            let e = worst(&found, &expected[i * vocabulary..][..vocabulary]);
+            assert!(e < 4e-3, "{room}, {backend}, token {i}: {e}");
+        }
+        backends.insert(backend);
+        drop((s, model));
+    }
+    driver.set("MEMORY", whole);
     assert_eq!(
-        backends.keys().map(String::as_str).collect::<Vec<_>>(),
+        backends.iter().map(String::as_str).collect::<Vec<_>>(),
         ["cpu", "cuda", "cuda+cpu"]
     );
 
