@@ -467,8 +467,9 @@ int32_t apl_model_open(const char *path, const char *options, int32_t *model);
  * What a model is, as a JSON object.
  *
  * Keys: `family`, `format`, `layers`, `hidden`, `intermediate`, `heads`, `kv_heads`, `head_dim`, `vocabulary`, `context`,
- * `parameters` (in matrices), `bits` (the widths that occur), `bytes` (of all matrices in memory), `activations`, `tokenizer` and
- * `chat` (whether it has one, and a chat template), `bos` (its beginning-of-sequence token or null).
+ * `parameters` (in matrices), `bits` (the widths that occur), `bytes` (of all matrices in memory), `backend` (where it runs: `cpu`,
+ * `cuda`, or `cuda+cpu` where the device has the first layers), `backend_reason`, `activations`, `tokenizer` and `chat` (whether it
+ * has one, and a chat template), `bos` (its beginning-of-sequence token or null).
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
  */
@@ -568,8 +569,8 @@ int32_t apl_session_rewind(int32_t session, int32_t position);
 /**
  * What a session is and where it stands, as a JSON object.
  *
- * Keys: `position` (tokens fed), `context`, `logits` (whether there are any to sample from), `kv`, `kv_bytes`, and the options of the
- * sampler.
+ * Keys: `position` (tokens fed), `context`, `logits` (whether there are any to sample from), `backend` (as of the model), `kv`,
+ * `kv_bytes`, and the options of the sampler.
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
  */
