@@ -1,16 +1,17 @@
 //! int8 activations: exact int32 sums in each block, float32 across the blocks.
 
-use super::{Extensions, scales, zero_points};
+use super::{Base, Extensions, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, Int8Acts};
 use std::arch::x86_64::*;
 
-/// The codes of four columns, `4k..4k + 4` of the sub-block, for the 16 rows of a half: unsigned bytes, one bit as 0/2.
+/// The codes of four columns, `4k..4k + 4` of the sub-block, for the 16 rows of a half: unsigned bytes, one bit as 0/2. With many
+/// vectors bits are shifted and masked, beside the dot products; the one instruction of [`super::Ice`] takes their place.
 ///
 /// # Safety
 /// The features of `E`; `sub` points to a sub-block of `BITS`.
 #[inline(always)]
-unsafe fn four_columns<E: Extensions, const BITS: usize>(
+unsafe fn four_columns<E: Extensions, const BITS: usize, const V: usize>(
     sub: *const u8,
     k: usize,
     half: usize,
@@ -20,7 +21,8 @@ unsafe fn four_columns<E: Extensions, const BITS: usize>(
     unsafe {
         let v = _mm512_load_si512(sub.add((2 * q + half) * 64).cast());
         match BITS {
-            1 => E::doubled_bit(v, p),
+            1 if few(V) => E::doubled_bit(v, p),
+            1 => Base::doubled_bit(v, p),
             8 => v,
             _ => {
                 let mask = _mm512_set1_epi8((1 << BITS) - 1);
@@ -158,8 +160,8 @@ unsafe fn walk<
                             }
                         }
                         let w = [
-                            four_columns::<E, BITS>(p, K, 0),
-                            four_columns::<E, BITS>(p, K, 1),
+                            four_columns::<E, BITS, V>(p, K, 0),
+                            four_columns::<E, BITS, V>(p, K, 1),
                         ];
                         for v in 0..VS {
                             let four = x.add(v * SUB_COLS + 4 * K).cast::<i32>().read_unaligned();

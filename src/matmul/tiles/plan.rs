@@ -38,10 +38,11 @@ impl Plan {
             Activations::Int8 => l.total_subs() * SUB_COLS + l.blocks() * 8,
             Activations::F32 => l.total_subs().min(FLUSH_SUBS) * SUB_COLS * 4,
         };
+        // Panels of one size: a short last one would pay for its tiles with few vectors.
         let widest = WIDTHS[0];
-        let panel = (PANEL_BYTES / vector_bytes / widest * widest)
-            .max(widest)
-            .min(n.max(1));
+        let most = (PANEL_BYTES / vector_bytes / widest * widest).max(widest);
+        let panel = n.div_ceil(n.div_ceil(most).max(1));
+        let panel = panel.next_multiple_of(widest).min(n.max(1));
         // Four tasks a member even out what the machine takes from one of them.
         let chunks = if members == 1 { 1 } else { 4 * members };
         let tiles_a_task = l.tiles().div_ceil(chunks);
