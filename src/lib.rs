@@ -15,6 +15,7 @@ pub mod perplexity;
 pub mod quant;
 pub mod runtime;
 pub mod tokenizer;
+pub mod validate;
 pub mod weights;
 
 #[cfg(test)]

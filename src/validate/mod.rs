@@ -1,37 +1,100 @@
-//! Is it still the same layer? Two questions, kept apart:
+//! Is it still the same model? Two questions, kept apart, and asked of every width, group and kind of activations, on everything
+//! that multiplies here:
 //!
-//! - *Is the kernel right?* Its product against the same product in float64 on the weights as they were dequantised, and on the
-//!   activations as `abi.md` defines them. The error of an output is taken over `Σ |w x|`, and may be [`KERNEL_TOLERANCE`].
-//! - *Is the quantisation good?* The product against that of the float weights. The tolerance is the larger of what the
-//!   width is named for ([`named_tolerance`]) and of what the best scales could do for these weights ([`optimum`]), with a
-//!   margin for the sample.
+//! - *Is the kernel right?* Against the same computation in float64 on the weights as they were dequantised, and on activations
+//!   as the C ABI defines them. The tolerance is what float32 sums can lose ([`kernel_tolerance`]), for a product over
+//!   `Σ |w x|`; behind several layers it is what losses of that size in every product make of the outcome.
+//! - *Is the quantisation good?* Against the float weights. The tolerance is theory with a margin: the mean squared error of the
+//!   best scales, found by an oracle of its own ([`optimum`]), as independent noise. Behind what is not linear no formula says
+//!   what becomes of it, so the noise itself is sent through: weights from the test channel of rate-distortion theory
+//!   ([`channel`]) with that error, in float64, take the place of the quantised ones.
+//!
+//! Beside that stands what a width is named for ([`named_tolerance`]), and where that lies under what any scalar quantiser can do
+//! to a Gaussian ([`lloyd_max`]), which no implementation can change.
+//!
+//! The float side is PyTorch's: its outcomes for the synthetic scenarios are in a file ([`baseline`]), which the float64
+//! computations here are held against first.
+//!
+//! | module | one reason to exist |
+//! |---|---|
+//! | `scenario`, `numbers` | dense layers, and the numbers they are made of |
+//! | `optimum`, `channel` | what theory allows |
+//! | `baseline` | what PyTorch found |
+//! | `dense` | both questions of a product |
+//! | `network`, `quantised` | a transformer as plain floats; every form of it that is compared |
+//! | `forward` | its forward pass in float64 |
+//! | `transformer` | both questions of attention, of a layer, of a model layer by layer |
+//! | `model` | a model to the end: logits, divergence, perplexity |
+//! | `distribution` | where weights lie between the codes |
+//! | `report` | the whole of it, as programs read it |
 
+pub mod baseline;
+mod channel;
+mod dense;
+mod distribution;
+mod forward;
+mod model;
+mod network;
+mod numbers;
 pub mod optimum;
+mod quantised;
+mod report;
 mod scenario;
+mod transformer;
 
-pub use scenario::{SCENARIOS, Scenario};
+pub use baseline::{Baselines, Check};
+pub use distribution::Distribution;
+pub use model::{Subject, is_quantised};
+pub use report::{Outcome, Report, run};
+pub use scenario::{Kind, SCENARIOS, Scenario};
 
-use serde_json::{Value, json};
-
+use crate::cpu::Isa;
 use crate::error::Result;
-use crate::matmul::{Activations, Weights};
-use crate::memory;
-use crate::options::WeightOptions;
-use crate::quant::{Bits, CodesBuf, Method, ScalePrecision, Shape, Spec, quantize_block};
-use crate::runtime::Runtime;
-use crate::weights;
-
-/// What rounding may take of `Σ |w x|`.
-pub const KERNEL_TOLERANCE: f64 = 1e-5;
-
-/// Vectors that each layer is given.
-const VECTORS: usize = 64;
+use crate::matmul::Activations;
+use crate::quant::Bits;
+use crate::runtime::{BackendChoice, Config, Runtime};
 
 /// How far an error of so many outputs may lie from its expectation.
-const MARGIN: f64 = 1.15;
+pub const MARGIN: f64 = 1.15;
 
-/// What int8 activations may add: half a step of 127 in a block, generously.
-const INT8_ERROR: f64 = 0.01;
+/// The same behind a transformer's layers, where the expectation is itself one draw of the noise.
+pub const DEEP_MARGIN: f64 = 1.5;
+
+/// What is asked of every scenario.
+pub struct Plan {
+    /// Widths.
+    pub bits: Vec<Bits>,
+    /// Columns a scale; 0: a row.
+    pub groups: Vec<usize>,
+    /// How products take their inputs; [`Activations::Sign`] is for dense layers at one bit.
+    pub activations: Vec<Activations>,
+    /// What multiplies, the best last.
+    pub backends: Vec<Runtime>,
+}
+
+/// Everything that multiplies on this machine: each instruction-set level of the processor, the best last, with so many
+/// threads (0: all).
+///
+/// # Errors
+/// Those of [`Runtime::new`].
+pub fn backends(threads: usize) -> Result<Vec<Runtime>> {
+    let levels = Isa::ALL.into_iter().filter(|isa| isa.available());
+    levels
+        .map(|isa| {
+            Runtime::new(Config {
+                backend: BackendChoice::Cpu,
+                threads,
+                isa: Some(isa),
+                ..Config::default()
+            })
+        })
+        .collect()
+}
+
+/// What a backend is called in reports, such as `cpu/avx512`.
+pub fn backend_name(rt: &Runtime) -> String {
+    format!("{}/{}", rt.resolved().backend.name(), rt.isa())
+}
 
 /// What a width is named for: the relative error that people expect of it.
 pub fn named_tolerance(bits: Bits) -> f64 {
@@ -43,179 +106,22 @@ pub fn named_tolerance(bits: Bits) -> f64 {
     }
 }
 
-/// One layer at one width, group, kind of activations and set of kernels.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// The layer.
-    pub scenario: Scenario,
-    /// Bits a code.
-    pub bits: usize,
-    /// Columns a scale; 0: a row.
-    pub group: usize,
-    /// How the product took its inputs.
-    pub activations: Activations,
-    /// The kernels, such as `cpu/avx512`.
-    pub backend: String,
-    /// The largest error of an output over `Σ |w x|`.
-    pub kernel_error: f64,
-    /// `norm(W - W') / norm(W)`.
-    pub weights_error: f64,
-    /// What the best scales would have given instead.
-    pub optimum: f64,
-    /// `norm(y' - y) / norm(y)`, over all vectors, with `y` of the float weights in float64 (with sign activations: of the signs).
-    pub relative_error: f64,
-    /// What that may be.
-    pub tolerance: f64,
-    /// The first outputs of the float weights, and of the quantised ones.
-    pub samples: [Vec<f32>; 2],
-}
-
-impl Outcome {
-    /// Whether the kernel computes what it should.
-    pub fn kernel_passed(&self) -> bool {
-        self.kernel_error <= KERNEL_TOLERANCE
-    }
-
-    /// Whether both answers are yes.
-    pub fn passed(&self) -> bool {
-        self.kernel_passed() && self.relative_error <= self.tolerance
-    }
-
-    /// As programs read it: `docs/validation.md`.
-    pub fn to_json(&self) -> Value {
-        json!({"scenario": self.scenario.name, "bits": self.bits, "group": self.group, "activations": self.activations.name(),
-               "backend": self.backend, "relative_error": self.relative_error, "tolerance": self.tolerance,
-               "weights_error": self.weights_error, "best_weights_error": self.optimum, "kernel_error": self.kernel_error,
-               "kernel_tolerance": KERNEL_TOLERANCE, "passed": self.passed(),
-               "baseline": self.samples[0], "quantised": self.samples[1]})
+/// The least relative error of any `2^bits` levels for Gaussian numbers (Lloyd 1957, Max 1960), which a test of
+/// `quant` computes. Scales for small groups are more information, and may go below.
+pub fn lloyd_max(bits: Bits) -> f64 {
+    match bits {
+        Bits::One => 0.6028,
+        Bits::Two => 0.3428,
+        Bits::Four => 0.0975,
+        Bits::Eight => 0.00642,
     }
 }
 
-/// A layer quantised, and what theory says of it.
-pub struct Quantised {
-    scenario: Scenario,
-    floats: Vec<f32>,
-    codes: CodesBuf,
-    group: usize,
-    weights_error: f64,
-    optimum: f64,
-}
-
-impl Quantised {
-    /// Quantises by searched scales; `group` 0: a scale a row.
-    ///
-    /// # Errors
-    /// `ERR_MEMORY`.
-    pub fn new(rt: &Runtime, scenario: &Scenario, bits: Bits, group: usize) -> Result<Quantised> {
-        let floats = scenario.weights();
-        let spec = Spec {
-            bits,
-            symmetric: true,
-            method: Method::Search,
-            scales: ScalePrecision::Auto,
-        };
-        let shape = Shape::new(scenario.rows, scenario.cols, group);
-        let codes = weights::quantize(rt, &floats, shape, &spec)?;
-        let back = dequantised(&codes)?;
-        Ok(Quantised {
-            weights_error: relative(&back, &floats),
-            optimum: optimum::relative_error(&floats, scenario.cols, group, bits),
-            scenario: *scenario,
-            floats,
-            codes,
-            group,
-        })
-    }
-
-    /// Multiplies with the kernels of `rt`, and asks both questions.
-    ///
-    /// # Errors
-    /// Those of the product.
-    pub fn outcome(&self, rt: &Runtime, activations: Activations) -> Result<Outcome> {
-        let (rows, cols) = (self.scenario.rows, self.scenario.cols);
-        let x = self.scenario.inputs(VECTORS);
-        let options = WeightOptions {
-            activations,
-            ..WeightOptions::default()
-        };
-        let handle: Weights = weights::from_codes(rt, &self.codes.as_codes(), &options)?;
-        let mut y = memory::filled(VECTORS * rows, 0.0f32, "outputs")?;
-        handle.multiply(rt, &x, &mut y, VECTORS)?;
-
-        let taken: Vec<f64> = x
-            .chunks_exact(cols)
-            .flat_map(|x| as_taken(activations, self.group, x))
-            .collect();
-        let back = dequantised(&self.codes)?;
-        let mut kernel_error = 0.0f64;
-        let mut baseline = Vec::with_capacity(y.len());
-        for (v, taken) in taken.chunks_exact(cols).enumerate() {
-            let x: Vec<f64> = match activations {
-                Activations::Sign => taken.to_vec(),
-                _ => x[v * cols..][..cols].iter().map(|&x| x.into()).collect(),
-            };
-            for r in 0..rows {
-                let row = r * cols..(r + 1) * cols;
-                let (mut exact, mut magnitude) = (0.0, 0.0);
-                for (&w, &x) in back[row.clone()].iter().zip(taken) {
-                    exact += f64::from(w) * x;
-                    magnitude += (f64::from(w) * x).abs();
-                }
-                let error = (f64::from(y[v * rows + r]) - exact).abs();
-                kernel_error = kernel_error.max(error / magnitude.max(f64::MIN_POSITIVE));
-                let floats = self.floats[row].iter().zip(&x);
-                baseline.push(floats.map(|(&w, &x)| f64::from(w) * x).sum::<f64>() as f32);
-            }
-        }
-        let bits = self.codes.bits;
-        let int8 = match activations {
-            Activations::Int8 => INT8_ERROR,
-            _ => 0.0,
-        };
-        let first = |y: &[f32]| y[..8.min(y.len())].to_vec();
-        Ok(Outcome {
-            scenario: self.scenario,
-            bits: bits.get(),
-            group: self.group,
-            activations,
-            backend: format!("cpu/{}", rt.isa().name()),
-            kernel_error,
-            weights_error: self.weights_error,
-            optimum: self.optimum,
-            relative_error: relative(&y, &baseline),
-            tolerance: MARGIN * named_tolerance(bits).max(self.optimum).hypot(int8),
-            samples: [first(&baseline), first(&y)],
-        })
-    }
-}
-
-/// The activations as the product takes them, by their definition.
-fn as_taken(activations: Activations, group: usize, x: &[f32]) -> Vec<f64> {
-    match activations {
-        Activations::F32 => x.iter().map(|&x| x.into()).collect(),
-        Activations::Sign => x.iter().map(|&x| if x >= 0.0 { 1.0 } else { -1.0 }).collect(),
-        Activations::Int8 => {
-            // A scale a group of 32, 64 or 128; else one for 32 columns.
-            let block = if matches!(group, 64 | 128) { group } else { 32 };
-            let mut taken = Vec::with_capacity(x.len());
-            for x in x.chunks(block) {
-                let mut codes = vec![0; x.len()];
-                let scale = f64::from(quantize_block(x, &mut codes));
-                taken.extend(codes.iter().map(|&q| scale * f64::from(q)));
-            }
-            taken
-        }
-    }
-}
-
-fn dequantised(codes: &CodesBuf) -> Result<Vec<f32>> {
-    let codes = codes.as_codes();
-    let (rows, cols) = (codes.shape.rows, codes.shape.cols);
-    let mut out = memory::filled(rows * cols, 0.0, "weights as float32")?;
-    for (r, out) in out.chunks_exact_mut(cols).enumerate() {
-        codes.dequantize_row(r, out);
-    }
-    Ok(out)
+/// What rounding may take of `Σ |w x|` in a product of `cols` columns: float32 sums are at most 32 products long and at most
+/// 32 of them are added in float32, with int8 activations as many as the row has blocks of 32 columns; 8 more roundings
+/// make scales, levels and the result. Each takes at most half a unit in the last place.
+pub fn kernel_tolerance(cols: usize) -> f64 {
+    (32 + 32 + 8 + cols.div_ceil(32)) as f64 * f64::from(f32::EPSILON / 2.0)
 }
 
 /// `norm(a - b) / norm(b)`
