@@ -11,6 +11,8 @@ mod perplexity;
 mod quickstart;
 mod run;
 mod terminal;
+mod validate;
+mod validation_page;
 
 use std::process::ExitCode;
 
@@ -46,6 +48,7 @@ enum Verb {
     Run(run::Arguments),
     Inspect(inspect::Arguments),
     Models(catalogue::Arguments),
+    Validate(validate::Arguments),
     Compare(compare::Arguments),
     Perplexity(perplexity::Arguments),
     Bench(bench::Arguments),
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Verb::Run(a) => run::run(&rt, &a),
         Verb::Inspect(a) => inspect::run(&a),
         Verb::Models(a) => catalogue::run(&a),
+        Verb::Validate(a) => validate::run(&rt, &a),
         Verb::Compare(a) => compare::run(&rt, &a),
         Verb::Perplexity(a) => perplexity::run(&rt, &a),
         Verb::Bench(a) => bench::run(&rt, &a),

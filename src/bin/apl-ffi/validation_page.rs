@@ -1,0 +1,5 @@
+//! page
+use apl_ffi::validate::Report;
+pub fn page(_: &Report) -> String {
+    String::new()
+}
