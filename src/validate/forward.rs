@@ -1,8 +1,10 @@
 //! The forward pass of a plain Llama in float64, written from its equations: nothing here is shared with `model`.
 
-use super::kernel_tolerance;
+use std::collections::HashMap;
+
 use super::network::{EMBEDDING, Matrix, Network};
 use super::numbers::Numbers;
+use super::{kernel_tolerance, relative};
 use crate::error::{Error, Result};
 use crate::matmul::Activations;
 use crate::model::architecture::Pairing;
@@ -18,9 +20,15 @@ pub struct Taps {
     pub layers: Vec<Vec<f32>>,
     /// `(n, vocabulary)`
     pub logits: Vec<f32>,
+    /// The largest relative difference of an input of a product from what was heard.
+    pub apart: f64,
 }
 
+/// The inputs of products by the names of their matrices: `(n, cols)`.
+pub type Inputs = HashMap<String, Vec<f32>>;
+
 /// A forward pass in float64.
+#[derive(Clone, Copy)]
 pub struct Forward<'a> {
     /// Shares the rows of products among its threads.
     pub rt: &'a Runtime,
@@ -30,6 +38,8 @@ pub struct Forward<'a> {
     pub activations: Activations,
     /// Whether each product is moved, up or down by chance, by all that float32 may lose.
     pub shaken: bool,
+    /// What products with quantised matrices read instead of what was computed for them.
+    pub heard: Option<&'a Inputs>,
 }
 
 impl Forward<'_> {
@@ -50,21 +60,27 @@ impl Forward<'_> {
         for i in 0..a.layers {
             let at = |part: &str| format!("model.layers.{i}.{part}.weight");
             let h = self.norm(&x, &at("input_layernorm"));
-            let mut q = self.product(&h, &at("self_attn.q_proj"))?;
-            let mut k = self.product(&h, &at("self_attn.k_proj"))?;
-            let v = self.product(&h, &at("self_attn.v_proj"))?;
+            let mut q = self.product(&mut taps, &h, &at("self_attn.q_proj"))?;
+            let mut k = self.product(&mut taps, &h, &at("self_attn.k_proj"))?;
+            let v = self.product(&mut taps, &h, &at("self_attn.v_proj"))?;
             self.turn(&mut q, a.heads);
             self.turn(&mut k, a.kv_heads);
             let mixed = self.attention(&q, &k, &v, n, a.windows[i]);
-            add(&mut x, &self.product(&mixed, &at("self_attn.o_proj"))?);
+            add(
+                &mut x,
+                &self.product(&mut taps, &mixed, &at("self_attn.o_proj"))?,
+            );
             taps.attention.push(narrow(&mixed));
             let h = self.norm(&x, &at("post_attention_layernorm"));
-            let mut gate = self.product(&h, &at("mlp.gate_proj"))?;
-            let up = self.product(&h, &at("mlp.up_proj"))?;
+            let mut gate = self.product(&mut taps, &h, &at("mlp.gate_proj"))?;
+            let up = self.product(&mut taps, &h, &at("mlp.up_proj"))?;
             for (g, u) in gate.iter_mut().zip(up) {
                 *g = *g / (1.0 + (-*g).exp()) * u;
             }
-            add(&mut x, &self.product(&gate, &at("mlp.down_proj"))?);
+            add(
+                &mut x,
+                &self.product(&mut taps, &gate, &at("mlp.down_proj"))?,
+            );
             let next = match i + 1 < a.layers {
                 true => format!("model.layers.{}.input_layernorm.weight", i + 1),
                 false => "model.norm.weight".to_owned(),
@@ -72,14 +88,25 @@ impl Forward<'_> {
             taps.layers.push(narrow(&self.norm(&x, &next)));
         }
         let h = self.norm(&x, "model.norm.weight");
-        taps.logits = narrow(&self.product(&h, self.network.output())?);
+        taps.logits = narrow(&self.product(&mut taps, &h, self.network.output())?);
         Ok(taps)
     }
 
     /// `y = W x`, rows of `x` `(n, cols)`.
-    fn product(&self, x: &[f64], name: &str) -> Result<Vec<f64>> {
+    fn product(&self, taps: &mut Taps, x: &[f64], name: &str) -> Result<Vec<f64>> {
         let w = &self.network.matrices[name];
         let n = x.len() / w.cols;
+        let heard = self.heard.filter(|_| w.group.is_some());
+        let heard = heard.and_then(|heard| heard.get(name));
+        let widened: Vec<f64>;
+        let x = match heard {
+            Some(heard) => {
+                taps.apart = taps.apart.max(relative(heard, &narrow(x)));
+                widened = heard.iter().map(|&x| x.into()).collect();
+                &widened
+            }
+            None => x,
+        };
         let mut y = vec![0.0; n * w.rows];
         let work = y
             .chunks_mut(w.rows)

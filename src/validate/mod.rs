@@ -3,7 +3,9 @@
 //!
 //! - *Is the kernel right?* Against the same computation in float64 on the weights as they were dequantised, and on activations
 //!   as the C ABI defines them. The tolerance is what float32 sums can lose ([`kernel_tolerance`]), for a product over
-//!   `Σ |w x|`; behind several layers it is what losses of that size in every product make of the outcome.
+//!   `Σ |w x|`; behind several layers it is what losses of that size in every product make of the outcome. int8 rounds what is
+//!   near the middle of two codes this way or that by the last bit, and such a turn is no error: the float64 pass therefore
+//!   rounds the inputs that the kernels were seen to read, after holding each of them against its own.
 //! - *Is the quantisation good?* Against the float weights. The tolerance is theory with a margin: the mean squared error of the
 //!   best scales, found by an oracle of its own ([`optimum`]), as independent noise. Behind what is not linear no formula says
 //!   what becomes of it, so the noise itself is sent through: weights from the test channel of rate-distortion theory
@@ -58,7 +60,7 @@ use crate::runtime::{BackendChoice, Config, Runtime};
 pub const MARGIN: f64 = 1.15;
 
 /// The same behind a transformer's layers, where the expectation is itself one draw of the noise.
-pub const DEEP_MARGIN: f64 = 1.5;
+pub const DEEP_MARGIN: f64 = 1.25;
 
 /// What is asked of every scenario.
 pub struct Plan {
