@@ -8,11 +8,11 @@ mod info;
 mod inspect;
 mod peer;
 mod perplexity;
+mod plot;
 mod quickstart;
 mod run;
 mod terminal;
 mod validate;
-mod validation_page;
 
 use std::process::ExitCode;
 

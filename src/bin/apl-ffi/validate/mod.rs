@@ -1,5 +1,9 @@
 //! `apl-ffi validate`
 
+mod codes;
+mod page;
+mod sizes;
+
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -13,10 +17,10 @@ use apl_ffi::validate::{
 };
 
 use crate::terminal::{bar, table};
-use crate::{Failure, Outcome, catalogue, validation_page};
+use crate::{Failure, Outcome, catalogue};
 
 /// What PyTorch found, as it is committed.
-const BASELINES: &[u8] = include_bytes!("../../../tests/data/validation/baselines.safetensors");
+const BASELINES: &[u8] = include_bytes!("../../../../tests/data/validation/baselines.safetensors");
 
 /// The report for programs, and that for people.
 const JSON: &str = "accuracy_validation_results.json";
@@ -96,7 +100,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     bar.finish_and_clear();
     let json = report.to_json();
     write(&a.out.join(JSON), &format!("{json:#}\n"))?;
-    write(&a.out.join(PAGE), &validation_page::page(&report))?;
+    write(&a.out.join(PAGE), &page::page(&report))?;
     if a.json {
         println!("{json:#}");
     } else {
