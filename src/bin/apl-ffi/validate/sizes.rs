@@ -126,7 +126,7 @@ fn committed() -> String {
             let method = r["method"].as_str().unwrap_or_default();
             method == wanted || (wanted.ends_with("tuned") && method.starts_with(wanted))
         };
-        let ours = list(&quality["ours"]);
+        let ours = list(&quality["tables"]["ours"]["rows"]);
         let points = ours.iter().filter(of).map(|r| Point {
             x: number(&r["bits_a_weight"]),
             y: number(&r["perplexity"]),
@@ -146,7 +146,7 @@ fn committed() -> String {
             points: points.collect(),
         });
     }
-    let theirs = list(&quality["llama_cpp"]["results"]);
+    let theirs = list(&quality["tables"]["llama_cpp"]["rows"]);
     // One of them is four decades away from all others.
     let near = theirs.iter().filter(|r| number(&r["perplexity"]) < 1e4);
     series.push(Series {
@@ -170,7 +170,7 @@ fn committed() -> String {
     let x = sizes_axis(points().map(|p| p.x));
     let float = level(
         "float weights",
-        number(&quality["llama_cpp"]["float32"]),
+        number(&quality["tables"]["llama_cpp"]["float32"]),
         &x,
     );
     let y = Axis::log(
@@ -189,4 +189,21 @@ fn committed() -> String {
         y,
         series,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_committed_is_drawn() {
+        let plot = super::committed();
+        for mark in [
+            "llama.cpp Q4_0: 6.94 bits",
+            "calibrated: 4.51 bits",
+            "tuned: 3 bits",
+            "float weights: 6.007",
+        ] {
+            assert!(plot.contains(mark), "{mark}: {plot}");
+        }
+        assert!(!plot.contains("NaN"), "{plot}");
+    }
 }
