@@ -12,7 +12,7 @@
 //!   ([`channel`]) with that error, in float64, take the place of the quantised ones.
 //!
 //! Beside that stands what a width is named for ([`named_tolerance`]), and where that lies under what any scalar quantiser can do
-//! to a Gaussian ([`lloyd_max`]), which no implementation can change.
+//! to a Gaussian ([`Bits::lloyd_max`]), which no implementation can change.
 //!
 //! The float side is PyTorch's: its outcomes for the synthetic scenarios are in a file ([`baseline`]), which the float64
 //! computations here are held against first.
@@ -108,17 +108,6 @@ pub fn named_tolerance(bits: Bits) -> f64 {
     }
 }
 
-/// The least relative error of any `2^bits` levels for Gaussian numbers (Lloyd 1957, Max 1960), which a test of
-/// `quant` computes. Scales for small groups are more information, and may go below.
-pub fn lloyd_max(bits: Bits) -> f64 {
-    match bits {
-        Bits::One => 0.6028,
-        Bits::Two => 0.3428,
-        Bits::Four => 0.0975,
-        Bits::Eight => 0.00642,
-    }
-}
-
 /// What rounding may take of `Σ |w x|` in a product of `cols` columns: float32 sums are at most 32 products long and at most
 /// 32 of them are added in float32, with int8 activations as many as the row has blocks of 32 columns; 8 more roundings
 /// make scales, levels and the result. Each takes at most half a unit in the last place.
@@ -132,3 +121,6 @@ fn relative(a: &[f32], b: &[f32]) -> f64 {
     let differences = a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b));
     (differences.map(|d| d * d).sum::<f64>() / squares.max(f64::MIN_POSITIVE)).sqrt()
 }
+
+#[cfg(test)]
+mod tests;

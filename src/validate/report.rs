@@ -9,7 +9,7 @@ use super::network::{EMBEDDING, Network, TOKENS};
 use super::quantised::{Quantised, searched};
 use super::scenario::SCENARIOS;
 use super::transformer::{self, Place, Target};
-use super::{Baselines, Check, Plan, backend_name, lloyd_max, named_tolerance};
+use super::{Baselines, Check, Plan, backend_name, named_tolerance};
 use crate::agreement::Agreement;
 use crate::error::Result;
 use crate::matmul::Activations;
@@ -115,7 +115,7 @@ impl Report {
     /// As programs read it: `docs/validation.md`.
     pub fn to_json(&self) -> Value {
         let widths = Bits::ALL.map(|bits| {
-            json!({"bits": bits.get(), "named_tolerance": named_tolerance(bits), "lloyd_max": lloyd_max(bits)})
+            json!({"bits": bits.get(), "named_tolerance": named_tolerance(bits), "lloyd_max": bits.lloyd_max()})
         });
         let (count, failed) = self.counts();
         json!({"format": 1, "version": env!("CARGO_PKG_VERSION"), "torch": self.torch, "model": self.model,

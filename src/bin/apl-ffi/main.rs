@@ -1,6 +1,7 @@
 //! The command line: every verb parses its arguments, makes one call into the library, and prints.
 
 mod bench;
+mod bench_page;
 mod catalogue;
 mod compare;
 mod convert;

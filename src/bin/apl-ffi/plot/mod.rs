@@ -45,7 +45,7 @@ impl Axis<'_> {
 }
 
 impl<'a> Axis<'a> {
-    /// A logarithmic axis over these values, with a label at 1, 2 and 5 of each decade, or at 1 and 3 where there are many.
+    /// A logarithmic axis over these values, with labels at round numbers where it is short, else at 1, 2 and 5 of each decade, or at 1 and 3 where there are many.
     pub fn log(
         label: &'a str,
         values: impl Iterator<Item = f64>,
@@ -59,6 +59,14 @@ impl<'a> Axis<'a> {
             (low, high) = (0.1, 1.0);
         }
         let (low, high) = (0.85 * low, 1.18 * high);
+        if high < 3.0 * low {
+            return Axis {
+                label,
+                scale: Scale::Log,
+                range: (low, high),
+                ticks: round_numbers(low, high).map(|v| (v, write(v))).collect(),
+            };
+        }
         let decades = (high / low).log10();
         let digits: &[f64] = if decades > 1.8 {
             &[1.0, 3.0]
@@ -79,6 +87,19 @@ impl<'a> Axis<'a> {
             ticks,
         }
     }
+}
+
+/// Some six multiples of 1, 2 or 5 times a power of ten within a range.
+pub fn round_numbers(low: f64, high: f64) -> impl Iterator<Item = f64> {
+    let least = (high - low) / 6.0;
+    let unit = 10f64.powf(least.log10().floor());
+    let step = [1.0, 2.0, 5.0].into_iter().find(|d| d * unit >= least);
+    let step = step.unwrap_or(10.0) * unit;
+    let first = (low / step).ceil() as i64;
+    let last = (high / step).floor() as i64;
+    // Through an integer, so that 3 times 0.1 is not written 0.30000000000000004.
+    let digits = (1.0 / unit).max(1.0).round();
+    (first..=last).map(move |i| (i as f64 * step * digits).round() / digits)
 }
 
 /// How the points of a series are drawn.

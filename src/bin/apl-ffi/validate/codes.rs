@@ -5,7 +5,7 @@ use apl_ffi::validate::{Distribution, Report};
 
 use super::page::group;
 use crate::plot::page::section;
-use crate::plot::{Axis, Bars, Scale, bars, escaped, percent};
+use crate::plot::{Axis, Bars, Scale, bars, escaped, percent, round_numbers};
 
 /// A plot for each width.
 pub fn section_of(report: &Report) -> String {
@@ -40,15 +40,8 @@ fn distribution(d: &Distribution) -> String {
         .iter()
         .map(|(level, _)| *level)
         .filter(|level| level % step == 0);
-    // Four or so round shares.
-    let unit = 10f64.powf((most / 4.0).log10().floor());
-    let every = [1.0, 2.0, 5.0, 10.0]
-        .map(|d| d * unit)
-        .into_iter()
-        .find(|d| *d >= most / 5.0);
-    let every = every.unwrap_or(most);
-    let places: Vec<f64> = (1..=(1.12 * most / every) as usize)
-        .map(|i| every * i as f64)
+    let places: Vec<f64> = round_numbers(0.0, 1.12 * most)
+        .filter(|v| *v > 0.0)
         .collect();
     bars(&Bars {
         title: &format!(

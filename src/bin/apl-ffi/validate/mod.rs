@@ -13,7 +13,7 @@ use apl_ffi::matmul::Activations;
 use apl_ffi::quant::Bits;
 use apl_ffi::runtime::Runtime;
 use apl_ffi::validate::{
-    self, Baselines, Outcome as Found, Plan, Report, Subject, lloyd_max, named_tolerance,
+    self, Baselines, Outcome as Found, Plan, Report, Subject, named_tolerance,
 };
 
 use crate::terminal::{bar, table};
@@ -335,7 +335,7 @@ fn ends(report: &Report) {
 /// Where what a width is named for cannot be had.
 fn notes(report: &Report) {
     for bits in Bits::ALL {
-        let (named, floor) = (named_tolerance(bits), lloyd_max(bits));
+        let (named, floor) = (named_tolerance(bits), bits.lloyd_max());
         if named < floor && report.outcomes.iter().any(|o| o.bits == bits) {
             println!(
                 "{} bit{}: {:.0}% lies under the {:.1}% that the best {} levels for Gaussian weights lose (Lloyd-Max): no scalar quantiser reaches it",

@@ -2,7 +2,7 @@
 
 use apl_ffi::matmul::Activations;
 use apl_ffi::quant::Bits;
-use apl_ffi::validate::{Outcome, Report, lloyd_max, named_tolerance};
+use apl_ffi::validate::{Outcome, Report, named_tolerance};
 
 use super::{codes, sizes};
 use crate::plot::page::{page as whole, section, table};
@@ -150,7 +150,7 @@ impl<'a> Shown<'a> {
         }
         for (name, colour, of) in [
             ("named tolerance", 1, named_tolerance as fn(Bits) -> f64),
-            ("Lloyd\u{2013}Max", 7, lloyd_max),
+            ("Lloyd\u{2013}Max", 7, Bits::lloyd_max),
         ] {
             series.push(Series {
                 name: name.into(),

@@ -19,7 +19,8 @@ pub fn section_of(report: &Report, best: &str) -> String {
     if let Some(model) = report.model.as_deref() {
         plots.extend(size(report, best, model));
     }
-    plots.push(committed());
+    plots.push(committed("stories260K, committed figures", f64::INFINITY));
+    plots.push(committed("The same from 4 bits on", 7.0));
     section(
         "Perplexity against size",
         "Less is better, and so is smaller. Bits a weight are true: scales and zero points are counted. The figures of \
@@ -105,8 +106,8 @@ fn plain(v: f64) -> String {
     v.to_string()
 }
 
-/// What was measured once, of stories260K.
-fn committed() -> String {
+/// What was measured once, of stories260K, up to a perplexity.
+fn committed(title: &str, most: f64) -> String {
     let quality: Value = serde_json::from_str(QUALITY).unwrap_or_default();
     let number = |v: &Value| {
         v.as_str()
@@ -166,6 +167,10 @@ fn committed() -> String {
             })
             .collect(),
     });
+    for s in &mut series {
+        s.points.retain(|p| p.y <= most);
+    }
+    series.retain(|s| !s.points.is_empty());
     let points = || series.iter().flat_map(|s| &s.points);
     let x = sizes_axis(points().map(|p| p.x));
     let float = level(
@@ -184,7 +189,7 @@ fn committed() -> String {
     );
     series.push(float);
     chart(&Chart {
-        title: "stories260K, committed figures",
+        title,
         x,
         y,
         series,
@@ -195,7 +200,7 @@ fn committed() -> String {
 mod tests {
     #[test]
     fn what_is_committed_is_drawn() {
-        let plot = super::committed();
+        let plot = super::committed("all", f64::INFINITY);
         for mark in [
             "llama.cpp Q4_0: 6.94 bits",
             "calibrated: 4.51 bits",
