@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use half::f16;
 use sha2::{Digest, Sha256};
 
 use super::forward::Taps;
@@ -11,14 +12,14 @@ use super::network::Network;
 use super::quantised::{Given, Quantised};
 use super::report::Outcome;
 use super::transformer::{self, Place, Target};
-use super::{Baselines, Check, DEEP_MARGIN, Plan, backend_name, named_tolerance};
+use super::{Baselines, Check, DEEP_MARGIN, Plan, backend_name, named_tolerance, relative};
 use crate::agreement::{Agreement, agreement};
 use crate::error::{Error, Result};
 use crate::formats::MatrixView;
 use crate::matmul::Activations;
 use crate::model::source::{Role, Source};
 use crate::model::{Model, open_tokenizer};
-use crate::quant::{CodesBuf, ScalesBuf, Shape};
+use crate::quant::{CodesBuf, ScaleValues, ScalesBuf, Shape};
 use crate::runtime::Runtime;
 
 /// Tokens of the text that are looked at layer by layer, in float64.
@@ -33,8 +34,8 @@ pub struct Subject {
     floats: Network,
     /// The text.
     ids: Vec<u32>,
-    /// `None`: it is quantised at every width of the plan.
-    stored: Option<BTreeMap<String, CodesBuf>>,
+    /// Its quantised form, as codes and as floats. `None`: it is quantised at every width of the plan.
+    stored: Option<(BTreeMap<String, CodesBuf>, Network)>,
     /// Of the file with the float weights, if it is one.
     sha256: Option<String>,
 }
@@ -74,7 +75,7 @@ impl Subject {
             )));
         }
         let stored = match model {
-            Some(path) => Some(stored(&Source::open(path, true)?, &floats, path)?),
+            Some(path) => Some(stored(rt, &Source::open(path, true)?, &floats, path)?),
             None => None,
         };
         let file = std::fs::read(source.path()).ok();
@@ -111,7 +112,7 @@ impl Subject {
     /// `ERR_MEMORY`.
     pub(super) fn form(&self, plan: &Plan, rt: &Runtime, i: usize) -> Result<Quantised> {
         match &self.stored {
-            Some(codes) => Quantised::of(&self.floats, codes.clone()),
+            Some((codes, rest)) => Quantised::of(&self.floats, rest, codes.clone()),
             None => {
                 let bits = plan.bits[i / plan.groups.len()];
                 let group = plan.groups[i % plan.groups.len()];
@@ -191,16 +192,13 @@ impl Subject {
             network: &form.noisy,
             ..given
         })?;
+        let noisy = transformer::floats(rt, &form.noisy, self.looked_at())?;
+        let with_floats = relative(&noisy.logits, &taps.logits);
         let mut ends = Vec::new();
         for at_logits in found.iter().filter(|o| {
             o.scenario == targets[targets.len() - 1].scenario && o.backend == backend_name(rt)
         }) {
-            let of_floats = found
-                .iter()
-                .find(|o| o.scenario == at_logits.scenario && o.activations == Activations::F32);
-            let more = of_floats.map_or(1.0, |o| {
-                at_logits.expected / o.expected.max(f64::MIN_POSITIVE)
-            });
+            let more = at_logits.expected / with_floats.max(f64::MIN_POSITIVE);
             let seen = self.agreement(rt, |given| Given {
                 network: &form.dequantised,
                 codes: Some(&form.codes),
@@ -263,8 +261,13 @@ pub fn is_quantised(path: &Path) -> Result<bool> {
     Ok(first_codes(&Source::open(path, true)?)?.is_some())
 }
 
-/// The codes of a model that is a quantised form of `floats`.
-fn stored(source: &Source, floats: &Network, path: &Path) -> Result<BTreeMap<String, CodesBuf>> {
+/// The codes of a model that is a quantised form of `floats`, and all of it as floats.
+fn stored(
+    rt: &Runtime,
+    source: &Source,
+    floats: &Network,
+    path: &Path,
+) -> Result<(BTreeMap<String, CodesBuf>, Network)> {
     let wrong = |what: String| Error::config(format!("{}: {what}", path.display()));
     if source.architecture() != &floats.architecture {
         return Err(wrong(
@@ -287,7 +290,7 @@ fn stored(source: &Source, floats: &Network, path: &Path) -> Result<BTreeMap<Str
             "none of its matrices is quantised: give it alone, without --reference".into(),
         ));
     }
-    Ok(all)
+    Ok((all, Network::read(rt, source)?))
 }
 
 /// Codes of their own, packed, with a scale and a zero point a group.
@@ -306,7 +309,16 @@ fn owned(codes: &crate::quant::Codes<'_>) -> CodesBuf {
         shape: codes.shape,
         bits: codes.bits,
         bytes,
-        scales: ScalesBuf::F32(places().map(|(r, g)| codes.scale(r, g)).collect()),
+        scales: match codes.scales {
+            ScaleValues::F16(_) => ScalesBuf::F16(
+                places()
+                    .map(|(r, g)| f16::from_f32(codes.scale(r, g)))
+                    .collect(),
+            ),
+            ScaleValues::F32(_) => {
+                ScalesBuf::F32(places().map(|(r, g)| codes.scale(r, g)).collect())
+            }
+        },
         zero_points: codes
             .zero_points
             .is_some()

@@ -52,15 +52,20 @@ impl Quantised {
                 codes.insert(name.clone(), searched(rt, w, bits, group)?);
             }
         }
-        Quantised::of(floats, codes)
+        Quantised::of(floats, floats, codes)
     }
 
-    /// From codes that were made before.
+    /// From codes that were made before; `rest` has what is not in them: norms, which tuning moves as well, and matrices that
+    /// were left as floats.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn of(floats: &Network, codes: BTreeMap<String, CodesBuf>) -> Result<Quantised> {
-        let (mut dequantised, mut noisy) = (floats.clone(), floats.clone());
+    pub fn of(
+        floats: &Network,
+        rest: &Network,
+        codes: BTreeMap<String, CodesBuf>,
+    ) -> Result<Quantised> {
+        let (mut dequantised, mut noisy) = (rest.clone(), floats.clone());
         let (mut lost, mut squares, mut bytes, mut weights) = (0.0, 0.0, 0, 0);
         let mut all: Vec<Group> = Vec::new();
         let mut widths: BTreeMap<(usize, usize), usize> = BTreeMap::new();

@@ -84,7 +84,7 @@ fn a_wrong_weight_is_seen() {
     for codes in form.codes.values_mut() {
         codes.bytes.iter_mut().step_by(7).for_each(|b| *b ^= 0x20);
     }
-    let worse = Quantised::of(&network, form.codes).unwrap();
+    let worse = Quantised::of(&network, &network, form.codes).unwrap();
     for o in all(&worse) {
         assert!(o.kernel_passed() && !o.quantisation_passed(), "{o:?}");
     }

@@ -165,7 +165,7 @@ fn bad_input_is_one_line_and_an_exit_code() {
         (
             4,
             &["--no-model", "--baselines", &short],
-            "not a file of baselines",
+            "damaged: the sha256",
         ),
         (
             4,
