@@ -269,10 +269,27 @@ fn main() {
         table.push(json!({"form": form, "call_us": call, "without_product_us": alone}));
     }
     if let Some(path) = text_option("--json") {
-        let report = json!({"rows": rows, "cols": cols, "bits": bits, "threads": 1, "rounds": rounds, "calls": calls, "forms": table});
+        // As tools/render_results.py reads it.
+        let report = json!({
+            "machine": processor(),
+            "conditions": format!(
+                "{rows} x {cols}, {bits} bits, one vector, one thread; medians of {rounds} rounds of {calls} calls in turn"
+            ),
+            "command": "make latency",
+            "columns": [["", "form"], ["a call, µs", "call_us"], ["of it without the product, µs", "without_product_us"]],
+            "rows": table,
+        });
         std::fs::write(&path, format!("{report:#}\n"))
             .unwrap_or_else(|e| panic!("{path} cannot be written: {e}"));
     }
+}
+
+/// What the system calls the processor.
+fn processor() -> String {
+    let said = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = said.lines().find_map(|l| l.strip_prefix("model name"));
+    name.map_or("unknown", |n| n.trim_start_matches([' ', '\t', ':']))
+        .to_owned()
 }
 
 /// Another process that takes turns with this one: for each line that it reads, a round.

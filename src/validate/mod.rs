@@ -75,7 +75,7 @@ pub struct Plan {
 }
 
 /// Everything that multiplies on this machine: each instruction-set level of the processor, the best last, with so many
-/// threads (0: all).
+/// threads (0: all). Another backend is another runtime in this list: nothing else here knows what multiplies.
 ///
 /// # Errors
 /// Those of [`Runtime::new`].

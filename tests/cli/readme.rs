@@ -40,7 +40,9 @@ fn every_command_of_the_readme_runs() {
     let link =
         |name: &str| std::os::unix::fs::symlink(root.join(name), folder.path().join(name)).unwrap();
     fs::create_dir(folder.path().join("models")).unwrap();
-    ["README.md", "models/demo", "models/stories"].map(link);
+    for name in ["README.md", "models/demo", "models/stories"] {
+        link(name);
+    }
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
     let mut inside = false;
     let mut verbs = Vec::new();
