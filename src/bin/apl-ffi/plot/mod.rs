@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 
 /// The size of a plot, and of its margins: left, right, top, bottom.
 const SIZE: (f64, f64) = (460.0, 300.0);
-const MARGINS: (f64, f64, f64, f64) = (58.0, 14.0, 30.0, 44.0);
+const MARGINS: (f64, f64, f64, f64) = (66.0, 14.0, 30.0, 44.0);
 
 /// How values become places.
 #[derive(Clone, Copy, PartialEq)]
@@ -265,7 +265,7 @@ fn frame(svg: &mut String, title: &str, x: &Axis<'_>, y: &Axis<'_>) {
         svg,
         format_args!(
             "<line class=\"axis\" x1=\"{left}\" y1=\"{0}\" x2=\"{1}\" y2=\"{0}\"/><text class=\"label mid\" x=\"{2}\" y=\"{3}\">{4}</text>\
-         <text class=\"label mid\" transform=\"translate(13 {5}) rotate(-90)\">{6}</text>",
+         <text class=\"label mid\" transform=\"translate(12 {5}) rotate(-90)\">{6}</text>",
             height - bottom,
             width - right,
             (left + width - right) / 2.0,
