@@ -17,7 +17,7 @@ ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
 export CC CFLAGS
 
-.PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers kernels test-kernels lint-kernels test-fake-gpu test-gpu
+.PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers latency validate validate-torch results kernels test-kernels lint-kernels test-fake-gpu test-gpu
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
@@ -130,3 +130,17 @@ bench: build ## products against the ceilings of the machine; BENCH='--help' lis
 
 peers: build ## products against other libraries; PEERS='--help', and bench/peers/requirements.txt first
 	$(PYTHON) bench/peers/compare.py $(PEERS)
+
+latency: ## what a call costs from C, through ⎕NA and from ctypes; the table goes to target/bench/latency.json
+	@mkdir -p target/bench
+	$(CARGO) bench --bench na_latency -- --json '$(abspath target/bench/latency.json)'
+
+validate: build ## every width beside PyTorch and theory; the report goes to target/validation
+	$(RELEASE)/apl-ffi validate --out target/validation
+
+validate-torch: build ## the same with PyTorch's side computed now, which must agree with what is committed
+	$(PYTHON) tools/make_validation_baselines.py --check --out target/validation/live.safetensors
+	$(RELEASE)/apl-ffi validate --baselines target/validation/live.safetensors --out target/validation
+
+results: ## the tables of committed results (bench/results) into the documents
+	$(PYTHON) tools/render_results.py

@@ -1,8 +1,8 @@
-//! What a product costs through `⎕NA`: the marshalling of an interpreter around a call by libffi, with a 4096-vector in and out,
-//! beside Python's ctypes doing the same, in turn.
+//! What a call costs from C, through `⎕NA` and from Python's ctypes: the same product with a 4096-vector in and out, in turn. The
+//! `⎕NA` path is the marshalling of an interpreter around a call by libffi.
 //!
-//! `cargo bench --bench na_latency`; `--rows`, `--cols` and `--bits` choose the matrix. Under `cargo test` it makes one round
-//! with a small one. One thread, so that the product itself does not hide behind others.
+//! `cargo bench --bench na_latency`; `--rows`, `--cols` and `--bits` choose the matrix, `--json FILE` keeps the table. Under
+//! `cargo test` it makes one round with a small one. One thread, so that the product itself does not hide behind others.
 //!
 //! What is marshalled: an interpreter holds arrays of float64 (⎕DR 645). F8 copies them to a buffer and copies the result to
 //! a new array; F4 converts each element both ways. The result is a vector of the status and the array.
@@ -15,12 +15,13 @@ use std::env;
 use std::ffi::{CString, c_void};
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use declaration::{Declaration, Direction, Extent};
 use libffi::middle::{Arg, Cif, CodePtr, Type as FfiType, arg};
+use serde_json::{Value, json};
 
 /// An item of APL's argument.
 enum Item<'a> {
@@ -147,13 +148,13 @@ fn middle(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
+fn text_option(name: &str) -> Option<String> {
+    let mut arguments = env::args().skip_while(|a| a != name).skip(1);
+    arguments.next()
+}
+
 fn option(name: &str, default: usize) -> usize {
-    let arguments: Vec<String> = env::args().collect();
-    let given = arguments
-        .iter()
-        .position(|a| a == name)
-        .map(|i| &arguments[i + 1]);
-    given.map_or(default, |v| {
+    text_option(name).map_or(default, |v| {
         v.parse()
             .unwrap_or_else(|_| panic!("{name} {v}: a number is expected"))
     })
@@ -228,87 +229,163 @@ fn main() {
     };
     assert_eq!(product(&na8), product(&na4));
 
-    let mut python = Python::start(rows, cols, bits, calls);
-    // A call, and the same with a handle that is none, which is refused at once: what is left is marshalling.
-    let mut measured: [[Vec<f64>; 2]; 5] = Default::default();
+    let shape = [rows, cols, bits, calls];
+    let mut others = [Other::c(shape), Other::python(shape)];
+    // A call, and the same with a handle that is none, which is refused at once: what is left is the way there and back.
+    let mut measured: Vec<(&str, [Vec<f64>; 2])> = Vec::new();
+    let mut note = |form: &'static str, call: f64, alone: f64| {
+        let i = measured.iter().position(|(name, _)| *name == form);
+        let i = i.unwrap_or_else(|| {
+            measured.push((form, Default::default()));
+            measured.len() - 1
+        });
+        measured[i].1[0].push(call);
+        measured[i].1[1].push(alone);
+    };
     for _ in 0..rounds {
-        for (f, into) in [&na8, &na4].into_iter().zip(&mut measured) {
-            for (h, into) in [handle, 0].into_iter().zip(into) {
-                into.push(median(calls, || drop(black_box(f.call(&items(h))))));
-            }
+        let [c, python] = &mut others;
+        c.iter_mut().for_each(|c| c.round(&mut note));
+        for (form, f) in [
+            ("⎕NA-like, F8 in and out", &na8),
+            ("⎕NA-like, F4 in and out", &na4),
+        ] {
+            let [call, alone] =
+                [handle, 0].map(|h| median(calls, || drop(black_box(f.call(&items(h))))));
+            note(form, call, alone);
         }
-        if let Some(python) = &mut python {
-            for (ns, into) in python.round().into_iter().zip(&mut measured[2..]) {
-                into[0].push(ns[0]);
-                into[1].push(ns[1]);
-            }
-        }
+        python.iter_mut().for_each(|python| python.round(&mut note));
     }
     println!(
         "{rows} x {cols}, {bits} bits, one vector, one thread: median of {rounds} rounds of {calls} calls, us"
     );
-    println!("{:42} {:>9} {:>21}", "", "a call", "of it marshalling");
-    let forms = [
-        "⎕NA-like, F8 in and out",
-        "⎕NA-like, F4 in and out",
-        "ctypes, lists in and out",
-        "ctypes, arrays copied in and out",
-        "ctypes, arrays in place, nothing copied",
-    ];
-    for (form, times) in forms.iter().zip(&mut measured) {
-        if times[0].is_empty() {
-            continue;
-        }
+    println!("{:42} {:>9} {:>21}", "", "a call", "without the product");
+    let mut table = Vec::new();
+    for (form, mut times) in measured {
         let [call, alone] = times.each_mut().map(|t| middle(t) / 1e3);
         println!(
             "{form:42} {call:9.2} {alone:12.2} ({:4.1}%)",
             100.0 * alone / call
         );
+        table.push(json!({"form": form, "call_us": call, "without_product_us": alone}));
+    }
+    if let Some(path) = text_option("--json") {
+        // As tools/render_results.py reads it.
+        let report = json!({
+            "machine": processor(),
+            "conditions": format!(
+                "{rows} x {cols}, {bits} bits, one vector, one thread; medians of {rounds} rounds of {calls} calls in turn"
+            ),
+            "command": "make latency",
+            "columns": [["", "form"], ["a call, µs", "call_us"], ["of it without the product, µs", "without_product_us"]],
+            "rows": table,
+        });
+        std::fs::write(&path, format!("{report:#}\n"))
+            .unwrap_or_else(|e| panic!("{path} cannot be written: {e}"));
     }
 }
 
-/// The Python process that takes turns with this one.
-struct Python {
-    process: Child,
-    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
+/// What the system calls the processor.
+fn processor() -> String {
+    let said = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = said.lines().find_map(|l| l.strip_prefix("model name"));
+    name.map_or("unknown", |n| n.trim_start_matches([' ', '\t', ':']))
+        .to_owned()
 }
 
-impl Python {
-    fn start(rows: usize, cols: usize, bits: usize, calls: usize) -> Option<Python> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/na/ctypes_latency.py");
-        let started = Command::new("python3")
-            .arg(script)
+/// Another process that takes turns with this one: for each line that it reads, a round.
+struct Other {
+    process: Child,
+    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    /// What its forms are called in its answers, and in the table.
+    forms: &'static [(&'static str, &'static str)],
+}
+
+impl Other {
+    fn python(shape: [usize; 4]) -> Option<Other> {
+        let mut command = Command::new("python3");
+        command.arg(bench_na("ctypes_latency.py"));
+        let forms = &[
+            ("lists", "ctypes, lists in and out"),
+            ("arrays", "ctypes, arrays copied in and out"),
+            ("views", "ctypes, arrays in place, nothing copied"),
+        ];
+        Other::start(command, shape, forms)
+    }
+
+    /// Compiled here, by `CC` or `cc`.
+    fn c(shape: [usize; 4]) -> Option<Other> {
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c_latency");
+        let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+        let compiled = Command::new(&compiler)
+            .args(["-O2", "-std=c99", "-Wall", "-Wextra", "-Werror"])
+            .arg(bench_na("c_latency.c"))
+            .arg("-o")
+            .arg(&program)
+            .arg("-ldl")
+            .status();
+        match compiled {
+            Ok(status) => assert!(status.success(), "{compiler} does not compile c_latency.c"),
+            Err(e) => {
+                println!("{compiler} is not here ({e}): no calls from C");
+                return None;
+            }
+        }
+        let forms = &[
+            ("doubles", "C, double in and out"),
+            ("floats", "C, float in and out"),
+        ];
+        Other::start(Command::new(program), shape, forms)
+    }
+
+    fn start(
+        mut command: Command,
+        shape: [usize; 4],
+        forms: &'static [(&'static str, &'static str)],
+    ) -> Option<Other> {
+        let started = command
             .arg(library())
-            .args([rows, cols, bits, calls].map(|n| n.to_string()))
+            .args(shape.map(|n| n.to_string()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
         match started {
             Ok(mut process) => {
                 let answers = BufReader::new(process.stdout.take().unwrap()).lines();
-                Some(Python { process, answers })
+                Some(Other {
+                    process,
+                    answers,
+                    forms,
+                })
             }
             Err(e) => {
-                println!("python3 is not here ({e}): nothing to compare with");
+                println!("{command:?} cannot be started ({e}): nothing to compare with");
                 None
             }
         }
     }
 
-    /// Median nanoseconds of each form, and of its marshalling.
-    fn round(&mut self) -> [[f64; 2]; 3] {
-        writeln!(self.process.stdin.as_mut().unwrap(), "round").expect("Python listens");
-        let answer = self.answers.next().expect("Python answers").unwrap();
-        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
-        let ns = |key: String| answer[key].as_f64().unwrap();
-        ["lists", "arrays", "views"].map(|form| [ns(form.to_owned()), ns(format!("{form} alone"))])
+    /// Tells the median nanoseconds of each form, and of the same without the product.
+    fn round(&mut self, note: &mut dyn FnMut(&'static str, f64, f64)) {
+        writeln!(self.process.stdin.as_mut().unwrap(), "round").expect("it listens");
+        let answer = self.answers.next().expect("it answers").unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        let ns = |key: &str| answer[key].as_f64().unwrap();
+        for (key, form) in self.forms {
+            note(form, ns(key), ns(&format!("{key} alone")));
+        }
     }
 }
 
-impl Drop for Python {
+impl Drop for Other {
     fn drop(&mut self) {
         // The end of its input ends it.
         drop(self.process.stdin.take());
         let _ = self.process.wait();
     }
+}
+
+fn bench_na(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("bench/na")
+        .join(name)
 }

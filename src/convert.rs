@@ -16,12 +16,11 @@ use crate::formats::{
 };
 use crate::matmul;
 use crate::memory;
-use crate::model::source::{Role, Source, TokenizerSource, architecture_to_json};
-use crate::model::{Model, ModelOptions};
+use crate::model::source::{Role, Source, architecture_to_json};
+use crate::model::{Model, ModelOptions, open_tokenizer};
 use crate::options::{WeightOptions, Width};
 use crate::quant::{Bits, Codes, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
-use crate::tokenizer::Tokenizer;
 use crate::weights;
 
 /// The text on which a converted model is compared with its source.
@@ -436,16 +435,10 @@ fn described(
 
 /// Puts the tokenizer beside the manifest, if the model has one.
 fn save_tokenizer(source: &Source, out: &Path) -> Result<()> {
-    let tokenizer = match source.tokenizer() {
-        TokenizerSource::Folder(folder) if folder.join("tokenizer.json").is_file() => {
-            Tokenizer::from_folder(folder)?
-        }
-        TokenizerSource::Gguf(file) if file.metadata("tokenizer.ggml.model").is_some() => {
-            Tokenizer::from_gguf(file)?
-        }
-        _ => return Ok(()),
-    };
-    tokenizer.save(out, source.generation()?)
+    match open_tokenizer(source)? {
+        Some(tokenizer) => tokenizer.save(out, source.generation()?),
+        None => Ok(()),
+    }
 }
 
 /// Opens what was written: every tensor in its shape and readable, the npz as its sha256 says.

@@ -17,6 +17,7 @@ pub mod quant;
 pub mod runtime;
 mod signals;
 pub mod tokenizer;
+pub mod validate;
 pub mod weights;
 
 #[cfg(test)]

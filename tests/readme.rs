@@ -1,4 +1,4 @@
-//! The README says what is: its C example compiles and prints what the text says, its table of statuses is the header's, and
+//! The README and the documents say what is: its C example compiles and prints what the text says, its table of statuses is the header's, and
 //! the targets it names exist.
 
 use std::fs;
@@ -108,4 +108,24 @@ fn the_targets_it_names_exist() {
         seen += 1;
     }
     assert!(seen >= 5, "the README names its commands");
+}
+
+#[test]
+fn documents_show_the_committed_results() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let run = Command::new("python3")
+        .args(["tools/render_results.py", "--check"])
+        .current_dir(root)
+        .output();
+    match run {
+        Ok(run) => {
+            let (said, error) = (
+                String::from_utf8_lossy(&run.stdout),
+                String::from_utf8_lossy(&run.stderr),
+            );
+            assert!(run.status.success(), "{error}");
+            assert!(said.contains("tables are those of bench/results"), "{said}");
+        }
+        Err(e) => eprintln!("SKIPPED: python3 is not here ({e}), and the tables were not rendered"),
+    }
 }

@@ -178,6 +178,13 @@ fn optima_agree_with_max() {
             assert!((error / expected - 1.0).abs() < 3e-3, "{n} levels: {error}");
         }
     }
+    for bits in Bits::ALL {
+        let (said, found) = (bits.lloyd_max(), lloyd_max(1 << bits.get()));
+        assert!(
+            (said / found - 1.0).abs() < 1e-3,
+            "{bits:?}: {said}, found {found}"
+        );
+    }
     // For many levels Panter and Dite: pi * sqrt(3) / 2 / n^2.
     let many = (TAU / 4.0 * 3f64.sqrt()).sqrt() / 256.0;
     let found = lloyd_max(256);

@@ -1,6 +1,10 @@
 //! The command line as a user meets it: what it prints, what it leaves behind, and how it ends.
 
+#[cfg(unix)]
+mod beside;
 mod downloads;
+mod readme;
+mod validation;
 
 use std::fs;
 use std::path::Path;
@@ -208,6 +212,7 @@ fn help_teaches() {
         "inspect",
         "models",
         "compare",
+        "validate",
         "perplexity",
         "bench",
         "info",
@@ -358,60 +363,6 @@ fn killed_while_converting() {
         1,
         "{names:?}"
     );
-}
-
-/// `bench` beside a `llama-bench` that is a script of ours, first on the PATH.
-#[cfg(unix)]
-fn bench_beside(script: &str) -> Output {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("llama-bench");
-    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    let path = std::env::var("PATH").unwrap();
-    Command::new(env!("CARGO_BIN_EXE_apl-ffi"))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env("PATH", format!("{}:{path}", folder.path().display()))
-        .args([
-            "bench",
-            "--model",
-            "tests/data/models/qwen2.gguf",
-            "--threads",
-            "1",
-        ])
-        .args(["--prompt", "7", "--tokens", "3", "--rounds", "2", "--json"])
-        .output()
-        .unwrap()
-}
-
-#[cfg(unix)]
-#[test]
-fn a_bench_beside_llama_cpp() {
-    let asked = "-m tests/data/models/qwen2.gguf -p 7 -n 3 -t 1 -ngl 0 -r 1 -o json";
-    let answer = r#"[{"n_prompt": 7, "n_gen": 0, "avg_ts": 0.5}, {"n_prompt": 0, "n_gen": 3, "avg_ts": 0.25}]"#;
-    let output = bench_beside(&format!("test \"$*\" = '{asked}' && echo '{answer}'"));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let peer = &report["llama.cpp"];
-    assert_eq!(peer["prompt_tokens_s"], 0.5, "{report}");
-    assert_eq!(peer["text_tokens_s"], 0.25);
-    let ratio = peer["text_ratio"].as_f64().unwrap();
-    assert!((ratio - 4.0 * report["text_tokens_s"].as_f64().unwrap()).abs() < 1e-6 * ratio);
-
-    // One that fails, or says something else, is left out with a line.
-    for (script, said) in [
-        ("echo no such device >&2; exit 3", "no such device"),
-        ("echo hello", "expected n_prompt, n_gen and avg_ts"),
-    ] {
-        let output = bench_beside(script);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            output.status.success() && error.contains("llama-bench is left out"),
-            "{error}"
-        );
-        assert!(error.contains(said), "{error}");
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert!(report["llama.cpp"].is_null());
-    }
 }
 
 #[test]

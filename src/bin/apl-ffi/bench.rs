@@ -1,5 +1,6 @@
 //! `apl-ffi bench`
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use apl_ffi::runtime::Runtime;
 
 use crate::peer::{self, Peer};
 use crate::terminal::{bar, bytes, table};
-use crate::{Outcome, catalogue, run};
+use crate::{Failure, Outcome, bench_page, catalogue, run};
 
 /// Measure a model on this machine: size, memory, time to the first token, tokens a second of prompt and of text.
 ///
@@ -39,6 +40,9 @@ pub struct Arguments {
     /// As JSON.
     #[arg(long)]
     json: bool,
+    /// Also a page with plots of every round, written to this file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// What one round measured.
@@ -80,7 +84,10 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         progress.inc(1);
     }
     progress.finish_and_clear();
+    let of_rounds = |r: &Round| (r.prompt, r.text);
     let report = Report {
+        rounds: rounds.iter().map(of_rounds).collect(),
+        peers: peers.iter().map(|r| (r.prompt, r.text)).collect(),
         opened,
         prompt: median(rounds.iter().map(|r| r.prompt)),
         text: median(rounds.iter().map(|r| r.text)),
@@ -90,8 +97,13 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             (of(|r| r.prompt), of(|r| r.text))
         }),
     };
+    let json = report.to_json(rt, a, &model);
+    if let Some(path) = &a.html {
+        std::fs::write(path, bench_page::page(&json))
+            .map_err(|e| Failure::new(3, format!("{} cannot be written: {e}", path.display())))?;
+    }
     if a.json {
-        println!("{:#}", report.to_json(rt, a, &model));
+        println!("{json:#}");
     } else {
         report.print(rt, a, &model, &shape);
     }
@@ -113,21 +125,28 @@ struct Report {
     first: f64,
     /// Of llama.cpp: prompt, text.
     peer: Option<(f64, f64)>,
+    /// Prompt and text of every round, of ours and of llama.cpp.
+    rounds: Vec<(f64, f64)>,
+    peers: Vec<(f64, f64)>,
 }
 
 impl Report {
     fn to_json(&self, rt: &Runtime, a: &Arguments, model: &Model) -> Value {
         let (all, read) = model.weight_bytes();
         let info = model.info();
+        let rounds = |all: &[(f64, f64)]| -> Vec<Value> {
+            let one = |(prompt, text): &(f64, f64)| json!({"prompt_tokens_s": prompt, "text_tokens_s": text});
+            all.iter().map(one).collect()
+        };
         let peer = self.peer.map(|(prompt, text)| {
             json!({"prompt_tokens_s": prompt, "text_tokens_s": text,
-                   "prompt_ratio": self.prompt / prompt, "text_ratio": self.text / text})
+                   "prompt_ratio": self.prompt / prompt, "text_ratio": self.text / text, "rounds": rounds(&self.peers)})
         });
         json!({"model": a.model, "opened_s": self.opened, "first_token_s": self.first, "prompt_tokens_s": self.prompt,
                "text_tokens_s": self.text, "weight_bytes": all, "bits_a_weight": bits_a_weight(model),
                "peak_memory_bytes": peak_memory(), "bytes_a_token": read, "read_gb_s": self.text * read as f64 / 1e9,
                "bits": info["bits"], "activations": a.activations, "threads": rt.pool().threads(),
-               "isa": rt.isa().name(), "llama.cpp": peer})
+               "isa": rt.isa().name(), "rounds": rounds(&self.rounds), "llama.cpp": peer})
     }
 
     fn print(&self, rt: &Runtime, a: &Arguments, model: &Model, shape: &Shape) {

@@ -233,9 +233,17 @@ fn tell(a: &Arguments, report: &Report, source: &Source) {
         bytes(size),
         report.bits_a_weight
     );
+    let worst = report
+        .matrices
+        .iter()
+        .max_by(|a, b| a.relative_error.total_cmp(&b.relative_error));
     println!(
-        "relative error of the weights {:.4}; opened again, every tensor and the sha256 are right",
-        report.relative_error
+        "relative error of the weights {:.4}{}; opened again, every tensor and the sha256 are right",
+        report.relative_error,
+        worst.map_or(String::new(), |m| format!(
+            ", at most {:.4} ({})",
+            m.relative_error, m.name
+        ))
     );
     match report.agreement {
         Some(c) => {
@@ -260,7 +268,8 @@ fn tell(a: &Arguments, report: &Report, source: &Source) {
         ),
     }
     println!(
-        "next: apl-ffi run {} \"Once upon a time\"",
-        report.manifest.display()
+        "next: apl-ffi run {0} \"Once upon a time\", apl-ffi validate {0} --reference {1}",
+        report.manifest.display(),
+        a.source
     );
 }

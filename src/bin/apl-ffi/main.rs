@@ -1,6 +1,7 @@
 //! The command line: every verb parses its arguments, makes one call into the library, and prints.
 
 mod bench;
+mod bench_page;
 mod catalogue;
 mod compare;
 mod convert;
@@ -8,9 +9,11 @@ mod info;
 mod inspect;
 mod peer;
 mod perplexity;
+mod plot;
 mod quickstart;
 mod run;
 mod terminal;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -46,6 +49,7 @@ enum Verb {
     Run(run::Arguments),
     Inspect(inspect::Arguments),
     Models(catalogue::Arguments),
+    Validate(validate::Arguments),
     Compare(compare::Arguments),
     Perplexity(perplexity::Arguments),
     Bench(bench::Arguments),
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         Verb::Run(a) => run::run(&rt, &a),
         Verb::Inspect(a) => inspect::run(&a),
         Verb::Models(a) => catalogue::run(&a),
+        Verb::Validate(a) => validate::run(&rt, &a),
         Verb::Compare(a) => compare::run(&rt, &a),
         Verb::Perplexity(a) => perplexity::run(&rt, &a),
         Verb::Bench(a) => bench::run(&rt, &a),

@@ -5,17 +5,17 @@ use inquire::{Confirm, Select, Text};
 
 use apl_ffi::runtime::Runtime;
 
-use crate::{Cli, Failure, Outcome, Verb, convert, info, inspect, run};
+use crate::{Cli, Failure, Outcome, Verb, catalogue, convert, info, inspect, run, validate};
 use clap::Parser;
 
-/// A guided first tour: what this machine has, a model converted and looked at, a story told.
+/// A guided first tour: what this machine has, a model converted, looked at and validated, a story told.
 #[derive(Args)]
 pub struct Arguments {}
 
 /// Does it.
 pub fn run(rt: &Runtime, _: &Arguments) -> Outcome {
     println!(
-        "Four steps: this machine, a conversion, a look inside, a story. Esc leaves at any time.\n"
+        "Five steps: this machine, a conversion, a look inside, a validation, a story. Esc leaves at any time.\n"
     );
     step(rt, &["info"])?;
     let source = Text::new("Which model? A folder, a .gguf file, OWNER/NAME, or a short name:")
@@ -37,6 +37,24 @@ pub fn run(rt: &Runtime, _: &Arguments) -> Outcome {
     {
         step(rt, &["inspect", "--verify", &out])?;
     }
+    if Confirm::new("Is it still the same model? Validate it beside its source, layer by layer:")
+        .with_default(true)
+        .prompt()
+        .map_err(left)?
+    {
+        // Not into the folder of the model, which holds one JSON file. What does not pass is told, and the tour goes on.
+        let report = format!("{}-validation", out.trim_end_matches('/'));
+        let validated = catalogue::fetched(&source).and_then(|source| {
+            let source = source.to_string_lossy();
+            step(
+                rt,
+                &["validate", &out, "--reference", &source, "--out", &report],
+            )
+        });
+        if let Err(failure) = validated {
+            println!("{}", failure.message);
+        }
+    }
     let prompt = Text::new("What shall it go on with?")
         .with_default("Once upon a time")
         .prompt()
@@ -52,6 +70,7 @@ fn step(rt: &Runtime, arguments: &[&str]) -> Outcome {
         Verb::Info(a) => info::run(rt, &a),
         Verb::Convert(a) => convert::run(rt, &a),
         Verb::Inspect(a) => inspect::run(&a),
+        Verb::Validate(a) => validate::run(rt, &a),
         Verb::Run(a) => run::run(rt, &a),
         _ => Ok(()),
     }

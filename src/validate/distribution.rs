@@ -1,0 +1,83 @@
+//! Where weights lie between the codes.
+
+use serde_json::{Value, json};
+
+use super::network::Matrix;
+use crate::quant::{Bits, CodesBuf};
+
+/// Weights over the scales of their groups, and the codes that they became.
+#[derive(Clone, Debug)]
+pub struct Distribution {
+    /// Whose weights.
+    pub of: String,
+    /// Bits a code.
+    pub bits: Bits,
+    /// Columns a scale; 0: a row.
+    pub group: usize,
+    /// Positions `w / scale`, and the share of weights a unit that lies about each.
+    pub weights: Vec<(f64, f64)>,
+    /// Levels, and the share of weights that became each.
+    pub codes: Vec<(i32, f64)>,
+}
+
+impl Distribution {
+    /// Of matrices and their codes, together.
+    pub fn new<'a>(
+        of: &str,
+        bits: Bits,
+        group: usize,
+        matrices: impl Iterator<Item = (&'a Matrix, &'a CodesBuf)>,
+    ) -> Distribution {
+        let half = 1i32 << (bits.get() - 1);
+        // Some room beside the outer levels, for what is clipped; at 8 bits a bin is a level.
+        let (reach, bins) = match bits {
+            Bits::One => (3.5, 16),
+            Bits::Two => (3.5, 16),
+            Bits::Four => (10.0, 8),
+            Bits::Eight => (130.0, 1),
+        };
+        let count = (2.0 * reach * f64::from(bins)) as usize;
+        let mut weights = vec![0u64; count];
+        let mut codes = vec![0u64; 1 << bits.get()];
+        let mut all = 0u64;
+        for (w, quantised) in matrices {
+            let c = quantised.as_codes();
+            let mut row_codes = vec![0u8; w.cols];
+            for (r, w) in w.values.chunks_exact(w.cols.max(1)).enumerate() {
+                c.row_codes(r, &mut row_codes);
+                for g in 0..c.shape.groups {
+                    let scale = f64::from(c.scale(r, g));
+                    for i in c.shape.group_columns(g) {
+                        all += 1;
+                        codes[usize::from(row_codes[i])] += 1;
+                        let at = (f64::from(w[i]) / scale + reach) * f64::from(bins);
+                        if at >= 0.0 && (at as usize) < count {
+                            weights[at as usize] += 1;
+                        }
+                    }
+                }
+            }
+        }
+        let share = |n: u64| n as f64 / all.max(1) as f64;
+        let weights = weights.into_iter().enumerate().map(|(i, n)| {
+            let position = (i as f64 + 0.5) / f64::from(bins) - reach;
+            (position, share(n) * f64::from(bins))
+        });
+        let codes = codes
+            .into_iter()
+            .enumerate()
+            .map(|(code, n)| (bits.level(code as u8, half), share(n)));
+        Distribution {
+            of: of.to_owned(),
+            bits,
+            group,
+            weights: weights.collect(),
+            codes: codes.collect(),
+        }
+    }
+
+    /// As programs read it.
+    pub fn to_json(&self) -> Value {
+        json!({"of": self.of, "bits": self.bits.get(), "group": self.group, "weights": self.weights, "codes": self.codes})
+    }
+}

@@ -1,0 +1,267 @@
+//! The forward pass of a plain Llama in float64, written from its equations: nothing here is shared with `model`.
+
+use std::collections::HashMap;
+
+use super::network::{EMBEDDING, Matrix, Network};
+use super::numbers::Numbers;
+use super::{kernel_tolerance, relative};
+use crate::error::{Error, Result};
+use crate::matmul::Activations;
+use crate::model::architecture::Pairing;
+use crate::quant::quantize_block;
+use crate::runtime::Runtime;
+
+/// What is seen of a forward pass of `n` tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Taps {
+    /// For each layer what attention puts out, before its output matrix: `(n, heads, head_dim)`.
+    pub attention: Vec<Vec<f32>>,
+    /// For each layer what it puts out, normed as the next one reads it: `(n, hidden)`.
+    pub layers: Vec<Vec<f32>>,
+    /// `(n, vocabulary)`
+    pub logits: Vec<f32>,
+    /// The largest relative difference of an input of a product from what was heard.
+    pub apart: f64,
+}
+
+/// The inputs of products by the names of their matrices: `(n, cols)`.
+pub type Inputs = HashMap<String, Vec<f32>>;
+
+/// A forward pass in float64.
+#[derive(Clone, Copy)]
+pub struct Forward<'a> {
+    /// Shares the rows of products among its threads.
+    pub rt: &'a Runtime,
+    /// The weights.
+    pub network: &'a Network,
+    /// How products with quantised matrices take their inputs.
+    pub activations: Activations,
+    /// Whether each product is moved, up or down by chance, by all that float32 may lose.
+    pub shaken: bool,
+    /// What products with quantised matrices read instead of what was computed for them.
+    pub heard: Option<&'a Inputs>,
+}
+
+impl Forward<'_> {
+    /// All tokens at once.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn run(&self, ids: &[u32]) -> Result<Taps> {
+        let a = &self.network.architecture;
+        let n = ids.len();
+        let embedding = &self.network.matrices[EMBEDDING];
+        let scale = f64::from(a.embedding_scale);
+        let rows = ids
+            .iter()
+            .flat_map(|&id| &embedding.values[id as usize * a.hidden..][..a.hidden]);
+        let mut x: Vec<f64> = rows.map(|&v| scale * f64::from(v)).collect();
+        let mut taps = Taps::default();
+        for i in 0..a.layers {
+            let at = |part: &str| format!("model.layers.{i}.{part}.weight");
+            let h = self.norm(&x, &at("input_layernorm"));
+            let mut q = self.product(&mut taps, &h, &at("self_attn.q_proj"))?;
+            let mut k = self.product(&mut taps, &h, &at("self_attn.k_proj"))?;
+            let v = self.product(&mut taps, &h, &at("self_attn.v_proj"))?;
+            self.turn(&mut q, a.heads);
+            self.turn(&mut k, a.kv_heads);
+            let mixed = self.attention(&q, &k, &v, n, a.windows[i]);
+            add(
+                &mut x,
+                &self.product(&mut taps, &mixed, &at("self_attn.o_proj"))?,
+            );
+            taps.attention.push(narrow(&mixed));
+            let h = self.norm(&x, &at("post_attention_layernorm"));
+            let mut gate = self.product(&mut taps, &h, &at("mlp.gate_proj"))?;
+            let up = self.product(&mut taps, &h, &at("mlp.up_proj"))?;
+            for (g, u) in gate.iter_mut().zip(up) {
+                *g = *g / (1.0 + (-*g).exp()) * u;
+            }
+            add(
+                &mut x,
+                &self.product(&mut taps, &gate, &at("mlp.down_proj"))?,
+            );
+            let next = match i + 1 < a.layers {
+                true => format!("model.layers.{}.input_layernorm.weight", i + 1),
+                false => "model.norm.weight".to_owned(),
+            };
+            taps.layers.push(narrow(&self.norm(&x, &next)));
+        }
+        let h = self.norm(&x, "model.norm.weight");
+        taps.logits = narrow(&self.product(&mut taps, &h, self.network.output())?);
+        Ok(taps)
+    }
+
+    /// `y = W x`, rows of `x` `(n, cols)`.
+    fn product(&self, taps: &mut Taps, x: &[f64], name: &str) -> Result<Vec<f64>> {
+        let w = &self.network.matrices[name];
+        let n = x.len() / w.cols;
+        let heard = self.heard.filter(|_| w.group.is_some());
+        let heard = heard.and_then(|heard| heard.get(name));
+        let widened: Vec<f64>;
+        let x = match heard {
+            Some(heard) => {
+                taps.apart = taps.apart.max(relative(heard, &narrow(x)));
+                widened = heard.iter().map(|&x| x.into()).collect();
+                &widened
+            }
+            None => x,
+        };
+        let mut y = vec![0.0; n * w.rows];
+        let work = y
+            .chunks_mut(w.rows)
+            .zip(x.chunks(w.cols))
+            .enumerate()
+            .collect();
+        self.rt.pool().try_for_each(work, |(t, (y, x))| {
+            let taken = self.taken(w, x);
+            let mut numbers = Numbers::new(name.len() as u64 * 1_000_003 + t as u64);
+            let loss = kernel_tolerance(w.cols);
+            for (y, w) in y.iter_mut().zip(w.values.chunks_exact(w.cols)) {
+                *y = dot(w, &taken);
+                if self.shaken {
+                    let terms = w
+                        .iter()
+                        .zip(&taken)
+                        .map(|(&w, &x)| (f64::from(w) * x).abs());
+                    *y += numbers.sign() * loss * terms.sum::<f64>();
+                }
+            }
+            Ok::<(), Error>(())
+        })?;
+        Ok(y)
+    }
+
+    /// An input as its product takes it.
+    fn taken(&self, w: &Matrix, x: &[f64]) -> Vec<f64> {
+        match w.group {
+            Some(group) if self.activations != Activations::F32 => {
+                as_taken(self.activations, group, &narrow(x))
+            }
+            _ => x.to_vec(),
+        }
+    }
+
+    fn norm(&self, x: &[f64], name: &str) -> Vec<f64> {
+        let weights = &self.network.vectors[name];
+        let eps = f64::from(self.network.architecture.norm_eps);
+        let mut out = Vec::with_capacity(x.len());
+        for x in x.chunks_exact(weights.len()) {
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+            let factor = 1.0 / (mean + eps).sqrt();
+            out.extend(
+                x.iter()
+                    .zip(weights)
+                    .map(|(x, &w)| x * factor * f64::from(w)),
+            );
+        }
+        out
+    }
+
+    /// The rotary embedding of position `t` on each head of `x` `(n, heads, head_dim)`.
+    fn turn(&self, x: &mut [f64], heads: usize) {
+        let a = &self.network.architecture;
+        let half = a.head_dim / 2;
+        for (t, x) in x.chunks_exact_mut(heads * a.head_dim).enumerate() {
+            for head in x.chunks_exact_mut(a.head_dim) {
+                for i in 0..half {
+                    let angle = t as f64 * a.rope.theta.powf(-2.0 * i as f64 / a.head_dim as f64);
+                    let (first, second) = match a.rope.pairing {
+                        Pairing::Halves => (i, i + half),
+                        Pairing::Neighbours => (2 * i, 2 * i + 1),
+                    };
+                    let (sin, cos) = angle.sin_cos();
+                    let (p, q) = (head[first], head[second]);
+                    head[first] = p * cos - q * sin;
+                    head[second] = q * cos + p * sin;
+                }
+            }
+        }
+    }
+
+    /// Causal softmax attention: `q` `(n, heads, head_dim)`, `k` and `v` `(n, kv_heads, head_dim)`.
+    fn attention(
+        &self,
+        q: &[f64],
+        k: &[f64],
+        v: &[f64],
+        n: usize,
+        window: Option<usize>,
+    ) -> Vec<f64> {
+        let a = &self.network.architecture;
+        let (d, shared) = (a.head_dim, a.heads / a.kv_heads);
+        let mut out = vec![0.0; n * a.heads * d];
+        for t in 0..n {
+            let first = window.map_or(0, |w| (t + 1).saturating_sub(w));
+            for h in 0..a.heads {
+                let head = |x: &'_ [f64], s: usize| -> Vec<f64> {
+                    x[(s * a.kv_heads + h / shared) * d..][..d].to_vec()
+                };
+                let q = &q[(t * a.heads + h) * d..][..d];
+                let scores: Vec<f64> = (first..=t)
+                    .map(|s| {
+                        let product: f64 = q.iter().zip(head(k, s)).map(|(q, k)| q * k).sum();
+                        product * f64::from(a.query_scale)
+                    })
+                    .collect();
+                let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                let out = &mut out[(t * a.heads + h) * d..][..d];
+                for (s, w) in weights.iter().enumerate() {
+                    for (out, v) in out.iter_mut().zip(head(v, first + s)) {
+                        *out += w / sum * v;
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Activations as a product takes them, by their definition; `group`: columns a scale of the weights, 0: a row.
+pub fn as_taken(activations: Activations, group: usize, x: &[f32]) -> Vec<f64> {
+    match activations {
+        Activations::F32 => x.iter().map(|&x| x.into()).collect(),
+        Activations::Sign => x
+            .iter()
+            .map(|&x| if x >= 0.0 { 1.0 } else { -1.0 })
+            .collect(),
+        Activations::Int8 => {
+            // A scale a group of 32, 64 or 128 columns, else a scale for at most 32 columns inside a group.
+            let group = if group == 0 { x.len() } else { group };
+            let block = if matches!(group, 64 | 128) { group } else { 32 };
+            let mut taken = Vec::with_capacity(x.len());
+            for x in x.chunks(group.max(1)).flat_map(|x| x.chunks(block)) {
+                let mut codes = vec![0; x.len()];
+                let scale = f64::from(quantize_block(x, &mut codes));
+                taken.extend(codes.iter().map(|&q| scale * f64::from(q)));
+            }
+            taken
+        }
+    }
+}
+
+/// Eight sums side by side, which a compiler makes vectors of.
+pub fn dot(w: &[f32], x: &[f64]) -> f64 {
+    let (w, w_rest) = w.as_chunks::<8>();
+    let (x, x_rest) = x.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for (w, x) in w.iter().zip(x) {
+        for (sum, (&w, &x)) in sums.iter_mut().zip(w.iter().zip(x)) {
+            *sum += f64::from(w) * x;
+        }
+    }
+    let rest = w_rest.iter().zip(x_rest).map(|(&w, &x)| f64::from(w) * x);
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+fn narrow(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|&x| x as f32).collect()
+}

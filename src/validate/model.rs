@@ -1,0 +1,327 @@
+//! A real model: layer by layer, and to the end.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use half::f16;
+use sha2::{Digest, Sha256};
+
+use super::forward::Taps;
+use super::network::Network;
+use super::quantised::{Given, Quantised};
+use super::report::Outcome;
+use super::transformer::{self, Place, Target};
+use super::{Baselines, Check, DEEP_MARGIN, Plan, backend_name, named_tolerance, relative};
+use crate::agreement::{Agreement, agreement};
+use crate::error::{Error, Result};
+use crate::formats::MatrixView;
+use crate::matmul::Activations;
+use crate::model::source::{Role, Source};
+use crate::model::{Model, open_tokenizer};
+use crate::quant::{CodesBuf, ScaleValues, ScalesBuf, Shape};
+use crate::runtime::Runtime;
+
+/// Tokens of the text that are looked at layer by layer, in float64.
+const LOOKED_AT: usize = 96;
+
+/// Tokens of a window of the text.
+const WINDOW: usize = 256;
+
+/// A model that is validated: its float weights, its text, and its codes if it has some already.
+pub struct Subject {
+    name: String,
+    floats: Network,
+    /// The text.
+    ids: Vec<u32>,
+    /// Its quantised form, as codes and as floats. `None`: it is quantised at every width of the plan.
+    stored: Option<(BTreeMap<String, CodesBuf>, Network)>,
+    /// Of the file with the float weights, if it is one.
+    sha256: Option<String>,
+}
+
+impl Subject {
+    /// The float model at `reference`, and the quantised form of it at `model`, if there is one; `text` is what they read.
+    ///
+    /// # Errors
+    /// Those of [`Source::open`] and of [`Network::read`]; `ERR_CONFIG` if the reference is quantised, or the model has other
+    /// shapes; `ERR_RANGE` for a text of fewer than two tokens; `ERR_UNSUPPORTED` without a tokenizer.
+    pub fn open(
+        rt: &Runtime,
+        name: &str,
+        reference: &Path,
+        model: Option<&Path>,
+        text: &str,
+    ) -> Result<Subject> {
+        let source = Source::open(reference, true)?;
+        let within = |e: Error| e.within(reference.display());
+        if let Some(name) = first_codes(&source)? {
+            return Err(Error::config(format!(
+                "{} is quantised already ({name}): expected float weights to compare with; give it as MODEL with --reference",
+                reference.display()
+            )));
+        }
+        let floats = Network::read(rt, &source).map_err(within)?;
+        let tokenizer = open_tokenizer(&source)?.ok_or_else(|| {
+            within(Error::unsupported(
+                "there is no tokenizer, so that it cannot read a text",
+            ))
+        })?;
+        let ids = tokenizer.encode(text, true)?;
+        if ids.len() < 2 || text.trim().is_empty() {
+            return Err(Error::range(format!(
+                "the text has {} tokens, expected at least 2 and some words",
+                ids.len()
+            )));
+        }
+        let stored = match model {
+            Some(path) => Some(stored(rt, &Source::open(path, true)?, &floats, path)?),
+            None => None,
+        };
+        let file = std::fs::read(source.path()).ok();
+        Ok(Subject {
+            name: name.to_owned(),
+            sha256: file.map(|bytes| format!("{:x}", Sha256::digest(bytes))),
+            floats,
+            ids,
+            stored,
+        })
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The float weights.
+    pub(super) fn floats(&self) -> &Network {
+        &self.floats
+    }
+
+    /// How many forms of it are looked at.
+    pub fn forms(&self, plan: &Plan) -> usize {
+        match self.stored {
+            Some(_) => 1,
+            None => plan.bits.len() * plan.groups.len(),
+        }
+    }
+
+    /// The codes that it was opened with, or those of one width.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub(super) fn form(&self, plan: &Plan, rt: &Runtime, i: usize) -> Result<Quantised> {
+        match &self.stored {
+            Some((codes, rest)) => Quantised::of(&self.floats, rest, codes.clone()),
+            None => {
+                let bits = plan.bits[i / plan.groups.len()];
+                let group = plan.groups[i % plan.groups.len()];
+                Quantised::new(rt, &self.floats, &[], bits, group)
+            }
+        }
+    }
+
+    /// The forward pass of the float weights on what is looked at layer by layer.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub(super) fn taps(&self, rt: &Runtime) -> Result<Taps> {
+        transformer::floats(rt, &self.floats, self.looked_at())
+    }
+
+    fn looked_at(&self) -> &[u32] {
+        let most = LOOKED_AT.min(self.floats.architecture.context);
+        &self.ids[..most.min(self.ids.len())]
+    }
+
+    /// Whether PyTorch has found the same, layer by layer, if it has read this model.
+    ///
+    /// # Errors
+    /// Those of [`Baselines::of_model`].
+    pub(super) fn check(&self, rt: &Runtime, baselines: &Baselines) -> Result<Vec<Check>> {
+        let Some(sha256) = &self.sha256 else {
+            return Ok(Vec::new());
+        };
+        let Some(torch) = baselines.of_model(sha256)? else {
+            return Ok(Vec::new());
+        };
+        let taps = transformer::floats(rt, &self.floats, &torch.ids)?;
+        let layers = taps.layers.iter().zip(&torch.layers).enumerate();
+        let mut checks: Vec<Check> = layers
+            .map(|(i, (ours, theirs))| Check::new(self.layer(i), ours, theirs))
+            .collect();
+        checks.push(Check::new(
+            format!("{}, logits", self.name),
+            &taps.logits,
+            torch.logits,
+        ));
+        Ok(checks)
+    }
+
+    fn layer(&self, i: usize) -> String {
+        format!("{}, layer {}", self.name, i + 1)
+    }
+
+    /// Layer by layer on every backend, and to the end of the text on the best.
+    ///
+    /// # Errors
+    /// Those of [`transformer::outcomes`] and [`agreement`].
+    pub(super) fn outcomes(
+        &self,
+        plan: &Plan,
+        form: &Quantised,
+        taps: &Taps,
+    ) -> Result<Vec<Outcome>> {
+        let layers = taps.layers.iter().enumerate().map(|(i, baseline)| Target {
+            scenario: self.layer(i),
+            place: Place::Layer(i),
+            baseline,
+        });
+        let logits = Target {
+            scenario: format!("{}, logits", self.name),
+            place: Place::Logits,
+            baseline: &taps.logits,
+        };
+        let targets: Vec<Target<'_>> = layers.chain([logits]).collect();
+        let mut found = transformer::outcomes(plan, form, self.looked_at(), &targets)?;
+        let Some(rt) = plan.backends.last() else {
+            return Ok(found);
+        };
+        // What is expected at the end is what the noise does there, with int8 activations as much more as it was at the logits.
+        let noise = self.agreement(rt, |given| Given {
+            network: &form.noisy,
+            ..given
+        })?;
+        let noisy = transformer::floats(rt, &form.noisy, self.looked_at())?;
+        let with_floats = relative(&noisy.logits, &taps.logits);
+        let mut ends = Vec::new();
+        for at_logits in found.iter().filter(|o| {
+            o.scenario == targets[targets.len() - 1].scenario && o.backend == backend_name(rt)
+        }) {
+            let more = at_logits.expected / with_floats.max(f64::MIN_POSITIVE);
+            let seen = self.agreement(rt, |given| Given {
+                network: &form.dequantised,
+                codes: Some(&form.codes),
+                activations: at_logits.activations,
+                ..given
+            })?;
+            let expected = noise.relative_error * more.max(1.0);
+            ends.push(Outcome {
+                scenario: format!("{}, end to end", self.name),
+                relative_error: seen.relative_error,
+                expected,
+                tolerance: DEEP_MARGIN * expected,
+                named_tolerance: named_tolerance(form.bits),
+                agreement: Some(seen),
+                ..at_logits.clone()
+            });
+        }
+        found.extend(ends);
+        Ok(found)
+    }
+
+    /// How far a form of it is from its floats, on the whole text.
+    fn agreement<'a>(
+        &'a self,
+        rt: &'a Runtime,
+        form: impl FnOnce(Given<'a>) -> Given<'a>,
+    ) -> Result<Agreement> {
+        let floats = Given {
+            rt,
+            network: &self.floats,
+            codes: None,
+            activations: Activations::F32,
+        };
+        let model =
+            |given: &Given<'_>| Model::new(self.floats.architecture.clone(), given).map(Arc::new);
+        let reference = model(&floats)?;
+        let model = model(&form(floats))?;
+        let window = WINDOW.min(model.context());
+        agreement(rt, &model, &reference, &self.ids, window, &mut |_, _| {})
+    }
+}
+
+/// The first matrix of a model that is quantised.
+fn first_codes(source: &Source) -> Result<Option<String>> {
+    for spec in source.tensors() {
+        if spec.role == Role::Matrix
+            && let MatrixView::Codes(_) = source.matrix(&spec.name)?
+        {
+            return Ok(Some(spec.name));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a model has matrices that are quantised, which a reference must not have.
+///
+/// # Errors
+/// Those of [`Source::open`].
+pub fn is_quantised(path: &Path) -> Result<bool> {
+    Ok(first_codes(&Source::open(path, true)?)?.is_some())
+}
+
+/// The codes of a model that is a quantised form of `floats`, and all of it as floats.
+fn stored(
+    rt: &Runtime,
+    source: &Source,
+    floats: &Network,
+    path: &Path,
+) -> Result<(BTreeMap<String, CodesBuf>, Network)> {
+    let wrong = |what: String| Error::config(format!("{}: {what}", path.display()));
+    if source.architecture() != &floats.architecture {
+        return Err(wrong(
+            "its architecture is not that of the reference: expected two forms of one model".into(),
+        ));
+    }
+    let mut all = BTreeMap::new();
+    for spec in source
+        .tensors()
+        .into_iter()
+        .filter(|s| s.role == Role::Matrix)
+    {
+        if let MatrixView::Codes(view) = source.matrix(&spec.name)? {
+            let codes = view.as_codes();
+            all.insert(spec.name, owned(&codes));
+        }
+    }
+    if all.is_empty() {
+        return Err(wrong(
+            "none of its matrices is quantised: give it alone, without --reference".into(),
+        ));
+    }
+    Ok((all, Network::read(rt, source)?))
+}
+
+/// Codes of their own, packed, with a scale and a zero point a group.
+fn owned(codes: &crate::quant::Codes<'_>) -> CodesBuf {
+    let Shape { rows, groups, .. } = codes.shape;
+    let places = || (0..rows).flat_map(|r| (0..groups).map(move |g| (r, g)));
+    let mut bytes = Vec::new();
+    let mut row = vec![0; codes.shape.cols];
+    for r in 0..rows {
+        codes.row_codes(r, &mut row);
+        let mut packed = vec![0; crate::quant::packed_row_bytes(codes.shape.cols, codes.bits)];
+        crate::quant::pack_row(&row, codes.bits, &mut packed);
+        bytes.extend(packed);
+    }
+    CodesBuf {
+        shape: codes.shape,
+        bits: codes.bits,
+        bytes,
+        scales: match codes.scales {
+            ScaleValues::F16(_) => ScalesBuf::F16(
+                places()
+                    .map(|(r, g)| f16::from_f32(codes.scale(r, g)))
+                    .collect(),
+            ),
+            ScaleValues::F32(_) => {
+                ScalesBuf::F32(places().map(|(r, g)| codes.scale(r, g)).collect())
+            }
+        },
+        zero_points: codes
+            .zero_points
+            .is_some()
+            .then(|| places().map(|(r, g)| codes.zero_point(r, g)).collect()),
+    }
+}

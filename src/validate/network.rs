@@ -1,0 +1,243 @@
+//! A transformer as plain floats, by canonical names: one layer of our own, or a model that was read.
+
+use std::collections::BTreeMap;
+
+use super::numbers::Numbers;
+use crate::error::{Error, Result};
+use crate::formats::MatrixView;
+use crate::matmul;
+use crate::memory;
+use crate::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
+use crate::model::source::{Role, Source};
+use crate::runtime::Runtime;
+
+/// The matrix of embeddings.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// The most bytes of a model as float32: it is here in several forms at once.
+pub const MOST_BYTES: u64 = 1 << 30;
+
+/// A matrix `(rows, cols)`.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Row by row.
+    pub values: Vec<f32>,
+    /// Columns a scale, if they were quantised: what int8 activations go by. `None`: floats, whose activations are floats.
+    pub group: Option<usize>,
+}
+
+/// A transformer.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// What it computes.
+    pub architecture: Architecture,
+    /// By name.
+    pub matrices: BTreeMap<String, Matrix>,
+    /// Norms, by name.
+    pub vectors: BTreeMap<String, Vec<f32>>,
+}
+
+/// Tokens that the layer of our own is given.
+pub const TOKENS: usize = 32;
+
+/// Width of the layer of our own: 4 heads of 32, two of which share keys and values; a feed-forward network of twice the width.
+const HIDDEN: usize = 128;
+
+impl Network {
+    /// One layer, the same numbers everywhere. Token `i` is a vector of its own; what makes logits is the unit matrix, so that
+    /// the logits are the norm of what the layer puts out.
+    pub fn one_layer() -> Network {
+        let (heads, kv_heads, intermediate) = (4, 2, 2 * HIDDEN);
+        let architecture = Architecture {
+            family: Family::Llama,
+            layers: 1,
+            hidden: HIDDEN,
+            intermediate,
+            vocabulary: HIDDEN,
+            context: TOKENS,
+            heads,
+            kv_heads,
+            head_dim: HIDDEN / heads,
+            norm_eps: 1e-5,
+            norm_offset: 0.0,
+            activation: Activation::Silu,
+            rope: Rope {
+                theta: 10000.0,
+                scaling: RopeScaling::None,
+                pairing: Pairing::Halves,
+            },
+            embedding_scale: 1.0,
+            query_scale: 1.0 / ((HIDDEN / heads) as f32).sqrt(),
+            windows: vec![None],
+            attention_softcap: None,
+            final_softcap: None,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            sandwich: false,
+            tied: false,
+        };
+        let mut numbers = Numbers::new(3);
+        // Outputs of a product with normal inputs are then standard normal.
+        let mut matrix = |rows: usize, cols: usize, scale: f64| Matrix {
+            rows,
+            cols,
+            values: numbers.normals(rows * cols, scale),
+            group: None,
+        };
+        let unit = |cols: usize| 1.0 / (cols as f64).sqrt();
+        let kv = HIDDEN * kv_heads / heads;
+        let mut matrices = BTreeMap::from([(EMBEDDING.to_owned(), matrix(HIDDEN, HIDDEN, 1.0))]);
+        for (part, rows, cols) in [
+            ("self_attn.q_proj", HIDDEN, HIDDEN),
+            ("self_attn.k_proj", kv, HIDDEN),
+            ("self_attn.v_proj", kv, HIDDEN),
+            ("self_attn.o_proj", HIDDEN, HIDDEN),
+            ("mlp.gate_proj", intermediate, HIDDEN),
+            ("mlp.up_proj", intermediate, HIDDEN),
+            ("mlp.down_proj", HIDDEN, intermediate),
+        ] {
+            matrices.insert(
+                format!("model.layers.0.{part}.weight"),
+                matrix(rows, cols, unit(cols)),
+            );
+        }
+        let mut one = vec![0.0; HIDDEN * HIDDEN];
+        one.iter_mut().step_by(HIDDEN + 1).for_each(|v| *v = 1.0);
+        matrices.insert(
+            "lm_head.weight".to_owned(),
+            Matrix {
+                rows: HIDDEN,
+                cols: HIDDEN,
+                values: one,
+                group: None,
+            },
+        );
+        let norms = [
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.post_attention_layernorm.weight",
+            "model.norm.weight",
+        ];
+        Network {
+            architecture,
+            matrices,
+            vectors: norms
+                .map(|name| (name.to_owned(), vec![1.0; HIDDEN]))
+                .into(),
+        }
+    }
+
+    /// A model on disk; what is quantised in it is dequantised.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and for what [`Network::check`] refuses; those of the files.
+    pub fn read(rt: &Runtime, source: &Source) -> Result<Network> {
+        let specs = source.tensors();
+        let bytes: u64 = specs
+            .iter()
+            .map(|s| 4 * s.shape.iter().map(|&n| n as u64).product::<u64>())
+            .sum();
+        if bytes > MOST_BYTES {
+            return Err(Error::unsupported(format!(
+                "the model has {} MiB as float32, at most {} are validated layer by layer: apl-ffi compare takes any size",
+                bytes >> 20,
+                MOST_BYTES >> 20
+            )));
+        }
+        let mut network = Network {
+            architecture: source.architecture().clone(),
+            matrices: BTreeMap::new(),
+            vectors: BTreeMap::new(),
+        };
+        network.check()?;
+        for spec in specs {
+            match spec.role {
+                Role::Vector => {
+                    let vector = source.vector(&spec.name)?;
+                    network.vectors.insert(spec.name, vector);
+                }
+                Role::Matrix => {
+                    let matrix = floats(rt, source.matrix(&spec.name)?)?;
+                    network.matrices.insert(spec.name, matrix);
+                }
+            }
+        }
+        Ok(network)
+    }
+
+    /// Whether it is what [`super::forward`] computes: Llama, and Mistral within its window.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED`, naming what it has more.
+    pub fn check(&self) -> Result<()> {
+        let a = &self.architecture;
+        let more = [
+            (a.qkv_bias || a.output_bias || a.mlp_bias, "biases"),
+            (a.qk_norm, "norms of heads"),
+            (a.sandwich, "norms behind products"),
+            (
+                a.attention_softcap.is_some() || a.final_softcap.is_some(),
+                "soft caps",
+            ),
+            (a.activation != Activation::Silu, "another gate than SiLU"),
+            (a.norm_offset != 0.0, "norms with an offset"),
+            (
+                a.rope.scaling != RopeScaling::None,
+                "a stretched rotary embedding",
+            ),
+        ];
+        match more.into_iter().find(|(has, _)| *has) {
+            Some((_, what)) => Err(Error::unsupported(format!(
+                "a model of family {} with {what} is not validated layer by layer, plain Llama is: apl-ffi compare takes any",
+                a.family.name()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The name of the matrix that makes logits.
+    pub fn output(&self) -> &'static str {
+        match self.architecture.tied {
+            true => EMBEDDING,
+            false => "lm_head.weight",
+        }
+    }
+
+    /// The matrix whose input is what layer `i` puts out: the queries of the next layer, or that of the logits.
+    pub fn reader_of(&self, i: usize) -> String {
+        match i + 1 < self.architecture.layers {
+            true => format!("model.layers.{}.self_attn.q_proj.weight", i + 1),
+            false => self.output().to_owned(),
+        }
+    }
+}
+
+/// A matrix of a file as float32.
+fn floats(rt: &Runtime, view: MatrixView<'_>) -> Result<Matrix> {
+    let (rows, cols) = view.shape();
+    let values = match view {
+        MatrixView::Floats(view) => view.to_f32()?.into_owned(),
+        MatrixView::Codes(view) => {
+            let mut w = memory::filled(rows * cols, 0.0, "a matrix as float32")?;
+            matmul::dequantize(rt, &view.as_codes(), &mut w)?;
+            w
+        }
+    };
+    if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+        return Err(Error::format(format!(
+            "weight {i} is {}, expected a finite number",
+            values[i]
+        )));
+    }
+    Ok(Matrix {
+        rows,
+        cols,
+        values,
+        group: None,
+    })
+}

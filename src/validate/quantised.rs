@@ -1,0 +1,191 @@
+//! Every form of a network that is compared: its codes, what they stand for, and floats that lost as much to chance.
+
+use std::collections::BTreeMap;
+
+use super::channel;
+use super::network::{Matrix, Network};
+use super::optimum::{self, Group};
+use crate::error::Result;
+use crate::matmul::{Activations, Weights};
+use crate::memory;
+use crate::model::Tensors;
+use crate::options::WeightOptions;
+use crate::quant::{Bits, Codes, CodesBuf, Method, ScalePrecision, ScalesBuf, Shape, Spec};
+use crate::runtime::Runtime;
+use crate::weights;
+
+/// A network at one width.
+pub struct Quantised {
+    /// Bits a code; of mixed widths that of most weights.
+    pub bits: Bits,
+    /// Columns a scale; 0: a row.
+    pub group: usize,
+    /// By name; what is missing here stays floats.
+    pub codes: BTreeMap<String, CodesBuf>,
+    /// The weights that the codes stand for.
+    pub dequantised: Network,
+    /// The weights with noise in the place of quantisation.
+    pub noisy: Network,
+    /// `norm(W - W') / norm(W)` over all that is quantised.
+    pub weights_error: f64,
+    /// What the best scales would have given.
+    pub best: f64,
+    /// Bits that a weight takes in truth, over all that is quantised.
+    pub bits_a_weight: f64,
+}
+
+impl Quantised {
+    /// Quantises all matrices but those of `exempt`, by searched symmetric scales.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn new(
+        rt: &Runtime,
+        floats: &Network,
+        exempt: &[&str],
+        bits: Bits,
+        group: usize,
+    ) -> Result<Quantised> {
+        let mut codes = BTreeMap::new();
+        for (name, w) in &floats.matrices {
+            if !exempt.contains(&name.as_str()) {
+                codes.insert(name.clone(), searched(rt, w, bits, group)?);
+            }
+        }
+        Quantised::of(floats, floats, codes)
+    }
+
+    /// From codes that were made before; `rest` has what is not in them: norms, which tuning moves as well, and matrices that
+    /// were left as floats.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn of(
+        floats: &Network,
+        rest: &Network,
+        codes: BTreeMap<String, CodesBuf>,
+    ) -> Result<Quantised> {
+        let (mut dequantised, mut noisy) = (rest.clone(), floats.clone());
+        let (mut lost, mut squares, mut bytes, mut weights) = (0.0, 0.0, 0, 0);
+        let mut all: Vec<Group> = Vec::new();
+        let mut widths: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        for (seed, (name, codes)) in codes.iter().enumerate() {
+            let w = &floats.matrices[name];
+            let group = group_of(codes);
+            let groups = optimum::groups(&w.values, w.cols, group, codes.bits);
+            let back = Matrix {
+                values: dequantised_values(&codes.as_codes())?,
+                group: Some(group),
+                ..*w
+            };
+            for (w, b) in w.values.iter().zip(&back.values) {
+                squares += f64::from(*w).powi(2);
+                lost += (f64::from(*w) - f64::from(*b)).powi(2);
+            }
+            let mut noise = channel::through(w, group, &groups, 100 + seed as u64);
+            noise.group = Some(group);
+            noisy.matrices.insert(name.clone(), noise);
+            dequantised.matrices.insert(name.clone(), back);
+            all.extend(groups);
+            bytes += stored_bytes(codes);
+            weights += w.values.len();
+            *widths.entry((codes.bits.get(), group)).or_default() += w.values.len();
+        }
+        let most = widths.into_iter().max_by_key(|(_, n)| *n);
+        let (bits, group) = most.map_or((32, 0), |(key, _)| key);
+        Ok(Quantised {
+            bits: Bits::new(bits as i64).unwrap_or(Bits::Eight),
+            group,
+            codes,
+            dequantised,
+            noisy,
+            weights_error: (lost / f64::max(squares, f64::MIN_POSITIVE)).sqrt(),
+            best: optimum::relative_error(&all),
+            bits_a_weight: 8.0 * bytes as f64 / weights.max(1) as f64,
+        })
+    }
+
+    /// What a model is made of.
+    pub fn tensors<'a>(&'a self, rt: &'a Runtime, activations: Activations) -> Given<'a> {
+        Given {
+            rt,
+            network: &self.dequantised,
+            codes: Some(&self.codes),
+            activations,
+        }
+    }
+}
+
+/// Codes of a matrix, by searched symmetric scales.
+///
+/// # Errors
+/// `ERR_MEMORY`.
+pub fn searched(rt: &Runtime, w: &Matrix, bits: Bits, group: usize) -> Result<CodesBuf> {
+    let spec = Spec {
+        bits,
+        symmetric: true,
+        method: Method::Search,
+        scales: ScalePrecision::Auto,
+    };
+    weights::quantize(rt, &w.values, Shape::new(w.rows, w.cols, group), &spec)
+}
+
+/// Columns a scale; 0: a row.
+fn group_of(codes: &CodesBuf) -> usize {
+    match codes.shape.groups {
+        1 => 0,
+        _ => codes.shape.group,
+    }
+}
+
+/// Bytes of codes, scales and zero points.
+pub fn stored_bytes(codes: &CodesBuf) -> usize {
+    let scales = match &codes.scales {
+        ScalesBuf::F16(s) => 2 * s.len(),
+        ScalesBuf::F32(s) => 4 * s.len(),
+    };
+    codes.bytes.len() + scales + codes.zero_points.as_ref().map_or(0, |z| z.len())
+}
+
+/// The weights that codes stand for `(rows, cols)`, by the definition.
+///
+/// # Errors
+/// `ERR_MEMORY`.
+pub fn dequantised_values(codes: &Codes<'_>) -> Result<Vec<f32>> {
+    let (rows, cols) = (codes.shape.rows, codes.shape.cols);
+    let mut out = memory::filled(rows * cols, 0.0, "weights as float32")?;
+    for (r, out) in out.chunks_exact_mut(cols.max(1)).enumerate() {
+        codes.dequantize_row(r, out);
+    }
+    Ok(out)
+}
+
+/// The tensors of a model, from memory.
+pub struct Given<'a> {
+    /// Converts the weights.
+    pub rt: &'a Runtime,
+    /// What is not in `codes`.
+    pub network: &'a Network,
+    /// What is multiplied as codes; `None`: all are floats.
+    pub codes: Option<&'a BTreeMap<String, CodesBuf>>,
+    /// How products with codes take their inputs.
+    pub activations: Activations,
+}
+
+impl Tensors for Given<'_> {
+    fn matrix(&self, name: &str) -> Result<Weights> {
+        if let Some(codes) = self.codes.and_then(|codes| codes.get(name)) {
+            let options = WeightOptions {
+                activations: self.activations,
+                ..WeightOptions::default()
+            };
+            return weights::from_codes(self.rt, &codes.as_codes(), &options);
+        }
+        let w = &self.network.matrices[name];
+        Weights::from_f32(&w.values, w.rows, w.cols, false)
+    }
+
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.network.vectors[name].clone())
+    }
+}

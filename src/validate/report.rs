@@ -1,0 +1,284 @@
+//! The whole of it: every scenario in turn, and the outcome as programs read it.
+
+use serde_json::{Value, json};
+
+use super::dense::Dense;
+use super::distribution::Distribution;
+use super::model::Subject;
+use super::network::{EMBEDDING, Network, TOKENS};
+use super::quantised::{Quantised, searched};
+use super::scenario::SCENARIOS;
+use super::transformer::{self, Place, Target};
+use super::{Baselines, Check, Plan, backend_name, named_tolerance};
+use crate::agreement::Agreement;
+use crate::error::Result;
+use crate::matmul::Activations;
+use crate::quant::Bits;
+
+/// One scenario at one width, group, kind of activations and backend.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What it is of.
+    pub scenario: String,
+    /// Bits a code.
+    pub bits: Bits,
+    /// Columns a scale; 0: a row.
+    pub group: usize,
+    /// How products took their inputs.
+    pub activations: Activations,
+    /// What multiplied, such as `cpu/avx512`.
+    pub backend: String,
+    /// The distance from float64 on the same codes: for a dense layer the largest error of an output over `Σ |w x|`, else relative.
+    pub kernel_error: f64,
+    /// What that may be.
+    pub kernel_tolerance: f64,
+    /// The norm of the difference from the float weights over the norm.
+    pub relative_error: f64,
+    /// What theory expects it to be.
+    pub expected: f64,
+    /// What it may be.
+    pub tolerance: f64,
+    /// What the width is named for.
+    pub named_tolerance: f64,
+    /// `norm(W - W') / norm(W)` of the weights.
+    pub weights_error: f64,
+    /// What the best scales would have given.
+    pub best_weights_error: f64,
+    /// Bits that a weight takes in truth, scales included.
+    pub bits_a_weight: f64,
+    /// The first outputs of the float weights.
+    pub baseline: Vec<f32>,
+    /// The same of the quantised ones.
+    pub quantised: Vec<f32>,
+    /// How the predictions agree, at the end of a model.
+    pub agreement: Option<Agreement>,
+}
+
+impl Outcome {
+    /// Whether the kernel is right.
+    pub fn kernel_passed(&self) -> bool {
+        self.kernel_error <= self.kernel_tolerance
+    }
+
+    /// Whether the quantisation is as good as theory has it.
+    pub fn quantisation_passed(&self) -> bool {
+        self.relative_error <= self.tolerance
+    }
+
+    /// Whether both answers are yes.
+    pub fn passed(&self) -> bool {
+        self.kernel_passed() && self.quantisation_passed()
+    }
+
+    /// Whether it is also within what the width is named for.
+    pub fn within_named(&self) -> bool {
+        self.relative_error <= self.named_tolerance
+    }
+
+    /// As programs read it: `docs/validation.md`.
+    pub fn to_json(&self) -> Value {
+        json!({"scenario": self.scenario, "bits": self.bits.get(), "group": self.group, "activations": self.activations.name(),
+               "backend": self.backend, "relative_error": self.relative_error, "expected": self.expected,
+               "tolerance": self.tolerance, "passed": self.passed(), "named_tolerance": self.named_tolerance,
+               "within_named": self.within_named(), "kernel_error": self.kernel_error,
+               "kernel_tolerance": self.kernel_tolerance, "kernel_passed": self.kernel_passed(),
+               "weights_error": self.weights_error, "best_weights_error": self.best_weights_error,
+               "bits_a_weight": self.bits_a_weight, "baseline": self.baseline, "quantised": self.quantised,
+               "model": self.agreement.map(|a| a.to_json())})
+    }
+}
+
+/// Everything that was found.
+pub struct Report {
+    /// The float64 computations beside PyTorch's.
+    pub checks: Vec<Check>,
+    /// Every outcome, scenario by scenario.
+    pub outcomes: Vec<Outcome>,
+    /// Where weights lie between the codes.
+    pub distributions: Vec<Distribution>,
+    /// The model, if there was one.
+    pub model: Option<String>,
+    /// What multiplied.
+    pub backends: Vec<String>,
+    /// The version of PyTorch that made the baselines.
+    pub torch: String,
+}
+
+impl Report {
+    /// How many checks and outcomes there are, and how many of them failed.
+    pub fn counts(&self) -> (usize, usize) {
+        let failed = self.checks.iter().filter(|c| !c.passed()).count()
+            + self.outcomes.iter().filter(|o| !o.passed()).count();
+        (self.checks.len() + self.outcomes.len(), failed)
+    }
+
+    /// As programs read it: `docs/validation.md`.
+    pub fn to_json(&self) -> Value {
+        let widths = Bits::ALL.map(|bits| {
+            json!({"bits": bits.get(), "named_tolerance": named_tolerance(bits), "lloyd_max": bits.lloyd_max()})
+        });
+        let (count, failed) = self.counts();
+        json!({"format": 1, "version": env!("CARGO_PKG_VERSION"), "torch": self.torch, "model": self.model,
+               "backends": self.backends, "count": count, "failed": failed, "passed": failed == 0, "widths": widths,
+               "baselines": self.checks.iter().map(Check::to_json).collect::<Vec<_>>(),
+               "results": self.outcomes.iter().map(Outcome::to_json).collect::<Vec<_>>(),
+               "distributions": self.distributions.iter().map(Distribution::to_json).collect::<Vec<_>>()})
+    }
+}
+
+/// Does what the plan asks for. `progress(what, done, all)` is called before each step and at the end.
+///
+/// # Errors
+/// `ERR_FORMAT` if the baselines lack something; those of the model.
+pub fn run(
+    plan: &Plan,
+    baselines: &Baselines,
+    subject: Option<&Subject>,
+    progress: &mut dyn FnMut(&str, usize, usize),
+) -> Result<Report> {
+    let mut report = Report {
+        checks: Vec::new(),
+        outcomes: Vec::new(),
+        distributions: Vec::new(),
+        model: subject.map(|s| s.name().to_owned()),
+        backends: plan.backends.iter().map(backend_name).collect(),
+        torch: baselines.torch().to_owned(),
+    };
+    let forms = plan.bits.len() * plan.groups.len();
+    let of_model = subject.map_or(0, |s| s.forms(plan));
+    let all = forms * (SCENARIOS.len() + 1) + of_model;
+    let mut done = 0;
+    let mut step = |what: &str| {
+        progress(what, done, all);
+        done += 1;
+    };
+    let widths = || {
+        plan.bits
+            .iter()
+            .flat_map(|&b| plan.groups.iter().map(move |&g| (b, g)))
+    };
+    for scenario in &SCENARIOS {
+        let dense = Dense::new(scenario, baselines)?;
+        report.checks.extend(dense.check());
+        for (bits, group) in widths() {
+            step(scenario.name);
+            report.outcomes.extend(dense.outcomes(plan, bits, group)?);
+        }
+    }
+    let Some(rt) = plan.backends.last() else {
+        return Ok(report);
+    };
+    one_layer(plan, baselines, &mut report, &mut || {
+        step("transformer layer")
+    })?;
+    match subject {
+        Some(subject) => {
+            report.checks.extend(subject.check(rt, baselines)?);
+            let taps = subject.taps(rt)?;
+            for i in 0..subject.forms(plan) {
+                step(subject.name());
+                let form = subject.form(plan, rt, i)?;
+                report
+                    .outcomes
+                    .extend(subject.outcomes(plan, &form, &taps)?);
+                // The finest groups, which are what people use.
+                if of_model == 1 || form.group == finest(plan) {
+                    let matrices = form
+                        .codes
+                        .iter()
+                        .map(|(name, codes)| (&subject.floats().matrices[name], codes));
+                    let found = Distribution::new(subject.name(), form.bits, form.group, matrices);
+                    report.distributions.push(found);
+                }
+            }
+        }
+        None => {
+            let dense = Dense::new(&SCENARIOS[1], baselines)?;
+            for &bits in &plan.bits {
+                let group = finest(plan);
+                let codes = searched(rt, dense.weights(), bits, group)?;
+                let pair = [(dense.weights(), &codes)];
+                report.distributions.push(Distribution::new(
+                    SCENARIOS[1].name,
+                    bits,
+                    group,
+                    pair.into_iter(),
+                ));
+            }
+        }
+    }
+    // By scenario, which a model's forms are not in the order of.
+    let mut order: Vec<String> = Vec::new();
+    for o in &report.outcomes {
+        if !order.contains(&o.scenario) {
+            order.push(o.scenario.clone());
+        }
+    }
+    report
+        .outcomes
+        .sort_by_key(|o| order.iter().position(|s| *s == o.scenario));
+    progress("", all, all);
+    Ok(report)
+}
+
+/// The smallest group of the plan.
+fn finest(plan: &Plan) -> usize {
+    plan.groups
+        .iter()
+        .copied()
+        .filter(|&g| g > 0)
+        .min()
+        .unwrap_or(0)
+}
+
+/// Attention, and the layer that it is part of.
+fn one_layer(
+    plan: &Plan,
+    baselines: &Baselines,
+    report: &mut Report,
+    step: &mut dyn FnMut(),
+) -> Result<()> {
+    let Some(rt) = plan.backends.last() else {
+        return Ok(());
+    };
+    let network = Network::one_layer();
+    let ids: Vec<u32> = (0..TOKENS as u32).collect();
+    let hidden = network.architecture.hidden;
+    let taps = transformer::floats(rt, &network, &ids)?;
+    let targets = [
+        (
+            "multi-head attention",
+            Place::Attention(0),
+            "layer.attention",
+            &taps.attention[0],
+        ),
+        (
+            "transformer layer",
+            Place::Layer(0),
+            "layer.output",
+            &taps.layers[0],
+        ),
+    ];
+    let mut found = Vec::new();
+    for (name, place, key, ours) in targets {
+        let baseline = baselines.get(key, [TOKENS, hidden])?;
+        report
+            .checks
+            .push(Check::new(name.to_owned(), ours, baseline));
+        found.push(Target {
+            scenario: name.to_owned(),
+            place,
+            baseline,
+        });
+    }
+    for &bits in &plan.bits {
+        for &group in &plan.groups {
+            step();
+            let form = Quantised::new(rt, &network, &[EMBEDDING, "lm_head.weight"], bits, group)?;
+            report
+                .outcomes
+                .extend(transformer::outcomes(plan, &form, &ids, &found)?);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! Both questions behind what is not linear: of attention, of a layer, of a model layer by layer.
+
+use std::sync::Arc;
+
+use super::forward::{Forward, Inputs, Taps};
+use super::network::Network;
+use super::quantised::Quantised;
+use super::report::Outcome;
+use super::{DEEP_MARGIN, Plan, backend_name, named_tolerance, relative};
+use crate::error::Result;
+use crate::matmul::Activations;
+use crate::memory;
+use crate::model::{Logits, Model, Observer, Precision, Session, SessionOptions};
+use crate::runtime::Runtime;
+
+/// What float32 loses between products: norms, softmax, gates. Relative, and the least that a tolerance is.
+const BETWEEN: f64 = 1e-6;
+
+/// Where a forward pass is looked at.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// What attention of a layer puts out.
+    Attention(usize),
+    /// What a layer puts out.
+    Layer(usize),
+    /// The logits.
+    Logits,
+}
+
+impl Place {
+    fn of(self, taps: &Taps) -> &[f32] {
+        match self {
+            Place::Attention(i) => &taps.attention[i],
+            Place::Layer(i) => &taps.layers[i],
+            Place::Logits => &taps.logits,
+        }
+    }
+}
+
+/// A place, what it is called, and what the float weights give there.
+pub struct Target<'a> {
+    pub scenario: String,
+    pub place: Place,
+    pub baseline: &'a [f32],
+}
+
+/// The outcomes at each target of one quantised form, with float32 and int8 activations, on every backend.
+///
+/// # Errors
+/// Those of [`Session::eval`].
+pub fn outcomes(
+    plan: &Plan,
+    form: &Quantised,
+    ids: &[u32],
+    targets: &[Target<'_>],
+) -> Result<Vec<Outcome>> {
+    let Some(best) = plan.backends.last() else {
+        return Ok(Vec::new());
+    };
+    let mut found = Vec::new();
+    let activations = plan.activations.iter().copied();
+    for activations in activations.filter(|a| *a != Activations::Sign) {
+        let free = Forward {
+            rt: best,
+            network: &form.noisy,
+            activations,
+            shaken: false,
+            heard: None,
+        };
+        let noisy = free.run(ids)?;
+        for rt in &plan.backends {
+            let (taps, inputs) = observed(rt, form, activations, ids)?;
+            let heard = Some(&inputs).filter(|_| activations == Activations::Int8);
+            let of_codes = |shaken| Forward {
+                network: &form.dequantised,
+                shaken,
+                heard,
+                ..free
+            };
+            let (exact, shaken) = (of_codes(false).run(ids)?, of_codes(true).run(ids)?);
+            for t in targets {
+                let ours = t.place.of(&taps);
+                let kernel_error = relative(ours, t.place.of(&exact)).max(exact.apart);
+                let loss = relative(t.place.of(&shaken), t.place.of(&exact)).max(shaken.apart);
+                let expected = relative(t.place.of(&noisy), t.baseline);
+                let sample = |y: &[f32]| y[..8.min(y.len())].to_vec();
+                found.push(Outcome {
+                    scenario: t.scenario.clone(),
+                    bits: form.bits,
+                    group: form.group,
+                    activations,
+                    backend: backend_name(rt),
+                    kernel_error,
+                    kernel_tolerance: BETWEEN + loss,
+                    relative_error: relative(ours, t.baseline),
+                    expected,
+                    tolerance: DEEP_MARGIN * expected,
+                    named_tolerance: named_tolerance(form.bits),
+                    weights_error: form.weights_error,
+                    best_weights_error: form.best,
+                    bits_a_weight: form.bits_a_weight,
+                    baseline: sample(t.baseline),
+                    quantised: sample(ours),
+                    agreement: None,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The same network in float64, unquantised.
+///
+/// # Errors
+/// None of its own.
+pub fn floats(rt: &Runtime, network: &Network, ids: &[u32]) -> Result<Taps> {
+    let pass = Forward {
+        rt,
+        network,
+        activations: Activations::F32,
+        shaken: false,
+        heard: None,
+    };
+    pass.run(ids)
+}
+
+/// The library's own forward pass, looked at through the inputs of its products, which come with it.
+fn observed(
+    rt: &Runtime,
+    form: &Quantised,
+    activations: Activations,
+    ids: &[u32],
+) -> Result<(Taps, Inputs)> {
+    let network = &form.dequantised;
+    let a = &network.architecture;
+    let model = Model::new(a.clone(), &form.tensors(rt, activations))?;
+    // With a cache in float16 the outcome would be that of another model.
+    let options = SessionOptions {
+        context: Some(ids.len()),
+        kv: Some(Precision::F32),
+        ..SessionOptions::default()
+    };
+    let mut session = Session::new(rt, Arc::new(model), &options)?;
+    let mut watch = Watch::default();
+    let mut logits = memory::filled(ids.len() * a.vocabulary, 0.0, "logits")?;
+    session.eval_observed(rt, ids, Logits::All(&mut logits), Some(&mut watch))?;
+    let seen = |name: String| watch.0.get(&name).cloned().unwrap_or_default();
+    let taps = Taps {
+        attention: (0..a.layers)
+            .map(|i| seen(format!("model.layers.{i}.self_attn.o_proj.weight")))
+            .collect(),
+        layers: (0..a.layers).map(|i| seen(network.reader_of(i))).collect(),
+        logits,
+        apart: 0.0,
+    };
+    Ok((taps, watch.0))
+}
+
+/// Keeps the inputs of products.
+#[derive(Default)]
+struct Watch(Inputs);
+
+impl Observer for Watch {
+    fn input(&mut self, weight: &str, x: &[f32], _: usize) {
+        self.0
+            .entry(weight.to_owned())
+            .or_default()
+            .extend_from_slice(x);
+    }
+}
