@@ -15,7 +15,7 @@ use crate::memory;
 use crate::options::WeightOptions;
 use crate::quant::{Bits, CodesBuf};
 use crate::runtime::Runtime;
-use crate::weights;
+use crate::weights::{self, Home};
 
 /// A layer, what it is given, and what PyTorch says of it.
 pub struct Dense<'a> {
@@ -139,7 +139,7 @@ impl<'a> Dense<'a> {
             activations,
             ..WeightOptions::default()
         };
-        let handle = weights::from_codes(rt, &codes.as_codes(), &options)?;
+        let handle = weights::from_codes(rt, &codes.as_codes(), &options, Home::Backend)?;
         let mut y = memory::filled(VECTORS * self.w.rows, 0.0f32, "outputs")?;
         handle.multiply(rt, &self.x, &mut y, VECTORS)?;
         Ok(y)

@@ -51,10 +51,10 @@ pub use report::{Outcome, Report, run};
 pub use scenario::{Kind, SCENARIOS, Scenario};
 
 use crate::cpu::Isa;
-use crate::error::Result;
+use crate::error::{Result, Status};
 use crate::matmul::Activations;
 use crate::quant::Bits;
-use crate::runtime::{BackendChoice, Config, Runtime};
+use crate::runtime::{Backend, BackendChoice, Config, Runtime};
 
 /// How far an error of so many outputs may lie from its expectation.
 pub const MARGIN: f64 = 1.15;
@@ -75,27 +75,40 @@ pub struct Plan {
 }
 
 /// Everything that multiplies on this machine: each instruction-set level of the processor, the best last, with so many
-/// threads (0: all). Another backend is another runtime in this list: nothing else here knows what multiplies.
+/// threads (0: all), and the first CUDA device if there is one. Nothing else here knows what multiplies.
 ///
 /// # Errors
 /// Those of [`Runtime::new`].
 pub fn backends(threads: usize) -> Result<Vec<Runtime>> {
     let levels = Isa::ALL.into_iter().filter(|isa| isa.available());
-    levels
-        .map(|isa| {
-            Runtime::new(Config {
-                backend: BackendChoice::Cpu,
-                threads,
-                isa: Some(isa),
-                ..Config::default()
-            })
+    let level = |isa| {
+        Runtime::new(Config {
+            backend: BackendChoice::Cpu,
+            threads,
+            isa: Some(isa),
+            ..Config::default()
         })
-        .collect()
+    };
+    let mut all = levels.map(level).collect::<Result<Vec<_>>>()?;
+    let device = Runtime::new(Config {
+        backend: BackendChoice::Cuda,
+        threads,
+        ..Config::default()
+    });
+    match device {
+        Ok(device) => all.push(device),
+        Err(error) if error.status() == Status::Backend => {}
+        Err(error) => return Err(error),
+    }
+    Ok(all)
 }
 
 /// What a backend is called in reports, such as `cpu/avx512`.
 pub fn backend_name(rt: &Runtime) -> String {
-    format!("{}/{}", rt.resolved().backend.name(), rt.isa())
+    match rt.resolved().backend() {
+        Backend::Cpu => format!("cpu/{}", rt.isa()),
+        Backend::Cuda => Backend::Cuda.name().into(),
+    }
 }
 
 /// What a width is named for: the relative error that people expect of it.

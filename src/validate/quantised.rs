@@ -12,7 +12,7 @@ use crate::model::Tensors;
 use crate::options::WeightOptions;
 use crate::quant::{Bits, Codes, CodesBuf, Method, ScalePrecision, ScalesBuf, Shape, Spec};
 use crate::runtime::Runtime;
-use crate::weights;
+use crate::weights::{self, Home};
 
 /// A network at one width.
 pub struct Quantised {
@@ -179,7 +179,7 @@ impl Tensors for Given<'_> {
                 activations: self.activations,
                 ..WeightOptions::default()
             };
-            return weights::from_codes(self.rt, &codes.as_codes(), &options);
+            return weights::from_codes(self.rt, &codes.as_codes(), &options, Home::Backend);
         }
         let w = &self.network.matrices[name];
         Weights::from_f32(&w.values, w.rows, w.cols, false)
