@@ -12,11 +12,11 @@ the same drivers compile.
 import ctypes
 import hashlib
 import json
+import lzma
 import re
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +107,10 @@ def check_cubin(arch, image):
         sys.exit(f"sm_{arch}: ELF ABI {image[8]}, expected 7")
 
 
+def packed(image):
+    return lzma.compress(image, check=lzma.CHECK_CRC32, preset=9 | lzma.PRESET_EXTREME)
+
+
 def images():
     new, old = install("c12.9", NVRTC_12_9), install("c12.0", NVRTC_12_0)
     if new is None or old is None:
@@ -115,7 +119,7 @@ def images():
     entries = []
 
     def keep(file, image, **about):
-        (IMAGES / file).write_bytes(zlib.compress(image, 9))
+        (IMAGES / file).write_bytes(packed(image))
         entries.append({**about, "file": file, "bytes": len(image), "sha256": hashlib.sha256(image).hexdigest()})
 
     compiler = Nvrtc(new)
@@ -124,12 +128,12 @@ def images():
         if image != compiler.compile(f"sm_{arch}", "CUBIN"):
             sys.exit(f"sm_{arch}: compiled twice, the images differ")
         check_cubin(arch, image)
-        keep(f"sm_{arch}.cubin.z", image, kind="cubin", arch=arch)
+        keep(f"sm_{arch}.cubin.xz", image, kind="cubin", arch=arch)
     # A process holds one NVRTC: the older one gets its own.
     ptx = subprocess.run([sys.executable, __file__, "ptx"], check=True, capture_output=True).stdout
     if not re.search(rb"^\.version 8\.0$", ptx, re.M):
         sys.exit("fallback.ptx is not of ISA 8.0")
-    keep("fallback.ptx.z", ptx, kind="ptx", arch=PTX)
+    keep("fallback.ptx.xz", ptx, kind="ptx", arch=PTX)
     index = {"sources": SOURCES, "sources_sha256": sources_hash(), "kernels": kernel_names(ptx), "images": entries}
     (IMAGES / "index.json").write_text(json.dumps(index, indent=2) + "\n")
     stored = sum((IMAGES / e["file"]).stat().st_size for e in entries)
@@ -146,7 +150,7 @@ def check():
     if index["sources"] != SOURCES or index["sources_sha256"] != sources_hash():
         sys.exit("kernels/images is not of these sources: make kernels")
     for entry in index["images"]:
-        if hashlib.sha256(zlib.decompress((IMAGES / entry["file"]).read_bytes())).hexdigest() != entry["sha256"]:
+        if hashlib.sha256(lzma.decompress((IMAGES / entry["file"]).read_bytes())).hexdigest() != entry["sha256"]:
             sys.exit(f"{entry['file']} is not what index.json says: make kernels")
     print(f"{len(index['images'])} images are of these sources")
 
