@@ -42,7 +42,7 @@ impl Plan {
         let widest = WIDTHS[0];
         let most = (PANEL_BYTES / vector_bytes / widest * widest).max(widest);
         let panel = n.div_ceil(n.div_ceil(most).max(1));
-        let panel = panel.next_multiple_of(widest).min(n.max(1));
+        let panel = panel.next_multiple_of(widest).clamp(1, n.max(1));
         // Four tasks a member even out what the machine takes from one of them.
         let chunks = if members == 1 { 1 } else { 4 * members };
         let tiles_a_task = l.tiles().div_ceil(chunks);
