@@ -55,6 +55,7 @@ pub struct Features {
     avx512: bool,
     avx_vnni: bool,
     avx512_ice: bool,
+    looks_up_words: bool,
 }
 
 impl Features {
@@ -78,6 +79,7 @@ impl Features {
                 && has!("avx512bitalg")
                 && has!("avx512vpopcntdq")
                 && has!("gfni"),
+            looks_up_words: vendor() == *b"AuthenticAMD",
         }
     }
 
@@ -89,6 +91,7 @@ impl Features {
             avx512: false,
             avx_vnni: false,
             avx512_ice: false,
+            looks_up_words: false,
         }
     }
 
@@ -110,6 +113,23 @@ impl Features {
     pub fn avx512_ice(&self) -> bool {
         self.avx512_ice
     }
+
+    /// Whether looking up 32 words in a register (`vpermw`) leaves room for additions beside it, so that tables beat dot
+    /// products. No feature bit tells: on Zen 4 and 5 they do, on an Intel core of the same features they lost (422 Gop/s against 472).
+    pub fn looks_up_words(&self) -> bool {
+        self.looks_up_words
+    }
+}
+
+/// Who made this processor: the twelve letters of `cpuid`.
+#[cfg(target_arch = "x86_64")]
+fn vendor() -> [u8; 12] {
+    let id = std::arch::x86_64::__cpuid(0);
+    let mut name = [0; 12];
+    for (to, from) in name.chunks_exact_mut(4).zip([id.ebx, id.edx, id.ecx]) {
+        to.copy_from_slice(&from.to_le_bytes());
+    }
+    name
 }
 
 #[cfg(test)]

@@ -106,6 +106,7 @@ macro_rules! kernel_set {
                 panel: by_width!(panel),
                 sign: by_width!(sign),
                 quantize,
+                tables: None,
             };
         }
         $(#[$doc])*

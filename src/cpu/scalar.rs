@@ -26,6 +26,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     panel: by_width!(panel),
     sign: by_width!(sign),
     quantize,
+    tables: None,
 };
 
 type Lanes<T> = [T; TILE_ROWS];

@@ -76,6 +76,41 @@ pub type PanelFn = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32
 /// sign: `(layout, tile, x, out)`.
 pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, *mut f32);
 
+/// int16 sums that a vector can look up in a sub-block: four tables of 32.
+pub const TABLE_WORDS: usize = 128;
+
+/// Makes tables for sub-blocks of vectors: `(codes, count, tables)`; `codes` is `(count, 32)`, `tables` `(count, TABLE_WORDS)`
+/// aligned to 64 bytes. What is in them is between the two functions of [`Tables`].
+pub type BuildFn = unsafe fn(*const i8, usize, *mut i16);
+
+/// Activations of `vectors` vectors, at most the widest of [`WIDTHS`], in tables.
+#[derive(Clone, Copy)]
+pub struct Tabled {
+    /// How many.
+    pub vectors: usize,
+    /// `(subs, vectors, TABLE_WORDS)`.
+    pub tables: *const i16,
+    /// `(blocks, vectors)`.
+    pub scales: *const f32,
+    /// `(blocks, vectors)`.
+    pub corrections: *const i32,
+}
+
+/// int8 by tables: `(layout, first, count, tile, activations, ahead, out)`: sub-blocks `first..first + count` of the tile, which
+/// are whole blocks of activations and with which the activations begin, **added** to `out`. What the caller wants next lies `ahead` bytes
+/// from what it wants now.
+pub type TablesFn = unsafe fn(&Layout, usize, usize, *const u8, Tabled, isize, *mut f32);
+
+/// One bit with int8 activations by tables of what groups of columns can sum to, for many vectors and many tiles: the bits of
+/// [`Int8Fn`], sooner.
+#[derive(Clone, Copy)]
+pub struct Tables {
+    /// Makes them.
+    pub build: BuildFn,
+    /// Multiplies with them.
+    pub multiply: TablesFn,
+}
+
 /// Quantises one vector in blocks of `block` columns, the last one short: `(x, block, codes, scales, sums)`, with `sums` those
 /// of the codes of each block. `codes` is as long as `x`, `scales` and `sums` have an element a block. Bit for bit
 /// [`crate::quant::quantize_block`]; false, and anything in the outputs, if a value is not finite.
@@ -93,6 +128,7 @@ pub struct TileKernels {
     pub(super) panel: [PanelFn; WIDTHS.len()],
     pub(super) sign: [SignFn; WIDTHS.len()],
     pub(super) quantize: QuantizeFn,
+    pub(super) tables: Option<Tables>,
 }
 
 /// The row of a table by bits: 1, 2, 4, 8.
@@ -117,18 +153,22 @@ impl TileKernels {
             .find(|k| k.isa == isa)
     }
 
-    /// Every set of kernels that this processor can run, the reference first: a level may have more than one.
+    /// Every set of kernels that this processor can run, the reference first: a level may have more than one, the best of which is
+    /// the last.
     pub fn variants() -> Vec<TileKernels> {
         #[allow(unused_mut, reason = "other architectures have the scalar set only")]
         let mut all = vec![super::scalar::KERNELS];
         #[cfg(target_arch = "x86_64")]
         {
             let features = Features::detect();
+            let (ice, look_up) = (features.avx512_ice(), features.looks_up_words());
             let offers = [
                 (features.isa() >= Isa::Avx2, super::avx2::BASE),
                 (features.avx_vnni(), super::avx2::VNNI),
                 (features.isa() >= Isa::Avx512, super::avx512::BASE),
-                (features.avx512_ice(), super::avx512::ICE),
+                (ice && !look_up, super::avx512::TABLES),
+                (ice, super::avx512::ICE),
+                (ice && look_up, super::avx512::TABLES),
             ];
             all.extend(offers.into_iter().filter(|(has, _)| *has).map(|(_, k)| k));
         }
@@ -168,6 +208,11 @@ impl TileKernels {
     /// The sign kernel.
     pub fn sign(&self, width: usize) -> SignFn {
         self.sign[by_width(width)]
+    }
+
+    /// The product by tables, where this set has one.
+    pub fn tables(&self) -> Option<Tables> {
+        self.tables
     }
 
     /// The activation quantiser.

@@ -8,6 +8,7 @@ mod activations;
 mod f32;
 mod int8;
 mod sign;
+mod tables;
 
 use super::layout::{Layout, ScaleKind, ZeroKind};
 use std::arch::x86_64::*;
@@ -165,3 +166,10 @@ kernel_set! {
     ICE, ice, Ice, Avx512, "avx512+vnni",
     "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi,avx512bitalg,avx512vpopcntdq,gfni"
 }
+
+/// [`ICE`], and tables for many vectors of one bit.
+pub(in crate::cpu) const TABLES: super::tile::TileKernels = super::tile::TileKernels {
+    name: "avx512+vnni+tables",
+    tables: Some(tables::KERNELS),
+    ..ICE
+};

@@ -1,6 +1,7 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
 mod plan;
+mod tables;
 
 use self::plan::{DIRECT, Plan, Scratch, UNPACK_SUBS};
 use super::activations::{InRange, Int8, blocks, interleaved, signs};
@@ -240,19 +241,33 @@ impl Tiles {
         let parts = products.map(|product| {
             let (tiles, y) = product?;
             assert!(y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout));
-            let plan = Plan::new(&tiles.layout, Activations::Int8, n, members);
+            let tables = tables::that_pay(kernels, &tiles.layout, n);
+            let plan = match tables {
+                Some(_) => Plan::for_tables(&tiles.layout, n, members),
+                None => Plan::new(&tiles.layout, Activations::Int8, n, members),
+            };
             let first = tasks;
             tasks += plan.tasks();
-            Some((first, plan, tiles, Output::new(y)))
+            Some((first, plan, tables, tiles, Output::new(y)))
         });
         let parts = &parts;
-        let panel = parts.iter().flatten().map(|(_, plan, ..)| plan.panel).max();
-        let sums = Workspace::sums(sums, members, panel.unwrap_or(0) * TILE_ROWS)?;
+        let scratch = parts
+            .iter()
+            .flatten()
+            .map(|(_, plan, tables, ..)| match tables {
+                Some(_) => tables::scratch_floats(plan),
+                None => plan.panel * TILE_ROWS,
+            });
+        let sums = Workspace::sums(sums, members, scratch.max().unwrap_or(0))?;
         run_with(hands, sums, tasks, |sums, task| {
             let mut begun = parts.iter().flatten().rev();
             let part = begun.find(|(first, ..)| *first <= task);
-            let (first, plan, tiles, out) = part.expect("the first begins at 0");
-            tiles.int8_task(kernels, activations, plan, task - first, sums, out);
+            let (first, plan, tables, tiles, out) = part.expect("the first begins at 0");
+            let task = task - first;
+            match tables {
+                Some(k) => tiles.tables_task(k, activations, plan, task, sums, out),
+                None => tiles.int8_task(kernels, activations, plan, task, sums, out),
+            }
         });
         Ok(())
     }

@@ -21,6 +21,9 @@ pub const UNPACK_SUBS: usize = 4;
 /// 64: 13.0 for 13.7, 13.0 for 12.0; 512: 99 for 102, 97 for 93.
 pub const DIRECT: usize = 48;
 
+/// Tiles of a task by tables at most: 192 KiB of sums of twelve vectors.
+pub const TABLE_TILES: usize = 128;
+
 /// How a product is cut into tasks: runs of tiles × panels of vectors.
 pub struct Plan {
     tiles: usize,
@@ -54,6 +57,20 @@ impl Plan {
         Plan {
             tiles: l.tiles(),
             tiles_a_task,
+            vectors: n,
+            panel,
+        }
+    }
+
+    /// For `n` vectors by tables. A task is a block of vectors, whose tables exist once, and as many tiles as the
+    /// second-level cache has room for the sums of; fewer only where threads would be idle.
+    pub fn for_tables(l: &Layout, n: usize, members: usize) -> Plan {
+        let panel = WIDTHS[0].min(n);
+        let chunks = if members == 1 { 1 } else { 4 * members };
+        let runs = chunks.div_ceil(n.div_ceil(panel));
+        Plan {
+            tiles: l.tiles(),
+            tiles_a_task: l.tiles().div_ceil(runs).min(TABLE_TILES),
             vectors: n,
             panel,
         }

@@ -1,0 +1,100 @@
+//! Products of 1-bit matrices with many int8 vectors by tables: see [`crate::cpu::tile::Tables`].
+//!
+//! The order of the loops is the other way round than with dot products: the tables of twelve vectors and 128 columns stay in
+//! the first-level cache while a run of tiles passes, whose float32 sums stay in the second-level one.
+
+use super::Tiles;
+use super::plan::{Plan, TABLE_TILES};
+use crate::cpu::layout::{Layout, TILE_ROWS};
+use crate::cpu::tile::{TABLE_WORDS, Tabled, Tables, TileKernels, WIDTHS};
+use crate::matmul::activations::{Int8, blocks};
+use crate::matmul::aligned::Aligned;
+use crate::matmul::tasks::Output;
+use crate::quant::Bits;
+
+/// Sub-blocks whose tables exist at once: a multiple of every block of activations, 12 KiB of tables.
+const TABLED_SUBS: usize = 4;
+
+/// Floats that take the room of the tables.
+const TABLE_FLOATS: usize = TABLED_SUBS * WIDTHS[0] * TABLE_WORDS / 2;
+
+/// From how many vectors on tables pay.
+const FEWEST_VECTORS: usize = 8;
+
+/// From how many tiles on tables pay: making them costs what two tiles take. Tests want them for every shape.
+const FEWEST_TILES: usize = if cfg!(test) { 1 } else { 16 };
+
+/// The tables to multiply `n` vectors with, where the kernels have some that pay.
+pub fn that_pay(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
+    let pay = l.bits == Bits::One && n >= FEWEST_VECTORS && l.tiles() >= FEWEST_TILES;
+    k.tables().filter(|_| pay)
+}
+
+/// Floats that a task works in.
+pub fn scratch_floats(plan: &Plan) -> usize {
+    TABLE_FLOATS + TABLE_TILES * plan.panel * TILE_ROWS
+}
+
+impl Tiles {
+    /// For a panel of vectors and a run of tiles: for a few sub-blocks at a time all tiles, each with all vectors.
+    pub(super) fn tables_task(
+        &self,
+        k: &Tables,
+        acts: &Int8,
+        plan: &Plan,
+        task: usize,
+        scratch: &mut Aligned,
+        out: &Output<'_>,
+    ) {
+        let l = &self.layout;
+        let (tiles, vectors) = plan.task(task);
+        let (tables, sums) = scratch.floats_mut().split_at_mut(TABLE_FLOATS);
+        let tables: &mut [i16] = bytemuck::cast_slice_mut(tables);
+        let row = vectors.len() * TILE_ROWS;
+        let sums = &mut sums[..tiles.len() * row];
+        sums.fill(0.0);
+        for first in (0..l.total_subs()).step_by(TABLED_SUBS) {
+            let count = TABLED_SUBS.min(l.total_subs() - first);
+            // Groups before the last are whole blocks, and so are these sub-blocks.
+            let at = |v, width| acts.block(v, width, first, first / l.block_subs);
+            for (v, width) in blocks(vectors.clone()) {
+                let of_block = &mut tables[(v - vectors.start) * count * TABLE_WORDS..];
+                let of_block = &mut of_block[..width * count * TABLE_WORDS];
+                // SAFETY: `k` exists, so the processor has its features; `(count, width)` runs of 32 codes, a table each.
+                unsafe { (k.build)(at(v, width).codes, width * count, of_block.as_mut_ptr()) };
+            }
+            for (t, sums) in tiles.clone().zip(sums.chunks_exact_mut(row)) {
+                // Behind the last tile the first one comes again, with the columns that follow.
+                let ahead = match t + 1 < tiles.end {
+                    true => l.tile_bytes() as isize,
+                    false => {
+                        let back = (tiles.len() - 1) * l.tile_bytes();
+                        let columns = count * l.group_offset(1) / l.subs;
+                        columns as isize - back as isize
+                    }
+                };
+                let tile = self.tile(t).as_ptr();
+                for (v, width) in blocks(vectors.clone()) {
+                    let acts = at(v, width);
+                    let v = v - vectors.start;
+                    let x = Tabled {
+                        vectors: width,
+                        tables: tables[v * count * TABLE_WORDS..].as_ptr(),
+                        scales: acts.scales,
+                        corrections: acts.corrections,
+                    };
+                    let out = sums[v * TILE_ROWS..].as_mut_ptr();
+                    // SAFETY: as above; the tile has this layout, the tables and activations are those of its sub-blocks
+                    // from `first` on, and each vector has a row of sums.
+                    unsafe { (k.multiply)(l, first, count, tile, x, ahead, out) };
+                }
+            }
+        }
+        for (t, sums) in tiles.zip(sums.chunks_exact(row)) {
+            for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
+                // SAFETY: tasks have disjoint tiles or vectors.
+                unsafe { self.store(out, v, t, sums) };
+            }
+        }
+    }
+}
