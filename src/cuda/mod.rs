@@ -1,4 +1,4 @@
-//! The CUDA backend: quantised weights in the memory of one device, and products there.
+//! The CUDA backend: quantised weights in the memory of devices, and products there; each device by itself.
 //!
 //! Nothing of CUDA is linked. The driver is looked at first (`probe`), without a library between that panics where
 //! something is missing; only then it is used, through cudarc. From the bottom up:

@@ -1,6 +1,6 @@
 //! The launches of a forward pass. A layer reads as in [`crate::model::architecture`].
 
-use super::state::Kept;
+use super::stage::Kept;
 use super::{Span, Vectors};
 use crate::cuda::transformer::{
     Added, Gate, Heads, Next, add_norm, advance, angles, attend, embed, gate_up, place_heads,
@@ -12,17 +12,23 @@ use crate::matmul::Weights;
 use crate::model::architecture::{Activation, Pairing};
 use crate::model::load::Layer;
 
-/// One token through everything: what is captured.
+/// One token through what a device has: from its id, where that is the first one, to the token that follows, where it has the output
+/// of what passes through it last.
 pub(super) fn step(stream: &Stream, k: &Kept) -> Result<()> {
     let pass = Pass { stream, k, n: 1 };
-    pass.embed()?;
+    if k.begins {
+        pass.embed()?;
+    }
     pass.layers()?;
-    pass.last()
+    match k.ends {
+        true => pass.last(),
+        false => Ok(()),
+    }
 }
 
-/// One token through the layers that the device has, from and to the residual stream.
-pub(super) fn lower_step(stream: &Stream, k: &Kept) -> Result<()> {
-    Pass { stream, k, n: 1 }.layers()
+/// One token from the residual stream to the token that follows.
+pub(super) fn last_step(stream: &Stream, k: &Kept) -> Result<()> {
+    Pass { stream, k, n: 1 }.last()
 }
 
 /// The launches for the `n` tokens of a block.
@@ -53,8 +59,8 @@ impl<'a> Pass<'a> {
             self.n,
             k.part(&p.angles),
         )?;
-        let layers = &k.parameters().layers;
-        let vectors = &k.resident().layers;
+        let vectors = &k.portion().layers;
+        let layers = &k.parameters().layers[k.portion().first..];
         if let Some(first) = vectors.first() {
             self.add(None, Some(first.input_norm))?;
         }
@@ -69,7 +75,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// From the norm in `a` to what is added, in `y`.
+    /// From the norm in `a` to what is added, in `y`; `index`: of the layer, among those of the device.
     fn attention(&self, index: usize, layer: &Layer, v: &Vectors) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
         let (q, keys, values) = (k.part(&p.q), k.part(&p.k), k.part(&p.v));
@@ -82,8 +88,8 @@ impl<'a> Pass<'a> {
                 (&layer.v.weights, values),
             ],
         )?;
-        let vector = |span: Option<Span>| span.map(|span| k.resident().part(span));
-        let (shape, cache) = (&k.resident().heads, k.cache(index));
+        let vector = |span: Option<Span>| span.map(|span| k.portion().part(span));
+        let (shape, cache) = (k.heads(), k.cache(index));
         let position = k.part(&p.position);
         let heads = Heads {
             q,
@@ -107,7 +113,7 @@ impl<'a> Pass<'a> {
             k.part(&p.placed),
             &cache,
             position,
-            a.windows[index],
+            a.windows[k.portion().first + index],
             a.attention_softcap,
             &k.splits(self.n),
             mixed,
@@ -121,7 +127,7 @@ impl<'a> Pass<'a> {
         let (gate, up) = (k.part(&p.gate), k.part(&p.up));
         let products = [(&layer.gate.weights, gate), (&layer.up.weights, up)];
         self.products(k.part(&p.a), self.n, &products)?;
-        let vector = |span: Option<Span>| span.map(|span| k.resident().part(span));
+        let vector = |span: Option<Span>| span.map(|span| k.portion().part(span));
         let act = match a.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::Gelu,
@@ -138,7 +144,7 @@ impl<'a> Pass<'a> {
 
     /// What a sub-layer has left in `y`.
     fn added(&self, bias: Option<Span>, norm: Option<Span>) -> Added<'a> {
-        let vector = |span: Option<Span>| span.map(|span| self.k.resident().part(span));
+        let vector = |span: Option<Span>| span.map(|span| self.k.portion().part(span));
         Added {
             y: self.k.part(&self.k.plan().y),
             bias: vector(bias),
@@ -149,7 +155,7 @@ impl<'a> Pass<'a> {
     /// `x = x + added`, and its norm in `a`.
     fn add(&self, added: Option<Added<'_>>, norm: Option<Span>) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
-        let norm = norm.map(|span| (k.resident().part(span), k.part(&p.a)));
+        let norm = norm.map(|span| (k.portion().part(span), k.part(&p.a)));
         let x = k.part(&p.x);
         add_norm(self.stream, (self.n, a.hidden), a.norm_eps, x, added, norm)
     }
@@ -161,7 +167,7 @@ impl<'a> Pass<'a> {
         let x = k.part(&p.x).part(first * row, count * row);
         // Into the beginning of a buffer: a row need not begin where products can read it.
         let normed = k.part(&p.a);
-        let norm = Some((k.resident().part(k.resident().norm), normed));
+        let norm = Some((k.portion().part(k.portion().norm), normed));
         add_norm(self.stream, (count, a.hidden), a.norm_eps, x, None, norm)?;
         self.products(normed, count, &[(k.parameters().output(), out)])?;
         match a.final_softcap {
