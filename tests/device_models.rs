@@ -648,14 +648,30 @@ fn each_of_several_devices_has_what_it_has_room_for() {
             let e = worst(&found, &expected[i * vocabulary..][..vocabulary]);
             assert!(e < 4e-3, "{what}, token {i}: {e}");
         }
+        println!("{what}");
         backends.insert(model.info()["backend"].as_str().unwrap().to_owned());
     }
+    // Less and less of a model of more layers: on both devices and the CPU at some point.
+    let prompt = [1, 20, 30, 7, 9];
+    let here = open(&cpu, &demo(), "");
+    let expected = last_logits(&cpu, &mut session(&cpu, &here, ""), &prompt).unwrap();
+    let mut on_all = false;
+    for room in (8..=24).map(|i| i * (1 << 18)) {
+        driver.set("MEMORY", (64 << 20) + room);
+        driver.set("MEMORY_1", (64 << 20) + room);
+        let model = open(&auto, &demo(), "");
+        let placed = layers_of(&model);
+        println!("{room} {} {placed:?}", model.info()["backend"]);
+        on_all |= placed.len() == 2 && model.info()["backend"] == "cuda+cpu";
+        let found = last_logits(&auto, &mut session(&auto, &model, ""), &prompt).unwrap();
+        let e = worst(&found, &expected);
+        assert!(e < 5e-2, "{room} {placed:?}: {e}");
+    }
+    assert!(on_all, "two devices and the CPU");
     driver.set("MEMORY", whole);
     driver.set("MEMORY_1", 0);
-    assert!(
-        backends.contains("cuda") && backends.contains("cpu"),
-        "{backends:?}"
-    );
+    let backends: Vec<_> = backends.into_iter().collect();
+    assert_eq!(backends, ["cpu", "cuda", "cuda+cpu"]);
     drop(auto);
     driver.set("DEVICES", 1);
 }

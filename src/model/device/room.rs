@@ -112,17 +112,23 @@ impl<'a> Room<'a> {
     /// # Errors
     /// Those of `make`; `ERR_BACKEND`.
     pub fn place(&self, make: impl Fn(Home) -> Result<Weights>) -> Result<Weights> {
-        if !self.closed.get() {
-            let now = self.now.borrow();
+        let now = &mut *self.now.borrow_mut();
+        while !self.closed.get() {
             let made = make(Home::Device(now.device))?;
-            if made.on_device().is_none() {
-                self.closed.set(true);
+            let there = made.on_device().is_some();
+            if there && (self.rt.resolved().demanded || self.free(now.device)? >= self.reserve(now))
+            {
                 return Ok(made);
             }
-            if self.rt.resolved().demanded || self.free(now.device)? >= self.reserve(&now) {
-                return Ok(made);
+            // The embedding stands alone: no layer is torn apart if the next device has it.
+            if now.layers.end == 0 && now.device + 1 < self.begins.len() {
+                now.device += 1;
+                continue;
             }
             self.closed.set(true);
+            if !there {
+                return Ok(made);
+            }
         }
         make(Home::Host)
     }
