@@ -3,12 +3,13 @@
 //!
 //! The library looks for the driver by its name, so the cases run in a child whose `LD_LIBRARY_PATH` leads to that one.
 
+use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use apl_ffi::error::{Error, Status};
-use apl_ffi::model::{Logits, Model, ModelOptions, Session, SessionOptions};
+use apl_ffi::model::{Canceller, Logits, Model, ModelOptions, Session, SessionOptions};
 use apl_ffi::runtime::{Config, Runtime};
 
 fn root() -> &'static Path {
@@ -56,6 +57,21 @@ impl Driver {
             let set: libloading::Symbol<'_, unsafe extern "C" fn(*const i8, i64)> =
                 self.0.get(b"fake_cuda_set").unwrap();
             set(name.as_ptr().cast(), value);
+        }
+    }
+
+    /// The call of `canceller` at the n-th kernel from now on.
+    fn cancel_at(&self, nth: i64, canceller: &Canceller) {
+        unsafe extern "C" fn cancel(canceller: *mut c_void) {
+            // SAFETY: what was boxed below; the driver calls once.
+            unsafe { Box::from_raw(canceller.cast::<Canceller>()) }.cancel();
+        }
+        let with = Box::into_raw(Box::new(canceller.clone()));
+        type At = unsafe extern "C" fn(i64, unsafe extern "C" fn(*mut c_void), *mut c_void);
+        // SAFETY: its type as the driver that is none has it.
+        unsafe {
+            let at: libloading::Symbol<'_, At> = self.0.get(b"fake_cuda_at").unwrap();
+            at(nth, cancel, with.cast());
         }
     }
 
@@ -755,4 +771,48 @@ fn what_fails_on_the_second_device_is_an_error_and_no_number() {
         (driver.get("ALLOCATED"), driver.get("HOST_ALLOCATED")),
         (0, 0)
     );
+}
+
+#[test]
+#[ignore = "runs in the child"]
+fn a_block_is_cancelled_between_layers() {
+    let driver = Driver::new();
+    driver.set("DEVICES", 2);
+    for devices in ["[0]", "[0, 1]"] {
+        let cuda = several(devices);
+        let model = open(&cuda, &demo(), "");
+        let ids = ids(&model, 60);
+        let launched = |work: &mut dyn FnMut(&mut Session)| {
+            let mut s = session(&cuda, &model, "");
+            let before = driver.get("LAUNCHES");
+            work(&mut s);
+            // What is under way is done when its streams go.
+            drop(s);
+            driver.get("LAUNCHES") - before
+        };
+        let all = launched(&mut |s| drop(last_logits(&cuda, s, &ids).unwrap()));
+        let a_layer = all / model.architecture().layers as i64;
+        let done = launched(&mut |s| {
+            // In the first layer, or shortly behind.
+            driver.cancel_at(a_layer, &s.canceller());
+            let e = last_logits(&cuda, s, &ids).unwrap_err();
+            assert_eq!((e.status(), s.position()), (Status::State, 0), "{e}");
+        });
+        assert!(
+            (a_layer..4 * a_layer).contains(&done),
+            "{devices}: {done} of {all}"
+        );
+
+        // And all goes on.
+        let mut s = session(&cuda, &model, "");
+        driver.cancel_at(2 * a_layer, &s.canceller());
+        let mut own = vec![0.0; ids.len() * model.architecture().vocabulary];
+        let e = s.eval(&cuda, &ids, Logits::All(&mut own)).unwrap_err();
+        assert_eq!(e.status(), Status::State, "{e}");
+        assert!(own.iter().all(|&v| v == 0.0), "nothing was written");
+        let expected = last_logits(&cuda, &mut session(&cuda, &model, ""), &ids).unwrap();
+        assert_eq!(last_logits(&cuda, &mut s, &ids).unwrap(), expected);
+    }
+    driver.set("DEVICES", 1);
+    assert_eq!((driver.get("ALLOCATED"), driver.get("EVENTS")), (0, 0));
 }

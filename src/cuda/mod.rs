@@ -50,7 +50,7 @@ pub use memory::{Memory, Part, Pinned};
 pub use product::{Mode, Prepared, multiply, prepare, prepared_bytes};
 pub use recorded::Recorded;
 pub use staging::Gpu;
-pub use stream::{Graph, Grid, Stream};
+pub use stream::{Graph, Grid, Mark, Stream};
 pub use weights::Weights;
 
 use std::panic::catch_unwind;

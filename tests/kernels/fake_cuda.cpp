@@ -13,9 +13,10 @@
 //   ONLY -1: the device that the failures above are of; -1: whichever meets them
 //   THREADS 0: 1 starts threads as drivers do, which sleep
 //   SCHEDULE 0: of the shim, 0 to 3
+// fake_cuda_at(N, FUNCTION, WITH): the N-th kernel from now on calls FUNCTION(WITH) before it runs, once.
 // Each device has its own memory: an address of another device in a copy or among the arguments of a kernel is refused or fails.
 // fake_cuda_get(NAME): the settings, and ALLOCATED (of all devices; ALLOCATED_0 to _2 of each), HOST_ALLOCATED, ALLOCATIONS (calls, both kinds), LAUNCHES, CONTEXTS, MODULES,
-// STREAMS, GRAPHS (live ones).
+// STREAMS, EVENTS, GRAPHS (live ones).
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -111,6 +112,12 @@ struct Stream {
     std::vector<Work> work;
     std::unique_ptr<Graph> capture;
     bool spoiled = false;
+    size_t done = 0; // work, from the first on
+};
+struct Event {
+    Context *context;
+    Stream *stream = nullptr; // null: nowhere yet, or its stream is gone
+    size_t before = 0;        // work of the stream before it, from the first on
 };
 struct Block {
     Context *context; // that it was allocated in
@@ -133,8 +140,14 @@ std::map<uintptr_t, Block> device_memory, host_memory;
 std::set<Module *> modules;
 std::set<Function *> functions;
 std::set<Stream *> streams;
+std::set<Event *> events;
 std::set<Graph *> graphs;
 long launches = 0, allocations = 0;
+struct {
+    long left = 0;
+    void (*function)(void *) = nullptr;
+    void *with = nullptr;
+} at_kernel;
 thread_local Context *current = nullptr;
 thread_local Stream *capturing = nullptr; // of this thread, as the mode THREAD_LOCAL has it
 
@@ -244,10 +257,12 @@ void release(std::map<uintptr_t, Block> &memory, std::map<uintptr_t, Block>::ite
     memory.erase(it);
 }
 
-// Does what a stream has before it. The first failure is the context's.
-int drain(Stream &s) {
-    std::vector<Work> work;
-    work.swap(s.work);
+// Does what a stream has before it, or the first so many pieces. The first failure is the context's.
+int drain(Stream &s, size_t most = size_t(-1)) {
+    const auto end = s.work.begin() + std::ptrdiff_t(std::min(most, s.work.size()));
+    const std::vector<Work> work(std::make_move_iterator(s.work.begin()), std::make_move_iterator(end));
+    s.work.erase(s.work.begin(), end);
+    s.done += work.size();
     for (const Work &w : work) {
         if (s.context->lost)
             return LAUNCH_FAILED;
@@ -361,9 +376,15 @@ extern "C" __attribute__((visibility("default"))) long fake_cuda_get(const char 
         {"CONTEXTS", std::count_if(contexts.begin(), contexts.end(), [](const Context &c) { return c.retained > 0; })},
         {"MODULES", long(modules.size())},
         {"STREAMS", long(streams.size())},
+        {"EVENTS", long(events.size())},
         {"GRAPHS", long(graphs.size())},
     };
     return values.at(name);
+}
+
+extern "C" __attribute__((visibility("default"))) void fake_cuda_at(long n, void (*function)(void *), void *with) {
+    const Held held(lock);
+    at_kernel = {n, function, with};
 }
 
 CALL cuInit(unsigned flags) {
@@ -660,6 +681,9 @@ CALL cuStreamDestroy_v2(void *stream) {
     if (streams.count(s) == 0 || s->context != current)
         return INVALID_HANDLE;
     const int status = drain(*s);
+    for (Event *e : events)
+        if (e->stream == s)
+            e->stream = nullptr;
     streams.erase(s);
     delete s;
     return status;
@@ -669,6 +693,42 @@ CALL cuStreamSynchronize(void *stream) {
     USABLE_OUTSIDE_CAPTURE
     Stream *s = stream_of(stream);
     return streams.count(s) && s->context == current ? drain(*s) : INVALID_HANDLE;
+}
+
+CALL cuEventCreate(void **event, unsigned flags) {
+    USABLE_OUTSIDE_CAPTURE
+    if (flags != 2) // times are not what the library wants
+        return INVALID_VALUE;
+    *event = *events.insert(new Event{current}).first;
+    return SUCCESS;
+}
+
+CALL cuEventRecord(void *event, void *stream) {
+    USABLE_OUTSIDE_CAPTURE // a capture would record it
+    auto *e = static_cast<Event *>(event);
+    Stream *s = stream_of(stream);
+    if (events.count(e) == 0 || streams.count(s) == 0 || s->context != e->context)
+        return INVALID_HANDLE;
+    e->stream = s;
+    e->before = s->done + s->work.size();
+    return SUCCESS;
+}
+
+CALL cuEventSynchronize(void *event) {
+    USABLE_OUTSIDE_CAPTURE
+    auto *e = static_cast<Event *>(event);
+    if (events.count(e) == 0 || e->context != current)
+        return INVALID_HANDLE;
+    return e->stream == nullptr || e->before <= e->stream->done ? int(SUCCESS) : drain(*e->stream, e->before - e->stream->done);
+}
+
+CALL cuEventDestroy_v2(void *event) {
+    const Held held(lock);
+    auto *e = static_cast<Event *>(event);
+    if (events.erase(e) == 0)
+        return INVALID_HANDLE;
+    delete e;
+    return SUCCESS;
 }
 
 CALL cuStreamBeginCapture_v2(void *stream, int mode) {
@@ -749,6 +809,8 @@ CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
     });
     return enqueue(stream_of(stream), [entry = f->entry, copy = std::move(copy), name = f->name, context, stray, gx, gy, gz, bx, by, bz, shared] {
         launches++;
+        if (at_kernel.left > 0 && --at_kernel.left == 0)
+            at_kernel.function(at_kernel.with);
         if (fails("LOSE", context))
             return int(LAUNCH_FAILED);
         if (stray) {

@@ -1,13 +1,15 @@
 //! The launches of a forward pass. A layer reads as in [`crate::model::architecture`].
 
-use super::stage::Kept;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::stage::{IN_FLIGHT, Kept};
 use super::{Span, Vectors};
 use crate::cuda::transformer::{
     Added, Gate, Heads, Next, add_norm, advance, angles, attend, embed, gate_up, place_heads,
     softcap,
 };
 use crate::cuda::{Columns, Mode, Part, Prepared, Stream, multiply, prepare};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matmul::Weights;
 use crate::model::architecture::{Activation, Pairing};
 use crate::model::load::Layer;
@@ -15,7 +17,12 @@ use crate::model::load::Layer;
 /// One token through what a device has: from its id, where that is the first one, to the token that follows, where it has the output
 /// of what passes through it last.
 pub(super) fn step(stream: &Stream, k: &Kept) -> Result<()> {
-    let pass = Pass { stream, k, n: 1 };
+    let pass = Pass {
+        stream,
+        k,
+        n: 1,
+        cancelled: None,
+    };
     if k.begins {
         pass.embed()?;
     }
@@ -28,7 +35,13 @@ pub(super) fn step(stream: &Stream, k: &Kept) -> Result<()> {
 
 /// One token from the residual stream to the token that follows.
 pub(super) fn last_step(stream: &Stream, k: &Kept) -> Result<()> {
-    Pass { stream, k, n: 1 }.last()
+    let pass = Pass {
+        stream,
+        k,
+        n: 1,
+        cancelled: None,
+    };
+    pass.last()
 }
 
 /// The launches for the `n` tokens of a block.
@@ -36,6 +49,8 @@ pub(super) struct Pass<'a> {
     pub stream: &'a Stream,
     pub k: &'a Kept,
     pub n: usize,
+    /// Looked at between layers; `None` for what is captured, where nothing may wait.
+    pub cancelled: Option<&'a AtomicBool>,
 }
 
 impl<'a> Pass<'a> {
@@ -65,6 +80,7 @@ impl<'a> Pass<'a> {
             self.add(None, Some(first.input_norm))?;
         }
         for (i, (layer, v)) in layers.iter().zip(vectors).enumerate() {
+            self.between_layers(i)?;
             self.attention(i, layer, v)?;
             let y = self.added(v.o_bias, v.post_norms[0]);
             self.add(Some(y), Some(v.mlp_norm))?;
@@ -73,6 +89,22 @@ impl<'a> Pass<'a> {
             self.add(Some(y), vectors.get(i + 1).map(|next| next.input_norm))?;
         }
         Ok(())
+    }
+
+    /// Ends the pass before layer `i` if the call was cancelled, having waited until no more than [`IN_FLIGHT`] layers are to be done:
+    /// what is enqueued can't be taken back. The device has work all the while.
+    fn between_layers(&self, i: usize) -> Result<()> {
+        let Some(cancelled) = self.cancelled else {
+            return Ok(());
+        };
+        let mark = &self.k.marks[i % IN_FLIGHT];
+        if i >= IN_FLIGHT {
+            mark.wait()?;
+        }
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(Error::state("the call was cancelled"));
+        }
+        self.stream.mark(mark)
     }
 
     /// From the norm in `a` to what is added, in `y`; `index`: of the layer, among those of the device.

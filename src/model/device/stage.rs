@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::pass::{Pass, last_step, on_device, step};
 use super::{Placement, Portion, Resident, heads};
 use crate::cuda::transformer::{ADVANCE_BYTES, Cache, HeadShape, Splits, cache_bytes};
-use crate::cuda::{Device, Memory, Mode, Part, Recorded, Stream, prepared_bytes};
+use crate::cuda::{Device, Mark, Memory, Mode, Part, Recorded, Stream, prepared_bytes};
 use crate::error::{Error, Result};
 use crate::matmul::Weights;
 use crate::memory;
@@ -15,6 +16,9 @@ use crate::model::architecture::Architecture;
 use crate::model::cache::slots_of;
 use crate::model::decoder::BLOCK;
 use crate::model::load::{Layer, Parameters};
+
+/// Layers of a block that are enqueued and not done, at most: one that runs, and one for the device to go on with.
+pub(super) const IN_FLIGHT: usize = 2;
 
 /// A session's part on one device.
 pub(super) struct Stage {
@@ -42,6 +46,8 @@ pub(super) struct Kept {
     /// Keys and values of the device's layers.
     cache: Memory,
     plan: Plan,
+    /// Where the latest layers of a block begin in the order of the stream, in turns.
+    pub(super) marks: [Mark; IN_FLIGHT],
     /// What cosines and sines are multiplied with.
     pub(super) amplitude: f64,
 }
@@ -288,6 +294,7 @@ impl Stage {
             memory: Memory::new(device, plan.total, "the buffers of a session")?,
             cache: Memory::new(device, cache, "keys and values")?,
             plan,
+            marks: [Mark::new(device)?, Mark::new(device)?],
             amplitude,
         };
         Ok(Stage {
@@ -311,8 +318,8 @@ impl Stage {
     /// Enqueues what the `n` tokens of a block pass through here; `last`: the token that follows is wanted.
     ///
     /// # Errors
-    /// `ERR_BACKEND`.
-    pub fn enqueue(&mut self, n: usize, last: bool) -> Result<()> {
+    /// `ERR_STATE` if several tokens were cancelled between layers; `ERR_BACKEND`.
+    pub fn enqueue(&mut self, cancelled: &AtomicBool, n: usize, last: bool) -> Result<()> {
         if n == 1 {
             return replay(&mut self.step, &self.kept, step);
         }
@@ -321,6 +328,7 @@ impl Stage {
             stream: &k.stream,
             k,
             n,
+            cancelled: Some(cancelled),
         };
         if k.begins {
             pass.embed()?;
@@ -341,8 +349,13 @@ impl Stage {
             return replay(&mut self.last, &self.kept, last_step);
         }
         let k = &*self.kept;
-        let stream = &k.stream;
-        Pass { stream, k, n }.last()
+        let pass = Pass {
+            stream: &k.stream,
+            k,
+            n,
+            cancelled: None,
+        };
+        pass.last()
     }
 
     /// The control block up: the position of the first token of a block, and the ids where the embedding is.

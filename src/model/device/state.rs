@@ -216,7 +216,7 @@ impl State {
                 }
                 self.cross(i - 1, i, n)?;
             }
-            self.stages[i].enqueue(n, last)?;
+            self.stages[i].enqueue(cancelled, n, last)?;
         }
         Ok(())
     }
@@ -258,6 +258,7 @@ impl State {
             stream: &kept.stream,
             k: kept,
             n,
+            cancelled: None,
         };
         for (i, out) in out.chunks_mut(ROWS * vocabulary).enumerate() {
             let count = out.len() / vocabulary;
