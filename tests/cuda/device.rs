@@ -6,6 +6,8 @@ use std::fs;
 use apl_ffi::abi::lifecycle::apl_ffi_cleanup;
 use apl_ffi::abi::status::*;
 use apl_ffi::abi::weights::apl_weights_free;
+use apl_ffi::cuda::transformer::softcap;
+use apl_ffi::cuda::{Memory, Stream};
 use serde_json::json;
 
 use crate::abi_support::{info, last_error};
@@ -364,5 +366,28 @@ fn several_devices() {
             &json!([])
         )
     );
+    fake.assert_empty();
+}
+
+/// What the tests of models on several devices rest on: the driver tells memory of one device from that of another.
+#[test]
+fn memory_of_another_device_is_refused() {
+    let Some(mut fake) = fake() else { return };
+    fake.set("DEVICES", 2);
+    let gpus = [0, 1].map(|ordinal| apl_ffi::cuda::open(ordinal).unwrap());
+    let [own, other] = gpus
+        .each_ref()
+        .map(|gpu| Memory::new(gpu.device(), 64, "a test").unwrap());
+    let stream = Stream::new(gpus[0].device()).unwrap();
+    stream.write(own.all(), &[7; 64]).unwrap();
+    assert!(stream.write(other.all(), &[7; 64]).is_err());
+    assert!(stream.copy(other.all(), own.all()).is_err());
+    assert!(stream.copy(own.part(0, 32), own.part(32, 32)).is_ok());
+    // A kernel that is given it faults.
+    softcap(&stream, 1.0, own.all(), 16).unwrap();
+    stream.synchronize().unwrap();
+    softcap(&stream, 1.0, other.all(), 16).unwrap();
+    assert!(stream.synchronize().is_err());
+    drop((own, other, stream, gpus));
     fake.assert_empty();
 }
