@@ -131,7 +131,8 @@ int32_t apl_ffi_abi_version(void);
  * `config`: a JSON object; NULL, "" and "{}" are the defaults. Keys, all optional:
  * - `"backend"`: `"auto"` (default: a CUDA device if there is one that will do, else the CPU without a word),
  *   `"cpu"` or `"cuda"` (or ERR_BACKEND);
- * - `"device"`: the CUDA ordinal, 0 by default;
+ * - `"device"`: the CUDA ordinal, 0 by default; or `"devices"`: an array of ordinals, among which the layers of
+ *   a model are shared in this order;
  * - `"threads"`: 0 (default) for the processors that this process may use, or a count;
  * - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has.
  *
@@ -167,7 +168,7 @@ int32_t apl_ffi_ready(void);
  *
  * Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or of
  * the device `name`, `compute_capability`, `memory_total`, `memory_free`, `driver`, and `image`, what its kernels
- * were loaded from), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
+ * were loaded from), `devices` (the same and `ordinal` of every device in use, of which `cuda` is the first), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
  * `threads` are null. Never initialises the library and leaves the error state alone.
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
@@ -468,7 +469,7 @@ int32_t apl_model_open(const char *path, const char *options, int32_t *model);
  *
  * Keys: `family`, `format`, `layers`, `hidden`, `intermediate`, `heads`, `kv_heads`, `head_dim`, `vocabulary`, `context`,
  * `parameters` (in matrices), `bits` (the widths that occur), `bytes` (of all matrices in memory), `backend` (where it runs: `cpu`,
- * `cuda`, or `cuda+cpu` where the device has the first layers), `backend_reason`, `activations`, `tokenizer` and `chat` (whether it
+ * `cuda`, or `cuda+cpu` where the device has the first layers), `backend_reason`, `devices` (the `ordinal` of each that has a part, and how many `layers`), `activations`, `tokenizer` and `chat` (whether it
  * has one, and a chat template), `bos` (its beginning-of-sequence token or null).
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.

@@ -20,13 +20,16 @@ pub enum Home {
     Host,
     /// Where the backend of the library wants them: see [`Weights::placed`].
     Backend,
+    /// On this one of the library's devices, if its kernels take the shape.
+    Device(usize),
 }
 
 impl Home {
     fn place(self, rt: &Runtime, codes: &Codes<'_>, activations: Activations) -> Result<Weights> {
         match self {
             Home::Host => Weights::from_codes(rt, codes, activations),
-            Home::Backend => Weights::placed(rt, codes, activations),
+            Home::Backend => Weights::placed(rt, codes, activations, None),
+            Home::Device(device) => Weights::placed(rt, codes, activations, Some(device)),
         }
     }
 }

@@ -24,7 +24,8 @@ pub extern "C" fn apl_ffi_abi_version() -> i32 {
 /// `config`: a JSON object; NULL, "" and "{}" are the defaults. Keys, all optional:
 /// - `"backend"`: `"auto"` (default: a CUDA device if there is one that will do, else the CPU without a word),
 ///   `"cpu"` or `"cuda"` (or ERR_BACKEND);
-/// - `"device"`: the CUDA ordinal, 0 by default;
+/// - `"device"`: the CUDA ordinal, 0 by default; or `"devices"`: an array of ordinals, among which the layers of
+///   a model are shared in this order;
 /// - `"threads"`: 0 (default) for the processors that this process may use, or a count;
 /// - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has.
 ///
@@ -71,7 +72,7 @@ pub extern "C" fn apl_ffi_ready() -> i32 {
 ///
 /// Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or of
 /// the device `name`, `compute_capability`, `memory_total`, `memory_free`, `driver`, and `image`, what its kernels
-/// were loaded from), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
+/// were loaded from), `devices` (the same and `ordinal` of every device in use, of which `cuda` is the first), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
 /// `threads` are null. Never initialises the library and leaves the error state alone.
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
@@ -92,6 +93,11 @@ fn info() -> String {
         .filter(|isa| isa.available())
         .map(Isa::name)
         .collect();
+    let devices: Vec<Value> = runtime
+        .map_or(&[][..], Runtime::gpus)
+        .iter()
+        .map(|gpu| gpu.device().describe())
+        .collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "abi": APL_FFI_ABI_VERSION,
@@ -100,7 +106,8 @@ fn info() -> String {
         "isa": runtime.map(|rt| rt.isa().name()),
         "isa_available": isa_available,
         "threads": runtime.map(|rt| rt.pool().threads()),
-        "cuda": runtime.and_then(Runtime::gpu).map(|gpu| gpu.device().describe()),
+        "cuda": devices.first(),
+        "devices": devices,
         "handles": {"weights": weights::TABLE.live(), "models": models::TABLE.live(), "sessions": sessions::TABLE.live()},
     })
     .to_string()

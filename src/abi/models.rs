@@ -55,7 +55,7 @@ pub unsafe extern "C" fn apl_model_open(
 ///
 /// Keys: `family`, `format`, `layers`, `hidden`, `intermediate`, `heads`, `kv_heads`, `head_dim`, `vocabulary`, `context`,
 /// `parameters` (in matrices), `bits` (the widths that occur), `bytes` (of all matrices in memory), `backend` (where it runs: `cpu`,
-/// `cuda`, or `cuda+cpu` where the device has the first layers), `backend_reason`, `activations`, `tokenizer` and `chat` (whether it
+/// `cuda`, or `cuda+cpu` where the device has the first layers), `backend_reason`, `devices` (the `ordinal` of each that has a part, and how many `layers`), `activations`, `tokenizer` and `chat` (whether it
 /// has one, and a chat template), `bos` (its beginning-of-sequence token or null).
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.

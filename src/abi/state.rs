@@ -46,7 +46,7 @@ pub(super) fn if_initialised() -> Option<Held> {
 pub(super) fn runtime() -> Result<Held> {
     match if_initialised() {
         Some(held) => Ok(held),
-        None => init_if_none(Config::from_json("")?.resolve(None)?),
+        None => init_if_none(Config::from_json("")?.resolve(&[])?),
     }
 }
 
@@ -57,7 +57,7 @@ pub(super) fn runtime() -> Result<Held> {
 /// [`Runtime::from_resolved`].
 pub(super) fn init(config: Config) -> Result<()> {
     let held = if_initialised();
-    let open = held.as_ref().and_then(|held| held.gpu());
+    let open = held.as_ref().map_or(&[][..], |held| held.gpus());
     let wanted = config.resolve(open)?;
     let held = match held {
         Some(held) => held,

@@ -133,6 +133,7 @@ impl Device {
         let a = &self.about;
         let version = |major, minor| format!("{major}.{minor}");
         json!({
+            "ordinal": a.ordinal,
             "name": a.name,
             "compute_capability": version(a.capability.0, a.capability.1),
             "memory_total": a.memory_total,

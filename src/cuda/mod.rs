@@ -1,4 +1,4 @@
-//! The CUDA backend: quantised weights in the memory of one device, and products there.
+//! The CUDA backend: quantised weights in the memory of devices, and products there; each device by itself.
 //!
 //! Nothing of CUDA is linked. The driver is looked at first (`probe`), without a library between that panics where
 //! something is missing; only then it is used, through cudarc. From the bottom up:
@@ -50,7 +50,7 @@ pub use memory::{Memory, Part, Pinned};
 pub use product::{Mode, Prepared, multiply, prepare, prepared_bytes};
 pub use recorded::Recorded;
 pub use staging::Gpu;
-pub use stream::{Graph, Grid, Stream};
+pub use stream::{Graph, Grid, Mark, Stream};
 pub use weights::Weights;
 
 use std::panic::catch_unwind;

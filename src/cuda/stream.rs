@@ -1,12 +1,13 @@
-//! Streams: what is enqueued on one happens in order, while the host goes on. And graphs: a sequence captured once, replayed as a
-//! whole.
+//! Streams: what is enqueued on one happens in order, while the host goes on. Marks: places in that order, to wait for. And graphs:
+//! a sequence captured once, replayed as a whole.
 
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::result::{self, graph, stream};
+use cudarc::driver::result::{self, event, graph, stream};
 use cudarc::driver::sys::{
-    CUgraph, CUgraphExec, CUgraphInstantiate_flags, CUstream, CUstreamCaptureMode,
+    self, CUevent, CUevent_flags, CUgraph, CUgraphExec, CUgraphInstantiate_flags, CUstream,
+    CUstreamCaptureMode,
 };
 
 use super::device::Device;
@@ -214,6 +215,16 @@ impl Stream {
         unsafe { stream::synchronize(self.raw) }.tried(|| "the work on the device".to_owned())
     }
 
+    /// Enqueues a mark: [`Mark::wait`] then waits for all that was enqueued before. It was made for this stream's device.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND`.
+    pub fn mark(&self, mark: &Mark) -> Result<()> {
+        let _current = self.device.enter()?;
+        // SAFETY: both live.
+        unsafe { event::record(mark.raw, self.raw) }.tried(|| "recording an event".to_owned())
+    }
+
     /// Records what `work` enqueues on this stream, instead of doing it.
     ///
     /// `work` must not wait, allocate or free on any stream of this thread. The graph uses the memory that the enqueued work named:
@@ -267,6 +278,55 @@ impl Drop for Stream {
         if let Ok(_current) = self.device.enter() {
             // SAFETY: it was made in this context and is destroyed once.
             let _ = unsafe { stream::destroy(self.raw) };
+        }
+    }
+}
+
+/// A place in the order of a stream ([`Stream::mark`]), to wait for while the stream goes on behind it.
+pub struct Mark {
+    device: Arc<Device>,
+    raw: CUevent,
+}
+
+// SAFETY: a handle of the driver, which takes calls from any thread.
+unsafe impl Send for Mark {}
+// SAFETY: as above.
+unsafe impl Sync for Mark {}
+
+impl Mark {
+    /// A mark that is nowhere yet: waiting for it is over at once.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`, `ERR_BACKEND`.
+    pub fn new(device: &Arc<Device>) -> Result<Mark> {
+        let _signals = Blocked::all();
+        let _current = device.enter()?;
+        let raw = event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)
+            .tried(|| "making an event".to_owned())?;
+        Ok(Mark {
+            device: Arc::clone(device),
+            raw,
+        })
+    }
+
+    /// Waits for what was enqueued before it.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND` if any of it failed.
+    pub fn wait(&self) -> Result<()> {
+        let _current = self.device.enter()?;
+        // SAFETY: the event lives.
+        unsafe { sys::cuEventSynchronize(self.raw) }
+            .result()
+            .tried(|| "the work on the device".to_owned())
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.device.enter() {
+            // SAFETY: it was made in this context and is destroyed once.
+            let _ = unsafe { event::destroy(self.raw) };
         }
     }
 }

@@ -1,9 +1,10 @@
 //! A quantised matrix on the device, in the layout of `kernels/README.md`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
 
+use super::device::Device;
 use super::layout::{Columns, supports};
 use super::memory::{Memory, Part};
 use super::stream::Stream;
@@ -127,6 +128,11 @@ impl Weights {
             stream.write(to, bytemuck::cast_slice(words))?;
         }
         Ok(())
+    }
+
+    /// The device that it lies on.
+    pub fn device(&self) -> &Arc<Device> {
+        self.codes.device()
     }
 
     /// Rows, columns and groups.

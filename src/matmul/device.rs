@@ -25,15 +25,27 @@ impl From<Activations> for Mode {
 }
 
 impl OnDevice {
-    /// Copies a matrix to the device of `rt`. `None` if it stays on the host: the library runs on the CPU, the kernels do not take
-    /// the shape, or memory is exhausted while the configuration leaves the backend to the library.
+    /// Copies a matrix to a device of `rt`: `device` of its list or, where that is `None`, the one with the most free memory, of
+    /// equals the first. `None` if it stays on the host: the library runs on the CPU, the kernels do not take the shape, or memory is
+    /// exhausted while the configuration leaves the backend to the library.
     ///
     /// # Errors
     /// `ERR_MEMORY` where CUDA is demanded, `ERR_BACKEND`.
-    pub fn place(rt: &Runtime, codes: &Codes<'_>) -> Result<Option<OnDevice>> {
-        let Some(gpu) = rt.gpu().filter(|_| cuda::supports(&codes.shape)) else {
+    ///
+    /// # Panics
+    /// If there are devices, but not so many.
+    pub fn place(
+        rt: &Runtime,
+        codes: &Codes<'_>,
+        device: Option<usize>,
+    ) -> Result<Option<OnDevice>> {
+        if rt.gpus().is_empty() || !cuda::supports(&codes.shape) {
             return Ok(None);
-        };
+        }
+        let gpu = &rt.gpus()[match device {
+            Some(device) => device,
+            None => roomiest(rt.gpus())?,
+        }];
         let uploaded = Hands::Pool(rt.pool())
             .share(|team| gpu.upload(codes, &|tasks, job| team.run(tasks, job)));
         match uploaded {
@@ -81,4 +93,17 @@ impl OnDevice {
     pub fn row(&self, row: usize, out: &mut [f32]) -> Result<()> {
         self.gpu.row(&self.weights, row, out)
     }
+}
+
+/// The one with the most free memory, of equals the first.
+fn roomiest(gpus: &[Arc<Gpu>]) -> Result<usize> {
+    let (mut best, mut most) = (0, 0);
+    // A single one need not be asked.
+    for (i, gpu) in gpus.iter().enumerate().filter(|_| gpus.len() > 1) {
+        let free = gpu.device().memory_free()?;
+        if free > most {
+            (best, most) = (i, free);
+        }
+    }
+    Ok(best)
 }

@@ -71,15 +71,20 @@ struct Floats<T> {
 }
 
 impl Weights {
-    /// Converts a quantised matrix for the backend of the library: on its device, if it has one that takes the shape and has room
-    /// for it, else on the host.
+    /// Converts a quantised matrix for the backend of the library: on a device of its list, `device` or the one with the most free
+    /// memory, if that takes the shape and has room for it, else on the host.
     ///
     /// # Errors
     /// `ERR_CONFIG` for sign activations with more than one bit; `ERR_MEMORY`, of the device only where CUDA is demanded;
     /// `ERR_BACKEND`.
-    pub fn placed(rt: &Runtime, codes: &Codes<'_>, activations: Activations) -> Result<Weights> {
+    pub fn placed(
+        rt: &Runtime,
+        codes: &Codes<'_>,
+        activations: Activations,
+        device: Option<usize>,
+    ) -> Result<Weights> {
         check(codes, activations)?;
-        match OnDevice::place(rt, codes)? {
+        match OnDevice::place(rt, codes, device)? {
             Some(on_device) => Ok(Weights {
                 form: Form::Device(on_device),
                 activations,

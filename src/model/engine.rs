@@ -162,7 +162,7 @@ impl Engine {
         };
         let layers = there.as_ref().map_or(0, |there| there.layers());
         let mut lower = |first: usize, x: &mut [f32]| match &mut there {
-            Some(there) => there.lower(first, x),
+            Some(there) => there.lower(f.cancelled, first, x),
             None => Ok(()),
         };
         f.rt.pool().team(|team| {

@@ -65,6 +65,15 @@ pub trait Tensors {
     /// Where there is none.
     fn matrix(&self, name: &str) -> Result<Weights>;
 
+    /// The matrices that follow are those of this layer or, where it is `None`, the output.
+    ///
+    /// # Errors
+    /// Where they cannot be had.
+    fn begin(&self, layer: Option<usize>) -> Result<()> {
+        let _ = layer;
+        Ok(())
+    }
+
     /// A norm or a bias.
     ///
     /// # Errors
@@ -93,6 +102,13 @@ impl Tensors for FromDisk<'_> {
         made.map_err(|e| e.within(name))
     }
 
+    fn begin(&self, layer: Option<usize>) -> Result<()> {
+        match layer {
+            Some(layer) => self.room.begin_layer(layer),
+            None => self.room.begin_output(),
+        }
+    }
+
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
         self.source.vector(name)
     }
@@ -109,7 +125,10 @@ impl Parameters {
             norm: reader.norm("model.norm")?,
             output: match a.tied {
                 true => None,
-                false => Some(tensors.matrix("lm_head.weight")?),
+                false => {
+                    tensors.begin(None)?;
+                    Some(tensors.matrix("lm_head.weight")?)
+                }
             },
         })
     }
@@ -153,6 +172,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn layer(&self, i: usize) -> Result<Layer> {
         let a = self.a;
+        self.tensors.begin(Some(i))?;
         let at = |part: &str| format!("model.layers.{i}.{part}");
         let norm = |part: &str| self.norm(&at(part));
         let linear = |part: &str, bias: bool| self.linear(&at(part), bias);

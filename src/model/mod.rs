@@ -91,7 +91,7 @@ impl Model {
             rt,
             source: &source,
             options: &options.weights,
-            room: Room::new(rt, &architecture, context),
+            room: Room::new(rt, &architecture, context)?,
         };
         let mut parameters =
             Parameters::load(&architecture, &tensors).map_err(|e| e.within(path.display()))?;
@@ -195,6 +195,7 @@ impl Model {
             "bytes": self.weight_bytes().0,
             "backend": self.placement.name(),
             "backend_reason": self.placement.reason(),
+            "devices": self.placement.devices(),
             "activations": first.map(|w| w.activations().name()),
             "tokenizer": self.tokenizer.is_some(),
             "chat": self.tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template),

@@ -46,8 +46,8 @@ pub struct Step<'a> {
 pub struct Canceller(Arc<AtomicBool>);
 
 impl Canceller {
-    /// The running call ends with `ERR_STATE` at the next layer, on a device at the next block of tokens. If none runs, nothing
-    /// happens.
+    /// The running call ends with `ERR_STATE` at the next layer; on a device, where two layers are under way, at the one after these.
+    /// A single token there goes through to its end. If none runs, nothing happens.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -31,8 +31,8 @@ pub enum BackendChoice {
 pub struct Config {
     /// Which backend.
     pub backend: BackendChoice,
-    /// The CUDA device ordinal.
-    pub device: u32,
+    /// The ordinals of the CUDA devices, at least one, each once. The layers of a model are shared among them in this order.
+    pub devices: Vec<u32>,
     /// Threads, the calling one included; 0: the processors this process may use.
     pub threads: usize,
     /// The instruction set; `None`: the best.
@@ -43,7 +43,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             backend: BackendChoice::Auto,
-            device: 0,
+            devices: vec![0],
             threads: 0,
             isa: None,
         }
@@ -74,8 +74,8 @@ impl Backend {
 /// Two are equal if the library would be the same: not how the backend was arrived at, but whether it may be left for the CPU.
 #[derive(Clone)]
 pub struct Resolved {
-    /// The device that multiplies; `None`: the CPU does.
-    pub gpu: Option<Arc<Gpu>>,
+    /// The devices that multiply, in the order that the configuration gives; none: the CPU does.
+    pub gpus: Vec<Arc<Gpu>>,
     /// Whether CUDA was demanded, so that weights never go to the CPU for want of memory.
     pub demanded: bool,
     /// Why this backend: a sentence for `apl_ffi_info`.
@@ -89,22 +89,21 @@ pub struct Resolved {
 impl Resolved {
     /// What multiplies.
     pub fn backend(&self) -> Backend {
-        match self.gpu {
-            None => Backend::Cpu,
-            Some(_) => Backend::Cuda,
+        match self.gpus.is_empty() {
+            true => Backend::Cpu,
+            false => Backend::Cuda,
         }
     }
 
-    /// The CUDA device ordinal; `None` on the CPU.
-    pub fn device(&self) -> Option<u32> {
-        let gpu = self.gpu.as_ref()?;
-        Some(gpu.device().about().ordinal)
+    /// The ordinals of the CUDA devices; none on the CPU.
+    pub fn devices(&self) -> Vec<u32> {
+        self.gpus.iter().map(|gpu| ordinal(gpu)).collect()
     }
 }
 
 impl PartialEq for Resolved {
     fn eq(&self, other: &Self) -> bool {
-        let key = |r: &Resolved| (r.device(), r.demanded, r.threads, r.isa);
+        let key = |r: &Resolved| (r.devices(), r.demanded, r.threads, r.isa);
         key(self) == key(other)
     }
 }
@@ -114,7 +113,7 @@ impl Eq for Resolved {}
 impl fmt::Debug for Resolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resolved")
-            .field("device", &self.device())
+            .field("devices", &self.devices())
             .field("demanded", &self.demanded)
             .field("reason", &self.reason)
             .field("threads", &self.threads)
@@ -125,9 +124,10 @@ impl fmt::Debug for Resolved {
 
 const BACKENDS: &str = "\"auto\", \"cpu\" or \"cuda\"";
 const ISAS: &str = "\"auto\", \"scalar\", \"avx2\" or \"avx512\"";
-const DEVICES: &str = "an integer from 0 to 2147483647";
+const DEVICE: &str = "an integer from 0 to 2147483647";
+const DEVICES: &str = "an array of different integers from 0 to 2147483647, at least one";
 const THREADS: &str = "an integer from 0 to 1024";
-const KEYS: &str = "backend, device, threads or isa";
+const KEYS: &str = "backend, device, devices, threads or isa";
 
 impl Config {
     /// From a JSON object, with the environment where a key is absent; empty text is an empty object.
@@ -149,6 +149,11 @@ impl Config {
         let mut config = Config::default();
         for (key, value) in &object {
             config.set(key, value)?;
+        }
+        if object.contains_key("device") && object.contains_key("devices") {
+            return Err(Error::config(
+                "config has both \"device\" and \"devices\", expected one of them",
+            ));
         }
         for (key, name) in [
             ("backend", "APL_FFI_BACKEND"),
@@ -178,8 +183,10 @@ impl Config {
                 self.backend = backend.ok_or_else(|| wrong(BACKENDS))?;
             }
             "device" => {
-                let device = value.as_u64().filter(|&d| d <= i32::MAX as u64);
-                self.device = device.ok_or_else(|| wrong(DEVICES))? as u32;
+                self.devices = vec![device_ordinal(value).ok_or_else(|| wrong(DEVICE))?];
+            }
+            "devices" => {
+                self.devices = device_ordinals(value).ok_or_else(|| wrong(DEVICES))?;
             }
             "threads" => {
                 let threads = value.as_u64().and_then(thread_count);
@@ -217,11 +224,12 @@ impl Config {
         Ok(())
     }
 
-    /// What this configuration comes to on this machine; `open` is a device that is open already, which is taken if it is the one.
+    /// What this configuration comes to on this machine; those of the devices in `open`, which are open already, are
+    /// taken.
     ///
     /// # Errors
     /// `ERR_UNSUPPORTED` for an instruction set that the processor lacks; `ERR_BACKEND` if CUDA is demanded and cannot be used.
-    pub fn resolve(&self, open: Option<&Arc<Gpu>>) -> Result<Resolved> {
+    pub fn resolve(&self, open: &[Arc<Gpu>]) -> Result<Resolved> {
         let best = Isa::best();
         let isa = self.isa.unwrap_or(best);
         if isa > best {
@@ -229,10 +237,10 @@ impl Config {
                 "isa is \"{isa}\", this processor offers at most \"{best}\""
             )));
         }
-        let (gpu, reason) = self.choose(open)?;
+        let (gpus, reason) = self.choose(open)?;
         Ok(Resolved {
-            demanded: gpu.is_some() && self.backend == BackendChoice::Cuda,
-            gpu,
+            demanded: !gpus.is_empty() && self.backend == BackendChoice::Cuda,
+            gpus,
             reason,
             threads: match self.threads {
                 0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)),
@@ -242,31 +250,51 @@ impl Config {
         })
     }
 
-    /// The device, or none for the CPU, and why.
-    fn choose(&self, open: Option<&Arc<Gpu>>) -> Result<(Option<Arc<Gpu>>, String)> {
+    /// The devices, or none for the CPU, and why. One that cannot be used leaves none: half of what was asked for is something else.
+    fn choose(&self, open: &[Arc<Gpu>]) -> Result<(Vec<Arc<Gpu>>, String)> {
         const ASKED: &str = "the configuration asks for it";
         if self.backend == BackendChoice::Cpu {
-            return Ok((None, ASKED.to_owned()));
+            return Ok((Vec::new(), ASKED.to_owned()));
         }
         let demanded = self.backend == BackendChoice::Cuda;
-        let reason = if demanded {
-            ASKED
-        } else {
-            "a CUDA device is there"
+        let reason = match self.devices.len() {
+            _ if demanded => ASKED,
+            1 => "a CUDA device is there",
+            _ => "the CUDA devices are there",
         };
-        let gpu = match open {
-            Some(gpu) if gpu.device().about().ordinal == self.device => Ok(Arc::clone(gpu)),
-            _ => {
+        let device = |&wanted: &u32| match open.iter().find(|gpu| ordinal(gpu) == wanted) {
+            Some(gpu) => Ok(Arc::clone(gpu)),
+            None => {
                 let _inside = enter_library();
-                cuda::open(self.device)
+                cuda::open(wanted)
             }
         };
-        match gpu {
-            Ok(gpu) => Ok((Some(gpu), reason.to_owned())),
+        match self.devices.iter().map(device).collect() {
+            Ok(gpus) => Ok((gpus, reason.to_owned())),
             Err(why) if demanded => Err(Error::backend(format!("backend is \"cuda\", {why}"))),
-            Err(why) => Ok((None, why)),
+            Err(why) => Ok((Vec::new(), why)),
         }
     }
+}
+
+fn ordinal(gpu: &Gpu) -> u32 {
+    gpu.device().about().ordinal
+}
+
+fn device_ordinal(value: &Value) -> Option<u32> {
+    let device = value.as_u64().filter(|&d| d <= i32::MAX as u64)?;
+    u32::try_from(device).ok()
+}
+
+/// At least one, each once.
+fn device_ordinals(value: &Value) -> Option<Vec<u32>> {
+    let list = value.as_array().filter(|list| !list.is_empty())?;
+    let mut devices = Vec::new();
+    for value in list {
+        let device = device_ordinal(value).filter(|device| !devices.contains(device))?;
+        devices.push(device);
+    }
+    Some(devices)
 }
 
 fn backend_named(name: &str) -> Option<BackendChoice> {
@@ -331,11 +359,22 @@ mod tests {
         let text = r#"{"backend": "cuda", "device": 2147483647, "threads": 1024, "isa": "scalar"}"#;
         let config = Config {
             backend: BackendChoice::Cuda,
-            device: i32::MAX as u32,
+            devices: vec![i32::MAX as u32],
             threads: 1024,
             isa: Some(Isa::Scalar),
         };
         assert_eq!(parse(text, &[]), Ok(config));
+    }
+
+    #[test]
+    fn one_device_or_several() {
+        let devices = |text| parse(text, &[]).unwrap().devices;
+        assert_eq!(devices(""), [0]);
+        assert_eq!(devices(r#"{"device": 3}"#), [3]);
+        assert_eq!(
+            devices(r#"{"devices": [2, 0, 2147483647]}"#),
+            [2, 0, i32::MAX as u32]
+        );
     }
 
     #[test]
@@ -347,7 +386,7 @@ mod tests {
         ];
         let config = Config {
             backend: BackendChoice::Cpu,
-            device: 0,
+            devices: vec![0],
             threads: 3,
             isa: Some(Isa::Avx2),
         };
@@ -377,9 +416,31 @@ mod tests {
                 vec!["unknown key \"thread\"", KEYS],
             ),
             (
-                r#"{"devices": [0, 1]}"#,
+                r#"{"device": 0, "devices": [0]}"#,
                 vec![],
-                vec!["unknown key \"devices\"", KEYS],
+                vec!["both \"device\" and \"devices\"", "expected one"],
+            ),
+            (
+                r#"{"devices": []}"#,
+                vec![],
+                vec![r#""devices": []"#, DEVICES],
+            ),
+            (
+                r#"{"devices": [1, 0, 1]}"#,
+                vec![],
+                vec!["[1,0,1]", DEVICES],
+            ),
+            (r#"{"devices": [0, 1.5]}"#, vec![], vec!["[0,1.5]", DEVICES]),
+            (
+                r#"{"devices": [0, "1"]}"#,
+                vec![],
+                vec![r#"[0,"1"]"#, DEVICES],
+            ),
+            (r#"{"devices": [-1]}"#, vec![], vec!["[-1]", DEVICES]),
+            (
+                r#"{"devices": 1}"#,
+                vec![],
+                vec![r#""devices": 1"#, DEVICES],
             ),
             (
                 r#"{"backend": "CPU"}"#,
@@ -391,15 +452,11 @@ mod tests {
                 vec![],
                 vec![r#""backend": null"#, BACKENDS],
             ),
-            (
-                r#"{"device": -1}"#,
-                vec![],
-                vec![r#""device": -1"#, DEVICES],
-            ),
+            (r#"{"device": -1}"#, vec![], vec![r#""device": -1"#, DEVICE]),
             (
                 r#"{"device": 2147483648}"#,
                 vec![],
-                vec!["2147483648,", DEVICES],
+                vec!["2147483648,", DEVICE],
             ),
             (
                 r#"{"threads": -1}"#,
@@ -465,9 +522,9 @@ mod tests {
 
     #[test]
     fn resolving() {
-        let resolve = |text| parse(text, &[]).unwrap().resolve(None);
+        let resolve = |text| parse(text, &[]).unwrap().resolve(&[]);
         let cpu = resolve(r#"{"backend": "cpu"}"#).unwrap();
-        assert_eq!((cpu.backend(), cpu.device()), (Backend::Cpu, None));
+        assert_eq!((cpu.backend(), cpu.devices()), (Backend::Cpu, vec![]));
         assert_eq!(cpu.reason, "the configuration asks for it");
         assert_eq!(cpu.isa, Isa::best());
         assert!((1..=MAX_THREADS).contains(&cpu.threads));
@@ -487,11 +544,11 @@ mod tests {
     /// Whatever this machine has: what is said where CUDA is demanded is what is said where it is not chosen.
     #[test]
     fn cuda_is_chosen_or_the_reason_is_told() {
-        let resolve = |text| parse(text, &[]).unwrap().resolve(None);
+        let resolve = |text| parse(text, &[]).unwrap().resolve(&[]);
         let auto = resolve(r#"{"backend": "auto"}"#).unwrap();
         match resolve(r#"{"backend": "cuda"}"#) {
             Ok(cuda) => {
-                assert_eq!((auto.device(), cuda.device()), (Some(0), Some(0)));
+                assert_eq!((auto.devices(), cuda.devices()), (vec![0], vec![0]));
                 assert_ne!(auto, cuda, "only one of them may leave weights to the CPU");
             }
             Err(e) => {
@@ -513,7 +570,7 @@ mod tests {
                 isa: Some(isa),
                 ..Config::default()
             };
-            match config.resolve(None) {
+            match config.resolve(&[]) {
                 Ok(resolved) => assert!(isa.available() && resolved.isa == isa),
                 Err(e) => assert!(!isa.available() && e.status() == Status::Unsupported, "{e}"),
             }

@@ -29,7 +29,7 @@ impl Runtime {
     /// `ERR_UNSUPPORTED` for an instruction set the processor lacks, `ERR_BACKEND` if CUDA is demanded and cannot be used,
     /// `ERR_MEMORY` if a thread cannot be started.
     pub fn new(config: Config) -> Result<Runtime> {
-        Runtime::from_resolved(config.resolve(None)?)
+        Runtime::from_resolved(config.resolve(&[])?)
     }
 
     /// Starts the threads of a configuration that was resolved.
@@ -51,9 +51,9 @@ impl Runtime {
         &self.resolved
     }
 
-    /// The device in use; `None` on the CPU.
-    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
-        self.resolved.gpu.as_ref()
+    /// The devices in use, in the order of the configuration; none on the CPU.
+    pub fn gpus(&self) -> &[Arc<Gpu>] {
+        &self.resolved.gpus
     }
 
     /// The instruction-set level in use.

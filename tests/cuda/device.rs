@@ -6,6 +6,8 @@ use std::fs;
 use apl_ffi::abi::lifecycle::apl_ffi_cleanup;
 use apl_ffi::abi::status::*;
 use apl_ffi::abi::weights::apl_weights_free;
+use apl_ffi::cuda::transformer::softcap;
+use apl_ffi::cuda::{Memory, Stream};
 use serde_json::json;
 
 use crate::abi_support::{info, last_error};
@@ -273,5 +275,119 @@ fn the_context_of_the_host_stays() {
         set(std::ptr::null_mut());
         assert_eq!(release(1), 0);
     }
+    fake.assert_empty();
+}
+
+#[test]
+fn several_devices() {
+    let Some(mut fake) = fake() else { return };
+    fake.set("DEVICES", 3);
+    assert_eq!(
+        init(json!({"backend": "cuda", "devices": [2, 0]})),
+        APL_FFI_OK
+    );
+    let i = info();
+    assert_eq!(i["cuda"], i["devices"][0]);
+    let ordinals = |i: &serde_json::Value| {
+        let devices = i["devices"].as_array().unwrap().iter();
+        devices.map(|d| d["ordinal"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(ordinals(&i), [2, 0]);
+    assert_eq!(fake.get("CONTEXTS"), 2);
+    // Another order is another configuration.
+    for (other, status) in [
+        (json!({"backend": "cuda", "devices": [2, 0]}), APL_FFI_OK),
+        (
+            json!({"backend": "cuda", "devices": [0, 2]}),
+            APL_FFI_ERR_STATE,
+        ),
+        (json!({"backend": "cuda", "device": 2}), APL_FFI_ERR_STATE),
+        (
+            json!({"backend": "auto", "devices": [2, 0]}),
+            APL_FFI_ERR_STATE,
+        ),
+        (
+            json!({"backend": "cuda", "devices": []}),
+            APL_FFI_ERR_CONFIG,
+        ),
+        (json!({"devices": [0], "device": 0}), APL_FFI_ERR_CONFIG),
+        (
+            json!({"backend": "cuda", "devices": [0, 3]}),
+            APL_FFI_ERR_BACKEND,
+        ),
+    ] {
+        assert_eq!(init(other.clone()), status, "{other}");
+    }
+    assert_eq!(
+        last_error(),
+        "apl_ffi_init: backend is \"cuda\", there is no CUDA device 3: they are 0 to 2"
+    );
+    // Weights go where most is free: to each in turn, as these are of one size.
+    let case = Case::new(40, 64, 3, json!({"activations": "int8"}));
+    let handles: Vec<i32> = (0..4).map(|_| case.weights().unwrap()).collect();
+    for &handle in &handles {
+        case.assert_right(handle, &case.multiply(handle).unwrap());
+    }
+    assert!(fake.get("ALLOCATED_0") > 0 && fake.get("ALLOCATED_2") > 0);
+    assert_eq!(fake.get("ALLOCATED_1"), 0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for &handle in &handles {
+                    case.assert_right(handle, &case.multiply(handle).unwrap());
+                }
+            });
+        }
+    });
+    apl_ffi_cleanup();
+    fake.assert_empty();
+
+    for _ in 0..10 {
+        assert_eq!(
+            init(json!({"backend": "cuda", "devices": [0, 1, 2]})),
+            APL_FFI_OK
+        );
+        let handle = case.weights().unwrap();
+        case.assert_right(handle, &case.multiply(handle).unwrap());
+        apl_ffi_cleanup();
+        fake.assert_empty();
+    }
+    // One that cannot be used leaves none.
+    assert_eq!(
+        init(json!({"backend": "auto", "devices": [0, 7]})),
+        APL_FFI_OK
+    );
+    let i = info();
+    assert_eq!(
+        (&i["backend"], &i["backend_reason"], &i["devices"]),
+        (
+            &json!("cpu"),
+            &json!("there is no CUDA device 7: they are 0 to 2"),
+            &json!([])
+        )
+    );
+    fake.assert_empty();
+}
+
+/// What the tests of models on several devices rest on: the driver tells memory of one device from that of another.
+#[test]
+fn memory_of_another_device_is_refused() {
+    let Some(mut fake) = fake() else { return };
+    fake.set("DEVICES", 2);
+    let gpus = [0, 1].map(|ordinal| apl_ffi::cuda::open(ordinal).unwrap());
+    let [own, other] = gpus
+        .each_ref()
+        .map(|gpu| Memory::new(gpu.device(), 64, "a test").unwrap());
+    let stream = Stream::new(gpus[0].device()).unwrap();
+    stream.write(own.all(), &[7; 64]).unwrap();
+    assert!(stream.write(other.all(), &[7; 64]).is_err());
+    assert!(stream.copy(other.all(), own.all()).is_err());
+    assert!(stream.copy(own.part(0, 32), own.part(32, 32)).is_ok());
+    // A kernel that is given it faults.
+    softcap(&stream, 1.0, own.all(), 16).unwrap();
+    stream.synchronize().unwrap();
+    softcap(&stream, 1.0, other.all(), 16).unwrap();
+    assert!(stream.synchronize().is_err());
+    drop((own, other, stream, gpus));
     fake.assert_empty();
 }

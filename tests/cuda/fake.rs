@@ -83,6 +83,7 @@ impl Fake {
             "ALLOCATED",
             "HOST_ALLOCATED",
             "STREAMS",
+            "EVENTS",
             "GRAPHS",
             "MODULES",
             "CONTEXTS",

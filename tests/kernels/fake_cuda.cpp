@@ -9,10 +9,14 @@
 //   PROCESSORS 4 (multiprocessors), FORCE_PTX 0 and DISABLE_PTX 0 (as CUDA_FORCE_PTX_JIT and CUDA_DISABLE_PTX_JIT do)
 //   FAIL_ALLOC, FAIL_HOST_ALLOC, FAIL_LAUNCH, FAIL_COPY, FAIL_STREAM 0: the n-th such call from now on fails, once
 //   LOSE 0: the device is lost at the n-th kernel from now on; every call fails until the context is gone
+//   MEMORY_1, MEMORY_2 0: bytes of device 1 and 2; 0: as MEMORY
+//   ONLY -1: the device that the failures above are of; -1: whichever meets them
 //   THREADS 0: 1 starts threads as drivers do, which sleep
 //   SCHEDULE 0: of the shim, 0 to 3
-// fake_cuda_get(NAME): the settings, and ALLOCATED, HOST_ALLOCATED, ALLOCATIONS (calls, both kinds), LAUNCHES, CONTEXTS, MODULES,
-// STREAMS, GRAPHS (live ones).
+// fake_cuda_at(N, FUNCTION, WITH): the N-th kernel from now on calls FUNCTION(WITH) before it runs, once.
+// Each device has its own memory: an address of another device in a copy or among the arguments of a kernel is refused or fails.
+// fake_cuda_get(NAME): the settings, and ALLOCATED (of all devices; ALLOCATED_0 to _2 of each), HOST_ALLOCATED, ALLOCATIONS (calls, both kinds), LAUNCHES, CONTEXTS, MODULES,
+// STREAMS, EVENTS, GRAPHS (live ones).
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -108,8 +112,15 @@ struct Stream {
     std::vector<Work> work;
     std::unique_ptr<Graph> capture;
     bool spoiled = false;
+    size_t done = 0; // work, from the first on
+};
+struct Event {
+    Context *context;
+    Stream *stream = nullptr; // null: nowhere yet, or its stream is gone
+    size_t before = 0;        // work of the stream before it, from the first on
 };
 struct Block {
+    Context *context; // that it was allocated in
     size_t bytes;
     void *mapping;
     size_t mapped;
@@ -121,7 +132,7 @@ using Held = std::lock_guard<std::recursive_mutex>;
 std::map<std::string, long> settings{
     {"VERSION", 12040}, {"DEVICES", 1},   {"CAPABILITY", 90}, {"INIT", 0},        {"MEMORY", 1L << 30}, {"PROCESSORS", 4},
     {"FORCE_PTX", 0},   {"DISABLE_PTX", 0}, {"FAIL_ALLOC", 0},  {"FAIL_HOST_ALLOC", 0}, {"FAIL_LAUNCH", 0}, {"FAIL_COPY", 0},
-    {"FAIL_STREAM", 0}, {"LOSE", 0},      {"THREADS", 0},     {"SCHEDULE", 0},
+    {"FAIL_STREAM", 0}, {"MEMORY_1", 0},  {"MEMORY_2", 0},    {"ONLY", -1},       {"LOSE", 0},      {"THREADS", 0},     {"SCHEDULE", 0},
 };
 bool initialised = false;
 std::vector<Context> contexts(16);
@@ -129,8 +140,14 @@ std::map<uintptr_t, Block> device_memory, host_memory;
 std::set<Module *> modules;
 std::set<Function *> functions;
 std::set<Stream *> streams;
+std::set<Event *> events;
 std::set<Graph *> graphs;
 long launches = 0, allocations = 0;
+struct {
+    long left = 0;
+    void (*function)(void *) = nullptr;
+    void *with = nullptr;
+} at_kernel;
 thread_local Context *current = nullptr;
 thread_local Stream *capturing = nullptr; // of this thread, as the mode THREAD_LOCAL has it
 
@@ -142,8 +159,10 @@ struct FromEnvironment {
     }
 } from_environment;
 
-// Whether the call is the one that is to fail.
-bool fails(const char *name) {
+// Whether the call on the device of this context is the one that is to fail.
+bool fails(const char *name, const Context *context = current) {
+    if (settings["ONLY"] >= 0 && settings["ONLY"] != context->device)
+        return false;
     long &left = settings[name];
     return left > 0 && --left == 0;
 }
@@ -190,6 +209,12 @@ int usable_outside_capture() {
     if (const int status = usable_outside_capture())                                                                             \
         return status;
 
+// Bytes of a device.
+long memory_of(int device) {
+    const long own = device == 1 ? settings["MEMORY_1"] : device == 2 ? settings["MEMORY_2"] : 0;
+    return own ? own : settings["MEMORY"];
+}
+
 // The block that holds all of a range; null if none does.
 const Block *holds(const std::map<uintptr_t, Block> &memory, uintptr_t at, size_t bytes) {
     auto after = memory.upper_bound(at);
@@ -199,10 +224,17 @@ const Block *holds(const std::map<uintptr_t, Block> &memory, uintptr_t at, size_
     return at - start <= block.bytes && bytes <= block.bytes - (at - start) ? &block : nullptr;
 }
 
-long used(const std::map<uintptr_t, Block> &memory) {
+// Whether memory of the current device holds all of a range.
+bool here(uintptr_t at, size_t bytes) {
+    const Block *block = holds(device_memory, at, bytes);
+    return block != nullptr && block->context == current;
+}
+
+// Of one device, or of all.
+long used(const std::map<uintptr_t, Block> &memory, int device = -1) {
     long sum = 0;
     for (const auto &[at, block] : memory)
-        sum += long(block.bytes);
+        sum += device < 0 || block.context->device == device ? long(block.bytes) : 0;
     return sum;
 }
 
@@ -216,7 +248,7 @@ uintptr_t allocate(std::map<uintptr_t, Block> &memory, size_t bytes, int fill) {
     mprotect(static_cast<char *>(mapping) + body, page, PROT_NONE);
     std::memset(mapping, fill, body);
     const uintptr_t at = reinterpret_cast<uintptr_t>(mapping) + body - padded;
-    memory[at] = {bytes, mapping, body + page};
+    memory[at] = {current, bytes, mapping, body + page};
     return at;
 }
 
@@ -225,10 +257,12 @@ void release(std::map<uintptr_t, Block> &memory, std::map<uintptr_t, Block>::ite
     memory.erase(it);
 }
 
-// Does what a stream has before it. The first failure is the context's.
-int drain(Stream &s) {
-    std::vector<Work> work;
-    work.swap(s.work);
+// Does what a stream has before it, or the first so many pieces. The first failure is the context's.
+int drain(Stream &s, size_t most = size_t(-1)) {
+    const auto end = s.work.begin() + std::ptrdiff_t(std::min(most, s.work.size()));
+    const std::vector<Work> work(std::make_move_iterator(s.work.begin()), std::make_move_iterator(end));
+    s.work.erase(s.work.begin(), end);
+    s.done += work.size();
     for (const Work &w : work) {
         if (s.context->lost)
             return LAUNCH_FAILED;
@@ -238,6 +272,13 @@ int drain(Stream &s) {
         }
     }
     return s.context->lost ? LAUNCH_FAILED : SUCCESS;
+}
+
+// What runs on the current device.
+void drain_device() {
+    for (Stream *s : streams)
+        if (s->context == current)
+            drain(*s);
 }
 
 void drain_all() {
@@ -326,15 +367,24 @@ extern "C" __attribute__((visibility("default"))) long fake_cuda_get(const char 
         return settings[name];
     const std::map<std::string, long> values{
         {"ALLOCATED", used(device_memory)},
+        {"ALLOCATED_0", used(device_memory, 0)},
+        {"ALLOCATED_1", used(device_memory, 1)},
+        {"ALLOCATED_2", used(device_memory, 2)},
         {"HOST_ALLOCATED", used(host_memory)},
         {"ALLOCATIONS", allocations},
         {"LAUNCHES", launches},
         {"CONTEXTS", std::count_if(contexts.begin(), contexts.end(), [](const Context &c) { return c.retained > 0; })},
         {"MODULES", long(modules.size())},
         {"STREAMS", long(streams.size())},
+        {"EVENTS", long(events.size())},
         {"GRAPHS", long(graphs.size())},
     };
     return values.at(name);
+}
+
+extern "C" __attribute__((visibility("default"))) void fake_cuda_at(long n, void (*function)(void *), void *with) {
+    const Held held(lock);
+    at_kernel = {n, function, with};
 }
 
 CALL cuInit(unsigned flags) {
@@ -382,9 +432,9 @@ CALL cuDeviceGetName(char *name, int len, int device) {
     return SUCCESS;
 }
 
-CALL cuDeviceTotalMem_v2(size_t *bytes, int) {
+CALL cuDeviceTotalMem_v2(size_t *bytes, int device) {
     const Held held(lock);
-    *bytes = size_t(settings["MEMORY"]);
+    *bytes = size_t(memory_of(device));
     return SUCCESS;
 }
 
@@ -450,8 +500,9 @@ CALL cuCtxSetCurrent(void *context) {
 
 CALL cuMemGetInfo_v2(size_t *free, size_t *total) {
     USABLE
-    *total = size_t(settings["MEMORY"]);
-    *free = *total - size_t(used(device_memory));
+    const long all = memory_of(current->device);
+    *total = size_t(all);
+    *free = size_t(std::max(0L, all - used(device_memory, current->device)));
     return SUCCESS;
 }
 
@@ -507,7 +558,7 @@ CALL cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     if (bytes == 0)
         return INVALID_VALUE;
     allocations++;
-    if (fails("FAIL_ALLOC") || long(bytes) < 0 || long(bytes) > settings["MEMORY"] - used(device_memory))
+    if (fails("FAIL_ALLOC") || long(bytes) < 0 || long(bytes) > memory_of(current->device) - used(device_memory, current->device))
         return OUT_OF_MEMORY;
     *address = allocate(device_memory, bytes, 0xff);
     return *address ? SUCCESS : OUT_OF_MEMORY;
@@ -520,7 +571,9 @@ CALL cuMemFree_v2(uint64_t address) {
     const auto found = device_memory.find(address);
     if (found == device_memory.end())
         return INVALID_VALUE;
-    drain_all(); // freeing waits for the device
+    if (found->second.context != current)
+        return INVALID_VALUE;
+    drain_device(); // freeing waits for the device
     release(device_memory, found);
     return current->lost ? LAUNCH_FAILED : SUCCESS;
 }
@@ -553,7 +606,7 @@ CALL cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *str
     USABLE
     if (fails("FAIL_COPY"))
         return UNKNOWN;
-    if (!holds(device_memory, to, bytes))
+    if (!here(to, bytes))
         return INVALID_VALUE;
     auto *target = reinterpret_cast<void *>(to);
     if (holds(host_memory, reinterpret_cast<uintptr_t>(from), bytes) || capturing != nullptr)
@@ -573,7 +626,7 @@ CALL cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     USABLE
     if (fails("FAIL_COPY"))
         return UNKNOWN;
-    if (!holds(device_memory, from, bytes))
+    if (!here(from, bytes))
         return INVALID_VALUE;
     const auto *source = reinterpret_cast<const void *>(from);
     const int status = enqueue(stream_of(stream), [=] {
@@ -589,7 +642,7 @@ CALL cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream
     USABLE
     if (fails("FAIL_COPY"))
         return UNKNOWN;
-    if (!holds(device_memory, to, bytes) || !holds(device_memory, from, bytes) || (from < to + bytes && to < from + bytes))
+    if (!here(to, bytes) || !here(from, bytes) || (from < to + bytes && to < from + bytes))
         return INVALID_VALUE;
     return enqueue(stream_of(stream), [=] {
         std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes);
@@ -599,7 +652,7 @@ CALL cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream
 
 CALL cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
     USABLE
-    if (!holds(device_memory, to, bytes))
+    if (!here(to, bytes))
         return INVALID_VALUE;
     return enqueue(stream_of(stream), [=] {
         std::memset(reinterpret_cast<void *>(to), value, bytes);
@@ -628,6 +681,9 @@ CALL cuStreamDestroy_v2(void *stream) {
     if (streams.count(s) == 0 || s->context != current)
         return INVALID_HANDLE;
     const int status = drain(*s);
+    for (Event *e : events)
+        if (e->stream == s)
+            e->stream = nullptr;
     streams.erase(s);
     delete s;
     return status;
@@ -637,6 +693,42 @@ CALL cuStreamSynchronize(void *stream) {
     USABLE_OUTSIDE_CAPTURE
     Stream *s = stream_of(stream);
     return streams.count(s) && s->context == current ? drain(*s) : INVALID_HANDLE;
+}
+
+CALL cuEventCreate(void **event, unsigned flags) {
+    USABLE_OUTSIDE_CAPTURE
+    if (flags != 2) // times are not what the library wants
+        return INVALID_VALUE;
+    *event = *events.insert(new Event{current}).first;
+    return SUCCESS;
+}
+
+CALL cuEventRecord(void *event, void *stream) {
+    USABLE_OUTSIDE_CAPTURE // a capture would record it
+    auto *e = static_cast<Event *>(event);
+    Stream *s = stream_of(stream);
+    if (events.count(e) == 0 || streams.count(s) == 0 || s->context != e->context)
+        return INVALID_HANDLE;
+    e->stream = s;
+    e->before = s->done + s->work.size();
+    return SUCCESS;
+}
+
+CALL cuEventSynchronize(void *event) {
+    USABLE_OUTSIDE_CAPTURE
+    auto *e = static_cast<Event *>(event);
+    if (events.count(e) == 0 || e->context != current)
+        return INVALID_HANDLE;
+    return e->stream == nullptr || e->before <= e->stream->done ? int(SUCCESS) : drain(*e->stream, e->before - e->stream->done);
+}
+
+CALL cuEventDestroy_v2(void *event) {
+    const Held held(lock);
+    auto *e = static_cast<Event *>(event);
+    if (events.erase(e) == 0)
+        return INVALID_HANDLE;
+    delete e;
+    return SUCCESS;
 }
 
 CALL cuStreamBeginCapture_v2(void *stream, int mode) {
@@ -710,10 +802,21 @@ CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
     // Aligned for the pointers in it.
     std::vector<uint64_t> copy((f->args_bytes + 7) / 8);
     std::memcpy(copy.data(), args, f->args_bytes);
-    return enqueue(stream_of(stream), [entry = f->entry, copy = std::move(copy), name = f->name, gx, gy, gz, bx, by, bz, shared] {
+    const Context *context = current;
+    const bool stray = std::any_of(copy.begin(), copy.end(), [&](uint64_t word) {
+        const Block *block = holds(device_memory, word, 1);
+        return block != nullptr && block->context != context;
+    });
+    return enqueue(stream_of(stream), [entry = f->entry, copy = std::move(copy), name = f->name, context, stray, gx, gy, gz, bx, by, bz, shared] {
         launches++;
-        if (fails("LOSE"))
+        if (at_kernel.left > 0 && --at_kernel.left == 0)
+            at_kernel.function(at_kernel.with);
+        if (fails("LOSE", context))
             return int(LAUNCH_FAILED);
+        if (stray) {
+            std::fprintf(stderr, "fake_cuda: %s was given memory of another device\n", name.c_str());
+            return int(ILLEGAL_ADDRESS);
+        }
         const int failed = entry(copy.data(), gx, gy, gz, bx, by, bz, shared, int(settings["SCHEDULE"]));
         if (failed)
             std::fprintf(stderr, "fake_cuda: %s fails with %d\n", name.c_str(), failed);

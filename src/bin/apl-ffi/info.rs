@@ -1,7 +1,7 @@
 //! `apl-ffi info`
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use apl_ffi::cpu::Isa;
 use apl_ffi::runtime::Runtime;
@@ -24,17 +24,22 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         .filter(|isa| isa.available())
         .map(Isa::name)
         .collect();
+    let devices: Vec<Value> = rt
+        .gpus()
+        .iter()
+        .map(|gpu| gpu.device().describe())
+        .collect();
     if a.json {
         println!(
             "{:#}",
             json!({"version": env!("CARGO_PKG_VERSION"), "backend": r.backend().name(), "backend_reason": r.reason, "isa": rt.isa().name(),
-                   "isa_available": available, "threads": rt.pool().threads(), "cuda": rt.gpu().map(|gpu| gpu.device().describe())})
+                   "isa_available": available, "threads": rt.pool().threads(), "cuda": devices.first(), "devices": devices})
         );
         return Ok(());
     }
     println!("apl_ffi {}", env!("CARGO_PKG_VERSION"));
     println!("backend {} ({})", r.backend().name(), r.reason);
-    if let Some(gpu) = rt.gpu() {
+    for gpu in rt.gpus() {
         let about = gpu.device().about();
         println!(
             "device {}, {}, kernels for {}",

@@ -17,108 +17,81 @@
 //! the device's layers and comes down behind them. Which layers fit is found out while they are loaded: as many as leave room for
 //! a session over the whole context ([`Room`]).
 //!
+//! Several devices each have a contiguous range of the layers, in the order of the configuration. The ranges are such that the
+//! elements of each device's matrices are in proportion to the memory that it had free: equal devices get equal parts. The first has
+//! the embedding, and the last the norm and the output; an output that is the embedding is where that is, on the first. A layer
+//! lies on one device: where the next one has no room any more, the device behind goes on from there, and behind the last one the
+//! CPU. A device may come out with no layer at all.
+//!
+//! ```text
+//! device 0   ids up ─► embed, layers ─► x down ┐
+//! device 1              x up ─► layers ─► x down ┘ … ─► [norm, logits, advance] ─► found down
+//! ```
+//!
+//! The residual stream goes through page-locked memory of the host; no device reads another's. Devices take turns: a token passes
+//! through one after the other, each with a captured graph of its own, and the host sends every one the position.
+//!
 //! | module | one reason to exist |
 //! |---|---|
 //! | here | which models live on the device, and their vectors there |
-//! | `state` | what a session has there: buffers, cache, the captured step |
+//! | `room` | which device a matrix goes to |
+//! | `state` | what a session has on all of them, and the way of tokens through them |
+//! | `stage` | what a session has on one of them: buffers, cache, captured steps |
 //! | `pass` | the launches |
 
 mod pass;
+mod room;
+mod stage;
 mod state;
 
+pub(super) use room::Room;
 pub(super) use state::{State, Wanted};
 
-use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
+
+use serde_json::{Value, json};
 
 use super::architecture::Architecture;
 use super::load::{Layer, Linear, Parameters};
 use crate::cuda::transformer::HeadShape;
-use crate::cuda::{Gpu, Memory, Part, Stream};
+use crate::cuda::{Device, Gpu, Memory, Part, Stream};
 use crate::error::{Result, Status};
 use crate::matmul::Weights;
 use crate::memory;
 use crate::runtime::Runtime;
-use crate::weights::Home;
 
 /// Where a model's forward pass runs.
 pub(super) enum Placement {
-    /// On the device: all of it, or the first layers.
+    /// On devices: all of it, or the first layers.
     Device(Resident),
     /// On the CPU, for this reason.
     Host(String),
 }
 
-/// Decides, matrix by matrix as they are loaded, whether the next one goes to the device.
-pub(super) struct Room<'a> {
-    rt: &'a Runtime,
-    /// Bytes that are to stay free.
-    reserve: usize,
-    closed: Cell<bool>,
-}
-
-/// What the driver takes for itself as it goes: graphs, and memory that is cut in pages.
-const SLACK: usize = 64 << 20;
-
-impl<'a> Room<'a> {
-    /// For a model whose sessions are of `context` tokens. Where CUDA is demanded nothing is held back: what does not fit is an
-    /// error then.
-    pub fn new(rt: &'a Runtime, a: &Architecture, context: usize) -> Room<'a> {
-        let fits = unfit(rt, a).is_none();
-        let reserve = match rt.gpu() {
-            Some(gpu) if fits && !rt.resolved().demanded => {
-                state::session_bytes(gpu.device(), a, context).saturating_add(SLACK)
-            }
-            _ => 0,
-        };
-        Room {
-            rt,
-            reserve,
-            closed: Cell::new(!fits),
-        }
-    }
-
-    /// The matrix that `make` makes, on the device while there is room. Behind the first one that is not there everything stays on
-    /// the host: what a pass needs is whole layers from the first one on.
-    ///
-    /// # Errors
-    /// Those of `make`; `ERR_BACKEND`.
-    pub fn place(&self, make: impl Fn(Home) -> Result<Weights>) -> Result<Weights> {
-        if !self.closed.get() {
-            let made = make(Home::Backend)?;
-            let there = made.on_device().is_some();
-            let free = match self.rt.gpu() {
-                Some(gpu) if there => gpu.device().memory_free()?,
-                _ => usize::MAX,
-            };
-            if there && free >= self.reserve {
-                return Ok(made);
-            }
-            self.closed.set(true);
-            if !there {
-                return Ok(made);
-            }
-        }
-        make(Home::Host)
-    }
-}
-
-/// What a model has on the device beside its matrices.
+/// A model on devices, or its first layers.
 pub(super) struct Resident {
-    gpu: Arc<Gpu>,
     heads: HeadShape,
-    /// The norms and biases of its layers, one behind the other.
-    memory: Memory,
-    /// Of the layers that it has: all, or the first.
-    layers: Vec<Vectors>,
-    norm: Span,
-    /// Whether it has the embedding, every layer and the output.
-    whole: bool,
+    /// Its devices, in the order in which a token passes through them; not empty.
+    portions: Vec<Portion>,
+    /// The one that has the norm and the output; `None`: the CPU has these, the embedding, and the layers behind.
+    head: Option<usize>,
     /// For people.
     reason: String,
 }
 
-/// A vector of floats in [`Resident::memory`].
+/// What a model has on one device beside its matrices.
+struct Portion {
+    device: Arc<Device>,
+    /// The norms and biases of its layers, one behind the other.
+    memory: Memory,
+    /// The first of its layers.
+    first: usize,
+    layers: Vec<Vectors>,
+    norm: Span,
+}
+
+/// A vector of floats in [`Portion::memory`].
 #[derive(Clone, Copy)]
 struct Span {
     offset: usize,
@@ -170,7 +143,7 @@ fn heads(a: &Architecture) -> HeadShape {
 
 /// Why a model of this architecture would run on the CPU whatever its weights are; `None`: it would not.
 pub(super) fn unfit(rt: &Runtime, a: &Architecture) -> Option<String> {
-    if rt.gpu().is_none() {
+    if rt.gpus().is_empty() {
         return Some(format!(
             "the library runs on the CPU: {}",
             rt.resolved().reason
@@ -185,39 +158,59 @@ pub(super) fn unfit(rt: &Runtime, a: &Architecture) -> Option<String> {
     })
 }
 
+/// The device that has a matrix.
+fn device_of(weights: &Weights) -> Option<&Arc<Device>> {
+    Some(weights.on_device()?.device())
+}
+
+/// The device that has every matrix of a layer.
+fn device_of_layer(layer: &Layer) -> Option<&Arc<Device>> {
+    let [first, others @ ..] = layer.matrices();
+    let device = device_of(first)?;
+    let there = |w: &Weights| device_of(w).is_some_and(|d| Arc::ptr_eq(d, device));
+    others.into_iter().all(there).then_some(device)
+}
+
+/// The index of a device in the library's list.
+fn place_of(gpus: &[Arc<Gpu>], device: &Arc<Device>) -> usize {
+    let found = gpus.iter().position(|g| Arc::ptr_eq(g.device(), device));
+    found.expect("a device of the library")
+}
+
 impl Placement {
-    /// Where a model runs whose matrices were placed by a [`Room`]. What is of no use to the device there comes back.
+    /// Where a model runs whose matrices were placed by a [`Room`]. What is of no use to the devices there comes back.
     ///
     /// # Errors
-    /// `ERR_MEMORY`, of the device only where CUDA is demanded; `ERR_BACKEND`.
+    /// `ERR_MEMORY`, of a device only where CUDA is demanded; `ERR_BACKEND`.
     pub fn of(rt: &Runtime, a: &Architecture, parameters: &mut Parameters) -> Result<Placement> {
         if let Some(reason) = unfit(rt, a) {
             return Ok(Placement::Host(reason));
         }
-        let gpu = rt.gpu().expect("unfit looked");
-        let there = |w: &Weights| w.on_device().is_some();
-        let whole = parameters.matrices().all(there);
-        let layers = parameters.layers.iter();
-        let complete = |l: &Layer| l.matrices().into_iter().all(there);
-        let first = match whole {
-            true => parameters.layers.len(),
-            false => layers.take_while(|l| complete(l)).count(),
+        // As many layers as lie each on one device.
+        let layers = parameters.layers.iter().map_while(device_of_layer);
+        let layers: Vec<usize> = layers.map(|d| place_of(rt.gpus(), d)).collect();
+        let ends = [&parameters.embedding, parameters.output()].map(device_of);
+        let ends = match ends {
+            [Some(embedding), Some(output)] if layers.len() == parameters.layers.len() => {
+                Some([embedding, output].map(|d| place_of(rt.gpus(), d)))
+            }
+            _ => None,
         };
-        if !whole {
-            for w in parameters.all_but_layers(first) {
+        if ends.is_none() {
+            for w in parameters.all_but_layers(layers.len()) {
                 bring_home(rt, w)?;
             }
+            if layers.is_empty() {
+                let reason = match parameters.matrices().any(|w| w.bits() > 8) {
+                    true => "the CPU multiplies weights of 16 and 32 bits",
+                    false => {
+                        "the device has no room, or its kernels do not take the groups of the weights"
+                    }
+                };
+                return Ok(Placement::Host(reason.to_owned()));
+            }
         }
-        if first == 0 {
-            let reason = match parameters.matrices().any(|w| w.bits() > 8) {
-                true => "the CPU multiplies weights of 16 and 32 bits",
-                false => {
-                    "the device has no room, or its kernels do not take the groups of the weights"
-                }
-            };
-            return Ok(Placement::Host(reason.to_owned()));
-        }
-        match Resident::new(gpu, a, parameters, first, whole) {
+        match Resident::new(rt.gpus(), a, parameters, &layers, ends) {
             Ok(resident) => Ok(Placement::Device(resident)),
             Err(e) if e.status() == Status::Memory && !rt.resolved().demanded => {
                 for w in parameters.all_but_layers(0) {
@@ -232,7 +225,7 @@ impl Placement {
     /// `"cuda"`, `"cpu"` or `"cuda+cpu"`.
     pub fn name(&self) -> &'static str {
         match self {
-            Placement::Device(resident) if !resident.whole => "cuda+cpu",
+            Placement::Device(resident) if resident.head.is_none() => "cuda+cpu",
             Placement::Device(_) => "cuda",
             Placement::Host(_) => "cpu",
         }
@@ -245,9 +238,19 @@ impl Placement {
             Placement::Host(reason) => reason,
         }
     }
+
+    /// The devices and how many layers each has, as `apl_model_info` shows them.
+    pub fn devices(&self) -> Vec<Value> {
+        let portion =
+            |p: &Portion| json!({"ordinal": p.device.about().ordinal, "layers": p.layers.len()});
+        match self {
+            Placement::Device(resident) => resident.portions.iter().map(portion).collect(),
+            Placement::Host(_) => Vec::new(),
+        }
+    }
 }
 
-/// A matrix of the device made one of the host.
+/// A matrix of a device made one of the host.
 fn bring_home(rt: &Runtime, weights: &mut Weights) -> Result<()> {
     if weights.on_device().is_some()
         && let Some(codes) = weights.to_codes()?
@@ -258,17 +261,54 @@ fn bring_home(rt: &Runtime, weights: &mut Weights) -> Result<()> {
 }
 
 impl Resident {
-    /// With the first layers of a model.
+    /// With the first layers of a model, each on the device that `layers` says; `ends`: those of the embedding and of the output.
     fn new(
-        gpu: &Arc<Gpu>,
+        gpus: &[Arc<Gpu>],
         a: &Architecture,
         parameters: &Parameters,
-        first: usize,
-        whole: bool,
+        layers: &[usize],
+        ends: Option<[usize; 2]>,
     ) -> Result<Resident> {
+        let mut portions = Vec::new();
+        let mut head = None;
+        for (i, gpu) in gpus.iter().enumerate() {
+            let first = layers.partition_point(|&d| d < i);
+            let range = first..first + layers[first..].partition_point(|&d| d == i);
+            let has_an_end = ends.is_some_and(|ends| ends.contains(&i));
+            if range.is_empty() && !has_an_end {
+                continue;
+            }
+            if ends.is_some_and(|[_, output]| output == i) {
+                head = Some(portions.len());
+            }
+            portions.push(Portion::new(gpu.device(), parameters, range)?);
+        }
+        let (some, all) = (layers.len(), a.layers);
+        let reason = match (head, portions.len()) {
+            (Some(_), 1) => "every tensor is on the device".to_owned(),
+            (Some(_), n) => format!("every tensor is on one of {n} devices"),
+            (None, 1) => {
+                format!("the device has room for {some} of {all} layers; the CPU has the others")
+            }
+            (None, _) => {
+                format!("the devices have room for {some} of {all} layers; the CPU has the others")
+            }
+        };
+        Ok(Resident {
+            heads: heads(a),
+            portions,
+            head,
+            reason,
+        })
+    }
+}
+
+impl Portion {
+    /// With this range of a model's layers.
+    fn new(device: &Arc<Device>, parameters: &Parameters, range: Range<usize>) -> Result<Portion> {
         let mut c = Collector::default();
-        let mut layers = memory::with_capacity(first, "layers")?;
-        for l in &parameters.layers[..first] {
+        let mut layers = memory::with_capacity(range.len(), "layers")?;
+        for l in &parameters.layers[range.clone()] {
             let (q_norm, k_norm) = l.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
             let (post_attention, post_mlp) = l.post_norms.as_ref().map(|(a, m)| (a, m)).unzip();
             layers.push(Vectors {
@@ -285,22 +325,14 @@ impl Resident {
         }
         let norm = c.keep(&parameters.norm);
         let bytes: &[u8] = bytemuck::cast_slice(&c.0);
-        let memory = Memory::new(gpu.device(), bytes.len(), "norms and biases")?;
-        Stream::new(gpu.device())?.write(memory.all(), bytes)?;
-        Ok(Resident {
-            gpu: Arc::clone(gpu),
-            heads: heads(a),
+        let memory = Memory::new(device, bytes.len(), "norms and biases")?;
+        Stream::new(device)?.write(memory.all(), bytes)?;
+        Ok(Portion {
+            device: Arc::clone(device),
             memory,
+            first: range.start,
             layers,
             norm,
-            whole,
-            reason: match whole {
-                true => "every tensor is on the device".to_owned(),
-                false => format!(
-                    "the device has room for {first} of {} layers; the CPU has the others",
-                    a.layers
-                ),
-            },
         })
     }
 

@@ -1,28 +1,47 @@
 //! The launches of a forward pass. A layer reads as in [`crate::model::architecture`].
 
-use super::state::Kept;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::stage::{IN_FLIGHT, Kept};
 use super::{Span, Vectors};
 use crate::cuda::transformer::{
     Added, Gate, Heads, Next, add_norm, advance, angles, attend, embed, gate_up, place_heads,
     softcap,
 };
 use crate::cuda::{Columns, Mode, Part, Prepared, Stream, multiply, prepare};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matmul::Weights;
 use crate::model::architecture::{Activation, Pairing};
 use crate::model::load::Layer;
 
-/// One token through everything: what is captured.
+/// One token through what a device has: from its id, where that is the first one, to the token that follows, where it has the output
+/// of what passes through it last.
 pub(super) fn step(stream: &Stream, k: &Kept) -> Result<()> {
-    let pass = Pass { stream, k, n: 1 };
-    pass.embed()?;
+    let pass = Pass {
+        stream,
+        k,
+        n: 1,
+        cancelled: None,
+    };
+    if k.begins {
+        pass.embed()?;
+    }
     pass.layers()?;
-    pass.last()
+    match k.ends {
+        true => pass.last(),
+        false => Ok(()),
+    }
 }
 
-/// One token through the layers that the device has, from and to the residual stream.
-pub(super) fn lower_step(stream: &Stream, k: &Kept) -> Result<()> {
-    Pass { stream, k, n: 1 }.layers()
+/// One token from the residual stream to the token that follows.
+pub(super) fn last_step(stream: &Stream, k: &Kept) -> Result<()> {
+    let pass = Pass {
+        stream,
+        k,
+        n: 1,
+        cancelled: None,
+    };
+    pass.last()
 }
 
 /// The launches for the `n` tokens of a block.
@@ -30,6 +49,8 @@ pub(super) struct Pass<'a> {
     pub stream: &'a Stream,
     pub k: &'a Kept,
     pub n: usize,
+    /// Looked at between layers; `None` for what is captured, where nothing may wait.
+    pub cancelled: Option<&'a AtomicBool>,
 }
 
 impl<'a> Pass<'a> {
@@ -53,12 +74,13 @@ impl<'a> Pass<'a> {
             self.n,
             k.part(&p.angles),
         )?;
-        let layers = &k.parameters().layers;
-        let vectors = &k.resident().layers;
+        let vectors = &k.portion().layers;
+        let layers = &k.parameters().layers[k.portion().first..];
         if let Some(first) = vectors.first() {
             self.add(None, Some(first.input_norm))?;
         }
         for (i, (layer, v)) in layers.iter().zip(vectors).enumerate() {
+            self.between_layers(i)?;
             self.attention(i, layer, v)?;
             let y = self.added(v.o_bias, v.post_norms[0]);
             self.add(Some(y), Some(v.mlp_norm))?;
@@ -69,7 +91,23 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// From the norm in `a` to what is added, in `y`.
+    /// Ends the pass before layer `i` if the call was cancelled, having waited until no more than [`IN_FLIGHT`] layers are to be done:
+    /// what is enqueued can't be taken back. The device has work all the while.
+    fn between_layers(&self, i: usize) -> Result<()> {
+        let Some(cancelled) = self.cancelled else {
+            return Ok(());
+        };
+        let mark = &self.k.marks[i % IN_FLIGHT];
+        if i >= IN_FLIGHT {
+            mark.wait()?;
+        }
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(Error::state("the call was cancelled"));
+        }
+        self.stream.mark(mark)
+    }
+
+    /// From the norm in `a` to what is added, in `y`; `index`: of the layer, among those of the device.
     fn attention(&self, index: usize, layer: &Layer, v: &Vectors) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
         let (q, keys, values) = (k.part(&p.q), k.part(&p.k), k.part(&p.v));
@@ -82,8 +120,8 @@ impl<'a> Pass<'a> {
                 (&layer.v.weights, values),
             ],
         )?;
-        let vector = |span: Option<Span>| span.map(|span| k.resident().part(span));
-        let (shape, cache) = (&k.resident().heads, k.cache(index));
+        let vector = |span: Option<Span>| span.map(|span| k.portion().part(span));
+        let (shape, cache) = (k.heads(), k.cache(index));
         let position = k.part(&p.position);
         let heads = Heads {
             q,
@@ -107,7 +145,7 @@ impl<'a> Pass<'a> {
             k.part(&p.placed),
             &cache,
             position,
-            a.windows[index],
+            a.windows[k.portion().first + index],
             a.attention_softcap,
             &k.splits(self.n),
             mixed,
@@ -121,7 +159,7 @@ impl<'a> Pass<'a> {
         let (gate, up) = (k.part(&p.gate), k.part(&p.up));
         let products = [(&layer.gate.weights, gate), (&layer.up.weights, up)];
         self.products(k.part(&p.a), self.n, &products)?;
-        let vector = |span: Option<Span>| span.map(|span| k.resident().part(span));
+        let vector = |span: Option<Span>| span.map(|span| k.portion().part(span));
         let act = match a.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::Gelu,
@@ -138,7 +176,7 @@ impl<'a> Pass<'a> {
 
     /// What a sub-layer has left in `y`.
     fn added(&self, bias: Option<Span>, norm: Option<Span>) -> Added<'a> {
-        let vector = |span: Option<Span>| span.map(|span| self.k.resident().part(span));
+        let vector = |span: Option<Span>| span.map(|span| self.k.portion().part(span));
         Added {
             y: self.k.part(&self.k.plan().y),
             bias: vector(bias),
@@ -149,7 +187,7 @@ impl<'a> Pass<'a> {
     /// `x = x + added`, and its norm in `a`.
     fn add(&self, added: Option<Added<'_>>, norm: Option<Span>) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
-        let norm = norm.map(|span| (k.resident().part(span), k.part(&p.a)));
+        let norm = norm.map(|span| (k.portion().part(span), k.part(&p.a)));
         let x = k.part(&p.x);
         add_norm(self.stream, (self.n, a.hidden), a.norm_eps, x, added, norm)
     }
@@ -161,7 +199,7 @@ impl<'a> Pass<'a> {
         let x = k.part(&p.x).part(first * row, count * row);
         // Into the beginning of a buffer: a row need not begin where products can read it.
         let normed = k.part(&p.a);
-        let norm = Some((k.resident().part(k.resident().norm), normed));
+        let norm = Some((k.portion().part(k.portion().norm), normed));
         add_norm(self.stream, (count, a.hidden), a.norm_eps, x, None, norm)?;
         self.products(normed, count, &[(k.parameters().output(), out)])?;
         match a.final_softcap {

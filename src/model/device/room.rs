@@ -1,0 +1,180 @@
+//! Which device a matrix goes to, decided as a model is loaded: in the order embedding, layers, output.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+
+use super::{stage, unfit};
+use crate::error::Result;
+use crate::matmul::Weights;
+use crate::model::architecture::Architecture;
+use crate::runtime::Runtime;
+use crate::weights::Home;
+
+/// Decides, matrix by matrix as they are loaded, where the next one goes.
+pub(in crate::model) struct Room<'a> {
+    rt: &'a Runtime,
+    architecture: &'a Architecture,
+    /// Tokens of a session.
+    context: usize,
+    /// Where the layers of each device begin, by the plan.
+    begins: Vec<usize>,
+    /// Whether everything goes to the host from now on.
+    closed: Cell<bool>,
+    now: RefCell<Now>,
+}
+
+/// The device that is being filled.
+struct Now {
+    /// Its place in the library's list.
+    device: usize,
+    /// Its layers, up to the one that is being loaded.
+    layers: Range<usize>,
+    /// What it had free before that one.
+    free: usize,
+    /// What the layer before took.
+    layer_bytes: usize,
+}
+
+/// What the driver takes for itself as it goes: graphs, and memory that is cut in pages.
+const SLACK: usize = 64 << 20;
+
+impl<'a> Room<'a> {
+    /// For a model whose sessions are of `context` tokens.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND`.
+    pub fn new(rt: &'a Runtime, a: &'a Architecture, context: usize) -> Result<Room<'a>> {
+        let closed = unfit(rt, a).is_some();
+        let mut free = Vec::new();
+        for gpu in rt.gpus().iter().filter(|_| !closed) {
+            free.push(gpu.device().memory_free()?);
+        }
+        Ok(Room {
+            rt,
+            architecture: a,
+            context,
+            begins: begins(a, &free),
+            closed: Cell::new(closed),
+            now: RefCell::new(Now {
+                device: 0,
+                layers: 0..0,
+                free: free.first().copied().unwrap_or(0),
+                layer_bytes: 0,
+            }),
+        })
+    }
+
+    /// The layer that is loaded next: on the device that the plan says, or behind where there is no room for one like the last.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND`.
+    pub fn begin_layer(&self, layer: usize) -> Result<()> {
+        if self.closed.get() {
+            return Ok(());
+        }
+        let now = &mut *self.now.borrow_mut();
+        let free = self.free(now.device)?;
+        if layer > 0 {
+            now.layer_bytes = now.free.saturating_sub(free);
+        }
+        now.free = free;
+        now.layers.end = layer + 1;
+        while now.device + 1 < self.begins.len()
+            && (layer >= self.begins[now.device + 1]
+                || now.free < now.layer_bytes.saturating_add(self.reserve(now)))
+        {
+            now.device += 1;
+            now.layers.start = layer;
+            now.free = self.free(now.device)?;
+        }
+        Ok(())
+    }
+
+    /// The output follows: it is on the last device that has something, by the plan the last of all.
+    ///
+    /// # Errors
+    /// `ERR_BACKEND`.
+    pub fn begin_output(&self) -> Result<()> {
+        let now = &mut *self.now.borrow_mut();
+        let last = self.begins.len().saturating_sub(1);
+        if !self.closed.get() && now.device < last {
+            now.device = last;
+            now.layers = now.layers.end..now.layers.end;
+        }
+        Ok(())
+    }
+
+    /// The matrix that `make` makes, on the device while there is room. Behind the first one that is not there everything stays on
+    /// the host: what a pass needs is whole layers from the first one on.
+    ///
+    /// Where CUDA is demanded nothing is held back: what does not fit is an error then.
+    ///
+    /// # Errors
+    /// Those of `make`; `ERR_BACKEND`.
+    pub fn place(&self, make: impl Fn(Home) -> Result<Weights>) -> Result<Weights> {
+        let now = &mut *self.now.borrow_mut();
+        while !self.closed.get() {
+            let made = make(Home::Device(now.device))?;
+            let there = made.on_device().is_some();
+            if there && (self.rt.resolved().demanded || self.free(now.device)? >= self.reserve(now))
+            {
+                return Ok(made);
+            }
+            // The embedding stands alone: no layer is torn apart if the next device has it.
+            if now.layers.end == 0 && now.device + 1 < self.begins.len() {
+                now.device += 1;
+                continue;
+            }
+            self.closed.set(true);
+            if !there {
+                return Ok(made);
+            }
+        }
+        make(Home::Host)
+    }
+
+    fn free(&self, device: usize) -> Result<usize> {
+        self.rt.gpus()[device].device().memory_free()
+    }
+
+    /// Bytes that are to stay free on the device: for a session over its layers and, unless CUDA is demanded, for the driver.
+    fn reserve(&self, now: &Now) -> usize {
+        let device = self.rt.gpus()[now.device].device();
+        // A single device is to have all, or what fits of it.
+        let layers = match self.begins.len() {
+            1 => 0..self.architecture.layers,
+            _ => now.layers.clone(),
+        };
+        let slack = if self.rt.resolved().demanded {
+            0
+        } else {
+            SLACK
+        };
+        stage::session_bytes(device, self.architecture, layers, self.context).saturating_add(slack)
+    }
+}
+
+/// The first layer of each of several devices, such that the elements of their matrices are in proportion to what they have free.
+///
+/// A layer is where its middle falls. The first device has the embedding too, and the last one the output.
+fn begins(a: &Architecture, free: &[usize]) -> Vec<usize> {
+    let (query, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
+    let layer = a.hidden as f64 * (2 * (query + kv) + 3 * a.intermediate) as f64;
+    let embedding = a.hidden as f64 * a.vocabulary as f64;
+    let output = if a.tied { 0.0 } else { embedding };
+    let all = embedding + layer * a.layers as f64 + output;
+    let room: f64 = free.iter().map(|&bytes| bytes as f64).sum();
+    let mut before = 0.0;
+    let begin = |&bytes: &usize| {
+        let share = if room > 0.0 { before / room } else { 0.0 };
+        before += bytes as f64;
+        ((all * share - embedding) / layer)
+            .round()
+            .clamp(0.0, a.layers as f64) as usize
+    };
+    let mut begins: Vec<usize> = free.iter().map(begin).collect();
+    if let Some(first) = begins.first_mut() {
+        *first = 0;
+    }
+    begins
+}
