@@ -65,7 +65,7 @@ impl Part {
         }
         let width = mixed.len();
         let top = self.largest[r].max(largest);
-        let (old, new) = ((self.largest[r] - top).exp(), (largest - top).exp());
+        let (old, new) = (shift(self.largest[r], top), shift(largest, top));
         self.largest[r] = top;
         self.sums[r] = self.sums[r] * old + sum * new;
         for (to, v) in self.mixed[r * width..][..width].iter_mut().zip(mixed) {
@@ -77,6 +77,16 @@ impl Part {
 /// Elements of the part of a row in [`Scratch::parts`]: the mixed values, the largest score, the sum.
 fn row_part(width: usize) -> usize {
     width + 2
+}
+
+/// `exp(from - to)`. One of the two that a sum needs is always 1, and before the first chunk the other is 0, which the C library's `exp`
+/// takes its slowest path for.
+fn shift(from: f32, to: f32) -> f32 {
+    match from {
+        _ if from == to => 1.0,
+        f32::NEG_INFINITY => 0.0,
+        _ => (from - to).exp(),
+    }
 }
 
 impl Scratch {

@@ -1,11 +1,21 @@
 //! Attention of a few rows over a part of a chunk.
+//!
+//! In decoding a key and a value are read once a token, from memory: the caches of a layer are far apart in time. The kernels call for
+//! them ahead; on a Zen 4 core that takes attention over 544 positions from 2.2 to 1.4 ms a token of 22 layers, of which 1.2 ms is
+//! arithmetic. Huge pages would take another 0.04, and make whole contexts resident at the first token.
 
 use super::lanes::{Lanes, Wide};
 use super::{BLOCK, Chunk};
 
-/// See [`super::VectorKernels::scores`]; `B` blocks of keys at a time.
+/// Bytes that are called for ahead, or a little more: less than 2 KB comes too late, and what is called for beyond the last position
+/// is read for nothing.
+const AHEAD: usize = 4096;
+
+const LINE: usize = 64;
+
+/// See [`super::VectorKernels::scores`]; `B` blocks of keys and `S` rows at a time.
 #[inline(always)]
-pub(super) fn scores<L: Lanes, T: Wide, const R: usize, const B: usize>(
+pub(super) fn scores<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
     l: L,
     q: &[f32],
     keys: &[T],
@@ -19,36 +29,49 @@ pub(super) fn scores<L: Lanes, T: Wide, const R: usize, const B: usize>(
     let mut b = 0;
     while b + B <= blocks {
         let keys = std::array::from_fn(|i| &keys[(b + i) * size..][..size]);
-        products::<L, T, R, B>(l, q, keys, at + b, out);
+        for row in (0..R).step_by(S) {
+            products::<L, T, R, S, B>(l, q, row, keys, at + b, out);
+        }
         b += B;
     }
     while b < blocks {
-        products::<L, T, R, 1>(l, q, [&keys[b * size..][..size]], at + b, out);
+        for row in (0..R).step_by(S) {
+            products::<L, T, R, S, 1>(l, q, row, [&keys[b * size..][..size]], at + b, out);
+        }
         b += 1;
     }
 }
 
+/// Those of the rows from `row` on; `keys` follow each other.
 #[inline(always)]
-fn products<L: Lanes, T: Wide, const R: usize, const B: usize>(
+fn products<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
     l: L,
     q: &[[f32; R]],
+    row: usize,
     keys: [&[T]; B],
     at: usize,
     out: &mut [Chunk; R],
 ) {
+    // A column of all the blocks. Whole runs of `B` blocks ahead, because all of them are begun at once.
+    let step = B * BLOCK * size_of::<T>();
+    let ahead = AHEAD.next_multiple_of(q.len() * step);
+    let next = keys[0].as_ptr().cast::<u8>().wrapping_add(ahead);
     let keys = keys.map(|k| &k.as_chunks::<BLOCK>().0[..q.len()]);
-    let mut sums = [[l.splat(0.0); R]; B];
+    let mut sums = [[l.splat(0.0); S]; B];
     for (d, q) in q.iter().enumerate() {
+        for line in (0..step).step_by(LINE) {
+            l.prefetch(next.wrapping_add(d * step + line));
+        }
         for b in 0..B {
             let k = T::load(l, &keys[b][d]);
-            for r in 0..R {
-                sums[b][r] = l.mul_add(l.splat(q[r]), k, sums[b][r]);
+            for r in 0..S {
+                sums[b][r] = l.mul_add(l.splat(q[row + r]), k, sums[b][r]);
             }
         }
     }
     for b in 0..B {
-        for r in 0..R {
-            let to = &mut out[r].0[(at + b) * BLOCK..];
+        for r in 0..S {
+            let to = &mut out[row + r].0[(at + b) * BLOCK..];
             l.store(sums[b][r], to.first_chunk_mut().expect("a block"));
         }
     }
@@ -79,9 +102,9 @@ pub(super) fn softmax<L: Lanes>(l: L, chunk: &mut Chunk, first: usize, end: usiz
     (largest, l.sum(sum))
 }
 
-/// See [`super::VectorKernels::mix`]; `B` times 16 elements at a time.
+/// See [`super::VectorKernels::mix`]; `B` times 16 elements and `S` rows at a time.
 #[inline(always)]
-pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const B: usize>(
+pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
     l: L,
     p: &[Chunk],
     at: usize,
@@ -92,29 +115,36 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const B: usize>(
     let n = values.len() / width;
     let p: &[Chunk; R] = p.first_chunk().expect("a chunk for each row");
     let p = p.each_ref().map(|p| &p.0[at..at + n]);
-    let mut c = 0;
-    while c + 16 * B <= width {
-        columns::<L, T, R, B>(l, p, values, width, c, out);
-        c += 16 * B;
-    }
-    while c < width {
-        columns::<L, T, R, 1>(l, p, values, width, c, out);
-        c += 16;
+    for row in (0..R).step_by(S) {
+        let p: [&[f32]; S] = std::array::from_fn(|r| p[row + r]);
+        let out = &mut out[row * width..][..S * width];
+        let mut c = 0;
+        while c + 16 * B <= width {
+            columns::<L, T, S, B>(l, p, values, width, c, row == 0 && c == 0, out);
+            c += 16 * B;
+        }
+        while c < width {
+            columns::<L, T, S, 1>(l, p, values, width, c, row == 0 && c == 0, out);
+            c += 16;
+        }
     }
 }
 
+/// The columns from `c` on; the `first` to pass calls for all the others too, whose turn comes when the chunk is in a cache.
 #[inline(always)]
-fn columns<L: Lanes, T: Wide, const R: usize, const B: usize>(
+fn columns<L: Lanes, T: Wide, const S: usize, const B: usize>(
     l: L,
-    p: [&[f32]; R],
+    p: [&[f32]; S],
     values: &[T],
     width: usize,
     c: usize,
+    first: bool,
     out: &mut [f32],
 ) {
-    let mut sums = [[l.splat(0.0); R]; B];
+    let ahead = if first { width * size_of::<T>() } else { 0 };
+    let mut sums = [[l.splat(0.0); S]; B];
     for b in 0..B {
-        for r in 0..R {
+        for r in 0..S {
             let from = &out[r * width + c + 16 * b..];
             sums[b][r] = l.load(from.first_chunk().expect("16 elements"));
         }
@@ -122,16 +152,20 @@ fn columns<L: Lanes, T: Wide, const R: usize, const B: usize>(
     let n = p[0].len();
     let p = p.map(|p| &p[..n]);
     for (i, values) in values.chunks_exact(width).take(n).enumerate() {
+        let next = values.as_ptr().cast::<u8>().wrapping_add(AHEAD);
+        for line in (0..ahead).step_by(LINE) {
+            l.prefetch(next.wrapping_add(line));
+        }
         let values: &[[T; 16]] = values[c..c + 16 * B].as_chunks().0;
         for b in 0..B {
             let v = T::load(l, &values[b]);
-            for r in 0..R {
+            for r in 0..S {
                 sums[b][r] = l.mul_add(l.splat(p[r][i]), v, sums[b][r]);
             }
         }
     }
     for b in 0..B {
-        for r in 0..R {
+        for r in 0..S {
             let to = &mut out[r * width + c + 16 * b..];
             l.store(sums[b][r], to.first_chunk_mut().expect("16 elements"));
         }

@@ -17,7 +17,8 @@ macro_rules! with {
     ($proof:expr, $e:expr) => {{
         let Avx2(()) = $proof;
         // SAFETY: the proof was made in a function that enables avx2, fma and f16c, whose callers
-        // know that the processor has them; the memory operands are references to whole vectors.
+        // know that the processor has them; the memory operands are references to whole vectors, but those of
+        // prefetches, which may name any address.
         unsafe { $e }
     }};
 }
@@ -145,12 +146,17 @@ impl Lanes for Avx2 {
             [_mm256_and_ps(low, v[0]), _mm256_and_ps(high, v[1])]
         })
     }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        with!(self, _mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
 }
 
 vector_table!(
     Isa::Avx2,
     Avx2,
-    [4, 2, 1, 1],
+    [(1, 4), (2, 2), (4, 1), (4, 1)],
     Avx2(()),
     #[target_feature(enable = "avx2,fma,f16c,popcnt")]
 );

@@ -17,7 +17,8 @@ macro_rules! with {
     ($proof:expr, $e:expr) => {{
         let Avx512(()) = $proof;
         // SAFETY: the proof was made in a function that enables avx512f/bw/vl/dq, whose callers
-        // know that the processor has them; the memory operands are references to whole vectors.
+        // know that the processor has them; the memory operands are references to whole vectors, but those of
+        // prefetches, which may name any address.
         unsafe { $e }
     }};
 }
@@ -109,12 +110,17 @@ impl Lanes for Avx512 {
             _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, b), v)
         )
     }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        with!(self, _mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
 }
 
 vector_table!(
     Isa::Avx512,
     Avx512,
-    [4, 4, 4, 2],
+    [(1, 4), (2, 4), (4, 4), (8, 2)],
     Avx512(()),
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,popcnt")]
 );

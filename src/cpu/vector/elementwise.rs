@@ -43,8 +43,14 @@ pub(super) fn rms_norm<L: Lanes>(l: L, x: &[f32], weights: &[f32], eps: f32, out
     let [a, b, c, d] = squares;
     let total = l.sum(l.add(l.add(a, b), l.add(c, d)));
     let factor = l.splat(1.0 / (total / x.len() as f32 + eps).sqrt());
-    out.copy_from_slice(x);
-    map!(l, out, weights, |x, w| l.mul(l.mul(x, factor), w));
+    let (weights, last_weights) = weights.as_chunks::<16>();
+    let (out, last) = out.as_chunks_mut::<16>();
+    for ((x, w), out) in whole.iter().zip(weights).zip(out) {
+        l.store(l.mul(l.mul(l.load(x), factor), l.load(w)), out);
+    }
+    if !last.is_empty() {
+        l.store_first(l.mul(l.mul(rest, factor), l.load_first(last_weights)), last);
+    }
 }
 
 /// See [`super::VectorKernels::silu_times`].

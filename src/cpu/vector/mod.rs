@@ -206,16 +206,15 @@ impl VectorKernels {
     }
 }
 
-/// The kernels for 1, 2, 4 and 8 rows, with so many blocks of 16 beside each other: few rows take several, because a chain alone would
-/// wait for every sum, and many as the registers allow, because a block more is another use of what is broadcast.
+/// The kernels for 1, 2, 4 and 8 rows, with so many rows and blocks of 16 beside each other: few rows take several blocks, because a chain
+/// alone would wait for every sum, and many as the registers allow, because a block more is another use of what is broadcast. Sums
+/// that do not fit them cost most: with 16 registers, 8 rows of a block at once took 1.6 to 2.7 times as long as 4 and then 4.
 macro_rules! by_rows {
-    ($f:ident, $t:ty, [$one:literal, $two:literal, $four:literal, $eight:literal]) => {
-        [
-            $f::<$t, 1, $one>,
-            $f::<$t, 2, $two>,
-            $f::<$t, 4, $four>,
-            $f::<$t, 8, $eight>,
-        ]
+    ($f:ident, $t:ty, [$(($rows:literal, $blocks:literal)),*]) => {
+        by_rows!(@ $f, $t, [1, 2, 4, 8], [$(($rows, $blocks)),*])
+    };
+    (@ $f:ident, $t:ty, [$($all:literal),*], [$(($rows:literal, $blocks:literal)),*]) => {
+        [$($f::<$t, $all, $rows, $blocks>),*]
     };
 }
 
@@ -223,23 +222,23 @@ macro_rules! by_rows {
 macro_rules! vector_table {
     ($isa:expr, $level:ty, $blocks:tt, $proof:expr $(, #[$features:meta])?) => {
         $(#[$features])?
-        fn scores<T: lanes::Wide, const R: usize, const B: usize>(
+        fn scores<T: lanes::Wide, const R: usize, const S: usize, const B: usize>(
             q: &[f32],
             keys: &[T],
             at: usize,
             out: &mut [Chunk],
         ) {
-            attention::scores::<$level, T, R, B>($proof, q, keys, at, out)
+            attention::scores::<$level, T, R, S, B>($proof, q, keys, at, out)
         }
 
         $(#[$features])?
-        fn mix<T: lanes::Wide, const R: usize, const B: usize>(
+        fn mix<T: lanes::Wide, const R: usize, const S: usize, const B: usize>(
             p: &[Chunk],
             at: usize,
             values: &[T],
             out: &mut [f32],
         ) {
-            attention::mix::<$level, T, R, B>($proof, p, at, values, out)
+            attention::mix::<$level, T, R, S, B>($proof, p, at, values, out)
         }
 
         $(#[$features])?

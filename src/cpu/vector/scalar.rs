@@ -102,4 +102,9 @@ impl Lanes for Scalar {
     }
 }
 
-vector_table!(Isa::Scalar, Scalar, [1, 1, 1, 1], Scalar);
+vector_table!(
+    Isa::Scalar,
+    Scalar,
+    [(1, 1), (2, 1), (4, 1), (8, 1)],
+    Scalar
+);
