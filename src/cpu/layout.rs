@@ -187,11 +187,15 @@ pub fn interleave(bits: Bits, packed: &[u8]) -> [u32; 8] {
             }
         }
         Bits::Four => {
-            let eight = |i: usize| spread4(packed[4 * i..][..4].try_into().expect("four bytes"));
-            for (i, pair) in out[..4].chunks_exact_mut(2).enumerate() {
-                // Columns 8 i to 8 i + 7 below, 16 further above.
-                let both = eight(i) | eight(i + 2) << 4;
-                (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
+            // Columns 0 to 15 below, 16 to 31 above: what is done with a byte is done with eight side by side.
+            let (below, above) = packed[..16].split_at(8);
+            let mut bytes = [0u8; 16];
+            for i in 0..8 {
+                bytes[2 * i] = below[i] >> 4 | above[i] & 0xf0;
+                bytes[2 * i + 1] = below[i] & 0x0f | above[i] << 4;
+            }
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *o = u32::from_le_bytes(*b);
             }
         }
         Bits::Two => {
@@ -205,18 +209,6 @@ pub fn interleave(bits: Bits, packed: &[u8]) -> [u32; 8] {
         }
     }
     out
-}
-
-/// Eight 4-bit codes in four bytes, one to a byte, the first in the lowest.
-fn spread4(packed: [u8; 4]) -> u64 {
-    // Bytes 0, 1, 2, 3 go to 0, 2, 4, 6.
-    let apart = |x: u32| {
-        let x = x as u64;
-        let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
-        (x | x << 8) & 0x00ff_00ff_00ff_00ff
-    };
-    let x = u32::from_le_bytes(packed);
-    apart(x >> 4 & 0x0f0f_0f0f) | apart(x & 0x0f0f_0f0f) << 8
 }
 
 /// Four 2-bit codes in a byte, one to a byte, the first in the lowest.

@@ -3,7 +3,7 @@
 use crate::cpu::layout::{
     Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind, deinterleave, interleave,
 };
-use crate::quant::{Bits, Codes, Packing, pack_row};
+use crate::quant::{Bits, Codes, Packing, ScaleValues, pack_row};
 use half::f16;
 use std::ops::Range;
 
@@ -77,13 +77,10 @@ fn repack<'a>(
 /// The scales and zero points of group `g`, behind its codes.
 fn pack_scales(l: &Layout, codes: &Codes<'_>, rows: Range<usize>, g: usize, tail: &mut [u8]) {
     for (r, row) in rows.enumerate() {
-        let scale = codes.scale(row, g);
-        match l.scale {
-            // Exact: the values are float16 already.
-            ScaleKind::F16 => {
-                tail[2 * r..][..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes())
-            }
-            ScaleKind::F32 => tail[4 * r..][..4].copy_from_slice(&scale.to_le_bytes()),
+        let scale = codes.scale_per.index(row, g, l.shape.groups);
+        match codes.scales {
+            ScaleValues::F16(v) => tail[2 * r..][..2].copy_from_slice(&v[scale].to_le_bytes()),
+            ScaleValues::F32(v) => tail[4 * r..][..4].copy_from_slice(&v[scale].to_le_bytes()),
         }
         if l.zero == ZeroKind::PerGroup {
             let zero = codes.zero_point(row, g) as i16;
@@ -130,7 +127,7 @@ pub fn tile_zero_point(l: &Layout, tile: &[u8], r: usize, g: usize) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::{Per, ScaleValues, Shape, packed_row_bytes};
+    use crate::quant::{Per, Shape, packed_row_bytes};
 
     #[test]
     fn what_goes_into_a_tile_comes_out() {
