@@ -107,11 +107,6 @@ unsafe fn multiply(
         group: first / l.subs,
         sub: first % l.subs,
     };
-    if first >= (l.shape.groups - 1) * l.subs {
-        // The last group may be longer than what its number of sub-blocks says only where it is the only one.
-        walk.group = l.shape.groups - 1;
-        walk.sub = first - walk.group * l.subs;
-    }
     let mut sweep = Sweep {
         l,
         x,

@@ -1,8 +1,7 @@
 //! Attention of a few rows over a part of a chunk.
 //!
 //! In decoding a key and a value are read once a token, from memory: the caches of a layer are far apart in time. The kernels call for
-//! them ahead; on a Zen 4 core that takes attention over 544 positions from 2.2 to 1.4 ms a token of 22 layers, of which 1.2 ms is
-//! arithmetic. Huge pages would take another 0.04, and make whole contexts resident at the first token.
+//! them ahead; on a Zen 4 core that took the scores of 544 positions from 1.4 to 0.7 ms a token of 22 layers, beside other work.
 
 use super::lanes::{Lanes, Wide};
 use super::{BLOCK, Chunk};
