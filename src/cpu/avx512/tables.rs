@@ -2,9 +2,10 @@
 //!
 //! `vpermw` takes 32 words from a table of 32. A 1-bit dword (see [`crate::cpu::layout`]) is two words of 16 bits: four times
 //! four columns of one row in the even words, four times four others in the odd ones. So a table of four columns has the 16 sums
-//! of the even words below, those of the odd ones above, and bit 4 of an index says which. One look-up and one addition are then 16
-//! rows × 8 columns, where `vpdpbusd` takes 4: half as many instructions, as long as the tables lie in the first-level
-//! cache and serve many tiles.
+//! of the even words below, those of the odd ones above, and bit 4 of an index says which. A look-up and an addition are then 16 rows ×
+//! 8 columns, for which `vpdpbusd` is needed twice: it shares two ports with the float arithmetic, which an addition does not, and
+//! wants unpacked codes.
+//! That pays as long as the tables lie in the first-level cache and serve many tiles.
 //!
 //! Tables hold sums of doubled bits, as [`super::int8`] sums them, and the corrections of the contract are added to those: the
 //! same integers, and the same order of float32 sums behind them.

@@ -22,12 +22,13 @@ pub const UNPACK_SUBS: usize = 4;
 pub const DIRECT: usize = 48;
 
 /// Tiles of a task by tables at most: 192 KiB of sums of twelve vectors.
-pub const TABLE_TILES: usize = 128;
+const TABLE_TILES: usize = 128;
 
 /// How a product is cut into tasks: runs of tiles × panels of vectors.
 pub struct Plan {
     tiles: usize,
-    tiles_a_task: usize,
+    /// Tiles a task, at most.
+    pub tiles_a_task: usize,
     vectors: usize,
     /// Vectors a panel.
     pub panel: usize,

@@ -4,7 +4,7 @@
 //! the first-level cache while a run of tiles passes, whose float32 sums stay in the second-level one.
 
 use super::Tiles;
-use super::plan::{Plan, TABLE_TILES};
+use super::plan::Plan;
 use crate::cpu::layout::{Layout, TILE_ROWS};
 use crate::cpu::tile::{TABLE_WORDS, Tabled, Tables, TileKernels, WIDTHS};
 use crate::matmul::activations::{Int8, blocks};
@@ -32,7 +32,7 @@ pub fn that_pay(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
 
 /// Floats that a task works in.
 pub fn scratch_floats(plan: &Plan) -> usize {
-    TABLE_FLOATS + TABLE_TILES * plan.panel * TILE_ROWS
+    TABLE_FLOATS + plan.tiles_a_task * plan.panel * TILE_ROWS
 }
 
 impl Tiles {

@@ -5,7 +5,7 @@ use crate::quant::{Bits, CodesBuf, Shape, quantize_block};
 use crate::runtime::Pool;
 use crate::testing::{Kind, Random, assert_product, product, random_codes};
 
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 0),
     (1, 31, 32),
     (3, 33, 32),
@@ -19,6 +19,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (7, 8, 1000),
     (40, 1100, 32),
     (34, 2080, 160),
+    (35, 200, 128),
     (2, 4097, 128),
 ];
 const VECTORS: [usize; 8] = [1, 2, 3, 5, 8, 13, 31, 61];

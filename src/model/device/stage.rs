@@ -265,7 +265,8 @@ impl Kept {
 }
 
 impl Stage {
-    /// For sequences of up to `context` tokens, of the portion `index`; `rows`: tokens of a block.
+    /// For sequences of up to `context` tokens, of the portion `index`; keys and values are `half` or float, cosines and sines are
+    /// multiplied with `amplitude`.
     ///
     /// # Errors
     /// `ERR_MEMORY`, `ERR_BACKEND`.
