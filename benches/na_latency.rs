@@ -6,6 +6,9 @@
 //!
 //! What is marshalled: an interpreter holds arrays of float64 (⎕DR 645). F8 copies them to a buffer and copies the result to
 //! a new array; F4 converts each element both ways. The result is a vector of the status and the array.
+//!
+//! Each form is called with three handles: one that multiplies by float32 activations, one by int8 activations, and none, which is
+//! refused at once: what is left of that call is the way there and back.
 
 #[allow(dead_code, unused_imports, reason = "the tests use all of it")]
 #[path = "../tests/apl/declaration.rs"]
@@ -195,19 +198,23 @@ fn main() {
         "I4 lib|apl_weights_from_f64 <F8[] I8 I8 I8 <0UTF8[] >I4",
         so,
     );
-    let options = format!("{{\"bits\":{bits}}}");
     let n = |n: usize| Item::Number(n as i64);
-    let made = make.call(&[
-        Item::Floats(&w),
-        n(rows * cols),
-        n(rows),
-        n(cols),
-        Item::Text(&options),
-        n(0),
-    ]);
-    let [Out::Number(0), Out::Number(handle)] = made[..] else {
-        panic!("no handle of {rows} x {cols} weights");
+    let handle = |activations: &str| {
+        let options = format!(r#"{{"bits":{bits},"activations":"{activations}"}}"#);
+        let made = make.call(&[
+            Item::Floats(&w),
+            n(rows * cols),
+            n(rows),
+            n(cols),
+            Item::Text(&options),
+            n(0),
+        ]);
+        let [Out::Number(0), Out::Number(handle)] = made[..] else {
+            panic!("no handle of {rows} x {cols} weights");
+        };
+        handle
     };
+    let handles = [handle("f32"), handle("int8"), 0];
     let x: Vec<f64> = (0..cols)
         .map(|i| (i * 53 % 97) as f64 / 32.0 - 1.5)
         .collect();
@@ -223,24 +230,26 @@ fn main() {
             n(1),
         ]
     };
-    let product = |f: &Function| match &f.call(&items(handle))[..] {
+    let product = |f: &Function, handle: i32| match &f.call(&items(handle))[..] {
         [Out::Number(0), Out::Floats(y)] => y.clone(),
         _ => panic!("{} failed", f.declaration.function),
     };
-    assert_eq!(product(&na8), product(&na4));
+    for handle in [handles[0], handles[1]] {
+        assert_eq!(product(&na8, handle), product(&na4, handle));
+    }
 
     let shape = [rows, cols, bits, calls];
     let mut others = [Other::c(shape), Other::python(shape)];
-    // A call, and the same with a handle that is none, which is refused at once: what is left is the way there and back.
-    let mut measured: Vec<(&str, [Vec<f64>; 2])> = Vec::new();
-    let mut note = |form: &'static str, call: f64, alone: f64| {
+    let mut measured: Vec<(&str, [Vec<f64>; 3])> = Vec::new();
+    let mut note = |form: &'static str, times: [f64; 3]| {
         let i = measured.iter().position(|(name, _)| *name == form);
         let i = i.unwrap_or_else(|| {
             measured.push((form, Default::default()));
             measured.len() - 1
         });
-        measured[i].1[0].push(call);
-        measured[i].1[1].push(alone);
+        for (all, time) in measured[i].1.iter_mut().zip(times) {
+            all.push(time);
+        }
     };
     for _ in 0..rounds {
         let [c, python] = &mut others;
@@ -249,24 +258,30 @@ fn main() {
             ("⎕NA-like, F8 in and out", &na8),
             ("⎕NA-like, F4 in and out", &na4),
         ] {
-            let [call, alone] =
-                [handle, 0].map(|h| median(calls, || drop(black_box(f.call(&items(h))))));
-            note(form, call, alone);
+            let times = handles.map(|h| median(calls, || drop(black_box(f.call(&items(h))))));
+            note(form, times);
         }
         python.iter_mut().for_each(|python| python.round(&mut note));
     }
     println!(
         "{rows} x {cols}, {bits} bits, one vector, one thread: median of {rounds} rounds of {calls} calls, us"
     );
-    println!("{:42} {:>9} {:>21}", "", "a call", "without the product");
+    println!(
+        "{:42} {:>9} {:>9} {:>20} {:>16}",
+        "", "float32", "int8", "without the product", "share, f32, int8"
+    );
     let mut table = Vec::new();
     for (form, mut times) in measured {
-        let [call, alone] = times.each_mut().map(|t| middle(t) / 1e3);
-        println!(
-            "{form:42} {call:9.2} {alone:12.2} ({:4.1}%)",
-            100.0 * alone / call
-        );
-        table.push(json!({"form": form, "call_us": call, "without_product_us": alone}));
+        let [f32, int8, alone] = times.each_mut().map(|t| middle(t) / 1e3);
+        let [of_f32, of_int8] = [f32, int8].map(|t| 100.0 * alone / t);
+        println!("{form:42} {f32:9.2} {int8:9.2} {alone:20.2} {of_f32:7.1}% {of_int8:7.1}%");
+        table.push(json!({
+            "form": form,
+            "f32_us": f32,
+            "int8_us": int8,
+            "without_product_us": alone,
+            "shares": format!("{of_f32:.1}%, {of_int8:.1}%"),
+        }));
     }
     if let Some(path) = text_option("--json") {
         // As tools/render_results.py reads it.
@@ -276,7 +291,13 @@ fn main() {
                 "{rows} x {cols}, {bits} bits, one vector, one thread; medians of {rounds} rounds of {calls} calls in turn"
             ),
             "command": "make latency",
-            "columns": [["", "form"], ["a call, µs", "call_us"], ["of it without the product, µs", "without_product_us"]],
+            "columns": [
+                ["", "form"],
+                ["float32 activations, µs", "f32_us"],
+                ["int8 activations, µs", "int8_us"],
+                ["without the product, µs", "without_product_us"],
+                ["its share of both", "shares"],
+            ],
             "rows": table,
         });
         std::fs::write(&path, format!("{report:#}\n"))
@@ -364,14 +385,16 @@ impl Other {
         }
     }
 
-    /// Tells the median nanoseconds of each form, and of the same without the product.
-    fn round(&mut self, note: &mut dyn FnMut(&'static str, f64, f64)) {
+    /// Tells the median nanoseconds of each form with each handle.
+    fn round(&mut self, note: &mut dyn FnMut(&'static str, [f64; 3])) {
         writeln!(self.process.stdin.as_mut().unwrap(), "round").expect("it listens");
         let answer = self.answers.next().expect("it answers").unwrap();
         let answer: Value = serde_json::from_str(&answer).unwrap();
-        let ns = |key: &str| answer[key].as_f64().unwrap();
         for (key, form) in self.forms {
-            note(form, ns(key), ns(&format!("{key} alone")));
+            note(
+                form,
+                std::array::from_fn(|i| answer[key][i].as_f64().unwrap()),
+            );
         }
     }
 }

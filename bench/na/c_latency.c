@@ -1,5 +1,5 @@
-/* The same product as benches/na_latency.rs, called from C. For each line that it reads it makes a round of calls in each form, and
- * answers with their median nanoseconds as JSON.
+/* The same products as benches/na_latency.rs, called from C. For each line that it reads it makes a round of calls in each form, and
+ * answers with the median nanoseconds with each handle as JSON.
  *
  * usage: c_latency LIBRARY ROWS COLS BITS CALLS
  */
@@ -54,6 +54,10 @@ static int ascending(const void *a, const void *b)
     return (p > q) - (p < q);
 }
 
+/* By float32 and by int8 activations, and none, which is refused at once: what is left is the call. */
+enum { FLOAT32, INT8, NONE, HANDLES };
+static int32_t handles[HANDLES];
+
 static double median(int32_t (*call)(int32_t), int32_t handle, int calls)
 {
     double *times = allocate(calls, sizeof *times), middle;
@@ -70,10 +74,16 @@ static double median(int32_t (*call)(int32_t), int32_t handle, int calls)
     return middle;
 }
 
+static void round_of(int32_t (*call)(int32_t), int calls)
+{
+    printf("[%.1f, %.1f, %.1f]", median(call, handles[FLOAT32], calls), median(call, handles[INT8], calls),
+           median(call, handles[NONE], calls));
+}
+
 int main(int argc, char **argv)
 {
-    char options[32], line[64];
-    int32_t handle;
+    static const char *const activations[] = {"f32", "int8"};
+    char options[64], line[64];
     if (argc != 6)
         fail("usage: c_latency LIBRARY ROWS COLS BITS CALLS");
     void *library = dlopen(argv[1], RTLD_NOW);
@@ -94,9 +104,13 @@ int main(int argc, char **argv)
     double *w = allocate(rows * cols, sizeof *w);
     for (int64_t i = 0; i < rows * cols; i++)
         w[i] = (double)(i * 37 % 101 - 50) / 64;
-    snprintf(options, sizeof options, "{\"bits\": %d}", atoi(argv[4]));
-    if (init("{\"threads\": 1}") || from_f64(w, rows * cols, rows, cols, options, &handle))
-        fail("no handle");
+    if (init("{\"threads\": 1}"))
+        fail("no library");
+    for (int i = FLOAT32; i <= INT8; i++) {
+        snprintf(options, sizeof options, "{\"bits\": %d, \"activations\": \"%s\"}", atoi(argv[4]), activations[i]);
+        if (from_f64(w, rows * cols, rows, cols, options, &handles[i]))
+            fail("no handle");
+    }
     free(w);
     x = allocate(cols, sizeof *x);
     x4 = allocate(cols, sizeof *x4);
@@ -104,17 +118,20 @@ int main(int argc, char **argv)
     y4 = allocate(rows, sizeof *y4);
     for (int64_t i = 0; i < cols; i++)
         x4[i] = (float)(x[i] = (double)(i * 53 % 97 - 48) / 32);
-    if (doubles(handle) || floats(handle))
-        fail("the product failed");
-    for (int64_t i = 0; i < rows; i++)
-        if (y[i] != (double)y4[i])
-            fail("the forms disagree");
+    for (int i = FLOAT32; i <= INT8; i++) {
+        if (doubles(handles[i]) || floats(handles[i]))
+            fail("the product failed");
+        for (int64_t r = 0; r < rows; r++)
+            if (y[r] != (double)y4[r])
+                fail("the forms disagree");
+    }
 
-    /* A handle that is none is refused at once: what is left is the call. */
     while (fgets(line, sizeof line, stdin)) {
-        printf("{\"doubles\": %.1f, \"doubles alone\": %.1f, \"floats\": %.1f, \"floats alone\": %.1f}\n",
-               median(doubles, handle, calls), median(doubles, 0, calls), median(floats, handle, calls),
-               median(floats, 0, calls));
+        printf("{\"doubles\": ");
+        round_of(doubles, calls);
+        printf(", \"floats\": ");
+        round_of(floats, calls);
+        printf("}\n");
         fflush(stdout);
     }
     return 0;

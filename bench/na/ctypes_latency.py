@@ -1,5 +1,5 @@
-"""The same product as benches/na_latency.rs, called by Python's ctypes. For each line that it reads it makes a round of calls in
-each form, and answers with their median nanoseconds.
+"""The same products as benches/na_latency.rs, called by Python's ctypes. For each line that it reads it makes a round of calls in
+each form, and answers with the median nanoseconds with each handle.
 
 usage: ctypes_latency.py LIBRARY ROWS COLS BITS CALLS
 """
@@ -18,11 +18,19 @@ matmul.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_double), ctypes.c_int
                    ctypes.c_int64, ctypes.c_int64]
 assert library.apl_ffi_init(b'{"threads":1}') == 0
 w = (ctypes.c_double * (rows * cols))(*((i * 37 % 101 - 50) / 64 for i in range(rows * cols)))
-handle = ctypes.c_int32()
-options = json.dumps({"bits": bits}).encode()
-status = library.apl_weights_from_f64(w, ctypes.c_int64(rows * cols), ctypes.c_int64(rows), ctypes.c_int64(cols), options,
-                                      ctypes.byref(handle))
-assert status == 0, status
+
+
+def made(activations):
+    handle = ctypes.c_int32()
+    options = json.dumps({"bits": bits, "activations": activations}).encode()
+    status = library.apl_weights_from_f64(w, ctypes.c_int64(rows * cols), ctypes.c_int64(rows), ctypes.c_int64(cols), options,
+                                          ctypes.byref(handle))
+    assert status == 0, status
+    return handle
+
+
+# The last is none, and refused at once: what is left is marshalling.
+handles = [made("f32"), made("int8"), ctypes.c_int32(0)]
 del w
 numbers = [(i * 53 % 97 - 48) / 32 for i in range(cols)]
 packed = array.array("d", numbers)
@@ -50,17 +58,19 @@ def views(h):
     return y
 
 
-assert matmul(handle, In(*numbers), cols, Out(), rows, 1) == 0
-assert any(lists(handle)) and lists(handle) == list(arrays(handle)) == list(views(handle))
+for handle in handles[:2]:
+    assert matmul(handle, In(*numbers), cols, Out(), rows, 1) == 0
+    assert any(lists(handle)) and lists(handle) == list(arrays(handle)) == list(views(handle))
+
+
+def median(form, handle):
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter_ns()
+        form(handle)
+        times.append(time.perf_counter_ns() - start)
+    return statistics.median(times)
+
+
 for line in sys.stdin:
-    answer = {}
-    for form in (lists, arrays, views):
-        # A handle that is none is refused at once: what is left is marshalling.
-        for name, h in ((form.__name__, handle), (form.__name__ + " alone", ctypes.c_int32(0))):
-            times = []
-            for _ in range(calls):
-                start = time.perf_counter_ns()
-                form(h)
-                times.append(time.perf_counter_ns() - start)
-            answer[name] = statistics.median(times)
-    print(json.dumps(answer), flush=True)
+    print(json.dumps({form.__name__: [median(form, h) for h in handles] for form in (lists, arrays, views)}), flush=True)

@@ -9,7 +9,7 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA, F16C and POPCNT; AVX-VNNI where present.
     Avx2,
-    /// AVX-512 F, BW, VL, DQ; VNNI, VBMI, BITALG, VPOPCNTDQ and GFNI where present.
+    /// AVX-512 F, BW, VL, DQ; VNNI, VBMI, BITALG and VPOPCNTDQ where present.
     Avx512,
 }
 
@@ -77,8 +77,7 @@ impl Features {
                 && has!("avx512vnni")
                 && has!("avx512vbmi")
                 && has!("avx512bitalg")
-                && has!("avx512vpopcntdq")
-                && has!("gfni"),
+                && has!("avx512vpopcntdq"),
             looks_up_words: vendor() == *b"AuthenticAMD",
         }
     }
@@ -109,7 +108,7 @@ impl Features {
         self.avx_vnni
     }
 
-    /// The AVX-512 extensions that came together with Ice Lake and Zen 4: VNNI, VBMI, BITALG, VPOPCNTDQ, GFNI.
+    /// The AVX-512 extensions that came together with Ice Lake and Zen 4: VNNI, VBMI, BITALG, VPOPCNTDQ.
     pub fn avx512_ice(&self) -> bool {
         self.avx512_ice
     }

@@ -22,11 +22,13 @@
 //! four neighbouring columns in the four bytes of a dword: what `vpdpbusd` wants beside four bytes of activations.
 //!
 //! - Every part is a multiple of 64 bytes and aligned to 64.
-//! - Columns beyond the matrix (a short last group, padded to 32) and rows beyond it hold code 0 and scale 0.
-//!   Kernels see activations of 0 there; what they compute for rows beyond the matrix is not read.
+//! - A group whose columns are no multiple of 32, the last one or (in a padded layout) any, ends in a sub-block that it fills in
+//!   part. Columns that do not exist hold code 0, and kernels see activations of 0 there. Rows beyond the matrix hold code 0 and
+//!   scale 0; what is computed for them is not read.
 //! - The row of a zero point is that of its lane; one bit has none.
 
 use crate::quant::{Bits, Codes, ScaleValues, Shape};
+use std::ops::Range;
 
 /// Rows of a tile.
 pub const TILE_ROWS: usize = 32;
@@ -74,9 +76,17 @@ impl Layout {
     /// The layout for a matrix, or `None` where tiles cannot hold it: groups that are neither
     /// multiples of 32 nor whole rows, and empty matrices.
     pub fn new(codes: &Codes<'_>) -> Option<Layout> {
+        Self::padded(codes).filter(|l| !l.has_gaps())
+    }
+
+    /// The same, and groups that are no multiples of 32 too, each padded to one, where that at most doubles the codes: groups of 16
+    /// columns and more. Blocks of int8 activations end where groups do, so that nothing else changes for them; float32
+    /// chains and sign products run through gaps, and do not take such a layout.
+    pub fn padded(codes: &Codes<'_>) -> Option<Layout> {
         let s = codes.shape;
         let whole_row = s.groups == 1;
-        if s.rows == 0 || s.cols == 0 || !(whole_row || s.group.is_multiple_of(SUB_COLS)) {
+        let doubled = !whole_row && s.group.next_multiple_of(SUB_COLS) > 2 * s.group;
+        if s.rows == 0 || s.cols == 0 || doubled {
             return None;
         }
         let last = s.group_columns(s.groups - 1).len();
@@ -98,7 +108,7 @@ impl Layout {
             subs: if whole_row {
                 last.div_ceil(SUB_COLS)
             } else {
-                s.group / SUB_COLS
+                s.group.div_ceil(SUB_COLS)
             },
             last_subs: last.div_ceil(SUB_COLS),
             block_subs: match s.group {
@@ -117,6 +127,18 @@ impl Layout {
     /// Sub-blocks of a tile.
     pub fn total_subs(&self) -> usize {
         (self.shape.groups - 1) * self.subs + self.last_subs
+    }
+
+    /// Whether groups before the last end in columns that do not exist.
+    pub fn has_gaps(&self) -> bool {
+        self.shape.groups > 1 && self.subs * SUB_COLS != self.shape.group
+    }
+
+    /// The columns of sub-block `s` of group `g`.
+    pub fn sub_columns(&self, g: usize, s: usize) -> Range<usize> {
+        let group = self.shape.group_columns(g);
+        let start = group.start + s * SUB_COLS;
+        start..group.end.min(start + SUB_COLS)
     }
 
     /// Sub-blocks of group `g`.
@@ -270,8 +292,8 @@ mod tests {
         );
     }
 
-    fn layout(rows: usize, cols: usize, group: usize, bits: Bits) -> Option<Layout> {
-        Layout::new(&Codes {
+    fn codes(rows: usize, cols: usize, group: usize, bits: Bits) -> Codes<'static> {
+        Codes {
             shape: Shape::new(rows, cols, group),
             bits,
             packing: Packing::Msb,
@@ -279,7 +301,28 @@ mod tests {
             scales: ScaleValues::F32(&[1.0]),
             scale_per: Per::Tensor,
             zero_points: None,
-        })
+        }
+    }
+
+    fn layout(rows: usize, cols: usize, group: usize, bits: Bits) -> Option<Layout> {
+        Layout::new(&codes(rows, cols, group, bits))
+    }
+
+    #[test]
+    fn groups_padded_to_sub_blocks() {
+        let padded = |cols, group| Layout::padded(&codes(5, cols, group, Bits::Two));
+        let l = padded(70, 33).unwrap();
+        assert!(l.has_gaps());
+        assert_eq!(
+            (l.subs, l.last_subs, l.total_subs(), l.blocks()),
+            (2, 1, 5, 5)
+        );
+        let columns = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)].map(|(g, s)| l.sub_columns(g, s));
+        assert_eq!(columns, [0..32, 32..33, 33..65, 65..66, 66..70]);
+        assert_eq!(padded(70, 16).unwrap().total_subs(), 5);
+        assert_eq!(padded(70, 15), None);
+        assert!(!padded(70, 64).unwrap().has_gaps());
+        assert!(!padded(15, 15).unwrap().has_gaps());
     }
 
     #[test]

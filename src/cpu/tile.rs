@@ -58,8 +58,8 @@ pub struct Ahead {
 }
 
 /// int8: `(layout, first, count, tile, activations, ahead, out)`: groups `first..first + count` of the tile, whose activations
-/// begin with those groups, **added** to `out`. A driver with many vectors keeps a few groups of a tile in the first-level
-/// cache while all of them pass.
+/// begin with those groups, **added** to `out`. A driver with many vectors keeps some groups of a tile in a cache while all of
+/// them pass.
 pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Ahead, *mut f32);
 
 /// float32, `V` vectors, straight from the codes: `(layout, tile, x, out)`.

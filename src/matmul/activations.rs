@@ -56,11 +56,22 @@ impl Quantizer<'_> {
         scales: &mut [f32],
         corrections: &mut [i32],
     ) -> bool {
-        let block = self.l.block_subs * SUB_COLS;
-        let (codes, padding) = codes.split_at_mut(x.len());
-        padding.fill(0);
-        // SAFETY: `k` exists, so the processor has its features.
-        let finite = unsafe { self.k.quantize()(x, block, codes, scales, corrections) };
+        let (l, block) = (self.l, self.l.block_subs * SUB_COLS);
+        codes.fill(0);
+        // The whole vector is one run, or each group with a gap behind it.
+        let (run, run_codes, run_blocks) = match l.has_gaps() {
+            true => (l.shape.group, l.subs * SUB_COLS, l.group_blocks()),
+            false => (x.len(), codes.len(), scales.len()),
+        };
+        let mut finite = true;
+        for (((x, codes), scales), sums) in (x.chunks(run).zip(codes.chunks_mut(run_codes)))
+            .zip(scales.chunks_mut(run_blocks))
+            .zip(corrections.chunks_mut(run_blocks))
+        {
+            let codes = &mut codes[..x.len()];
+            // SAFETY: `k` exists, so the processor has its features.
+            finite &= unsafe { self.k.quantize()(x, block, codes, scales, sums) };
+        }
         let factor = match self.l.zero {
             ZeroKind::Constant(z) => -z,
             ZeroKind::PerGroup => -1,
@@ -232,6 +243,7 @@ impl<'a> InRange<'a> {
 /// # Errors
 /// `ERR_MEMORY`.
 pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f32]>> {
+    debug_assert!(!l.has_gaps());
     let (cols, padded) = (l.shape.cols, l.total_subs() * SUB_COLS);
     if n == 1 && cols == padded {
         return Ok(Cow::Borrowed(x));
@@ -253,6 +265,7 @@ pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f3
 /// # Errors
 /// `ERR_MEMORY`.
 pub fn signs(l: &Layout, x: &[f32], n: usize) -> Result<Vec<u32>> {
+    debug_assert!(!l.has_gaps());
     let (cols, subs) = (l.shape.cols, l.total_subs());
     let mut out = memory::filled(n * subs, 0, "activation signs")?;
     for (first, width) in blocks(0..n) {

@@ -24,9 +24,9 @@ pub fn pack_tile(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
     for g in 0..l.shape.groups {
         let (subs, tail) = tile[l.group_offset(g)..].split_at_mut(l.group_subs(g) * l.sub_bytes());
         for (s, sub) in subs.chunks_exact_mut(l.sub_bytes()).enumerate() {
-            let from = (g * l.subs + s) * SUB_COLS;
+            let columns = l.sub_columns(g, s);
             for (r, bytes) in bytes[..rows].iter().enumerate() {
-                pack_sub(l, codes.packing, bytes, from, r, sub);
+                pack_sub(l, codes.packing, bytes, columns.clone(), r, sub);
             }
         }
         pack_scales(l, codes, first..first + rows, g, tail);
@@ -38,37 +38,40 @@ fn lane_offset(r: usize) -> usize {
     r / 16 * 64 + r % 16 * 4
 }
 
-/// Columns `from` to `from + 32` of row `r`, whose codes are `bytes`.
-fn pack_sub(l: &Layout, packing: Packing, bytes: &[u8], from: usize, r: usize, sub: &mut [u8]) {
+/// At most 32 `columns` of row `r`, whose codes are `bytes`.
+fn pack_sub(
+    l: &Layout,
+    packing: Packing,
+    bytes: &[u8],
+    columns: Range<usize>,
+    r: usize,
+    sub: &mut [u8],
+) {
     let bits = l.bits.get();
-    let cols = SUB_COLS.min(l.shape.cols - from);
+    let per_byte = 8 / bits;
+    let (from, cols) = (columns.start, columns.len());
     let mut padded = [0u8; 4 * 8];
-    let mut one_a_byte = [0u8; SUB_COLS];
-    // 32 columns are 4 * bits bytes: a sub-block starts at a byte of the packed row.
+    // Codes of a byte that stand before the first column too, where groups do not begin with a byte.
+    let mut one_a_byte = [0u8; SUB_COLS + 7];
     let packed: &[u8] = match packing {
-        Packing::Msb if cols == SUB_COLS => &bytes[from / 8 * bits..][..4 * bits],
+        Packing::Msb if cols == SUB_COLS && from % per_byte == 0 => {
+            &bytes[from / per_byte..][..4 * bits]
+        }
         Packing::Msb => {
-            crate::quant::unpack_row(&bytes[from / 8 * bits..], l.bits, &mut one_a_byte[..cols]);
-            repack(&mut one_a_byte, cols, l.bits, &mut padded)
+            let before = from % per_byte;
+            let codes = &mut one_a_byte[..before + cols];
+            crate::quant::unpack_row(&bytes[from / per_byte..], l.bits, codes);
+            repack(&codes[before..], l.bits, &mut padded)
         }
-        Packing::Bytes => {
-            one_a_byte[..cols].copy_from_slice(&bytes[from..from + cols]);
-            repack(&mut one_a_byte, cols, l.bits, &mut padded)
-        }
+        Packing::Bytes => repack(&bytes[columns], l.bits, &mut padded),
     };
     for (q, dword) in interleave(l.bits, packed).iter().take(bits).enumerate() {
         sub[q * 128 + lane_offset(r)..][..4].copy_from_slice(&dword.to_le_bytes());
     }
 }
 
-/// Packs `cols` codes and zeros behind them into 4 * bits bytes.
-fn repack<'a>(
-    codes: &mut [u8; SUB_COLS],
-    cols: usize,
-    bits: Bits,
-    out: &'a mut [u8; 32],
-) -> &'a [u8] {
-    codes[cols..].fill(0);
+/// Packs at most 32 codes and zeros behind them into 4 * bits bytes.
+fn repack<'a>(codes: &[u8], bits: Bits, out: &'a mut [u8; 32]) -> &'a [u8] {
     let out = &mut out[..4 * bits.get()];
     pack_row(codes, bits, out);
     out
@@ -91,8 +94,9 @@ fn pack_scales(l: &Layout, codes: &Codes<'_>, rows: Range<usize>, g: usize, tail
 
 /// The codes of row `r` of a tile, one a byte; `out` is `(cols)`.
 pub fn tile_row_codes(l: &Layout, tile: &[u8], r: usize, out: &mut [u8]) {
-    for (i, out) in out.chunks_mut(SUB_COLS).enumerate() {
-        let sub = &tile[l.group_offset(i / l.subs) + i % l.subs * l.sub_bytes()..];
+    for (g, s) in (0..l.shape.groups).flat_map(|g| (0..l.group_subs(g)).map(move |s| (g, s))) {
+        let out = &mut out[l.sub_columns(g, s)];
+        let sub = &tile[l.group_offset(g) + s * l.sub_bytes()..];
         let mut dwords = [0u32; 8];
         for (q, d) in dwords.iter_mut().enumerate().take(l.bits.get()) {
             let at = q * 128 + lane_offset(r);
@@ -138,6 +142,8 @@ mod tests {
                 (64, 70, 32),
                 (5, 33, 0),
                 (3, 40, 128),
+                (3, 70, 33),
+                (2, 100, 17),
             ] {
                 for packing in [Packing::Bytes, Packing::Msb] {
                     round_trip(bits, Shape::new(rows, cols, group), packing);
@@ -174,7 +180,7 @@ mod tests {
             scale_per: Per::Group,
             zero_points: (bits != Bits::One).then_some((&zeros, Per::Group)),
         };
-        let l = Layout::new(&codes).unwrap();
+        let l = Layout::padded(&codes).unwrap();
         for t in 0..l.tiles() {
             let mut tile = vec![0; l.tile_bytes()];
             pack_tile(&l, &codes, t, &mut tile);

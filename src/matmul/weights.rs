@@ -45,7 +45,7 @@ pub struct Weights {
 
 /// Where the weights live.
 enum Form {
-    /// Groups that are multiples of 32, and whole rows.
+    /// Groups that are multiples of 32, and whole rows; with int8 activations groups of 16 columns and more.
     Tiles(Tiles),
     /// Any other group, and matrices with no element.
     Codes(CodesBuf),
@@ -103,7 +103,11 @@ impl Weights {
         activations: Activations,
     ) -> Result<Weights> {
         check(codes, activations)?;
-        let form = match Layout::new(codes) {
+        let layout = match activations {
+            Activations::Int8 => Layout::padded(codes),
+            _ => Layout::new(codes),
+        };
+        let form = match layout {
             Some(layout) => Form::Tiles(Tiles::pack(Hands::Pool(rt.pool()), layout, codes)?),
             None => Form::Codes(owned(codes)?),
         };

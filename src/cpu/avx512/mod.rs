@@ -1,7 +1,7 @@
 //! AVX-512: the tile kernels on 512-bit registers, a half of a tile (16 rows) to a register.
 //!
-//! Two sets share one source. [`BASE`] needs F, BW, VL and DQ (Skylake-X); [`ICE`] also VNNI, VBMI, BITALG, VPOPCNTDQ and
-//! GFNI (Ice Lake, Zen 4 and later). What differs is named by the trait [`Extensions`]; the generic functions carry no
+//! Two sets share one source. [`BASE`] needs F, BW, VL and DQ (Skylake-X); [`ICE`] also VNNI, VBMI, BITALG and VPOPCNTDQ
+//! (Ice Lake, Zen 4 and later). What differs is named by the trait [`Extensions`]; the generic functions carry no
 //! `target_feature` and are `inline(always)`, so that they take on the features of the entry point they end up in.
 
 mod activations;
@@ -22,12 +22,6 @@ trait Extensions {
     /// The processor has the extensions of the implementor.
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i;
 
-    /// Bit `p` of each byte, as 0 or 2.
-    ///
-    /// # Safety
-    /// The processor has the extensions of the implementor.
-    unsafe fn doubled_bit(v: __m512i, p: usize) -> __m512i;
-
     /// Set bits of each dword.
     ///
     /// # Safety
@@ -37,7 +31,7 @@ trait Extensions {
 
 /// F, BW, VL, DQ.
 struct Base;
-/// And VNNI, VBMI, BITALG, VPOPCNTDQ, GFNI.
+/// And VNNI, VBMI, BITALG, VPOPCNTDQ.
 struct Ice;
 
 impl Extensions for Base {
@@ -56,19 +50,6 @@ impl Extensions for Base {
             let high = _mm512_maddubs_epi16(_mm512_and_si512(top, u), s);
             let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(low, ones));
             _mm512_add_epi32(acc, _mm512_madd_epi16(high, ones))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn doubled_bit(v: __m512i, p: usize) -> __m512i {
-        // SAFETY: the caller's processor has AVX-512 BW.
-        unsafe {
-            let shifted = match p {
-                0 => _mm512_slli_epi16::<1>(v),
-                1 => v,
-                _ => _mm512_srl_epi16(v, _mm_cvtsi32_si128(p as i32 - 1)),
-            };
-            _mm512_and_si512(shifted, _mm512_set1_epi8(2))
         }
     }
 
@@ -97,16 +78,6 @@ impl Extensions for Ice {
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 VNNI.
         unsafe { _mm512_dpbusd_epi32(acc, u, s) }
-    }
-
-    #[inline(always)]
-    unsafe fn doubled_bit(v: __m512i, p: usize) -> __m512i {
-        // One row of the bit matrix is not zero: result bit 1 is source bit p. One instruction instead of two.
-        // SAFETY: the caller's processor has GFNI.
-        unsafe {
-            let matrix = _mm512_set1_epi64(((1u64 << p) << 48) as i64);
-            _mm512_gf2p8affine_epi64_epi8::<0>(v, matrix)
-        }
     }
 
     #[inline(always)]
@@ -164,7 +135,7 @@ kernel_set! {
 kernel_set! {
     /// AVX-512 as Ice Lake and Zen 4 have it.
     ICE, ice, Ice, Avx512, "avx512+vnni",
-    "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi,avx512bitalg,avx512vpopcntdq,gfni"
+    "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi,avx512bitalg,avx512vpopcntdq"
 }
 
 /// [`ICE`], and tables for many vectors of one bit.
