@@ -22,8 +22,7 @@
 //! four neighbouring columns in the four bytes of a dword: what `vpdpbusd` wants beside four bytes of activations.
 //!
 //! - Every part is a multiple of 64 bytes and aligned to 64.
-//! - A group whose columns are no multiple of 32, the last one or (in a padded layout) any, ends in a sub-block that it fills in
-//!   part. Columns that do not exist hold code 0, and kernels see activations of 0 there. Rows beyond the matrix hold code 0 and
+//! - A group whose columns are no multiple of 32 ends in a sub-block that it fills in part. Columns that do not exist hold code 0, and kernels see activations of 0 there. Rows beyond the matrix hold code 0 and
 //!   scale 0; what is computed for them is not read.
 //! - The row of a zero point is that of its lane; one bit has none.
 
@@ -73,16 +72,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout for a matrix, or `None` where tiles cannot hold it: groups that are neither
-    /// multiples of 32 nor whole rows, and empty matrices.
+    /// The layout for a matrix, or `None` where tiles cannot hold it: empty matrices, and groups of less than 16 columns that are
+    /// not whole rows, because padding them to sub-blocks would more than double the codes.
     pub fn new(codes: &Codes<'_>) -> Option<Layout> {
-        Self::padded(codes).filter(|l| !l.has_gaps())
-    }
-
-    /// The same, and groups that are no multiples of 32 too, each padded to one, where that at most doubles the codes: groups of 16
-    /// columns and more. Blocks of int8 activations end where groups do, so that nothing else changes for them; float32
-    /// chains and sign products run through gaps, and do not take such a layout.
-    pub fn padded(codes: &Codes<'_>) -> Option<Layout> {
         let s = codes.shape;
         let whole_row = s.groups == 1;
         let doubled = !whole_row && s.group.next_multiple_of(SUB_COLS) > 2 * s.group;
@@ -132,6 +124,16 @@ impl Layout {
     /// Whether groups before the last end in columns that do not exist.
     pub fn has_gaps(&self) -> bool {
         self.shape.groups > 1 && self.subs * SUB_COLS != self.shape.group
+    }
+
+    /// Runs of columns without a gap: the columns of each, and where it begins when every column that does not exist is counted.
+    pub fn runs(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let (shape, subs) = (self.shape, self.subs);
+        let runs = if self.has_gaps() { shape.groups } else { 1 };
+        (0..runs).map(move |g| match runs {
+            1 => (0..shape.cols, 0),
+            _ => (shape.group_columns(g), g * subs * SUB_COLS),
+        })
     }
 
     /// The columns of sub-block `s` of group `g`.
@@ -197,20 +199,20 @@ impl Layout {
     }
 }
 
-/// The dwords of one row in one sub-block, from 32 codes packed most significant first.
-///
-/// `packed` is `4 * bits` bytes; the first `bits` dwords of the result are those of `q = 0..bits`.
-pub fn interleave(bits: Bits, packed: &[u8]) -> [u32; 8] {
-    let mut out = [0u32; 8];
-    match bits {
-        Bits::Eight => {
-            for (o, p) in out.iter_mut().zip(packed.chunks_exact(4)) {
-                *o = u32::from_le_bytes([p[0], p[1], p[2], p[3]]);
+/// The dwords of one row in one sub-block, `q` in order, from 32 codes packed most significant first: `packed` is `4 * BITS` bytes.
+#[inline(always)]
+pub fn interleave<const BITS: usize>(packed: &[u8]) -> [u32; BITS] {
+    let packed = &packed[..4 * BITS];
+    let mut out = [0; BITS];
+    match BITS {
+        8 => {
+            for (o, p) in out.iter_mut().zip(packed.as_chunks().0) {
+                *o = u32::from_le_bytes(*p);
             }
         }
-        Bits::Four => {
+        4 => {
             // Columns 0 to 15 below, 16 to 31 above: what is done with a byte is done with eight side by side.
-            let (below, above) = packed[..16].split_at(8);
+            let (below, above) = packed.split_at(8);
             let mut bytes = [0u8; 16];
             for i in 0..8 {
                 bytes[2 * i] = below[i] >> 4 | above[i] & 0xf0;
@@ -220,23 +222,26 @@ pub fn interleave(bits: Bits, packed: &[u8]) -> [u32; 8] {
                 *o = u32::from_le_bytes(*b);
             }
         }
-        Bits::Two => {
-            for (q, o) in out.iter_mut().take(2).enumerate() {
-                *o = (0..4).fold(0, |d, p| d | spread2(packed[q + 2 * p]) << (2 * p));
+        2 => {
+            // Byte 2p + q has the codes that belong to bits 2p of the bytes of dword q: both dwords are a transposition of fields at
+            // 16p + 8q + 2f, f being 0 for the last code of a byte, by exchanging one field in two, then two in four.
+            let packed = packed.first_chunk().expect("8 bytes");
+            let mut x = u64::from_le_bytes(*packed);
+            for (by, mask) in [(14, 0x0000_cccc_0000_cccc), (28, 0x0000_0000_f0f0_f0f0)] {
+                let differ = (x >> by ^ x) & mask;
+                x ^= differ | differ << by;
+            }
+            let b = x.to_le_bytes();
+            for (q, o) in out.iter_mut().enumerate() {
+                *o = u32::from_le_bytes([b[6 + q], b[4 + q], b[2 + q], b[q]]);
             }
         }
-        Bits::One => {
+        _ => {
             let both = u32::from_be_bytes([packed[0], packed[1], packed[2], packed[3]]);
             out[0] = (0..8).fold(0, |d, p| d | spread1(both >> (28 - 4 * p) & 15) << p);
         }
     }
     out
-}
-
-/// Four 2-bit codes in a byte, one to a byte, the first in the lowest.
-fn spread2(packed: u8) -> u32 {
-    let a = packed as u32;
-    a >> 6 | (a >> 4 & 3) << 8 | (a >> 2 & 3) << 16 | (a & 3) << 24
 }
 
 /// Four bits (the first is bit 3), one to a byte, the first in the lowest.
@@ -271,12 +276,13 @@ mod tests {
                 .collect();
             let mut packed = vec![0; 4 * bits.get()];
             pack_row(&codes, bits, &mut packed);
-            let dwords = interleave(bits, &packed);
-            assert_eq!(
-                deinterleave(bits, &dwords[..bits.get()]).as_slice(),
-                codes,
-                "{bits:?}"
-            );
+            let dwords = match bits {
+                Bits::One => interleave::<1>(&packed).to_vec(),
+                Bits::Two => interleave::<2>(&packed).to_vec(),
+                Bits::Four => interleave::<4>(&packed).to_vec(),
+                Bits::Eight => interleave::<8>(&packed).to_vec(),
+            };
+            assert_eq!(deinterleave(bits, &dwords).as_slice(), codes, "{bits:?}");
         }
     }
 
@@ -286,14 +292,11 @@ mod tests {
         let codes: Vec<u8> = (0..32).map(|i| (i % 16) as u8).collect();
         let mut packed = [0; 16];
         pack_row(&codes, Bits::Four, &mut packed);
-        assert_eq!(
-            interleave(Bits::Four, &packed)[1] >> 4 & 0x0f0f0f0f,
-            0x07060504
-        );
+        assert_eq!(interleave::<4>(&packed)[1] >> 4 & 0x0f0f0f0f, 0x07060504);
     }
 
-    fn codes(rows: usize, cols: usize, group: usize, bits: Bits) -> Codes<'static> {
-        Codes {
+    fn layout(rows: usize, cols: usize, group: usize, bits: Bits) -> Option<Layout> {
+        Layout::new(&Codes {
             shape: Shape::new(rows, cols, group),
             bits,
             packing: Packing::Msb,
@@ -301,16 +304,12 @@ mod tests {
             scales: ScaleValues::F32(&[1.0]),
             scale_per: Per::Tensor,
             zero_points: None,
-        }
-    }
-
-    fn layout(rows: usize, cols: usize, group: usize, bits: Bits) -> Option<Layout> {
-        Layout::new(&codes(rows, cols, group, bits))
+        })
     }
 
     #[test]
     fn groups_padded_to_sub_blocks() {
-        let padded = |cols, group| Layout::padded(&codes(5, cols, group, Bits::Two));
+        let padded = |cols, group| layout(5, cols, group, Bits::Two);
         let l = padded(70, 33).unwrap();
         assert!(l.has_gaps());
         assert_eq!(
@@ -319,9 +318,13 @@ mod tests {
         );
         let columns = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)].map(|(g, s)| l.sub_columns(g, s));
         assert_eq!(columns, [0..32, 32..33, 33..65, 65..66, 66..70]);
+        let runs: Vec<_> = l.runs().collect();
+        assert_eq!(runs, [(0..33, 0), (33..66, 64), (66..70, 128)]);
         assert_eq!(padded(70, 16).unwrap().total_subs(), 5);
         assert_eq!(padded(70, 15), None);
-        assert!(!padded(70, 64).unwrap().has_gaps());
+        let l = padded(70, 64).unwrap();
+        assert!(!l.has_gaps());
+        assert_eq!(l.runs().collect::<Vec<_>>(), [(0..70, 0)]);
         assert!(!padded(15, 15).unwrap().has_gaps());
     }
 
@@ -344,7 +347,6 @@ mod tests {
             (l.subs, l.last_subs, l.block_subs, l.blocks()),
             (3, 3, 4, 1)
         );
-        assert_eq!(layout(5, 70, 33, Bits::One), None);
         assert_eq!(layout(5, 33, 33, Bits::One).unwrap().last_subs, 2);
         assert_eq!(layout(0, 70, 32, Bits::One), None);
     }

@@ -8,7 +8,6 @@ use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
 use crate::cpu::tile::{Int8Acts, TileKernels, WIDTHS};
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::quant::Bits;
 use crate::runtime::Hands;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -58,17 +57,12 @@ impl Quantizer<'_> {
     ) -> bool {
         let (l, block) = (self.l, self.l.block_subs * SUB_COLS);
         codes.fill(0);
-        // The whole vector is one run, or each group with a gap behind it.
-        let (run, run_codes, run_blocks) = match l.has_gaps() {
-            true => (l.shape.group, l.subs * SUB_COLS, l.group_blocks()),
-            false => (x.len(), codes.len(), scales.len()),
-        };
         let mut finite = true;
-        for (((x, codes), scales), sums) in (x.chunks(run).zip(codes.chunks_mut(run_codes)))
-            .zip(scales.chunks_mut(run_blocks))
-            .zip(corrections.chunks_mut(run_blocks))
-        {
-            let codes = &mut codes[..x.len()];
+        for (columns, at) in l.runs() {
+            let (x, first) = (&x[columns], at / block);
+            let blocks = first..first + x.len().div_ceil(block);
+            let codes = &mut codes[at..at + x.len()];
+            let (scales, sums) = (&mut scales[blocks.clone()], &mut corrections[blocks]);
             // SAFETY: `k` exists, so the processor has its features.
             finite &= unsafe { self.k.quantize()(x, block, codes, scales, sums) };
         }
@@ -243,17 +237,18 @@ impl<'a> InRange<'a> {
 /// # Errors
 /// `ERR_MEMORY`.
 pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f32]>> {
-    debug_assert!(!l.has_gaps());
     let (cols, padded) = (l.shape.cols, l.total_subs() * SUB_COLS);
     if n == 1 && cols == padded {
         return Ok(Cow::Borrowed(x));
     }
     let mut out = memory::filled(n * padded, 0.0, "interleaved activations")?;
     for (first, width) in blocks(0..n) {
-        let to = &mut out[first * padded..(first + width) * padded];
-        for (c, to) in to.chunks_exact_mut(width).take(cols).enumerate() {
-            for (v, to) in to.iter_mut().enumerate() {
-                *to = x[(first + v) * cols + c];
+        let block = &mut out[first * padded..(first + width) * padded];
+        for (columns, at) in l.runs() {
+            for (c, to) in columns.zip(block[at * width..].chunks_exact_mut(width)) {
+                for (v, to) in to.iter_mut().enumerate() {
+                    *to = x[(first + v) * cols + c];
+                }
             }
         }
     }
@@ -265,18 +260,20 @@ pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f3
 /// # Errors
 /// `ERR_MEMORY`.
 pub fn signs(l: &Layout, x: &[f32], n: usize) -> Result<Vec<u32>> {
-    debug_assert!(!l.has_gaps());
     let (cols, subs) = (l.shape.cols, l.total_subs());
     let mut out = memory::filled(n * subs, 0, "activation signs")?;
     for (first, width) in blocks(0..n) {
         for v in 0..width {
             let x = &x[(first + v) * cols..][..cols];
-            for (s, x) in x.chunks(SUB_COLS).enumerate() {
+            let sub_columns = l.runs().flat_map(|(columns, at)| {
+                (x[columns].chunks(SUB_COLS).enumerate()).map(move |(s, x)| (at / SUB_COLS + s, x))
+            });
+            for (s, x) in sub_columns {
                 let bits = x
                     .iter()
                     .enumerate()
                     .fold(0u32, |d, (c, &x)| d | ((x >= 0.0) as u32) << (31 - c));
-                out[first * subs + s * width + v] = interleave(Bits::One, &bits.to_be_bytes())[0];
+                out[first * subs + s * width + v] = interleave::<1>(&bits.to_be_bytes())[0];
             }
         }
     }

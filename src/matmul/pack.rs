@@ -3,7 +3,7 @@
 use crate::cpu::layout::{
     Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind, deinterleave, interleave,
 };
-use crate::quant::{Bits, Codes, Packing, ScaleValues, pack_row};
+use crate::quant::{Bits, Codes, Packing, ScaleValues, pack_row, unpack_row};
 use half::f16;
 use std::ops::Range;
 
@@ -12,6 +12,15 @@ use std::ops::Range;
 /// The tile is written from its first byte to its last, and its rows are read side by side: 32 streams, which the cache holds a line
 /// each of. Row by row every line of the tile would be fetched 32 times, from the second-level cache where rows are long.
 pub fn pack_tile(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
+    match l.bits {
+        Bits::One => pack_tile_of::<1>(l, codes, t, tile),
+        Bits::Two => pack_tile_of::<2>(l, codes, t, tile),
+        Bits::Four => pack_tile_of::<4>(l, codes, t, tile),
+        Bits::Eight => pack_tile_of::<8>(l, codes, t, tile),
+    }
+}
+
+fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
     let first = t * TILE_ROWS;
     let rows = TILE_ROWS.min(l.shape.rows - first);
     let bytes: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
@@ -25,55 +34,44 @@ pub fn pack_tile(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
         let (subs, tail) = tile[l.group_offset(g)..].split_at_mut(l.group_subs(g) * l.sub_bytes());
         for (s, sub) in subs.chunks_exact_mut(l.sub_bytes()).enumerate() {
             let columns = l.sub_columns(g, s);
-            for (r, bytes) in bytes[..rows].iter().enumerate() {
-                pack_sub(l, codes.packing, bytes, columns.clone(), r, sub);
+            let dwords = sub.as_chunks_mut().0;
+            // What is written for row `r`: it has a lane in each pair of vectors.
+            let mut write = |r: usize, row: [u32; BITS]| {
+                for (q, dword) in row.into_iter().enumerate() {
+                    dwords[q * TILE_ROWS + r] = dword.to_le_bytes();
+                }
+            };
+            let whole = columns.len() == SUB_COLS && columns.start % (8 / BITS) == 0;
+            if codes.packing == Packing::Msb && whole {
+                let at = columns.start / (8 / BITS);
+                for (r, bytes) in bytes[..rows].iter().enumerate() {
+                    write(r, interleave(&bytes[at..at + 4 * BITS]));
+                }
+            } else {
+                for (r, bytes) in bytes[..rows].iter().enumerate() {
+                    let packed = repacked(l.bits, codes.packing, bytes, columns.clone());
+                    write(r, interleave(&packed));
+                }
             }
         }
         pack_scales(l, codes, first..first + rows, g, tail);
     }
 }
 
-/// Where the dwords of row `r` of a tile lie in a vector pair.
-fn lane_offset(r: usize) -> usize {
-    r / 16 * 64 + r % 16 * 4
-}
-
-/// At most 32 `columns` of row `r`, whose codes are `bytes`.
-fn pack_sub(
-    l: &Layout,
-    packing: Packing,
-    bytes: &[u8],
-    columns: Range<usize>,
-    r: usize,
-    sub: &mut [u8],
-) {
-    let bits = l.bits.get();
-    let per_byte = 8 / bits;
-    let (from, cols) = (columns.start, columns.len());
-    let mut padded = [0u8; 4 * 8];
-    // Codes of a byte that stand before the first column too, where groups do not begin with a byte.
-    let mut one_a_byte = [0u8; SUB_COLS + 7];
-    let packed: &[u8] = match packing {
-        Packing::Msb if cols == SUB_COLS && from % per_byte == 0 => {
-            &bytes[from / per_byte..][..4 * bits]
-        }
+/// At most 32 `columns` of a row whose codes are `bytes`, as if they began with a byte, and zeros behind them.
+fn repacked(bits: Bits, packing: Packing, bytes: &[u8], columns: Range<usize>) -> [u8; 32] {
+    let mut out = [0; 32];
+    match packing {
+        Packing::Bytes => pack_row(&bytes[columns], bits, &mut out),
         Packing::Msb => {
-            let before = from % per_byte;
-            let codes = &mut one_a_byte[..before + cols];
-            crate::quant::unpack_row(&bytes[from / per_byte..], l.bits, codes);
-            repack(&codes[before..], l.bits, &mut padded)
+            let per_byte = 8 / bits.get();
+            let before = columns.start % per_byte;
+            let mut codes = [0; SUB_COLS + 7];
+            let codes = &mut codes[..before + columns.len()];
+            unpack_row(&bytes[columns.start / per_byte..], bits, codes);
+            pack_row(&codes[before..], bits, &mut out);
         }
-        Packing::Bytes => repack(&bytes[columns], l.bits, &mut padded),
-    };
-    for (q, dword) in interleave(l.bits, packed).iter().take(bits).enumerate() {
-        sub[q * 128 + lane_offset(r)..][..4].copy_from_slice(&dword.to_le_bytes());
     }
-}
-
-/// Packs at most 32 codes and zeros behind them into 4 * bits bytes.
-fn repack<'a>(codes: &[u8], bits: Bits, out: &'a mut [u8; 32]) -> &'a [u8] {
-    let out = &mut out[..4 * bits.get()];
-    pack_row(codes, bits, out);
     out
 }
 
@@ -99,7 +97,7 @@ pub fn tile_row_codes(l: &Layout, tile: &[u8], r: usize, out: &mut [u8]) {
         let sub = &tile[l.group_offset(g) + s * l.sub_bytes()..];
         let mut dwords = [0u32; 8];
         for (q, d) in dwords.iter_mut().enumerate().take(l.bits.get()) {
-            let at = q * 128 + lane_offset(r);
+            let at = 4 * (q * TILE_ROWS + r);
             *d = u32::from_le_bytes(sub[at..at + 4].try_into().expect("four bytes"));
         }
         out.copy_from_slice(&deinterleave(l.bits, &dwords)[..out.len()]);
@@ -180,7 +178,7 @@ mod tests {
             scale_per: Per::Group,
             zero_points: (bits != Bits::One).then_some((&zeros, Per::Group)),
         };
-        let l = Layout::padded(&codes).unwrap();
+        let l = Layout::new(&codes).unwrap();
         for t in 0..l.tiles() {
             let mut tile = vec![0; l.tile_bytes()];
             pack_tile(&l, &codes, t, &mut tile);

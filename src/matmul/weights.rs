@@ -45,9 +45,9 @@ pub struct Weights {
 
 /// Where the weights live.
 enum Form {
-    /// Groups that are multiples of 32, and whole rows; with int8 activations groups of 16 columns and more.
+    /// Groups of 16 columns and more, and whole rows.
     Tiles(Tiles),
-    /// Any other group, and matrices with no element.
+    /// Shorter groups, and matrices with no element.
     Codes(CodesBuf),
     /// Float32 weights.
     F32(Floats<f32>),
@@ -103,11 +103,7 @@ impl Weights {
         activations: Activations,
     ) -> Result<Weights> {
         check(codes, activations)?;
-        let layout = match activations {
-            Activations::Int8 => Layout::padded(codes),
-            _ => Layout::new(codes),
-        };
-        let form = match layout {
+        let form = match Layout::new(codes) {
             Some(layout) => Form::Tiles(Tiles::pack(Hands::Pool(rt.pool()), layout, codes)?),
             None => Form::Codes(owned(codes)?),
         };
@@ -497,7 +493,7 @@ mod tests {
                 [
                     matrix(100, 700, 64, Bits::Two, int8),
                     matrix(40, 700, 128, Bits::Two, int8),
-                    matrix(33, 700, 25, Bits::Two, int8),
+                    matrix(33, 700, 9, Bits::Two, int8),
                 ],
                 [
                     matrix(64, 700, 0, Bits::One, int8),
