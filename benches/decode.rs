@@ -1,7 +1,7 @@
 //! Tokens a second of a model in the shape of TinyLlama-1.1B with random weights: prefill of 512 and decode.
 //!
 //! `cargo bench --bench decode [-- --threads N] [--bits 8,4,2,1] [--activations int8|f32] [--tokens N]`, or with `--open PATH` how long
-//! it takes to open a model, and the most memory that took. Each decoded token
+//! it takes to open a model, and the most memory that took, and that a prompt and a text took then. Each decoded token
 //! reads every matrix but the embedding once; its share is those bytes a second over what the same threads read from memory, sampled
 //! in turn. Of both the fastest tenth is taken: what another process interrupts says nothing about this one.
 
@@ -184,20 +184,29 @@ fn fastest(rates: &mut [f64]) -> f64 {
     rates[(rates.len() - 1) * 9 / 10]
 }
 
-fn open(rt: &Runtime, path: &Path) -> Result<()> {
+/// The most memory that was resident so far.
+fn peak() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    peak.unwrap_or(" unknown").trim().to_owned()
+}
+
+fn open(rt: &Runtime, path: &Path, tokens: usize) -> Result<()> {
     let mut model = None;
     let seconds = seconds(|| model = Some(Model::open(rt, path, &ModelOptions::default())));
-    let bytes = model.expect("opened")?.weight_bytes().0;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status
-        .lines()
-        .find(|l| l.starts_with("VmHWM:"))
-        .unwrap_or("");
+    let model = Arc::new(model.expect("opened")?);
+    let bytes = model.weight_bytes().0 as f64 / 1e6;
     println!(
-        "{:.3} s for {:.0} MB of weights; {peak}",
-        seconds,
-        bytes as f64 / 1e6
+        "{seconds:.3} s for {bytes:.0} MB of weights; at most {} resident",
+        peak()
     );
+    let mut session = Session::new(rt, model, &SessionOptions::default())?;
+    let prompt: Vec<u32> = (0..512).collect();
+    session.eval(rt, &prompt, Logits::None)?;
+    for i in 0..tokens {
+        session.eval(rt, &[i as u32], Logits::None)?;
+    }
+    println!("a prompt of 512 and {tokens} tokens: at most {}", peak());
     Ok(())
 }
 
@@ -222,7 +231,7 @@ fn main() -> Result<()> {
         ..Config::default()
     })?;
     if let Some(path) = value(&words, "--open") {
-        return open(&rt, path.as_ref());
+        return open(&rt, path.as_ref(), number("--tokens", 64));
     }
     let mut ceilings = Ceilings::new(rt.isa(), 512 << 20);
     let widths = value(&words, "--bits").unwrap_or("8,4,2,1");

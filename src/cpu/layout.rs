@@ -237,16 +237,23 @@ pub fn interleave<const BITS: usize>(packed: &[u8]) -> [u32; BITS] {
             }
         }
         _ => {
-            let both = u32::from_be_bytes([packed[0], packed[1], packed[2], packed[3]]);
-            out[0] = (0..8).fold(0, |d, p| d | spread1(both >> (28 - 4 * p) & 15) << p);
+            // Column 4p + j from bit 4p + j to bit 8j + p: the binary digits of the place change their order, two at a time.
+            let packed = packed.first_chunk().expect("4 bytes");
+            let mut x = u32::from_be_bytes(*packed).reverse_bits();
+            let swaps = [
+                (14, 0x0000_cccc),
+                (7, 0x00aa_00aa),
+                (2, 0x0c0c_0c0c),
+                (1, 0x2222_2222),
+            ];
+            for (by, mask) in swaps {
+                let differ = (x >> by ^ x) & mask;
+                x ^= differ | differ << by;
+            }
+            out[0] = x;
         }
     }
     out
-}
-
-/// Four bits (the first is bit 3), one to a byte, the first in the lowest.
-fn spread1(four: u32) -> u32 {
-    four >> 3 | (four >> 2 & 1) << 8 | (four >> 1 & 1) << 16 | (four & 1) << 24
 }
 
 /// The 32 codes of one row in one sub-block: the inverse of [`interleave`], one code a byte.
