@@ -31,23 +31,27 @@ struct Share {
     }
 };
 
-// Adds what the lanes and the warps of a share hold, and writes y.
-template <uint32_t R, uint32_t V> DEVICE void finish(const MatmulArgs &a, const Share &s, const float (&sums)[R][V]) {
-    float *shared = shared_floats(); // (WARPS, R, V)
+// Adds what the lanes of each warp hold, and leaves it in shared memory: (WARPS, R, V), once all have come here.
+template <uint32_t R, uint32_t V> DEVICE void collect(const Share &s, const float (&sums)[R][V]) {
 #pragma unroll
     for (uint32_t r = 0; r < R; r++)
 #pragma unroll
         for (uint32_t v = 0; v < V; v++) {
             const float sum = warp_sum(sums[r][v]);
             if (s.lane == 0)
-                shared[(s.warp * R + r) * V + v] = sum;
+                shared_floats()[(s.warp * R + r) * V + v] = sum;
         }
     block_sync();
+}
+
+// Adds what the lanes and the warps of a share hold, and writes y.
+template <uint32_t R, uint32_t V> DEVICE void finish(const MatmulArgs &a, const Share &s, const float (&sums)[R][V]) {
+    collect<R, V>(s, sums);
     if (s.part != 0 || s.lane >= R * V)
         return;
     float sum = 0.0f;
     for (uint32_t part = 0; part < s.split; part++)
-        sum += shared[(s.warp + part) * R * V + s.lane];
+        sum += shared_floats()[(s.warp + part) * R * V + s.lane];
     const size_t row = s.row + s.lane / V, vector = s.vector + s.lane % V;
     if (row < a.rows && vector < a.n)
         out<float>(a.y)[vector * a.rows + row] = sum;
@@ -99,11 +103,24 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_i8(const MatmulAr
     finish<R, V>(a, s, sums);
 }
 
-// float32 activations: sums of 32 products, compensated across slices.
-template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulArgs &a) {
-    const Share s = Share::of<R, V>(a);
+// What levels are counted in: as bits, the float whose last place is that unit.
+struct Unit {
+    uint32_t base;
+    float size, back; // back * size = 1
+};
+constexpr float TWO_TO_32 = 4294967296.0f;
+constexpr Unit ONE = {0x4b000000u, 1.0f, 1.0f};                    // 2^23
+constexpr Unit SMALL = {0x3b000000u, 1.0f / TWO_TO_32, TWO_TO_32}; // 2^-9
+
+// What a lane adds up of float32 activations: sums of 32 products, compensated across slices.
+template <int BITS, uint32_t R, uint32_t V> DEVICE void sums_f32(const MatmulArgs &a, const Share &s, Unit unit, float (&sums)[R][V]) {
     const uint32_t slices = a.columns.slices, pieces = slices / Piece<BITS>::SLICES;
-    float sums[R][V] = {}, lost[R][V] = {};
+    float lost[R][V] = {};
+#pragma unroll
+    for (uint32_t r = 0; r < R; r++)
+#pragma unroll
+        for (uint32_t v = 0; v < V; v++)
+            sums[r][v] = 0.0f;
 #pragma unroll 1
     for (uint32_t p = s.part * WARP + s.lane; p < pieces; p += WARP * s.split) {
         Piece<BITS> piece[R];
@@ -118,7 +135,7 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulA
             for (uint32_t r = 0; r < R; r++) {
                 const size_t row = least(s.row + r, a.rows - 1);
                 scale[r] = scale_of(a, row, group);
-                bias[r] = FLOAT_BYTE + static_cast<float>(zero_of<BITS>(a, row, group));
+                bias[r] = float_of(unit.base) + static_cast<float>(zero_of<BITS>(a, row, group)) * unit.size;
             }
 #pragma unroll
             for (uint32_t q = 0; q < 8; q++) {
@@ -130,7 +147,7 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulA
                         quad *= 2; // 0 and 2, less 1
 #pragma unroll
                     for (uint32_t b = 0; b < 4; b++)
-                        w[r][b] = byte_less(quad, b, bias[r]);
+                        w[r][b] = byte_less(quad, b, unit.base, bias[r]);
                 }
 #pragma unroll
                 for (uint32_t v = 0; v < V; v++) {
@@ -158,7 +175,36 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulA
                 piece[r].advance();
         }
     }
-    finish<R, V>(a, s, sums);
+}
+
+// float32 activations. A chain of 32 products with levels leaves the range of float32 where an activation is beyond 2^115, though
+// the products with the weights may not: the sum is then not finite, and it is taken once more with levels 2^32 times smaller, by
+// the whole block. Powers of two round nothing, and where all is well this costs a look at the sums.
+template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulArgs &a) {
+    static_assert(WARPS * R * V <= WARP, "a lane has one output of the block at most");
+    const Share s = Share::of<R, V>(a);
+    const uint32_t shares = WARPS / s.split, mine = s.lane / (R * V), element = s.lane % (R * V);
+    // Every warp knows all outputs of the block, so that all agree; the first one writes them.
+    const size_t row = (size_t(blockIdx.x) * shares + mine) * R + element / V, vector = s.vector + element % V;
+    const bool writes = s.warp == 0 && mine < shares && row < a.rows && vector < a.n;
+    bool wanted = mine < shares;
+    Unit unit = ONE;
+#pragma unroll 1
+    for (;;) {
+        float sums[R][V];
+        sums_f32<BITS, R, V>(a, s, unit, sums);
+        collect<R, V>(s, sums);
+        float sum = 0.0f;
+        for (uint32_t part = 0; mine < shares && part < s.split; part++)
+            sum += shared_floats()[(mine * s.split + part) * R * V + element];
+        if (writes && wanted)
+            out<float>(a.y)[vector * a.rows + row] = sum * unit.back;
+        wanted = wanted && !finite(sum);
+        if (unit.base == SMALL.base || lanes_where(wanted) == 0)
+            return;
+        unit = SMALL;
+        block_sync();
+    }
 }
 
 // Signs against signs: the width of a slice less twice the bits that differ. Padding is 0 on both sides, and never differs.

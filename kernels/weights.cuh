@@ -7,9 +7,6 @@
 // Columns of a slice.
 constexpr uint32_t SLICE = 32;
 
-// 2^23: see byte_less.
-constexpr float FLOAT_BYTE = 8388608.0f;
-
 // A lane's share of a row at a time: whole slices, at least 16 bytes.
 template <int BITS> struct Piece {
     static constexpr uint32_t SLICES = BITS >= 4 ? 1 : 4 / BITS;

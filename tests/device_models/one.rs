@@ -69,6 +69,31 @@ fn every_family_gives_the_logits_of_the_cpu() {
     println!("the worst of float32: {seen:e}");
 }
 
+/// Powers of two that cancel: what is between them is out of range for sums of products with levels, and the logits are the same.
+#[test]
+#[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]
+fn large_activations_stay_in_range() {
+    let (cpu, cuda) = (cpu(), cuda());
+    let options = r#"{"bits": 8}"#;
+    // Both beyond float16, so that scales are kept in the same precision.
+    let plain = scaled("llama3", "plain", &[("up_proj", 40), ("down_proj", -30)]);
+    let large = scaled("llama3", "large", &[("up_proj", 124), ("down_proj", -114)]);
+    let (here, there) = (open(&cpu, &plain, options), open(&cuda, &large, options));
+    assert_eq!(there.info()["backend"], "cuda");
+    let ids = ids(&here, 12);
+    let kv = r#"{"kv": "f32"}"#;
+    let expected = all_logits(&cpu, &mut session(&cpu, &here, kv), &ids);
+    let found = all_logits(&cuda, &mut session(&cuda, &there, kv), &ids);
+    let e = worst(&found, &expected);
+    assert!(e < 1e-4, "in a block: {e}");
+    let mut s = session(&cuda, &there, kv);
+    let vocabulary = here.architecture().vocabulary;
+    for (id, expected) in ids.iter().zip(expected.chunks(vocabulary)) {
+        let e = worst(&last_logits(&cuda, &mut s, &[*id]).unwrap(), expected);
+        assert!(e < 1e-4, "one by one: {e}");
+    }
+}
+
 #[test]
 #[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]
 fn the_demonstration_tells_a_story() {

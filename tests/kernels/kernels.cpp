@@ -161,6 +161,42 @@ void hostile(float value) {
     }
 }
 
+// A vector whose products with 32 levels leave the range of float32, though those with the weights do not, among others: they get the
+// bits that they get alone.
+void large(uint32_t bits) {
+    Problem p({bits, 9, 1100, 64, 3, false, bits > 1});
+    const float smaller = 1e-30f;
+    for (float &scale : p.float_scales)
+        scale *= smaller;
+    for (uint32_t i = 0; i < p.is.rows; i++)
+        for (uint32_t j = 0; j < p.is.cols; j++)
+            p.w[size_t(i) * p.is.cols + j] *= smaller;
+    vector<float> others;
+    for (const bool grown : {false, true}) {
+        // Of vector 1, and of its last columns only: what one warp of several meets.
+        for (uint32_t j = 900; grown && j < p.is.cols; j++)
+            p.x[p.is.cols + j] = std::ldexp(j % 3 == 0 ? -1.0f : 1.9f, 127);
+        ActivationArgs act{};
+        vector<float> spread(size_t(p.is.n) * p.c.slices * 32, NAN_FILL);
+        act.x = address(p.x), act.out = address(spread), act.columns = p.c, act.n = p.is.n;
+        launch("spread_activations", &act, up(p.c.slices, 4), p.is.n, 128, 0, {bytes(spread)}, p.is.name());
+        MatmulArgs a = p.args();
+        a.x = address(spread);
+        for (const Few f : {Few{1, 2}, Few{4, 1}}) {
+            const std::string kernel = "matmul_f32_b" + std::to_string(bits) + "_n" + std::to_string(f.v);
+            product(kernel, p, a, f, vector<double>(p.x.begin(), p.x.end()), 1e-5);
+            vector<float> y(size_t(p.is.n) * p.is.rows, NAN_FILL);
+            a.y = address(y), a.split = 2;
+            launch(kernel, &a, up(p.is.rows, 8 / 2 * f.r), up(p.is.n, f.v), 256, 8 * f.r * f.v * 4, {bytes(y)}, "large");
+            for (uint32_t v = 0; v < p.is.n; v += 2)
+                others.insert(others.end(), y.begin() + v * p.is.rows, y.begin() + (v + 1) * p.is.rows);
+        }
+    }
+    const size_t half = others.size() / 2;
+    expect(std::equal(others.begin(), others.begin() + std::ptrdiff_t(half), others.begin() + std::ptrdiff_t(half)),
+           "a large vector changes no other");
+}
+
 // Activations at both ends of the range of float32.
 void extremes() {
     const Columns c = columns(32, 32);
@@ -233,6 +269,8 @@ int main(int argc, char **) {
     }
     for (const float value : {NAN_FILL, std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()})
         hostile(value);
+    for (const uint32_t bits : {1u, 2u, 4u, 8u})
+        large(bits);
     extremes();
     test_transformer();
     std::printf("kernels: %zu checks, %zu failed; the worst error is %.2f of what is allowed\n", checks, failures, worst);
