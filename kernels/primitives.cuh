@@ -8,10 +8,12 @@
 #ifdef GPU_SHIM
 #include "shim/shim.h"
 #else
-// One block a multiprocessor is promised, no more: left to itself, ptxas aims at an occupancy and spills a register or two for it.
-#define KERNEL(threads, name, Args) extern "C" __global__ void __launch_bounds__(threads, 1) name(const Args args)
+// `blocks`: of which a multiprocessor has registers for so many at least.
+#define KERNEL_WITH(threads, blocks, name, Args) extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Args args)
 #define DEVICE __device__ __forceinline__
 #endif
+// One block, no more: left to itself, ptxas aims at an occupancy and spills a register or two for it.
+#define KERNEL(threads, name, Args) KERNEL_WITH(threads, 1, name, Args)
 
 constexpr uint32_t WARP = 32;
 

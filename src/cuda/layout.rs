@@ -13,7 +13,7 @@ const MOST: usize = i32::MAX as usize;
 
 /// The columns of a matrix as the device sees them; a part of the argument structs.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
     /// Of the matrix.
     pub cols: u32,

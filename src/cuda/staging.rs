@@ -203,7 +203,7 @@ impl Lane {
             let scratch = memory.part(plan.scratch, plan.scratch_bytes);
             let prepared = prepare(stream, mode, columns, x, count, scratch, bad)?;
             let y = back.from(first * weights.shape().rows * 4);
-            product::multiply(stream, weights, &prepared, y)?;
+            product::multiply(stream, &prepared, &[(weights, y)])?;
         }
         // SAFETY: as above, for `received`.
         unsafe { stream.download(&mut self.received, back)? };

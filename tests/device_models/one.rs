@@ -69,6 +69,38 @@ fn every_family_gives_the_logits_of_the_cpu() {
     println!("the worst of float32: {seen:e}");
 }
 
+/// A decode step is bound by its launches where a model is small: what can be done together is.
+#[test]
+#[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]
+fn the_launches_of_a_step() {
+    let driver = Driver::new();
+    let cuda = cuda();
+    for (options, a_layer) in [
+        // (q k v), heads, attention in parts, and these together, quantised, o, norm, (gate up), gated, down, norm; what norms and
+        // gates leave they quantise themselves.
+        (r#"{"bits": 8, "activations": "int8"}"#, 11),
+        // These rows are padded on the device, which costs each of the four inputs a launch.
+        (r#"{"bits": 8}"#, 14),
+    ] {
+        for name in ["llama3", "gemma2"] {
+            let model = open(&cuda, &family(name), options);
+            let (layers, cap) = (
+                model.architecture().layers,
+                model.architecture().final_softcap,
+            );
+            let mut s = session(&cuda, &model, r#"{"temperature": 0}"#);
+            s.eval(&cuda, &[1, 5, 6], Logits::None).unwrap();
+            s.next(&cuda, 9).unwrap();
+            let before = driver.get("LAUNCHES");
+            s.next(&cuda, 9).unwrap();
+            // The embedding, angles, the first norm, the last one, logits, the greatest of shares, and of all.
+            let ends = 7 + usize::from(cap.is_some()) + usize::from(a_layer == 14);
+            let found = driver.get("LAUNCHES") - before;
+            assert_eq!(found as usize, ends + layers * a_layer, "{name} {options}");
+        }
+    }
+}
+
 /// Powers of two that cancel: what is between them is out of range for sums of products with levels, and the logits are the same.
 #[test]
 #[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]

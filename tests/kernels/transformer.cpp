@@ -72,6 +72,33 @@ void angles(uint32_t pairs, uint32_t n, uint32_t first) {
     }
 }
 
+// What a kernel quantises as it makes it: the bits that come of its floats (n, width), in groups of every kind.
+void quantized_in_passing(const vector<float> &floats, uint32_t width, uint32_t n, const std::string &what,
+                          const std::function<void(const Quantized &, const vector<std::function<vector<uint8_t>()>> &)> &run) {
+    for (const uint32_t group : {0u, 32u, 40u, 64u, 128u}) {
+        const Columns c = columns(width, group);
+        const size_t slices = size_t(n) * c.slices;
+        struct {
+            vector<int8_t> codes;
+            vector<float> scales;
+            vector<int32_t> sums;
+            vector<uint32_t> bad{0};
+        } made[2];
+        for (auto &m : made)
+            m.codes.assign(slices * 32, 99), m.scales.assign(slices, NAN_FILL), m.sums.assign(slices, -1);
+        vector<float> x = floats;
+        QuantizeArgs q{};
+        q.x = address(x), q.to = quantized_to(c, made[0].codes, made[0].scales, made[0].sums, made[0].bad), q.n = n;
+        launch("quantize_activations", &q, up(c.slices, 4 * block_of(c)), n, 128, 0, {}, what);
+        run(quantized_to(c, made[1].codes, made[1].scales, made[1].sums, made[1].bad),
+            {bytes(made[1].codes), bytes(made[1].scales), bytes(made[1].sums)});
+        const bool good = std::all_of(floats.begin(), floats.end(), [](float v) { return std::isfinite(v); });
+        expect(made[1].bad[0] == (good ? 0 : 1) && made[0].bad == made[1].bad, "whether all are finite: " + what);
+        const bool same = std::memcmp(made[0].scales.data(), made[1].scales.data(), slices * 4) == 0;
+        expect(same && made[0].codes == made[1].codes && made[0].sums == made[1].sums, "quantised in passing, group " + std::to_string(group) + ": " + what);
+    }
+}
+
 // Which of the optional parts are there.
 void add_norm(uint32_t width, uint32_t n, bool y, bool bias, bool inner, bool outer) {
     some_schedules(size_t(width) * n * 8);
@@ -108,6 +135,16 @@ void add_norm(uint32_t width, uint32_t n, bool y, bool bias, bool inner, bool ou
                 expect(std::isnan(result[t * width + i]), "no norm, nothing written: " + what);
         }
     }
+    if (!outer)
+        return;
+    const vector<float> floats = result, sums = sum;
+    quantized_in_passing(floats, width, n, what, [&](const Quantized &to, vector<std::function<vector<uint8_t>()>> outputs) {
+        NormArgs b = a;
+        b.out = 0, b.quantized = to;
+        outputs.push_back(bytes(sum));
+        launch("add_norm", &b, n, 1, 256, 64, outputs, what);
+        expect(std::memcmp(sum.data(), sums.data(), sum.size() * 4) == 0, "the sum is the same: " + what);
+    });
 }
 
 struct Heads {
@@ -288,6 +325,26 @@ void gate(uint32_t width, uint32_t n, bool gelu, bool bias) {
         const double act = gelu ? 0.5 * x * (1 + std::tanh(0.7978845608 * (x + 0.044715 * x * x * x))) : x / (1 + std::exp(-x));
         near(result[i], act * v, 4e-6 * std::fabs(v) * (1 + std::fabs(act)), (gelu ? "gelu of " : "silu of ") + std::to_string(x));
     }
+    quantized_in_passing(result, width, n, "gate", [&](const Quantized &to, const vector<std::function<vector<uint8_t>()>> &outputs) {
+        GateArgs b = a;
+        b.out = 0, b.quantized = to;
+        launch("gate_up_quantize", &b, up(to.columns.slices, 8 * to.block), std::min(n, 2u), 256, 0, outputs, "gate");
+    });
+}
+
+// What is quantised in passing and is not finite is reported.
+void gate_of_infinity() {
+    some_schedules(1);
+    vector<float> g(140, 1.0f), u(140, 2.0f), result(140, NAN_FILL);
+    u[75] = std::numeric_limits<float>::infinity();
+    GateArgs a{};
+    a.gate = address(g), a.up = address(u), a.out = address(result), a.width = 70, a.n = 2;
+    launch("gate_up", &a, 1, 2, 256, 0, {bytes(result)}, "infinity");
+    quantized_in_passing(result, 70, 2, "infinity", [&](const Quantized &to, const vector<std::function<vector<uint8_t>()>> &outputs) {
+        GateArgs b = a;
+        b.out = 0, b.quantized = to;
+        launch("gate_up_quantize", &b, up(to.columns.slices, 8 * to.block), 2, 256, 0, outputs, "infinity");
+    });
 }
 
 void logits() {
@@ -378,5 +435,6 @@ void test_transformer() {
         gate(301, 3, gelu, true);
     }
 #endif
+    gate_of_infinity();
     logits();
 }
