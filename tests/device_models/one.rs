@@ -75,29 +75,28 @@ fn every_family_gives_the_logits_of_the_cpu() {
 fn the_launches_of_a_step() {
     let driver = Driver::new();
     let cuda = cuda();
-    for (options, a_layer) in [
-        // (q k v), heads, attention in parts, and these together, quantised, o, norm, (gate up), gated, down, norm; what norms and
-        // gates leave they quantise themselves.
-        (r#"{"bits": 8, "activations": "int8"}"#, 11),
-        // These rows are padded on the device, which costs each of the four inputs a launch.
-        (r#"{"bits": 8}"#, 14),
+    // (q k v), heads, attention in parts, and these together, quantised, o, norm, (gate up), gated, down, norm; what norms and gates
+    // leave they quantise themselves.
+    let int8 = r#"{"bits": 8, "activations": "int8"}"#;
+    for (path, options, a_layer, padded) in [
+        (family("llama3"), int8, 11, 0),
+        (family("gemma2"), int8, 11, 0),
+        (demo(), r#"{"activations": "f32"}"#, 10, 0),
+        // Rows that are padded on the device cost each of the four inputs of a layer a launch, and that of the output.
+        (family("llama3"), r#"{"bits": 8}"#, 14, 1),
     ] {
-        for name in ["llama3", "gemma2"] {
-            let model = open(&cuda, &family(name), options);
-            let (layers, cap) = (
-                model.architecture().layers,
-                model.architecture().final_softcap,
-            );
-            let mut s = session(&cuda, &model, r#"{"temperature": 0}"#);
-            s.eval(&cuda, &[1, 5, 6], Logits::None).unwrap();
-            s.next(&cuda, 9).unwrap();
-            let before = driver.get("LAUNCHES");
-            s.next(&cuda, 9).unwrap();
-            // The embedding, angles, the first norm, the last one, logits, the greatest of shares, and of all.
-            let ends = 7 + usize::from(cap.is_some()) + usize::from(a_layer == 14);
-            let found = driver.get("LAUNCHES") - before;
-            assert_eq!(found as usize, ends + layers * a_layer, "{name} {options}");
-        }
+        let model = open(&cuda, &path, options);
+        let a = model.architecture();
+        // The embedding, angles, the first norm, the last one, logits, their cap, the greatest of shares, and of all.
+        let ends = 7 + usize::from(a.final_softcap.is_some()) + padded;
+        let expected = ends + a.layers * a_layer;
+        let mut s = session(&cuda, &model, r#"{"temperature": 0}"#);
+        s.eval(&cuda, &[1, 5, 6], Logits::None).unwrap();
+        s.next(&cuda, 9).unwrap();
+        let before = driver.get("LAUNCHES");
+        s.next(&cuda, 9).unwrap();
+        let found = (driver.get("LAUNCHES") - before) as usize;
+        assert_eq!(found, expected, "{} {options}", path.display());
     }
 }
 
