@@ -146,6 +146,7 @@ struct AttentionArgs {
     uint64_t out;      // float    (n, heads, head_dim)
     uint64_t parts;    // float    (n, heads, splits, head_dim), where splits > 1
     uint64_t ends;     // float    (n, heads, splits, 2): the largest score and the sum, where splits > 1
+    Quantized quantized; // out (n, heads * head_dim) as that; combine_parts_quantize only
     uint32_t heads;
     uint32_t kv_heads;
     uint32_t head_dim; // even, at most 256
@@ -193,7 +194,7 @@ static_assert(sizeof(EmbedArgs) == 80, "EmbedArgs");
 static_assert(sizeof(AngleArgs) == 40, "AngleArgs");
 static_assert(sizeof(NormArgs) == 128, "NormArgs");
 static_assert(sizeof(HeadArgs) == 144, "HeadArgs");
-static_assert(sizeof(AttentionArgs) == 96, "AttentionArgs");
+static_assert(sizeof(AttentionArgs) == 152, "AttentionArgs");
 static_assert(sizeof(GateArgs) == 112, "GateArgs");
 static_assert(sizeof(LogitArgs) == 56, "LogitArgs");
 

@@ -5,13 +5,14 @@ use std::mem::{offset_of, size_of};
 use super::layout::Columns;
 
 /// Every kernel of the images, in the order of `kernels/images/index.json`.
-pub(super) const KERNELS: [&str; 42] = [
+pub(super) const KERNELS: [&str; 43] = [
     "add_norm",
     "advance",
     "attend_r1",
     "attend_r4",
     "attend_r8",
     "combine_parts",
+    "combine_parts_quantize",
     "embed_rows",
     "gate_up",
     "gate_up_quantize",

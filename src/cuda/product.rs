@@ -80,7 +80,7 @@ impl<'a> Prepared<'a> {
     ///
     /// # Panics
     /// If it is not for so many of int8.
-    pub(super) fn to_quantize(&self, n: usize, cols: usize) -> Quantized {
+    pub(super) fn for_quantizing(&self, n: usize, cols: usize) -> Quantized {
         let int8 = self.int8.expect("room for int8 vectors");
         assert_eq!((self.n, self.columns.cols as usize), (n, cols));
         Quantized {
@@ -199,7 +199,7 @@ pub fn prepare<'a>(
         Mode::Int8 => {
             let args = QuantizeArgs {
                 x: x.address(),
-                to: ready.to_quantize(n, columns.cols as usize),
+                to: ready.for_quantizing(n, columns.cols as usize),
                 n: count,
                 reserved: 0,
             };

@@ -75,13 +75,14 @@ fn every_family_gives_the_logits_of_the_cpu() {
 fn the_launches_of_a_step() {
     let driver = Driver::new();
     let cuda = cuda();
-    // (q k v), heads, attention in parts, and these together, quantised, o, norm, (gate up), gated, down, norm; what norms and gates
-    // leave they quantise themselves.
+    // (q k v), heads, attention in parts, and these together, o, norm, (gate up), gated, down, norm: what is quantised is so in passing,
+    // if a head has whole slices of 32 elements.
     let int8 = r#"{"bits": 8, "activations": "int8"}"#;
     for (path, options, a_layer, padded) in [
         (family("llama3"), int8, 11, 0),
         (family("gemma2"), int8, 11, 0),
         (demo(), r#"{"activations": "f32"}"#, 10, 0),
+        (demo(), r#"{"activations": "int8"}"#, 10, 0),
         // Rows that are padded on the device cost each of the four inputs of a layer a launch, and that of the output.
         (family("llama3"), r#"{"bits": 8}"#, 14, 1),
     ] {

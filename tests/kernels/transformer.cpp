@@ -74,9 +74,13 @@ void angles(uint32_t pairs, uint32_t n, uint32_t first) {
 
 // What a kernel quantises as it makes it: the bits that come of its floats (n, width), in groups of every kind.
 void quantized_in_passing(const vector<float> &floats, uint32_t width, uint32_t n, const std::string &what,
-                          const std::function<void(const Quantized &, const vector<std::function<vector<uint8_t>()>> &)> &run) {
+                          const std::function<void(const Quantized &, const vector<std::function<vector<uint8_t>()>> &)> &run,
+                          uint32_t whole = 0) {
     for (const uint32_t group : {0u, 32u, 40u, 64u, 128u}) {
         const Columns c = columns(width, group);
+        // What is under one scale lies within so many columns.
+        if (whole != 0 && ((c.groups > 1 && group % 32 != 0) || whole % (32 * block_of(c)) != 0))
+            continue;
         const size_t slices = size_t(n) * c.slices;
         struct {
             vector<int8_t> codes;
@@ -275,6 +279,12 @@ void attention(const Attend &k) {
                {bytes(mixed), bytes(parts), bytes(ends)}, what);
         if (k.splits > 1)
             launch("combine_parts", &a, k.n * k.heads, 1, 128, 0, {bytes(mixed)}, what);
+        if (k.splits > 1)
+            quantized_in_passing(mixed, uint32_t(k.heads * d), k.n, what, [&](const Quantized &to, const vector<std::function<vector<uint8_t>()>> &outputs) {
+                AttentionArgs b = a;
+                b.out = 0, b.quantized = to;
+                launch("combine_parts_quantize", &b, k.n * k.heads, 1, 128, 0, outputs, what);
+            }, uint32_t(d));
         if (first.empty())
             first = mixed;
         expect(std::memcmp(first.data(), mixed.data(), mixed.size() * 4) == 0, "the rows of a block change nothing: " + what);
@@ -395,6 +405,7 @@ void test_transformer() {
     add_norm(300, 2, true, true, true, true);
     place_heads({4, 2, 16, 8, 2, 7, true, true, false, true});
     attention({4, 2, 16, 64, 0, 2, 40, 2, 0.0f, true});
+    attention({2, 1, 64, 64, 0, 1, 40, 2, 0.0f, true});
     attention({4, 2, 20, 64, 9, 3, 70, 1, 5.0f, false});
     gate(300, 2, true, true);
 #else
@@ -424,6 +435,7 @@ void test_transformer() {
             attention({2, 2, d, 16, 0, 1, 0, 1, 0.0f, half});      // the first token
             attention({4, 1, d, 80, 0, 1, 67, 1, 0.0f, half});     // one token, one block
             attention({7, 1, d, 128, 0, 1, 100, 3, 4.0f, half});   // one token, split, soft cap
+            attention({3, 1, d, 128, 0, 2, 70, 2, 0.0f, half});    // two, split
             attention({4, 2, d, 48, 20, 1, 130, 4, 0.0f, half});   // a ring; splits without a step
             attention({6, 2, d, 64, 24, 5, 90, 1, 0.0f, half});    // several tokens in a ring
             attention({2, 1, d, 64, 0, 9, 0, 1, 2.0f, half});      // from the beginning

@@ -87,6 +87,7 @@ pub(super) struct AttentionArgs {
     pub out: u64,
     pub parts: u64,
     pub ends: u64,
+    pub quantized: Quantized,
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
@@ -147,7 +148,7 @@ const _: () = {
     assert!(size_of::<AngleArgs>() == 40 && offset_of!(AngleArgs, pairs) == 32);
     assert!(size_of::<NormArgs>() == 128 && offset_of!(NormArgs, width) == 112);
     assert!(size_of::<HeadArgs>() == 144 && offset_of!(HeadArgs, heads) == 104);
-    assert!(size_of::<AttentionArgs>() == 96 && offset_of!(AttentionArgs, heads) == 56);
+    assert!(size_of::<AttentionArgs>() == 152 && offset_of!(AttentionArgs, heads) == 112);
     assert!(size_of::<GateArgs>() == 112 && offset_of!(GateArgs, width) == 96);
     assert!(size_of::<LogitArgs>() == 56 && offset_of!(LogitArgs, blocks) == 48);
 };

@@ -53,7 +53,7 @@ fn grid(blocks_x: usize, blocks_y: usize, threads: u32, shared: usize) -> Grid {
 fn addresses(out: &Operand<'_>, n: usize, cols: usize) -> (u64, Quantized) {
     match out {
         Operand::Floats(out) => (values(*out, n * cols), Quantized::default()),
-        Operand::Quantized(out) => (0, out.to_quantize(n, cols)),
+        Operand::Quantized(out) => (0, out.for_quantizing(n, cols)),
     }
 }
 

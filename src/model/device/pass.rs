@@ -147,7 +147,13 @@ impl<'a> Pass<'a> {
             out: k.part(&p.placed),
         };
         place_heads(self.stream, shape, self.n, &heads, &cache)?;
-        let mixed = k.part(&p.mixed);
+        let splits = k.splits(self.n);
+        let mixed = match self.operand(k.part(&p.mixed), self.n, &[&layer.o.weights]) {
+            Operand::Quantized(_) if !splits.quantize(shape, &form(&layer.o.weights).1) => {
+                Operand::Floats(k.part(&p.mixed))
+            }
+            mixed => mixed,
+        };
         attend(
             self.stream,
             shape,
@@ -157,11 +163,11 @@ impl<'a> Pass<'a> {
             position,
             a.windows[k.portion().first + index],
             a.attention_softcap,
-            &k.splits(self.n),
+            &splits,
             mixed,
         )?;
         let products = [(&layer.o.weights, k.part(&p.y))];
-        self.products(Operand::Floats(mixed), self.n, &products)
+        self.products(mixed, self.n, &products)
     }
 
     /// As [`Pass::attention`].
