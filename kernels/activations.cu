@@ -2,7 +2,7 @@
 //
 // A warp takes one slice (or the `block` slices under one scale), a lane a column of it. Bytes: x is read once, 4 a column;
 // written are 4 (spread), 1 + 8/32 (int8) or 1/8 (sign). All of it small beside the weights of a product.
-#include "weights.cuh"
+#include "quantize.cuh"
 
 constexpr uint32_t ACTIVATION_WARPS = 4;
 
@@ -22,40 +22,14 @@ KERNEL(128, spread_activations, ActivationArgs) {
         out<float>(args.out)[(size_t(v) * args.columns.slices + slice) * SLICE + lane] = activation(args, v, slice, lane);
 }
 
-KERNEL(128, quantize_activations, ActivationArgs) {
-    constexpr uint32_t MOST = 4;
-    const uint32_t lane = threadIdx.x % WARP;
-    const uint32_t first = (blockIdx.x * ACTIVATION_WARPS + threadIdx.x / WARP) * args.block;
-    if (first >= args.columns.slices)
+KERNEL(128, quantize_activations, QuantizeArgs) {
+    const Quantized &to = args.to;
+    const uint32_t first = (blockIdx.x * ACTIVATION_WARPS + threadIdx.x / WARP) * to.block;
+    if (first >= to.columns.slices)
         return;
     for (uint32_t v = blockIdx.y; v < args.n; v += gridDim.y) {
-        float x[MOST];
-        float largest = 0.0f;
-        bool good = true;
-#pragma unroll
-        for (uint32_t i = 0; i < MOST; i++) {
-            x[i] = i < args.block ? activation(args, v, first + i, lane) : 0.0f;
-            good = good && finite(x[i]);
-            largest = fmaxf(largest, fabsf(x[i]));
-        }
-        if (!good)
-            *out<uint32_t>(args.bad) = 1; // whoever writes, writes the same
-        const float scale = warp_max(largest) / 127.0f;
-#pragma unroll
-        for (uint32_t i = 0; i < MOST; i++) {
-            if (i >= args.block)
-                break;
-            // A scale so small that it is rounded could push a code past 127.
-            const float ratio = scale > 0.0f && good ? x[i] / scale : 0.0f;
-            const int32_t code = nearest(fminf(fmaxf(ratio, -127.0f), 127.0f));
-            const size_t at = size_t(v) * args.columns.slices + first + i;
-            out<int8_t>(args.out)[at * SLICE + lane] = static_cast<int8_t>(code);
-            const int32_t sum = warp_sum(code);
-            if (lane == 0) {
-                out<float>(args.scales)[at] = scale;
-                out<int32_t>(args.sums)[at] = sum;
-            }
-        }
+        const float *x = in<float>(args.x) + size_t(v) * to.columns.cols;
+        quantize(to, v, first, [&](uint32_t column) { return x[column]; });
     }
 }
 

@@ -24,40 +24,58 @@ struct Columns {
     uint32_t slices;    // a row, padded to a multiple of 4
 };
 
-// spread_activations, quantize_activations, sign_activations.
+// int8 vectors, as matmul_i8 and matmul_mma read them, and where to say that one cannot be.
+struct Quantized {
+    uint64_t codes;  // int8    (n, slices * 32)
+    uint64_t scales; // float   (n, slices)
+    uint64_t sums;   // int32   (n, slices): of the codes
+    uint64_t bad;    // uint32  1; set to 1 where a vector is not finite, else left
+    Columns columns;
+    uint32_t block; // slices that share one scale: 1, 2 or 4
+};
+
+// spread_activations, sign_activations.
 struct ActivationArgs {
-    uint64_t x;      // float   (n, cols)
-    uint64_t out;    // float   (n, slices * 32), int8 (n, slices * 32), or uint32 (n, slices)
-    uint64_t scales; // float   (n, slices)   quantize_activations only
-    uint64_t sums;   // int32   (n, slices)   quantize_activations only
-    uint64_t bad;    // uint32  1; set to 1 where x is not finite, else left; quantize_activations only
+    uint64_t x;   // float   (n, cols)
+    uint64_t out; // float   (n, slices * 32), or uint32 (n, slices)
     Columns columns;
     uint32_t n;
-    uint32_t block; // slices that share one activation scale: 1, 2 or 4; quantize_activations only
+};
+
+// quantize_activations.
+struct QuantizeArgs {
+    uint64_t x; // float   (n, cols)
+    Quantized to;
+    uint32_t n;
     uint32_t reserved;
+};
+
+// One of the matrices that a launch multiplies with.
+struct Matrix {
+    uint64_t codes;  // bytes    (rows, slices * 4 * bits)
+    uint64_t scales; // float16 or float32 (rows, groups)
+    uint64_t zeros;  // uint8    (rows, groups), or 0: 2^(bits-1); never read with 1 bit
+    uint64_t y;      // float    (n, rows)
+    uint32_t rows;
+    uint32_t half_scales; // 1: scales are float16; 0: float32
+    uint32_t split;       // warps that share the columns of a row: 1, 2, 4 or 8
+    uint32_t blocks;      // of the grid along x, behind those of the matrices before
 };
 
 // Every matmul_*.
 struct MatmulArgs {
-    uint64_t codes;  // bytes    (rows, slices * 4 * bits)
-    uint64_t scales; // float16 or float32 (rows, groups)
-    uint64_t zeros;  // uint8    (rows, groups), or 0: 2^(bits-1); never read with 1 bit
-    uint64_t x;      // what the activation kernel of the mode made: n vectors
+    uint64_t x;       // what the activation kernel of the mode made: n vectors
     uint64_t xscales; // float   (n, slices)   matmul_i8 and matmul_mma
     uint64_t xsums;   // int32   (n, slices)   matmul_i8 and matmul_mma
-    uint64_t y;       // float   (n, rows)
-    Columns columns;
-    uint32_t rows;
+    Columns columns;  // of every matrix
     uint32_t n;
-    uint32_t half_scales; // 1: scales are float16; 0: float32
-    uint32_t split;       // warps that share the columns of a row: 1, 2, 4 or 8
-    uint32_t reserved;
+    Matrix matrices[3]; // the first ones; no block of the grid is of another
 };
 
 // The structs of transformer.cu and attention.cu; TRANSFORMER.md says what the kernels do with them. n: tokens.
 
 struct EmbedArgs {
-    uint64_t codes;  // of the embedding (rows = vocabulary): as in MatmulArgs
+    uint64_t codes;  // of the embedding (rows = vocabulary): as in Matrix
     uint64_t scales; // "
     uint64_t zeros;  // "
     uint64_t ids;    // uint32   (n)
@@ -65,7 +83,7 @@ struct EmbedArgs {
     Columns columns;
     uint32_t n;
     uint32_t bits;        // 1, 2, 4 or 8
-    uint32_t half_scales; // as in MatmulArgs
+    uint32_t half_scales; // as in Matrix
     float factor;         // what embeddings are multiplied with
     uint32_t rows;        // of the embedding: an id beyond is taken as the last
 };
@@ -86,7 +104,8 @@ struct NormArgs {
     uint64_t inner; // float   (width): weights of a norm of y before it is added, or 0
     uint64_t sum;   // float   (n, width): may be x itself; not written where y is 0
     uint64_t outer; // float   (width): weights of the norm of the sum, or 0: no norm
-    uint64_t out;   // float   (n, width)
+    uint64_t out;   // float   (n, width), or 0
+    Quantized quantized; // the same; codes 0: not wanted
     uint32_t width;
     uint32_t n;
     float eps;
@@ -127,6 +146,7 @@ struct AttentionArgs {
     uint64_t out;      // float    (n, heads, head_dim)
     uint64_t parts;    // float    (n, heads, splits, head_dim), where splits > 1
     uint64_t ends;     // float    (n, heads, splits, 2): the largest score and the sum, where splits > 1
+    Quantized quantized; // out (n, heads * head_dim) as that; combine_parts_quantize only
     uint32_t heads;
     uint32_t kv_heads;
     uint32_t head_dim; // even, at most 256
@@ -144,7 +164,8 @@ struct GateArgs {
     uint64_t up;        // float   (n, width)
     uint64_t gate_bias; // float   (width), or 0
     uint64_t up_bias;   // float   (width), or 0
-    uint64_t out;       // float   (n, width): may be gate itself
+    uint64_t out;       // float   (n, width): may be gate itself; gate_up only
+    Quantized quantized; // the same; gate_up_quantize only
     uint32_t width;
     uint32_t n;
     uint32_t gelu; // 1: GELU by its tanh formula; 0: SiLU
@@ -164,14 +185,17 @@ struct LogitArgs {
 };
 
 static_assert(sizeof(Columns) == 20, "Columns");
-static_assert(sizeof(ActivationArgs) == 72, "ActivationArgs");
-static_assert(sizeof(MatmulArgs) == 96, "MatmulArgs");
+static_assert(sizeof(Quantized) == 56, "Quantized");
+static_assert(sizeof(ActivationArgs) == 40, "ActivationArgs");
+static_assert(sizeof(QuantizeArgs) == 72, "QuantizeArgs");
+static_assert(sizeof(Matrix) == 48, "Matrix");
+static_assert(sizeof(MatmulArgs) == 192, "MatmulArgs");
 static_assert(sizeof(EmbedArgs) == 80, "EmbedArgs");
 static_assert(sizeof(AngleArgs) == 40, "AngleArgs");
-static_assert(sizeof(NormArgs) == 72, "NormArgs");
+static_assert(sizeof(NormArgs) == 128, "NormArgs");
 static_assert(sizeof(HeadArgs) == 144, "HeadArgs");
-static_assert(sizeof(AttentionArgs) == 96, "AttentionArgs");
-static_assert(sizeof(GateArgs) == 56, "GateArgs");
+static_assert(sizeof(AttentionArgs) == 152, "AttentionArgs");
+static_assert(sizeof(GateArgs) == 112, "GateArgs");
 static_assert(sizeof(LogitArgs) == 56, "LogitArgs");
 
 #endif

@@ -12,7 +12,7 @@
 // One token alone has few rows: `splits` blocks share their positions, in runs of whole steps, and combine_parts puts the parts
 // together in order. Bytes: keys and values are read once for R rows. Steps begin at multiples of 32 positions, and one that a row
 // sees nothing of leaves it as it is: without splits a row gets the same bits whatever rows are beside it, and whatever R.
-#include "weights.cuh"
+#include "quantize.cuh"
 
 constexpr uint32_t STEP = 32;      // positions: one a lane
 constexpr uint32_t THREADS = 256;  // of a block: at most 8 rows, heads of at most 256 elements
@@ -173,24 +173,52 @@ KERNEL(256, attend_r1, AttentionArgs) { attend<1>(args); }
 KERNEL(256, attend_r4, AttentionArgs) { attend<4>(args); }
 KERNEL(256, attend_r8, AttentionArgs) { attend<8>(args); }
 
-// The parts of a head of a token, in their order: each counts by how far its largest score is below that of all. A block a head.
-KERNEL(128, combine_parts, AttentionArgs) {
-    const size_t at = size_t(blockIdx.x) * args.splits;
-    const Floats2 *ends = in<Floats2>(args.ends) + at;
-    float top = minus_infinity(), sum = 0.0f;
+// The parts of a head of a token put together, in their order: each counts by how far its largest score is below that of all.
+struct Parts {
+    const float *mixed; // (splits, head_dim)
+    const Floats2 *ends; // (splits)
+    uint32_t splits, head_dim;
+    float top, sum;
+
+    // `at`: of the head among those of all tokens.
+    static DEVICE Parts of(const AttentionArgs &a, size_t at) {
+        Parts p = {in<float>(a.parts) + at * a.splits * a.head_dim, in<Floats2>(a.ends) + at * a.splits, a.splits, a.head_dim,
+                   minus_infinity(), 0.0f};
 #pragma unroll 1
-    for (uint32_t i = 0; i < args.splits; i++)
-        top = fmaxf(top, ends[i].f[0]);
-    // A part that saw nothing has a largest score of minus infinity, and counts nothing.
+        for (uint32_t i = 0; i < p.splits; i++)
+            p.top = fmaxf(p.top, p.ends[i].f[0]);
+        // A part that saw nothing has a largest score of minus infinity, and counts nothing.
 #pragma unroll 1
-    for (uint32_t i = 0; i < args.splits; i++)
-        sum += ends[i].f[1] * expf(ends[i].f[0] - top);
-#pragma unroll 1
-    for (uint32_t element = threadIdx.x; element < args.head_dim; element += 128) {
-        float mixed = 0.0f;
-#pragma unroll 4
-        for (uint32_t i = 0; i < args.splits; i++)
-            mixed += in<float>(args.parts)[(at + i) * args.head_dim + element] * expf(ends[i].f[0] - top);
-        out<float>(args.out)[size_t(blockIdx.x) * args.head_dim + element] = mixed * (1.0f / sum);
+        for (uint32_t i = 0; i < p.splits; i++)
+            p.sum += p.ends[i].f[1] * expf(p.ends[i].f[0] - p.top);
+        return p;
     }
+
+    DEVICE float together(uint32_t element) const {
+        float all = 0.0f;
+#pragma unroll 4
+        for (uint32_t i = 0; i < splits; i++)
+            all += mixed[size_t(i) * head_dim + element] * expf(ends[i].f[0] - top);
+        return all * (1.0f / sum);
+    }
+};
+
+// As floats. A block a head.
+KERNEL(128, combine_parts, AttentionArgs) {
+    const Parts parts = Parts::of(args, blockIdx.x);
+#pragma unroll 1
+    for (uint32_t element = threadIdx.x; element < args.head_dim; element += 128)
+        out<float>(args.out)[size_t(blockIdx.x) * args.head_dim + element] = parts.together(element);
+}
+
+// Quantised, where no slices under one scale are of two heads. A block a head, a warp the slices under one scale; the last head has
+// those behind all too, which are padding.
+KERNEL(128, combine_parts_quantize, AttentionArgs) {
+    const Quantized &to = args.quantized;
+    const Parts parts = Parts::of(args, blockIdx.x);
+    const uint32_t head = blockIdx.x % args.heads, before = head * args.head_dim;
+    const uint32_t end = head + 1 == args.heads ? to.columns.slices : (before + args.head_dim) / SLICE;
+#pragma unroll 1
+    for (uint32_t first = before / SLICE + threadIdx.x / WARP * to.block; first < end; first += 4 * to.block)
+        quantize(to, blockIdx.x / args.heads, first, [&](uint32_t column) { return parts.together(column - before); });
 }

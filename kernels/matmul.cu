@@ -25,10 +25,12 @@ template <int BITS> DEVICE Words2 fragment(const uint32_t *slice, uint32_t t) {
 template <int BITS, uint32_t V> DEVICE void matmul_mma(const MatmulArgs &a) {
     constexpr uint32_t TILES = V / 8;
     const uint32_t lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const size_t first_row = size_t(blockIdx.x) * 64 + threadIdx.x / WARP * 16 + g;
+    const Chosen c = chosen(a);
+    const Matrix &m = c.matrix;
+    const size_t first_row = size_t(c.block) * 64 + threadIdx.x / WARP * 16 + g;
     const size_t first_vector = size_t(blockIdx.y) * V;
     const uint32_t slices = a.columns.slices;
-    const size_t row[2] = {least(first_row, a.rows - 1), least(first_row + 8, a.rows - 1)};
+    const size_t row[2] = {least(first_row, m.rows - 1), least(first_row + 8, m.rows - 1)};
 
     float sums[TILES][4] = {};
 #pragma unroll 1
@@ -39,11 +41,11 @@ template <int BITS, uint32_t V> DEVICE void matmul_mma(const MatmulArgs &a) {
         int32_t zero[2];
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
-            const Words2 f = fragment<BITS>(in<uint32_t>(a.codes) + (row[h] * slices + slice) * BITS, t);
+            const Words2 f = fragment<BITS>(in<uint32_t>(m.codes) + (row[h] * slices + slice) * BITS, t);
             w[h] = f.w[0];
             w[h + 2] = f.w[1];
-            scale[h] = scale_of(a, row[h], group);
-            zero[h] = zero_of<BITS>(a, row[h], group);
+            scale[h] = scale_of(m, a.columns, row[h], group);
+            zero[h] = zero_of<BITS>(m, a.columns, row[h], group);
         }
 #pragma unroll
         for (uint32_t tile = 0; tile < TILES; tile++) {
@@ -68,8 +70,8 @@ template <int BITS, uint32_t V> DEVICE void matmul_mma(const MatmulArgs &a) {
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             const size_t y_row = first_row + i / 2 * 8, vector = first_vector + tile * 8 + 2 * t + i % 2;
-            if (y_row < a.rows && vector < a.n)
-                out<float>(a.y)[vector * a.rows + y_row] = sums[tile][i];
+            if (y_row < m.rows && vector < a.n)
+                out<float>(m.y)[vector * m.rows + y_row] = sums[tile][i];
         }
 }
 

@@ -19,43 +19,49 @@ struct Share {
     uint32_t lane, warp, part, split;
     size_t row, vector; // the first of R and of V
 
-    template <uint32_t R, uint32_t V> static DEVICE Share of(const MatmulArgs &a) {
+    template <uint32_t R, uint32_t V> static DEVICE Share of(const Chosen &c) {
         Share s;
         s.lane = threadIdx.x % WARP;
         s.warp = threadIdx.x / WARP;
-        s.split = a.split;
-        s.part = s.warp % a.split;
-        s.row = (size_t(blockIdx.x) * (WARPS / a.split) + s.warp / a.split) * R;
+        s.split = c.matrix.split;
+        s.part = s.warp % s.split;
+        s.row = (size_t(c.block) * (WARPS / s.split) + s.warp / s.split) * R;
         s.vector = size_t(blockIdx.y) * V;
         return s;
     }
 };
 
-// Adds what the lanes and the warps of a share hold, and writes y.
-template <uint32_t R, uint32_t V> DEVICE void finish(const MatmulArgs &a, const Share &s, const float (&sums)[R][V]) {
-    float *shared = shared_floats(); // (WARPS, R, V)
+// Adds what the lanes of each warp hold, and leaves it in shared memory: (WARPS, R, V), once all have come here.
+template <uint32_t R, uint32_t V> DEVICE void collect(const Share &s, const float (&sums)[R][V]) {
 #pragma unroll
     for (uint32_t r = 0; r < R; r++)
 #pragma unroll
         for (uint32_t v = 0; v < V; v++) {
             const float sum = warp_sum(sums[r][v]);
             if (s.lane == 0)
-                shared[(s.warp * R + r) * V + v] = sum;
+                shared_floats()[(s.warp * R + r) * V + v] = sum;
         }
     block_sync();
+}
+
+// Adds what the lanes and the warps of a share hold, and writes y.
+template <uint32_t R, uint32_t V> DEVICE void finish(const MatmulArgs &a, const Matrix &m, const Share &s, const float (&sums)[R][V]) {
+    collect<R, V>(s, sums);
     if (s.part != 0 || s.lane >= R * V)
         return;
     float sum = 0.0f;
     for (uint32_t part = 0; part < s.split; part++)
-        sum += shared[(s.warp + part) * R * V + s.lane];
+        sum += shared_floats()[(s.warp + part) * R * V + s.lane];
     const size_t row = s.row + s.lane / V, vector = s.vector + s.lane % V;
-    if (row < a.rows && vector < a.n)
-        out<float>(a.y)[vector * a.rows + row] = sum;
+    if (row < m.rows && vector < a.n)
+        out<float>(m.y)[vector * m.rows + row] = sum;
 }
 
 // int8 activations: exact in integers inside a slice.
 template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_i8(const MatmulArgs &a) {
-    const Share s = Share::of<R, V>(a);
+    const Chosen c = chosen(a);
+    const Matrix &m = c.matrix;
+    const Share s = Share::of<R, V>(c);
     const uint32_t slices = a.columns.slices, pieces = slices / Piece<BITS>::SLICES;
     float sums[R][V] = {};
 #pragma unroll 1
@@ -63,7 +69,7 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_i8(const MatmulAr
         Piece<BITS> piece[R];
 #pragma unroll
         for (uint32_t r = 0; r < R; r++)
-            piece[r].load(in<uint32_t>(a.codes) + least(s.row + r, a.rows - 1) * slices * BITS, p);
+            piece[r].load(in<uint32_t>(m.codes) + least(s.row + r, m.rows - 1) * slices * BITS, p);
 #pragma unroll 1
         for (uint32_t i = 0; i < Piece<BITS>::SLICES; i++) {
             const uint32_t slice = p * Piece<BITS>::SLICES + i, group = group_of(a.columns, slice);
@@ -71,9 +77,9 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_i8(const MatmulAr
             int32_t zero[R];
 #pragma unroll
             for (uint32_t r = 0; r < R; r++) {
-                const size_t row = least(s.row + r, a.rows - 1);
-                scale[r] = scale_of(a, row, group);
-                zero[r] = zero_of<BITS>(a, row, group);
+                const size_t row = least(s.row + r, m.rows - 1);
+                scale[r] = scale_of(m, a.columns, row, group);
+                zero[r] = zero_of<BITS>(m, a.columns, row, group);
             }
 #pragma unroll
             for (uint32_t v = 0; v < V; v++) {
@@ -96,29 +102,43 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_i8(const MatmulAr
                 piece[r].advance();
         }
     }
-    finish<R, V>(a, s, sums);
+    finish<R, V>(a, m, s, sums);
 }
 
-// float32 activations: sums of 32 products, compensated across slices.
-template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulArgs &a) {
-    const Share s = Share::of<R, V>(a);
+// What levels are counted in: as bits, the float whose last place is that unit.
+struct Unit {
+    uint32_t base;
+    float size, back; // back * size = 1
+};
+constexpr float TWO_TO_32 = 4294967296.0f;
+constexpr Unit ONE = {0x4b000000u, 1.0f, 1.0f};                    // 2^23
+constexpr Unit SMALL = {0x3b000000u, 1.0f / TWO_TO_32, TWO_TO_32}; // 2^-9
+
+// What a lane adds up of float32 activations: sums of 32 products, compensated across slices.
+template <int BITS, uint32_t R, uint32_t V> 
+DEVICE void sums_f32(const MatmulArgs &a, const Matrix &m, const Share &s, Unit unit, float (&sums)[R][V]) {
     const uint32_t slices = a.columns.slices, pieces = slices / Piece<BITS>::SLICES;
-    float sums[R][V] = {}, lost[R][V] = {};
+    float lost[R][V] = {};
+#pragma unroll
+    for (uint32_t r = 0; r < R; r++)
+#pragma unroll
+        for (uint32_t v = 0; v < V; v++)
+            sums[r][v] = 0.0f;
 #pragma unroll 1
     for (uint32_t p = s.part * WARP + s.lane; p < pieces; p += WARP * s.split) {
         Piece<BITS> piece[R];
 #pragma unroll
         for (uint32_t r = 0; r < R; r++)
-            piece[r].load(in<uint32_t>(a.codes) + least(s.row + r, a.rows - 1) * slices * BITS, p);
+            piece[r].load(in<uint32_t>(m.codes) + least(s.row + r, m.rows - 1) * slices * BITS, p);
 #pragma unroll 1
         for (uint32_t i = 0; i < Piece<BITS>::SLICES; i++) {
             const uint32_t slice = p * Piece<BITS>::SLICES + i, group = group_of(a.columns, slice);
             float scale[R], bias[R], dot[R][V] = {};
 #pragma unroll
             for (uint32_t r = 0; r < R; r++) {
-                const size_t row = least(s.row + r, a.rows - 1);
-                scale[r] = scale_of(a, row, group);
-                bias[r] = FLOAT_BYTE + static_cast<float>(zero_of<BITS>(a, row, group));
+                const size_t row = least(s.row + r, m.rows - 1);
+                scale[r] = scale_of(m, a.columns, row, group);
+                bias[r] = float_of(unit.base) + static_cast<float>(zero_of<BITS>(m, a.columns, row, group)) * unit.size;
             }
 #pragma unroll
             for (uint32_t q = 0; q < 8; q++) {
@@ -130,7 +150,7 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulA
                         quad *= 2; // 0 and 2, less 1
 #pragma unroll
                     for (uint32_t b = 0; b < 4; b++)
-                        w[r][b] = byte_less(quad, b, bias[r]);
+                        w[r][b] = byte_less(quad, b, unit.base, bias[r]);
                 }
 #pragma unroll
                 for (uint32_t v = 0; v < V; v++) {
@@ -158,12 +178,45 @@ template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulA
                 piece[r].advance();
         }
     }
-    finish<R, V>(a, s, sums);
+}
+
+// float32 activations. A chain of 32 products with levels leaves the range of float32 where an activation is beyond 2^115, though
+// the products with the weights may not: the sum is then not finite, and it is taken once more with levels 2^32 times smaller, by
+// the whole block. Powers of two round nothing, and where all is well this costs a look at the sums.
+template <int BITS, uint32_t R, uint32_t V> DEVICE void matvec_f32(const MatmulArgs &a) {
+    static_assert(WARPS * R * V <= WARP, "a lane has one output of the block at most");
+    const Chosen c = chosen(a);
+    const Matrix &m = c.matrix;
+    const Share s = Share::of<R, V>(c);
+    const uint32_t shares = WARPS / s.split, mine = s.lane / (R * V), element = s.lane % (R * V);
+    // Every warp knows all outputs of the block, so that all agree; the first one writes them.
+    const size_t row = (size_t(c.block) * shares + mine) * R + element / V, vector = s.vector + element % V;
+    const bool writes = s.warp == 0 && mine < shares && row < m.rows && vector < a.n;
+    bool wanted = mine < shares;
+    Unit unit = ONE;
+#pragma unroll 1
+    for (;;) {
+        float sums[R][V];
+        sums_f32<BITS, R, V>(a, m, s, unit, sums);
+        collect<R, V>(s, sums);
+        float sum = 0.0f;
+        for (uint32_t part = 0; mine < shares && part < s.split; part++)
+            sum += shared_floats()[(mine * s.split + part) * R * V + element];
+        if (writes && wanted)
+            out<float>(m.y)[vector * m.rows + row] = sum * unit.back;
+        wanted = wanted && !finite(sum);
+        if (unit.base == SMALL.base || lanes_where(wanted) == 0)
+            return;
+        unit = SMALL;
+        block_sync();
+    }
 }
 
 // Signs against signs: the width of a slice less twice the bits that differ. Padding is 0 on both sides, and never differs.
 template <uint32_t R, uint32_t V> DEVICE void matvec_sign(const MatmulArgs &a) {
-    const Share s = Share::of<R, V>(a);
+    const Chosen c = chosen(a);
+    const Matrix &m = c.matrix;
+    const Share s = Share::of<R, V>(c);
     const uint32_t slices = a.columns.slices, pieces = slices / 4;
     float sums[R][V] = {};
 #pragma unroll 1
@@ -171,7 +224,7 @@ template <uint32_t R, uint32_t V> DEVICE void matvec_sign(const MatmulArgs &a) {
         Piece<1> piece[R];
 #pragma unroll
         for (uint32_t r = 0; r < R; r++)
-            piece[r].load(in<uint32_t>(a.codes) + least(s.row + r, a.rows - 1) * slices, p);
+            piece[r].load(in<uint32_t>(m.codes) + least(s.row + r, m.rows - 1) * slices, p);
         Piece<1> x[V];
 #pragma unroll
         for (uint32_t v = 0; v < V; v++)
@@ -182,7 +235,7 @@ template <uint32_t R, uint32_t V> DEVICE void matvec_sign(const MatmulArgs &a) {
             const int32_t width = static_cast<int32_t>(width_of(a.columns, slice));
 #pragma unroll
             for (uint32_t r = 0; r < R; r++) {
-                const float scale = scale_of(a, least(s.row + r, a.rows - 1), group);
+                const float scale = scale_of(m, a.columns, least(s.row + r, m.rows - 1), group);
 #pragma unroll
                 for (uint32_t v = 0; v < V; v++) {
                     const int32_t differ = static_cast<int32_t>(ones(piece[r].w[0] ^ x[v].w[0]));
@@ -195,18 +248,20 @@ template <uint32_t R, uint32_t V> DEVICE void matvec_sign(const MatmulArgs &a) {
                 x[v].advance();
         }
     }
-    finish<R, V>(a, s, sums);
+    finish<R, V>(a, m, s, sums);
 }
 
-#define OF_WIDTH(BITS)                                                                                                           \
-    KERNEL(256, matmul_i8_b##BITS##_n1, MatmulArgs) { matvec_i8<BITS, 4, 1>(args); }                                             \
+// One vector: three blocks a multiprocessor, where that spills nothing on any architecture. With several matrices to choose from
+// ptxas would take a fifth more registers than it needs, and leave room for two.
+#define OF_WIDTH(BITS, BLOCKS)                                                                                                   \
+    KERNEL_WITH(256, BLOCKS, matmul_i8_b##BITS##_n1, MatmulArgs) { matvec_i8<BITS, 4, 1>(args); }                                \
     KERNEL(256, matmul_i8_b##BITS##_n4, MatmulArgs) { matvec_i8<BITS, 2, 4>(args); }                                             \
-    KERNEL(256, matmul_f32_b##BITS##_n1, MatmulArgs) { matvec_f32<BITS, 2, 1>(args); }                                           \
+    KERNEL_WITH(256, BLOCKS, matmul_f32_b##BITS##_n1, MatmulArgs) { matvec_f32<BITS, 2, 1>(args); }                              \
     KERNEL(256, matmul_f32_b##BITS##_n4, MatmulArgs) { matvec_f32<BITS, 1, 4>(args); }
-OF_WIDTH(1)
-OF_WIDTH(2)
-OF_WIDTH(4)
-OF_WIDTH(8)
+OF_WIDTH(1, 3)
+OF_WIDTH(2, 3)
+OF_WIDTH(4, 3)
+OF_WIDTH(8, 1)
 #undef OF_WIDTH
-KERNEL(256, matmul_sign_n1, MatmulArgs) { matvec_sign<4, 1>(args); }
+KERNEL_WITH(256, 3, matmul_sign_n1, MatmulArgs) { matvec_sign<4, 1>(args); }
 KERNEL(256, matmul_sign_n4, MatmulArgs) { matvec_sign<2, 4>(args); }

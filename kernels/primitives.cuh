@@ -8,10 +8,12 @@
 #ifdef GPU_SHIM
 #include "shim/shim.h"
 #else
-// One block a multiprocessor is promised, no more: left to itself, ptxas aims at an occupancy and spills a register or two for it.
-#define KERNEL(threads, name, Args) extern "C" __global__ void __launch_bounds__(threads, 1) name(const Args args)
+// `blocks`: of which a multiprocessor has registers for so many at least.
+#define KERNEL_WITH(threads, blocks, name, Args) extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Args args)
 #define DEVICE __device__ __forceinline__
 #endif
+// One block, no more: left to itself, ptxas aims at an occupancy and spills a register or two for it.
+#define KERNEL(threads, name, Args) KERNEL_WITH(threads, 1, name, Args)
 
 constexpr uint32_t WARP = 32;
 
@@ -61,8 +63,8 @@ DEVICE int32_t dot4(uint32_t codes, uint32_t x, int32_t sum) {
     return sum;
 }
 DEVICE uint32_t ones(uint32_t v) { return static_cast<uint32_t>(__builtin_popcount(v)); }
-DEVICE float byte_less(uint32_t quad, uint32_t b, float bias) {
-    return (8388608.0f + static_cast<float>(quad >> 8 * b & 255)) - bias;
+DEVICE float byte_less(uint32_t quad, uint32_t b, uint32_t base, float bias) {
+    return float_of(base | (quad >> 8 * b & 255)) - bias;
 }
 DEVICE float from_half(uint16_t h) {
     const int exponent = h >> 10 & 31, fraction = h & 1023;
@@ -133,10 +135,10 @@ DEVICE int32_t dot4(uint32_t codes, uint32_t x, int32_t sum) {
     return r;
 }
 DEVICE uint32_t ones(uint32_t v) { return __popc(v); }
-// Byte b of quad, minus (bias - 2^23), exactly: the byte becomes the low end of the float 2^23 + byte, which takes one permute
-// where a conversion would run at a quarter of the rate.
-DEVICE float byte_less(uint32_t quad, uint32_t b, float bias) {
-    return __uint_as_float(__byte_perm(quad, 0x4b000000u, 0x7440u | b)) - bias;
+// Byte b of quad, minus (bias - base), exactly, in units of the last place of `base`: a float, as its bits, with nothing in its lower
+// three bytes. The byte becomes the low end of it, which takes one permute where a conversion would run at a quarter of the rate.
+DEVICE float byte_less(uint32_t quad, uint32_t b, uint32_t base, float bias) {
+    return __uint_as_float(__byte_perm(quad, base, 0x7440u | b)) - bias;
 }
 DEVICE float from_half(uint16_t h) {
     float f;

@@ -3,7 +3,7 @@
 // Everything here is small beside the weights: at one token a launch costs more than what it moves, so a kernel does all that
 // can be done between two products. What changes from token to token, the id and the position, is read from device memory:
 // the launches of a step then have the same arguments for every token, and are captured once.
-#include "weights.cuh"
+#include "quantize.cuh"
 
 // A row of the embedding for each token, dequantised: a thread a column.
 KERNEL(128, embed_rows, EmbedArgs) {
@@ -58,8 +58,8 @@ DEVICE float norm_factor(float squares, const NormArgs &a) {
     return 1.0f / sqrtf(squares / static_cast<float>(a.width) + a.eps);
 }
 
-// sum = x + [norm](y + bias), out = norm(sum): the residual stream past a sub-layer and the input of the next one. A block a
-// token. Rows are read again rather than kept: they lie in the first-level cache, and no width is too large.
+// sum = x + [norm](y + bias), out = norm(sum): the residual stream past a sub-layer and the input of the next one, quantised where
+// that is how the products take it. A block a token. Rows are read again rather than kept: they lie in the first-level cache, and no width is too large.
 KERNEL(256, add_norm, NormArgs) {
     const size_t row = size_t(blockIdx.x) * args.width;
     const float *x = in<float>(args.x) + row, *y = in<float>(args.y) + row;
@@ -86,10 +86,20 @@ KERNEL(256, add_norm, NormArgs) {
     if (!outer)
         return;
     factor = norm_factor(block_sum(squares, 1), args);
-    const float *sum = args.y ? in<float>(args.sum) + row : x; // what this thread wrote itself
+    // What was written before the barrier of the sum over the block.
+    const float *sum = args.y ? in<float>(args.sum) + row : x;
+    const auto normed = [&](uint32_t i) { return sum[i] * factor * outer[i]; };
+    if (args.out) {
 #pragma unroll 2
-    for (uint32_t i = threadIdx.x; i < args.width; i += 256)
-        out<float>(args.out)[row + i] = sum[i] * factor * outer[i];
+        for (uint32_t i = threadIdx.x; i < args.width; i += 256)
+            out<float>(args.out)[row + i] = normed(i);
+    }
+    if (args.quantized.codes) {
+        const Quantized &to = args.quantized;
+#pragma unroll 1
+        for (uint32_t first = threadIdx.x / WARP * to.block; first < to.columns.slices; first += NORM_WARPS * to.block)
+            quantize(to, blockIdx.x, first, normed);
+    }
 }
 
 // One number of the cache. Float16 is kept finite: a score with an infinite key would be lost.
@@ -170,21 +180,35 @@ KERNEL(128, place_heads, HeadArgs) {
 
 DEVICE float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
 
-// out = act(gate) * up. A thread an element.
+// An element of act(gate) * up.
+DEVICE float gated(const GateArgs &a, uint32_t t, uint32_t i) {
+    const size_t at = size_t(t) * a.width + i;
+    const float x = in<float>(a.gate)[at] + (a.gate_bias ? in<float>(a.gate_bias)[i] : 0.0f);
+    const float up = in<float>(a.up)[at] + (a.up_bias ? in<float>(a.up_bias)[i] : 0.0f);
+    // 0.5 (1 + tanh(u)) = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3).
+    const float inner = a.gelu ? x * (1.595769f + 1.595769f * 0.044715f * x * x) : x;
+    return x * sigmoid(inner) * up;
+}
+
+// As floats. A thread an element.
 KERNEL(256, gate_up, GateArgs) {
     const uint32_t i = blockIdx.x * 256 + threadIdx.x;
     if (i >= args.width)
         return;
-    const float gate_bias = args.gate_bias ? in<float>(args.gate_bias)[i] : 0.0f;
-    const float up_bias = args.up_bias ? in<float>(args.up_bias)[i] : 0.0f;
 #pragma unroll 1
-    for (uint32_t t = blockIdx.y; t < args.n; t += gridDim.y) {
-        const size_t at = size_t(t) * args.width + i;
-        const float x = in<float>(args.gate)[at] + gate_bias, up = in<float>(args.up)[at] + up_bias;
-        // 0.5 (1 + tanh(u)) = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3).
-        const float inner = args.gelu ? x * (1.595769f + 1.595769f * 0.044715f * x * x) : x;
-        out<float>(args.out)[at] = x * sigmoid(inner) * up;
-    }
+    for (uint32_t t = blockIdx.y; t < args.n; t += gridDim.y)
+        out<float>(args.out)[size_t(t) * args.width + i] = gated(args, t, i);
+}
+
+// Quantised. A warp the slices under one scale.
+KERNEL(256, gate_up_quantize, GateArgs) {
+    const Quantized &to = args.quantized;
+    const uint32_t first = (blockIdx.x * 8 + threadIdx.x / WARP) * to.block;
+    if (first >= to.columns.slices)
+        return;
+#pragma unroll 1
+    for (uint32_t t = blockIdx.y; t < args.n; t += gridDim.y)
+        quantize(to, t, first, [&](uint32_t i) { return gated(args, t, i); });
 }
 
 // logits = cap * tanh(logits / cap).

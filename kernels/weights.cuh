@@ -7,9 +7,6 @@
 // Columns of a slice.
 constexpr uint32_t SLICE = 32;
 
-// 2^23: see byte_less.
-constexpr float FLOAT_BYTE = 8388608.0f;
-
 // A lane's share of a row at a time: whole slices, at least 16 bytes.
 template <int BITS> struct Piece {
     static constexpr uint32_t SLICES = BITS >= 4 ? 1 : 4 / BITS;
@@ -62,15 +59,33 @@ DEVICE uint32_t first_of(const Columns &c, uint32_t slice) {
     return g * c.group + (slice - g * c.per_group) * SLICE;
 }
 
-DEVICE float scale_of(const MatmulArgs &a, size_t row, uint32_t group) {
-    const size_t i = row * a.columns.groups + group;
-    return a.half_scales ? from_half(in<uint16_t>(a.scales)[i]) : in<float>(a.scales)[i];
+// The matrix that a block of the grid is for, and which of its blocks that is. A launch of several is all their launches in one:
+// each has its blocks, and its results, as if it were alone.
+struct Chosen {
+    Matrix matrix;
+    uint32_t block;
+};
+
+// Without an index: what is indexed while the kernel runs would be copied to memory first.
+DEVICE Chosen chosen(const MatmulArgs &a) {
+    uint32_t block = blockIdx.x;
+    if (block < a.matrices[0].blocks)
+        return {a.matrices[0], block};
+    block -= a.matrices[0].blocks;
+    if (block < a.matrices[1].blocks)
+        return {a.matrices[1], block};
+    return {a.matrices[2], block - a.matrices[1].blocks};
 }
 
-template <int BITS> DEVICE int32_t zero_of(const MatmulArgs &a, size_t row, uint32_t group) {
+DEVICE float scale_of(const Matrix &m, const Columns &c, size_t row, uint32_t group) {
+    const size_t i = row * c.groups + group;
+    return m.half_scales ? from_half(in<uint16_t>(m.scales)[i]) : in<float>(m.scales)[i];
+}
+
+template <int BITS> DEVICE int32_t zero_of(const Matrix &m, const Columns &c, size_t row, uint32_t group) {
     if (BITS == 1)
         return 1;
-    return a.zeros ? in<uint8_t>(a.zeros)[row * a.columns.groups + group] : 1 << (BITS - 1);
+    return m.zeros ? in<uint8_t>(m.zeros)[row * c.groups + group] : 1 << (BITS - 1);
 }
 
 // The integer sum of weight times activation, from the sum of code times activation and the sum of activations.

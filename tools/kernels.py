@@ -25,8 +25,8 @@ IMAGES = KERNELS / "images"
 PACKAGES = ROOT / "target" / "nvrtc"
 
 # In the order in which index.json's hash takes them.
-SOURCES = ["activations.cu", "all.cu", "args.h", "attention.cu", "matmul.cu", "matvec.cu", "primitives.cuh", "transformer.cu",
-           "weights.cuh"]
+SOURCES = ["activations.cu", "all.cu", "args.h", "attention.cu", "matmul.cu", "matvec.cu", "primitives.cuh", "quantize.cuh",
+           "transformer.cu", "weights.cuh"]
 CUBINS = [75, 80, 86, 89, 90, 100, 120]
 PTX = 75
 

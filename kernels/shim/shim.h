@@ -42,7 +42,7 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &geome
 #define threadIdx (shim::self->thread)
 #define blockIdx (shim::self->block)
 #define gridDim (shim::geometry.grid)
-#define KERNEL(threads, name, Args)                                                                                              \
+#define KERNEL_WITH(threads, blocks, name, Args)                                                                                 \
     static void name(const Args &args);                                                                                         \
     extern "C" unsigned name##_args_bytes() { return sizeof(Args); }                                                            \
     extern "C" int name##_host(const void *args, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,   \

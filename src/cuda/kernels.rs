@@ -5,15 +5,17 @@ use std::mem::{offset_of, size_of};
 use super::layout::Columns;
 
 /// Every kernel of the images, in the order of `kernels/images/index.json`.
-pub(super) const KERNELS: [&str; 41] = [
+pub(super) const KERNELS: [&str; 43] = [
     "add_norm",
     "advance",
     "attend_r1",
     "attend_r4",
     "attend_r8",
     "combine_parts",
+    "combine_parts_quantize",
     "embed_rows",
     "gate_up",
+    "gate_up_quantize",
     "greatest",
     "matmul_f32_b1_n1",
     "matmul_f32_b1_n4",
@@ -100,49 +102,77 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
 /// The type is `repr(C)` and lies as its twin in `kernels/args.h`.
 pub unsafe trait Arguments: Copy {}
 
-/// Of `spread_activations`, `quantize_activations` and `sign_activations`; the fields are those of `kernels/args.h`.
+/// int8 vectors, and where to say that one is not finite; the fields are those of `kernels/args.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Quantized {
+    pub codes: u64,
+    pub scales: u64,
+    pub sums: u64,
+    pub bad: u64,
+    pub columns: Columns,
+    pub block: u32,
+}
+
+/// Of `spread_activations` and `sign_activations`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActivationArgs {
     pub x: u64,
     pub out: u64,
-    pub scales: u64,
-    pub sums: u64,
-    pub bad: u64,
     pub columns: Columns,
     pub n: u32,
-    pub block: u32,
+}
+
+/// Of `quantize_activations`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QuantizeArgs {
+    pub x: u64,
+    pub to: Quantized,
+    pub n: u32,
     pub reserved: u32,
+}
+
+/// One of the matrices of a launch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Matrix {
+    pub codes: u64,
+    pub scales: u64,
+    pub zeros: u64,
+    pub y: u64,
+    pub rows: u32,
+    pub half_scales: u32,
+    pub split: u32,
+    pub blocks: u32,
 }
 
 /// Of every `matmul_*`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MatmulArgs {
-    pub codes: u64,
-    pub scales: u64,
-    pub zeros: u64,
     pub x: u64,
     pub xscales: u64,
     pub xsums: u64,
-    pub y: u64,
     pub columns: Columns,
-    pub rows: u32,
     pub n: u32,
-    pub half_scales: u32,
-    pub split: u32,
-    pub reserved: u32,
+    pub matrices: [Matrix; 3],
 }
 
 // SAFETY: `repr(C)`; the assertions below hold sizes and offsets to those of args.h.
 unsafe impl Arguments for ActivationArgs {}
 // SAFETY: as above.
+unsafe impl Arguments for QuantizeArgs {}
+// SAFETY: as above.
 unsafe impl Arguments for MatmulArgs {}
 
 const _: () = {
     assert!(size_of::<Columns>() == 20);
-    assert!(size_of::<ActivationArgs>() == 72);
-    assert!(offset_of!(ActivationArgs, columns) == 40 && offset_of!(ActivationArgs, n) == 60);
-    assert!(size_of::<MatmulArgs>() == 96);
-    assert!(offset_of!(MatmulArgs, columns) == 56 && offset_of!(MatmulArgs, rows) == 76);
+    assert!(size_of::<Quantized>() == 56 && offset_of!(Quantized, columns) == 32);
+    assert!(size_of::<ActivationArgs>() == 40 && offset_of!(ActivationArgs, n) == 36);
+    assert!(size_of::<QuantizeArgs>() == 72 && offset_of!(QuantizeArgs, n) == 64);
+    assert!(size_of::<Matrix>() == 48 && offset_of!(Matrix, rows) == 32);
+    assert!(size_of::<MatmulArgs>() == 192);
+    assert!(offset_of!(MatmulArgs, columns) == 24 && offset_of!(MatmulArgs, matrices) == 48);
 };

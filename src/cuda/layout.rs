@@ -13,7 +13,7 @@ const MOST: usize = i32::MAX as usize;
 
 /// The columns of a matrix as the device sees them; a part of the argument structs.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
     /// Of the matrix.
     pub cols: u32,
@@ -65,6 +65,12 @@ impl Columns {
             128 => 4,
             _ => 1,
         }
+    }
+
+    /// Whether each run of `width` columns, one behind the other, is the whole of the slices under some scales of int8 activations.
+    pub(super) fn divides_at(&self, width: usize) -> bool {
+        let full = self.groups == 1 || (self.group as usize).is_multiple_of(SLICE);
+        full && width.is_multiple_of(SLICE * self.block() as usize)
     }
 
     /// Values a vector has on the device: a slice is padded to 32.
@@ -218,5 +224,8 @@ mod tests {
     fn blocks_of_activations() {
         let block = |group| columns(512, group).block();
         assert_eq!([32, 64, 128, 96, 256, 0].map(block), [1, 2, 4, 1, 1, 1]);
+        let divides = |group, width| columns(512, group).divides_at(width);
+        assert!(divides(0, 32) && divides(32, 64) && divides(64, 64) && divides(128, 256));
+        assert!(!divides(0, 16) && !divides(64, 32) && !divides(128, 64) && !divides(40, 64));
     }
 }

@@ -47,7 +47,7 @@ pub use device::{About, Device};
 pub use kernels::{Arguments, Kernel};
 pub use layout::{Columns, supports};
 pub use memory::{Memory, Part, Pinned};
-pub use product::{Mode, Prepared, multiply, prepare, prepared_bytes};
+pub use product::{Mode, Operand, Prepared, multiply, prepare, prepared_bytes};
 pub use recorded::Recorded;
 pub use staging::Gpu;
 pub use stream::{Graph, Grid, Mark, Stream};

@@ -1,10 +1,10 @@
 //! Products enqueued on a stream: `y = x Wᵀ` with everything on the device. `kernels/README.md` is the contract of what is
 //! launched here; that this file keeps it is what makes its launches sound.
 //!
-//! Activations are first made into what the kernels read ([`prepare`]); several matrices whose columns are cut alike share that.
-//! Neither step allocates or waits.
+//! Activations are first made into what the kernels read, by [`prepare`] or by the kernel that makes them ([`Operand`]); several
+//! matrices whose columns are cut alike share that, and a launch. Neither step allocates or waits.
 
-use super::kernels::{ActivationArgs, Kernel, MatmulArgs};
+use super::kernels::{ActivationArgs, Kernel, MatmulArgs, Matrix, QuantizeArgs, Quantized};
 use super::layout::Columns;
 use super::memory::Part;
 use super::stream::{Grid, Stream};
@@ -37,10 +37,70 @@ pub struct Prepared<'a> {
     n: usize,
     /// What the mode's kernel made: see [`x_bytes`].
     x: Part<'a>,
-    /// int8: float `(n, slices)`
-    scales: Option<Part<'a>>,
-    /// int8: int32 `(n, slices)`
-    sums: Option<Part<'a>>,
+    int8: Option<Int8<'a>>,
+}
+
+/// What int8 vectors have besides their codes.
+#[derive(Clone, Copy, Debug)]
+struct Int8<'a> {
+    /// float `(n, slices)`
+    scales: Part<'a>,
+    /// int32 `(n, slices)`
+    sums: Part<'a>,
+    /// uint32, 1 where a vector is not finite
+    bad: Part<'a>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Where a kernel leaves `n` vectors that it quantises as it makes them. `scratch` and `bad` as in [`prepare`].
+    ///
+    /// # Panics
+    /// If a part is too short or misaligned.
+    pub fn quantized(columns: Columns, n: usize, scratch: Part<'a>, bad: Part<'a>) -> Prepared<'a> {
+        let scratch = aligned(scratch);
+        let x = scratch.part(0, n * x_bytes(Mode::Int8, &columns));
+        let bytes = n * columns.slices as usize * 4;
+        let at = x.bytes().next_multiple_of(ALIGN);
+        let after = at + bytes.next_multiple_of(ALIGN);
+        let int8 = Int8 {
+            scales: scratch.part(at, bytes),
+            sums: scratch.part(after, bytes),
+            bad: bad.part(0, 4),
+        };
+        Prepared {
+            mode: Mode::Int8,
+            columns,
+            n,
+            x,
+            int8: Some(int8),
+        }
+    }
+
+    /// As a kernel that quantises `n` vectors of `cols` elements is told.
+    ///
+    /// # Panics
+    /// If it is not for so many of int8.
+    pub(super) fn for_quantizing(&self, n: usize, cols: usize) -> Quantized {
+        let int8 = self.int8.expect("room for int8 vectors");
+        assert_eq!((self.n, self.columns.cols as usize), (n, cols));
+        Quantized {
+            codes: self.x.address(),
+            scales: int8.scales.address(),
+            sums: int8.sums.address(),
+            bad: int8.bad.address(),
+            columns: self.columns,
+            block: self.columns.block(),
+        }
+    }
+}
+
+/// Vectors between the kernel that makes them and the products.
+#[derive(Clone, Copy, Debug)]
+pub enum Operand<'a> {
+    /// float `(n, cols)`, to be prepared.
+    Floats(Part<'a>),
+    /// Quantised by who makes them: [`Prepared::quantized`].
+    Quantized(Prepared<'a>),
 }
 
 /// Bytes of one vector as the products read it.
@@ -91,57 +151,31 @@ pub fn prepare<'a>(
     x: Part<'a>,
     n: usize,
     scratch: Part<'a>,
-    bad: Part<'_>,
+    bad: Part<'a>,
 ) -> Result<Prepared<'a>> {
+    const SPREAD: Kernel = Kernel::named("spread_activations");
+    const QUANTIZE: Kernel = Kernel::named("quantize_activations");
+    const SIGN: Kernel = Kernel::named("sign_activations");
     let x = aligned(x.part(0, n * columns.cols as usize * 4));
-    let prepared = |x, scales, sums| Prepared {
+    let floats = |x| Prepared {
         mode,
         columns,
         n,
         x,
-        scales,
-        sums,
+        int8: None,
     };
     if as_they_are(mode, &columns) {
-        return Ok(prepared(x, None, None));
+        return Ok(floats(x));
     }
-    let scratch = aligned(scratch);
-    let out = scratch.part(0, n * x_bytes(mode, &columns));
-    let (scales, sums) = if mode == Mode::Int8 {
-        let bytes = n * columns.slices as usize * 4;
-        let at = out.bytes().next_multiple_of(ALIGN);
-        let after = at + bytes.next_multiple_of(ALIGN);
-        (
-            Some(scratch.part(at, bytes)),
-            Some(scratch.part(after, bytes)),
-        )
-    } else {
-        (None, None)
+    let ready = match mode {
+        Mode::Int8 => Prepared::quantized(columns, n, scratch, bad),
+        _ => floats(aligned(scratch).part(0, n * x_bytes(mode, &columns))),
     };
-    let ready = prepared(out, scales, sums);
     if n == 0 || columns.slices == 0 {
         return Ok(ready);
     }
-    const SPREAD: Kernel = Kernel::named("spread_activations");
-    const QUANTIZE: Kernel = Kernel::named("quantize_activations");
-    const SIGN: Kernel = Kernel::named("sign_activations");
-    let (kernel, block) = match mode {
-        Mode::F32 => (SPREAD, 1),
-        Mode::Int8 => (QUANTIZE, columns.block()),
-        Mode::Sign => (SIGN, 1),
-    };
-    let args = ActivationArgs {
-        x: x.address(),
-        out: out.address(),
-        scales: scales.map_or(0, Part::address),
-        sums: sums.map_or(0, Part::address),
-        bad: bad.part(0, 4).address(),
-        columns,
-        n: u32::try_from(n).expect("a batch that the staging cuts"),
-        block,
-        reserved: 0,
-    };
-    let grid = Grid {
+    let count = u32::try_from(n).expect("a batch that the staging cuts");
+    let grid = |block: u32| Grid {
         blocks: (
             columns.slices.div_ceil(block).div_ceil(4),
             n.min(MOST_Y) as u32,
@@ -149,55 +183,103 @@ pub fn prepare<'a>(
         threads: 128,
         shared: 0,
     };
-    // SAFETY: the arguments and the grid of an activation kernel by "Activations on the device"; each part was cut to the bytes
-    // that this says, and parts are of memory that waits for the device before it is freed.
-    unsafe { stream.launch(kernel, grid, &args)? };
+    let args = ActivationArgs {
+        x: x.address(),
+        out: ready.x.address(),
+        columns,
+        n: count,
+    };
+    // SAFETY, of all: the arguments and the grid of an activation kernel by "Activations on the device"; each part was cut to the
+    // bytes that this says, and parts are of memory that waits for the device before it is freed.
+    match mode {
+        // SAFETY: see above.
+        Mode::F32 => unsafe { stream.launch(SPREAD, grid(1), &args)? },
+        // SAFETY: see above.
+        Mode::Sign => unsafe { stream.launch(SIGN, grid(1), &args)? },
+        Mode::Int8 => {
+            let args = QuantizeArgs {
+                x: x.address(),
+                to: ready.for_quantizing(n, columns.cols as usize),
+                n: count,
+                reserved: 0,
+            };
+            // SAFETY: see above.
+            unsafe { stream.launch(QUANTIZE, grid(columns.block()), &args)? };
+        }
+    }
     Ok(ready)
 }
 
-/// Enqueues `y = x Wᵀ`: `y` is float `(n, rows)`.
+/// The most matrices of a launch.
+const MATRICES: usize = 3;
+
+/// Enqueues `y = x Wᵀ` for each of several matrices with the same `x`: `y` is float `(n, rows)`. Those of one width that follow
+/// each other share a launch, up to three, and get the bits that they get alone.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses a launch.
 ///
 /// # Panics
-/// If the vectors were prepared for other columns, or for signs where weights have more than one bit, or `y` is too short.
-pub fn multiply(stream: &Stream, weights: &Weights, x: &Prepared<'_>, y: Part<'_>) -> Result<()> {
-    let (rows, bits) = (weights.shape().rows, weights.bits());
-    assert_eq!(x.columns, weights.columns());
-    assert!(x.mode != Mode::Sign || bits == Bits::One);
-    let y = y.part(0, x.n * rows * 4);
-    let (scales, half) = weights.scales();
-    let plan = Plan::new(
-        x.mode,
-        bits,
-        rows,
-        x.columns.slices,
-        x.n,
-        stream.device().about().multiprocessors,
-    );
+/// If the vectors were prepared for other columns, or for signs where weights have more than one bit, or a `y` is too short.
+pub fn multiply(
+    stream: &Stream,
+    x: &Prepared<'_>,
+    products: &[(&Weights, Part<'_>)],
+) -> Result<()> {
+    let multiprocessors = stream.device().about().multiprocessors;
     let (x_bytes, slices) = (x_bytes(x.mode, &x.columns), x.columns.slices as usize);
-    for first in (0..x.n).step_by(plan.most) {
-        let n = plan.most.min(x.n - first);
-        let slice_values = |part: Part<'_>| part.part(first * slices * 4, n * slices * 4).address();
-        let args = MatmulArgs {
-            codes: weights.codes().address(),
-            scales: scales.address(),
-            zeros: weights.zeros().map_or(0, Part::address),
-            x: x.x.part(first * x_bytes, n * x_bytes).address(),
-            xscales: x.scales.map_or(0, slice_values),
-            xsums: x.sums.map_or(0, slice_values),
-            y: y.part(first * rows * 4, n * rows * 4).address(),
-            columns: x.columns,
-            rows: rows as u32,
-            n: n as u32,
-            half_scales: half.into(),
-            split: plan.split,
-            reserved: 0,
-        };
-        // SAFETY: the arguments and the grid of a product by "Products"; the weights were packed for these columns, the vectors
-        // prepared for them, and parts are of memory that waits for the device before it is freed.
-        unsafe { stream.launch(plan.kernel, plan.grid(n), &args)? };
+    let alike = products.chunk_by(|(a, _), (b, _)| a.bits() == b.bits());
+    for products in alike.flat_map(|alike| alike.chunks(MATRICES)) {
+        let bits = products[0].0.bits();
+        assert!(x.mode != Mode::Sign || bits == Bits::One);
+        let mut plans = [None; MATRICES];
+        for (plan, (weights, _)) in plans.iter_mut().zip(products) {
+            assert_eq!(x.columns, weights.columns());
+            let rows = weights.shape().rows;
+            *plan = Some(Plan::new(
+                x.mode,
+                bits,
+                rows,
+                x.columns.slices,
+                x.n,
+                multiprocessors,
+            ));
+        }
+        // The kernel is one: it depends on what they have in common.
+        let Some(shared) = plans[0] else { continue };
+        for first in (0..x.n).step_by(shared.most) {
+            let n = shared.most.min(x.n - first);
+            let slice_values =
+                |part: Part<'_>| part.part(first * slices * 4, n * slices * 4).address();
+            let mut matrices = [Matrix::default(); MATRICES];
+            for ((matrix, plan), (weights, y)) in matrices.iter_mut().zip(&plans).zip(products) {
+                let Some(plan) = plan else { continue };
+                let rows = weights.shape().rows;
+                let (scales, half) = weights.scales();
+                *matrix = Matrix {
+                    codes: weights.codes().address(),
+                    scales: scales.address(),
+                    zeros: weights.zeros().map_or(0, Part::address),
+                    y: y.part(first * rows * 4, n * rows * 4).address(),
+                    rows: rows as u32,
+                    half_scales: half.into(),
+                    split: plan.split,
+                    blocks: plan.blocks_x,
+                };
+            }
+            let args = MatmulArgs {
+                x: x.x.part(first * x_bytes, n * x_bytes).address(),
+                xscales: x.int8.map_or(0, |int8| slice_values(int8.scales)),
+                xsums: x.int8.map_or(0, |int8| slice_values(int8.sums)),
+                columns: x.columns,
+                n: n as u32,
+                matrices,
+            };
+            let grid = shared.grid(matrices.iter().map(|m| m.blocks).sum(), n);
+            // SAFETY: the arguments and the grid of a product by "Products"; the weights were packed for these columns, the vectors
+            // prepared for them, and parts are of memory that waits for the device before it is freed.
+            unsafe { stream.launch(shared.kernel, grid, &args)? };
+        }
     }
     Ok(())
 }
@@ -280,10 +362,10 @@ impl Plan {
         }
     }
 
-    /// The grid for `n` vectors, at most `most`.
-    fn grid(&self, n: usize) -> Grid {
+    /// The grid for `n` vectors, at most `most`, and so many blocks along x: of this matrix, and of others.
+    fn grid(&self, blocks_x: u32, n: usize) -> Grid {
         Grid {
-            blocks: (self.blocks_x, n.div_ceil(self.v) as u32),
+            blocks: (blocks_x, n.div_ceil(self.v) as u32),
             threads: self.threads,
             shared: self.shared,
         }
@@ -509,7 +591,7 @@ mod tests {
                 threads,
                 shared,
             };
-            let found = (plan.kernel.name(), plan.split, plan.grid(n));
+            let found = (plan.kernel.name(), plan.split, plan.grid(plan.blocks_x, n));
             assert_eq!(
                 found,
                 (kernel, split, grid),
@@ -527,7 +609,7 @@ mod tests {
             (Mode::Sign, 1 << 20),
         ] {
             let plan = Plan::new(mode, Bits::One, 5, 4, n, 100);
-            assert!(plan.most < n && plan.grid(plan.most).blocks.1 == 65535);
+            assert!(plan.most < n && plan.grid(1, plan.most).blocks.1 == 65535);
         }
     }
 

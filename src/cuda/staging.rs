@@ -36,11 +36,6 @@ struct Lane {
 /// Vectors that are prepared together: their scratch serves the next ones.
 const TOGETHER: usize = 8192;
 
-/// Where a vector begins to be taken 2^32 times smaller: sums of 32 products with levels of at most 255 stay in range below.
-const LARGE: f32 = f32::from_bits((127 + 115) << 23);
-const SMALLER: f32 = 1.0 / (1u64 << 32) as f32;
-const LARGER: f32 = (1u64 << 32) as f32;
-
 impl Gpu {
     /// A device without lanes; the first one is made now, so that a device without memory is found out.
     pub(super) fn new(device: Arc<Device>) -> Result<Gpu> {
@@ -193,9 +188,7 @@ impl Lane {
             .ok_or_else(|| Error::memory(format!("no memory for {n} vectors on the device")))?;
         self.grow(&plan)?;
         let cols = weights.shape().cols;
-        let staged: &mut [f32] = bytemuck::cast_slice_mut(&mut self.sent.bytes_mut()[..plan.x]);
-        staged.copy_from_slice(x);
-        let shrunk = mode == Mode::F32 && shrink(staged, cols);
+        self.sent.bytes_mut()[..plan.x].copy_from_slice(bytemuck::cast_slice(x));
 
         let (stream, memory) = (&self.stream, &self.memory);
         let (x_all, back) = (memory.part(0, plan.x), memory.part(plan.y, plan.back));
@@ -210,7 +203,7 @@ impl Lane {
             let scratch = memory.part(plan.scratch, plan.scratch_bytes);
             let prepared = prepare(stream, mode, columns, x, count, scratch, bad)?;
             let y = back.from(first * weights.shape().rows * 4);
-            product::multiply(stream, weights, &prepared, y)?;
+            product::multiply(stream, &prepared, &[(weights, y)])?;
         }
         // SAFETY: as above, for `received`.
         unsafe { stream.download(&mut self.received, back)? };
@@ -222,14 +215,6 @@ impl Lane {
             return Err(not_finite(x, cols));
         }
         y.copy_from_slice(bytemuck::cast_slice(sums));
-        if shrunk {
-            let rows = y.len() / n;
-            for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(rows)) {
-                if is_large(x) {
-                    y.iter_mut().for_each(|y| *y *= LARGER);
-                }
-            }
-        }
         Ok(())
     }
 }
@@ -241,25 +226,6 @@ fn roomy(bytes: usize) -> usize {
         .saturating_add(bytes / 8)
         .checked_next_multiple_of(STEP)
         .unwrap_or(bytes)
-}
-
-/// Whether a sum of 32 products of a vector could leave the range of float32 though each product is in it.
-fn is_large(x: &[f32]) -> bool {
-    x.iter().any(|x| x.abs() >= LARGE && x.is_finite())
-}
-
-/// Takes the vectors that are large 2^32 times smaller; whether there was one. `x` is `(n, cols)`.
-fn shrink(x: &mut [f32], cols: usize) -> bool {
-    // Of the whole first: it is almost never so, and then one pass is all.
-    if !is_large(x) {
-        return false;
-    }
-    for x in x.chunks_exact_mut(cols) {
-        if is_large(x) {
-            x.iter_mut().for_each(|x| *x *= SMALLER);
-        }
-    }
-    true
 }
 
 fn not_finite(x: &[f32], cols: usize) -> Error {

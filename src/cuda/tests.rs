@@ -177,6 +177,66 @@ fn large_and_infinite_vectors() {
     assert_eq!(y, before);
 }
 
+/// Matrices in one launch, or in as few as there may be, get the bits that each gets alone.
+#[test]
+fn products_together() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(6);
+    let (cols, group) = (200, 32);
+    // The last is of another width.
+    let matrices: Vec<_> = [(40, 1), (3, 1), (17, 1), (1, 1), (9, 4)]
+        .into_iter()
+        .map(|(rows, bits)| {
+            let (shape, bits) = (Shape::new(rows, cols, group), Bits::new(bits).unwrap());
+            upload(
+                &gpu,
+                &random_codes(&mut random, shape, bits, Kind::ALL[rows % Kind::ALL.len()]),
+            )
+        })
+        .collect();
+    let stream = Stream::new(gpu.device()).unwrap();
+    let memory = |bytes| Memory::new(gpu.device(), bytes, "a test").unwrap();
+    let (columns, bad) = (matrices[0].columns(), memory(4));
+    stream.zero(bad.all()).unwrap();
+    for mode in MODES {
+        let matrices = match mode {
+            Mode::Sign => &matrices[..4],
+            _ => &matrices[..],
+        };
+        for n in [1, 3, 9, 70] {
+            let values = random.gaussian(n * cols);
+            let x = memory(n * cols * 4);
+            stream
+                .write(x.all(), bytemuck::cast_slice(&values))
+                .unwrap();
+            let scratch = memory(prepared_bytes(mode, &columns, n).unwrap());
+            let vectors =
+                prepare(&stream, mode, columns, x.all(), n, scratch.all(), bad.all()).unwrap();
+            let outputs: Vec<_> = matrices
+                .iter()
+                .map(|m| memory(n * m.shape().rows * 4))
+                .collect();
+            let products: Vec<_> = matrices
+                .iter()
+                .zip(&outputs)
+                .map(|(m, y)| (m, y.all()))
+                .collect();
+            multiply(&stream, &vectors, &products).unwrap();
+            for (product, y) in products.iter().zip(&outputs) {
+                let alone = memory(y.bytes());
+                multiply(&stream, &vectors, &[(product.0, alone.all())]).unwrap();
+                let read = |y: &Memory| {
+                    let mut bytes = vec![0; y.bytes()];
+                    stream.read(&mut bytes, y.all()).unwrap();
+                    bytes
+                };
+                let what = format!("{mode:?}, {n} vectors, {:?}", product.0.shape());
+                assert_eq!(read(y), read(&alone), "{what}");
+            }
+        }
+    }
+}
+
 /// A sequence on the device, captured and replayed with other vectors: nothing of the host is in it.
 #[test]
 fn a_captured_product_is_replayed() {
@@ -202,7 +262,7 @@ fn a_captured_product_is_replayed() {
             scratch.all(),
             bad.all(),
         )?;
-        multiply(&stream, &weights, &vectors, y.all())
+        multiply(&stream, &vectors, &[(&weights, y.all())])
     };
     let mut graph = stream.capture(enqueue).unwrap();
     for _ in 0..3 {

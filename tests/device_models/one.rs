@@ -69,6 +69,63 @@ fn every_family_gives_the_logits_of_the_cpu() {
     println!("the worst of float32: {seen:e}");
 }
 
+/// A decode step is bound by its launches where a model is small: what can be done together is.
+#[test]
+#[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]
+fn the_launches_of_a_step() {
+    let driver = Driver::new();
+    let cuda = cuda();
+    // (q k v), heads, attention in parts, and these together, o, norm, (gate up), gated, down, norm: what is quantised is so in passing,
+    // if a head has whole slices of 32 elements.
+    let int8 = r#"{"bits": 8, "activations": "int8"}"#;
+    for (path, options, a_layer, padded) in [
+        (family("llama3"), int8, 11, 0),
+        (family("gemma2"), int8, 11, 0),
+        (demo(), r#"{"activations": "f32"}"#, 10, 0),
+        (demo(), r#"{"activations": "int8"}"#, 10, 0),
+        // Rows that are padded on the device cost each of the four inputs of a layer a launch, and that of the output.
+        (family("llama3"), r#"{"bits": 8}"#, 14, 1),
+    ] {
+        let model = open(&cuda, &path, options);
+        let a = model.architecture();
+        // The embedding, angles, the first norm, the last one, logits, their cap, the greatest of shares, and of all.
+        let ends = 7 + usize::from(a.final_softcap.is_some()) + padded;
+        let expected = ends + a.layers * a_layer;
+        let mut s = session(&cuda, &model, r#"{"temperature": 0}"#);
+        s.eval(&cuda, &[1, 5, 6], Logits::None).unwrap();
+        s.next(&cuda, 9).unwrap();
+        let before = driver.get("LAUNCHES");
+        s.next(&cuda, 9).unwrap();
+        let found = (driver.get("LAUNCHES") - before) as usize;
+        assert_eq!(found, expected, "{} {options}", path.display());
+    }
+}
+
+/// Powers of two that cancel: what is between them is out of range for sums of products with levels, and the logits are the same.
+#[test]
+#[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]
+fn large_activations_stay_in_range() {
+    let (cpu, cuda) = (cpu(), cuda());
+    let options = r#"{"bits": 8}"#;
+    // Both beyond float16, so that scales are kept in the same precision.
+    let plain = scaled("llama3", "plain", &[("up_proj", 40), ("down_proj", -30)]);
+    let large = scaled("llama3", "large", &[("up_proj", 124), ("down_proj", -114)]);
+    let (here, there) = (open(&cpu, &plain, options), open(&cuda, &large, options));
+    assert_eq!(there.info()["backend"], "cuda");
+    let ids = ids(&here, 12);
+    let kv = r#"{"kv": "f32"}"#;
+    let expected = all_logits(&cpu, &mut session(&cpu, &here, kv), &ids);
+    let found = all_logits(&cuda, &mut session(&cuda, &there, kv), &ids);
+    let e = worst(&found, &expected);
+    assert!(e < 1e-4, "in a block: {e}");
+    let mut s = session(&cuda, &there, kv);
+    let vocabulary = here.architecture().vocabulary;
+    for (id, expected) in ids.iter().zip(expected.chunks(vocabulary)) {
+        let e = worst(&last_logits(&cuda, &mut s, &[*id]).unwrap(), expected);
+        assert!(e < 1e-4, "one by one: {e}");
+    }
+}
+
 #[test]
 #[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]
 fn the_demonstration_tells_a_story() {

@@ -79,6 +79,31 @@ pub fn demo() -> PathBuf {
     root().join("models/demo/stories.json")
 }
 
+/// A copy of a family's model, in a folder of this name, with the tensors whose names have these words times such powers of two.
+pub fn scaled(family_name: &str, name: &str, factors: &[(&str, i32)]) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(family(family_name).join(file), folder.join(file)).unwrap();
+    }
+    let mut bytes = std::fs::read(family(family_name).join("model.safetensors")).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+    for (tensor, about) in header.as_object().unwrap() {
+        let Some((_, power)) = factors.iter().find(|(word, _)| tensor.contains(word)) else {
+            continue;
+        };
+        assert_eq!(about["dtype"], "BF16", "{tensor}");
+        let offset = |i: usize| data + about["data_offsets"][i].as_u64().unwrap() as usize;
+        for value in bytes[offset(0)..offset(1)].as_chunks_mut::<2>().0 {
+            let wide = half::bf16::from_le_bytes(*value).to_f32() * 2f32.powi(*power);
+            *value = half::bf16::from_f32(wide).to_le_bytes();
+        }
+    }
+    std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
+    folder
+}
+
 pub fn open(rt: &Runtime, path: &Path, options: &str) -> Arc<Model> {
     Arc::new(Model::open(rt, path, &ModelOptions::from_json(options).unwrap()).unwrap())
 }

@@ -63,6 +63,13 @@ inline Columns columns(uint32_t cols, uint32_t group) {
 // Where column j of the matrix lies: its slice times 32, and its place there.
 inline size_t place(const Columns &c, uint32_t j) { return size_t(j / c.group) * c.per_group * 32 + j % c.group; }
 
+// Slices under one activation scale.
+inline uint32_t block_of(const Columns &c) { return c.group == 64 ? 2 : c.group == 128 ? 4 : 1; }
+
+inline Quantized quantized_to(const Columns &c, vector<int8_t> &codes, vector<float> &scales, vector<int32_t> &sums, vector<uint32_t> &bad) {
+    return {address(codes), address(scales), address(sums), address(bad), c, block_of(c)};
+}
+
 struct Case {
     uint32_t bits, rows, cols, group, n;
     bool half, zeros;
@@ -111,16 +118,22 @@ struct Problem {
             x.push_back(normal(dice) * (i % 7 == 0 ? 100.0f : 1.0f));
     }
 
+    Matrix matrix() {
+        Matrix m{};
+        m.codes = address(codes);
+        m.scales = is.half ? address(half_scales) : address(float_scales);
+        m.zeros = is.zeros ? address(zeros) : 0;
+        m.rows = is.rows;
+        m.half_scales = is.half;
+        return m;
+    }
+
+    // For products of this matrix alone.
     MatmulArgs args() {
         MatmulArgs a{};
-        a.codes = address(codes);
-        a.scales = is.half ? address(half_scales) : address(float_scales);
-        a.zeros = is.zeros ? address(zeros) : 0;
         a.columns = c;
-        a.rows = is.rows;
         a.n = is.n;
-        a.half_scales = is.half;
-        a.split = 1;
+        a.matrices[0] = matrix();
         return a;
     }
 };

@@ -72,6 +72,37 @@ void angles(uint32_t pairs, uint32_t n, uint32_t first) {
     }
 }
 
+// What a kernel quantises as it makes it: the bits that come of its floats (n, width), in groups of every kind.
+void quantized_in_passing(const vector<float> &floats, uint32_t width, uint32_t n, const std::string &what,
+                          const std::function<void(const Quantized &, const vector<std::function<vector<uint8_t>()>> &)> &run,
+                          uint32_t whole = 0) {
+    for (const uint32_t group : {0u, 32u, 40u, 64u, 128u}) {
+        const Columns c = columns(width, group);
+        // What is under one scale lies within so many columns.
+        if (whole != 0 && ((c.groups > 1 && group % 32 != 0) || whole % (32 * block_of(c)) != 0))
+            continue;
+        const size_t slices = size_t(n) * c.slices;
+        struct {
+            vector<int8_t> codes;
+            vector<float> scales;
+            vector<int32_t> sums;
+            vector<uint32_t> bad{0};
+        } made[2];
+        for (auto &m : made)
+            m.codes.assign(slices * 32, 99), m.scales.assign(slices, NAN_FILL), m.sums.assign(slices, -1);
+        vector<float> x = floats;
+        QuantizeArgs q{};
+        q.x = address(x), q.to = quantized_to(c, made[0].codes, made[0].scales, made[0].sums, made[0].bad), q.n = n;
+        launch("quantize_activations", &q, up(c.slices, 4 * block_of(c)), n, 128, 0, {}, what);
+        run(quantized_to(c, made[1].codes, made[1].scales, made[1].sums, made[1].bad),
+            {bytes(made[1].codes), bytes(made[1].scales), bytes(made[1].sums)});
+        const bool good = std::all_of(floats.begin(), floats.end(), [](float v) { return std::isfinite(v); });
+        expect(made[1].bad[0] == (good ? 0 : 1) && made[0].bad == made[1].bad, "whether all are finite: " + what);
+        const bool same = std::memcmp(made[0].scales.data(), made[1].scales.data(), slices * 4) == 0;
+        expect(same && made[0].codes == made[1].codes && made[0].sums == made[1].sums, "quantised in passing, group " + std::to_string(group) + ": " + what);
+    }
+}
+
 // Which of the optional parts are there.
 void add_norm(uint32_t width, uint32_t n, bool y, bool bias, bool inner, bool outer) {
     some_schedules(size_t(width) * n * 8);
@@ -108,6 +139,16 @@ void add_norm(uint32_t width, uint32_t n, bool y, bool bias, bool inner, bool ou
                 expect(std::isnan(result[t * width + i]), "no norm, nothing written: " + what);
         }
     }
+    if (!outer)
+        return;
+    const vector<float> floats = result, sums = sum;
+    quantized_in_passing(floats, width, n, what, [&](const Quantized &to, vector<std::function<vector<uint8_t>()>> outputs) {
+        NormArgs b = a;
+        b.out = 0, b.quantized = to;
+        outputs.push_back(bytes(sum));
+        launch("add_norm", &b, n, 1, 256, 64, outputs, what);
+        expect(std::memcmp(sum.data(), sums.data(), sum.size() * 4) == 0, "the sum is the same: " + what);
+    });
 }
 
 struct Heads {
@@ -238,6 +279,12 @@ void attention(const Attend &k) {
                {bytes(mixed), bytes(parts), bytes(ends)}, what);
         if (k.splits > 1)
             launch("combine_parts", &a, k.n * k.heads, 1, 128, 0, {bytes(mixed)}, what);
+        if (k.splits > 1)
+            quantized_in_passing(mixed, uint32_t(k.heads * d), k.n, what, [&](const Quantized &to, const vector<std::function<vector<uint8_t>()>> &outputs) {
+                AttentionArgs b = a;
+                b.out = 0, b.quantized = to;
+                launch("combine_parts_quantize", &b, k.n * k.heads, 1, 128, 0, outputs, what);
+            }, uint32_t(d));
         if (first.empty())
             first = mixed;
         expect(std::memcmp(first.data(), mixed.data(), mixed.size() * 4) == 0, "the rows of a block change nothing: " + what);
@@ -288,6 +335,26 @@ void gate(uint32_t width, uint32_t n, bool gelu, bool bias) {
         const double act = gelu ? 0.5 * x * (1 + std::tanh(0.7978845608 * (x + 0.044715 * x * x * x))) : x / (1 + std::exp(-x));
         near(result[i], act * v, 4e-6 * std::fabs(v) * (1 + std::fabs(act)), (gelu ? "gelu of " : "silu of ") + std::to_string(x));
     }
+    quantized_in_passing(result, width, n, "gate", [&](const Quantized &to, const vector<std::function<vector<uint8_t>()>> &outputs) {
+        GateArgs b = a;
+        b.out = 0, b.quantized = to;
+        launch("gate_up_quantize", &b, up(to.columns.slices, 8 * to.block), std::min(n, 2u), 256, 0, outputs, "gate");
+    });
+}
+
+// What is quantised in passing and is not finite is reported.
+void gate_of_infinity() {
+    some_schedules(1);
+    vector<float> g(140, 1.0f), u(140, 2.0f), result(140, NAN_FILL);
+    u[75] = std::numeric_limits<float>::infinity();
+    GateArgs a{};
+    a.gate = address(g), a.up = address(u), a.out = address(result), a.width = 70, a.n = 2;
+    launch("gate_up", &a, 1, 2, 256, 0, {bytes(result)}, "infinity");
+    quantized_in_passing(result, 70, 2, "infinity", [&](const Quantized &to, const vector<std::function<vector<uint8_t>()>> &outputs) {
+        GateArgs b = a;
+        b.out = 0, b.quantized = to;
+        launch("gate_up_quantize", &b, up(to.columns.slices, 8 * to.block), 2, 256, 0, outputs, "infinity");
+    });
 }
 
 void logits() {
@@ -338,6 +405,7 @@ void test_transformer() {
     add_norm(300, 2, true, true, true, true);
     place_heads({4, 2, 16, 8, 2, 7, true, true, false, true});
     attention({4, 2, 16, 64, 0, 2, 40, 2, 0.0f, true});
+    attention({2, 1, 64, 64, 0, 1, 40, 2, 0.0f, true});
     attention({4, 2, 20, 64, 9, 3, 70, 1, 5.0f, false});
     gate(300, 2, true, true);
 #else
@@ -367,6 +435,7 @@ void test_transformer() {
             attention({2, 2, d, 16, 0, 1, 0, 1, 0.0f, half});      // the first token
             attention({4, 1, d, 80, 0, 1, 67, 1, 0.0f, half});     // one token, one block
             attention({7, 1, d, 128, 0, 1, 100, 3, 4.0f, half});   // one token, split, soft cap
+            attention({3, 1, d, 128, 0, 2, 70, 2, 0.0f, half});    // two, split
             attention({4, 2, d, 48, 20, 1, 130, 4, 0.0f, half});   // a ring; splits without a step
             attention({6, 2, d, 64, 24, 5, 90, 1, 0.0f, half});    // several tokens in a ring
             attention({2, 1, d, 64, 0, 9, 0, 1, 2.0f, half});      // from the beginning
@@ -378,5 +447,6 @@ void test_transformer() {
         gate(301, 3, gelu, true);
     }
 #endif
+    gate_of_infinity();
     logits();
 }

@@ -2,7 +2,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use crate::cuda::kernels::Arguments;
+use crate::cuda::kernels::{Arguments, Quantized};
 use crate::cuda::layout::Columns;
 
 #[repr(C)]
@@ -42,6 +42,7 @@ pub(super) struct NormArgs {
     pub sum: u64,
     pub outer: u64,
     pub out: u64,
+    pub quantized: Quantized,
     pub width: u32,
     pub n: u32,
     pub eps: f32,
@@ -86,6 +87,7 @@ pub(super) struct AttentionArgs {
     pub out: u64,
     pub parts: u64,
     pub ends: u64,
+    pub quantized: Quantized,
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
@@ -106,6 +108,7 @@ pub(super) struct GateArgs {
     pub gate_bias: u64,
     pub up_bias: u64,
     pub out: u64,
+    pub quantized: Quantized,
     pub width: u32,
     pub n: u32,
     pub gelu: u32,
@@ -143,9 +146,9 @@ unsafe impl Arguments for LogitArgs {}
 const _: () = {
     assert!(size_of::<EmbedArgs>() == 80 && offset_of!(EmbedArgs, n) == 60);
     assert!(size_of::<AngleArgs>() == 40 && offset_of!(AngleArgs, pairs) == 32);
-    assert!(size_of::<NormArgs>() == 72 && offset_of!(NormArgs, width) == 56);
+    assert!(size_of::<NormArgs>() == 128 && offset_of!(NormArgs, width) == 112);
     assert!(size_of::<HeadArgs>() == 144 && offset_of!(HeadArgs, heads) == 104);
-    assert!(size_of::<AttentionArgs>() == 96 && offset_of!(AttentionArgs, heads) == 56);
-    assert!(size_of::<GateArgs>() == 56 && offset_of!(GateArgs, width) == 40);
+    assert!(size_of::<AttentionArgs>() == 152 && offset_of!(AttentionArgs, heads) == 112);
+    assert!(size_of::<GateArgs>() == 112 && offset_of!(GateArgs, width) == 96);
     assert!(size_of::<LogitArgs>() == 56 && offset_of!(LogitArgs, blocks) == 48);
 };

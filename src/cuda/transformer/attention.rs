@@ -1,10 +1,12 @@
 //! Heads into their places, and attention over the cache.
 
 use super::args::{AttentionArgs, HeadArgs};
-use super::{count, grid, values, values_or_none};
+use super::{addresses, count, grid, values, values_or_none};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::Kernel;
+use crate::cuda::layout::Columns;
 use crate::cuda::memory::Part;
+use crate::cuda::product::Operand;
 use crate::cuda::stream::Stream;
 use crate::error::Result;
 
@@ -189,6 +191,11 @@ impl Splits<'_> {
         }
         n * shape.heads * count * (shape.head_dim + 2) * 4
     }
+
+    /// Whether what is mixed can be quantised as the parts are put together: for products with matrices whose columns are these.
+    pub fn quantize(&self, shape: &HeadShape, columns: &Columns) -> bool {
+        self.count > 1 && columns.divides_at(shape.head_dim)
+    }
 }
 
 /// Rows that a block takes, where a head of keys has so many.
@@ -200,14 +207,14 @@ fn rows_of_block(rows: usize) -> usize {
     }
 }
 
-/// Enqueues the attention of `n` tokens: `q` and `out` float `(n, heads, head_dim)`, `position` uint32, that of the first token,
+/// Enqueues the attention of `n` tokens: `q` float and `out` `(n, heads, head_dim)`, `position` uint32, that of the first token,
 /// whose keys and values are in the cache. `window`: the positions that a token sees; `cap`: of scores.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses a launch.
 ///
 /// # Panics
-/// If the heads are not supported.
+/// If the heads are not supported, or `out` is to be quantised where that cannot be ([`Splits::quantize`]).
 #[expect(clippy::too_many_arguments, reason = "an equation of as many operands")]
 pub fn attend(
     stream: &Stream,
@@ -219,7 +226,7 @@ pub fn attend(
     window: Option<usize>,
     cap: Option<f32>,
     splits: &Splits<'_>,
-    out: Part<'_>,
+    out: Operand<'_>,
 ) -> Result<()> {
     const ROWS: [(usize, Kernel); 3] = [
         (1, Kernel::named("attend_r1")),
@@ -227,6 +234,7 @@ pub fn attend(
         (8, Kernel::named("attend_r8")),
     ];
     const COMBINE: Kernel = Kernel::named("combine_parts");
+    const QUANTIZE: Kernel = Kernel::named("combine_parts_quantize");
     assert!(shape.supported(), "{shape:?}");
     assert!((1..=Splits::MOST).contains(&splits.count));
     if n == 0 {
@@ -243,14 +251,23 @@ pub fn attend(
             (mixed.address(), ends.address())
         }
     };
+    let (floats, quantized) = addresses(&out, n, shape.heads * shape.head_dim);
+    let combine = match out {
+        Operand::Floats(_) => COMBINE,
+        Operand::Quantized(_) => {
+            assert!(splits.quantize(shape, &quantized.columns));
+            QUANTIZE
+        }
+    };
     let args = AttentionArgs {
         q: values(q, all),
         keys,
         values: cached,
         position: values(position, 1),
-        out: values(out, all),
+        out: floats,
         parts,
         ends,
+        quantized,
         heads: count(shape.heads),
         kv_heads: count(shape.kv_heads),
         head_dim: count(shape.head_dim),
@@ -273,7 +290,7 @@ pub fn attend(
     unsafe {
         stream.launch(kernel.1, blocks, &args)?;
         if splits.count > 1 {
-            stream.launch(COMBINE, grid(n * shape.heads, 1, 128, 0), &args)?;
+            stream.launch(combine, grid(n * shape.heads, 1, 128, 0), &args)?;
         }
     }
     Ok(())

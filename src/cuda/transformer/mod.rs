@@ -11,8 +11,9 @@ mod attention;
 pub use attention::{Cache, HeadShape, Heads, Splits, attend, cache_bytes, place_heads};
 
 use self::args::{AngleArgs, EmbedArgs, GateArgs, LogitArgs, NormArgs};
-use super::kernels::Kernel;
+use super::kernels::{Kernel, Quantized};
 use super::memory::Part;
+use super::product::Operand;
 use super::stream::{Grid, Stream};
 use super::weights::Weights;
 use crate::error::Result;
@@ -45,6 +46,14 @@ fn grid(blocks_x: usize, blocks_y: usize, threads: u32, shared: usize) -> Grid {
         blocks: (count(blocks_x), count(blocks_y)),
         threads,
         shared: count(shared),
+    }
+}
+
+/// Where vectors of `(n, cols)` go: as floats, and quantised; 0 for what they are not.
+fn addresses(out: &Operand<'_>, n: usize, cols: usize) -> (u64, Quantized) {
+    match out {
+        Operand::Floats(out) => (values(*out, n * cols), Quantized::default()),
+        Operand::Quantized(out) => (0, out.for_quantizing(n, cols)),
     }
 }
 
@@ -126,7 +135,7 @@ pub struct Added<'a> {
     pub norm: Option<Part<'a>>,
 }
 
-/// Enqueues `x = x + [norm](y + bias)` and then `out = norm(x)`: `x` and `out` float `(n, width)`, `norm` the weights float
+/// Enqueues `x = x + [norm](y + bias)` and then `out = norm(x)`: `x` float and `out` `(n, width)`, `norm` the weights float
 /// `(width)` and `out`; without `added` x stays as it is.
 ///
 /// # Errors
@@ -137,7 +146,7 @@ pub fn add_norm(
     eps: f32,
     x: Part<'_>,
     added: Option<Added<'_>>,
-    norm: Option<(Part<'_>, Part<'_>)>,
+    norm: Option<(Part<'_>, Operand<'_>)>,
 ) -> Result<()> {
     const ADD_NORM: Kernel = Kernel::named("add_norm");
     if n * width == 0 {
@@ -145,6 +154,7 @@ pub fn add_norm(
     }
     let all = n * width;
     let (outer, out) = norm.unzip();
+    let (out, quantized) = out.map_or((0, Quantized::default()), |out| addresses(&out, n, width));
     let args = NormArgs {
         x: values(x, all),
         y: values_or_none(added.map(|a| a.y), all),
@@ -152,7 +162,8 @@ pub fn add_norm(
         inner: values_or_none(added.and_then(|a| a.norm), width),
         sum: values(x, all),
         outer: values_or_none(outer, width),
-        out: values_or_none(out, all),
+        out,
+        quantized,
         width: count(width),
         n: count(n),
         eps,
@@ -173,7 +184,8 @@ pub enum Gate {
     Gelu,
 }
 
-/// Enqueues `gate = act(gate + bias) * (up + bias)`: `gate` and `up` float `(n, width)`, biases float `(width)`.
+/// Enqueues `out = act(gate + bias) * (up + bias)`: `gate` and `up` float `(n, width)`, biases float `(width)`, `out` `(n, width)`,
+/// which may be `gate` itself.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses the launch.
@@ -183,25 +195,36 @@ pub fn gate_up(
     (n, width): (usize, usize),
     (gate, gate_bias): (Part<'_>, Option<Part<'_>>),
     (up, up_bias): (Part<'_>, Option<Part<'_>>),
+    out: Operand<'_>,
 ) -> Result<()> {
     const GATE_UP: Kernel = Kernel::named("gate_up");
+    const QUANTIZE: Kernel = Kernel::named("gate_up_quantize");
     if n * width == 0 {
         return Ok(());
     }
+    let (floats, quantized) = addresses(&out, n, width);
     let args = GateArgs {
         gate: values(gate, n * width),
         up: values(up, n * width),
         gate_bias: values_or_none(gate_bias, width),
         up_bias: values_or_none(up_bias, width),
-        out: gate.address(),
+        out: floats,
+        quantized,
         width: count(width),
         n: count(n),
         gelu: (act == Gate::Gelu).into(),
         reserved: 0,
     };
-    let grid = grid(width.div_ceil(256), n.min(MOST_TOKENS), 256, 0);
+    // A thread an element, or a warp the slices under one scale.
+    let (kernel, blocks) = match out {
+        Operand::Floats(_) => (GATE_UP, width.div_ceil(256)),
+        Operand::Quantized(_) => {
+            let scales = quantized.columns.slices.div_ceil(quantized.block);
+            (QUANTIZE, scales.div_ceil(8) as usize)
+        }
+    };
     // SAFETY: as in `embed`.
-    unsafe { stream.launch(GATE_UP, grid, &args) }
+    unsafe { stream.launch(kernel, grid(blocks, n.min(MOST_TOKENS), 256, 0), &args) }
 }
 
 /// Enqueues `logits = cap * tanh(logits / cap)`; `logits` is float `(len)`.

@@ -8,9 +8,10 @@ use crate::cuda::transformer::{
     Added, Gate, Heads, Next, add_norm, advance, angles, attend, embed, gate_up, place_heads,
     softcap,
 };
-use crate::cuda::{Columns, Mode, Part, Prepared, Stream, multiply, prepare};
+use crate::cuda::{Columns, Mode, Operand, Part, Prepared, Stream, multiply, prepare};
 use crate::error::{Error, Result};
 use crate::matmul::Weights;
+use crate::memory;
 use crate::model::architecture::{Activation, Pairing};
 use crate::model::load::Layer;
 
@@ -76,17 +77,23 @@ impl<'a> Pass<'a> {
         )?;
         let vectors = &k.portion().layers;
         let layers = &k.parameters().layers[k.portion().first..];
-        if let Some(first) = vectors.first() {
-            self.add(None, Some(first.input_norm))?;
-        }
+        let readers = |i: usize| [&layers[i].q, &layers[i].k, &layers[i].v].map(|l| &l.weights);
+        let Some(first) = vectors.first() else {
+            return Ok(());
+        };
+        let mut input = self.norm(None, first.input_norm, &readers(0))?;
         for (i, (layer, v)) in layers.iter().zip(vectors).enumerate() {
             self.between_layers(i)?;
-            self.attention(i, layer, v)?;
+            self.attention(i, layer, v, input)?;
             let y = self.added(v.o_bias, v.post_norms[0]);
-            self.add(Some(y), Some(v.mlp_norm))?;
-            self.feed_forward(layer, v)?;
+            let gate_up = [&layer.gate.weights, &layer.up.weights];
+            let normed = self.norm(Some(y), v.mlp_norm, &gate_up)?;
+            self.feed_forward(layer, v, normed)?;
             let y = self.added(v.down_bias, v.post_norms[1]);
-            self.add(Some(y), vectors.get(i + 1).map(|next| next.input_norm))?;
+            match vectors.get(i + 1) {
+                Some(next) => input = self.norm(Some(y), next.input_norm, &readers(i + 1))?,
+                None => self.add(y)?,
+            }
         }
         Ok(())
     }
@@ -107,19 +114,22 @@ impl<'a> Pass<'a> {
         self.stream.mark(mark)
     }
 
-    /// From the norm in `a` to what is added, in `y`; `index`: of the layer, among those of the device.
-    fn attention(&self, index: usize, layer: &Layer, v: &Vectors) -> Result<()> {
+    /// From the norm of the residual stream to what is added, in `y`; `index`: of the layer, among those of the device.
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        v: &Vectors,
+        normed: Operand<'a>,
+    ) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
         let (q, keys, values) = (k.part(&p.q), k.part(&p.k), k.part(&p.v));
-        self.products(
-            k.part(&p.a),
-            self.n,
-            &[
-                (&layer.q.weights, q),
-                (&layer.k.weights, keys),
-                (&layer.v.weights, values),
-            ],
-        )?;
+        let products = [
+            (&layer.q.weights, q),
+            (&layer.k.weights, keys),
+            (&layer.v.weights, values),
+        ];
+        self.products(normed, self.n, &products)?;
         let vector = |span: Option<Span>| span.map(|span| k.portion().part(span));
         let (shape, cache) = (k.heads(), k.cache(index));
         let position = k.part(&p.position);
@@ -137,7 +147,13 @@ impl<'a> Pass<'a> {
             out: k.part(&p.placed),
         };
         place_heads(self.stream, shape, self.n, &heads, &cache)?;
-        let mixed = k.part(&p.mixed);
+        let splits = k.splits(self.n);
+        let mixed = match self.operand(k.part(&p.mixed), self.n, &[&layer.o.weights]) {
+            Operand::Quantized(_) if !splits.quantize(shape, &form(&layer.o.weights).1) => {
+                Operand::Floats(k.part(&p.mixed))
+            }
+            mixed => mixed,
+        };
         attend(
             self.stream,
             shape,
@@ -147,31 +163,34 @@ impl<'a> Pass<'a> {
             position,
             a.windows[k.portion().first + index],
             a.attention_softcap,
-            &k.splits(self.n),
+            &splits,
             mixed,
         )?;
-        self.products(mixed, self.n, &[(&layer.o.weights, k.part(&p.y))])
+        let products = [(&layer.o.weights, k.part(&p.y))];
+        self.products(mixed, self.n, &products)
     }
 
     /// As [`Pass::attention`].
-    fn feed_forward(&self, layer: &Layer, v: &Vectors) -> Result<()> {
+    fn feed_forward(&self, layer: &Layer, v: &Vectors, normed: Operand<'a>) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
         let (gate, up) = (k.part(&p.gate), k.part(&p.up));
         let products = [(&layer.gate.weights, gate), (&layer.up.weights, up)];
-        self.products(k.part(&p.a), self.n, &products)?;
+        self.products(normed, self.n, &products)?;
         let vector = |span: Option<Span>| span.map(|span| k.portion().part(span));
         let act = match a.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::Gelu,
         };
+        let gated = self.operand(gate, self.n, &[&layer.down.weights]);
         gate_up(
             self.stream,
             act,
             (self.n, a.intermediate),
             (gate, vector(v.gate_bias)),
             (up, vector(v.up_bias)),
+            gated,
         )?;
-        self.products(gate, self.n, &[(&layer.down.weights, k.part(&p.y))])
+        self.products(gated, self.n, &[(&layer.down.weights, k.part(&p.y))])
     }
 
     /// What a sub-layer has left in `y`.
@@ -184,12 +203,37 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// `x = x + added`, and its norm in `a`.
-    fn add(&self, added: Option<Added<'_>>, norm: Option<Span>) -> Result<()> {
+    /// `x = x + added`.
+    fn add(&self, added: Added<'_>) -> Result<()> {
+        let (k, a) = (self.k, self.k.architecture());
+        let (x, shape) = (k.part(&k.plan().x), (self.n, a.hidden));
+        add_norm(self.stream, shape, a.norm_eps, x, Some(added), None)
+    }
+
+    /// `x = x + added`, and its norm for the products that read it.
+    fn norm(
+        &self,
+        added: Option<Added<'_>>,
+        weights: Span,
+        readers: &[&Weights],
+    ) -> Result<Operand<'a>> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
-        let norm = norm.map(|span| (k.portion().part(span), k.part(&p.a)));
-        let x = k.part(&p.x);
-        add_norm(self.stream, (self.n, a.hidden), a.norm_eps, x, added, norm)
+        let (x, shape) = (k.part(&p.x), (self.n, a.hidden));
+        let normed = self.operand(k.part(&p.a), self.n, readers);
+        let norm = Some((k.portion().part(weights), normed));
+        add_norm(self.stream, shape, a.norm_eps, x, added, norm)?;
+        Ok(normed)
+    }
+
+    /// Where the `n` vectors go that these matrices read: to `floats`, unless all of them read the same int8 vectors.
+    fn operand(&self, floats: Part<'a>, n: usize, readers: &[&Weights]) -> Operand<'a> {
+        let (mode, columns) = form(readers[0]);
+        if mode != Mode::Int8 || readers.iter().any(|w| form(w) != (mode, columns)) {
+            return Operand::Floats(floats);
+        }
+        let (k, p) = (self.k, self.k.plan());
+        let (scratch, bad) = (k.part(&p.scratch), k.part(&p.bad));
+        Operand::Quantized(Prepared::quantized(columns, n, scratch, bad))
     }
 
     /// The logits of `count` tokens of the block from `first` on: `out` float `(count, vocabulary)`.
@@ -198,10 +242,11 @@ impl<'a> Pass<'a> {
         let row = a.hidden * 4;
         let x = k.part(&p.x).part(first * row, count * row);
         // Into the beginning of a buffer: a row need not begin where products can read it.
-        let normed = k.part(&p.a);
+        let output = k.parameters().output();
+        let normed = self.operand(k.part(&p.a), count, &[output]);
         let norm = Some((k.portion().part(k.portion().norm), normed));
         add_norm(self.stream, (count, a.hidden), a.norm_eps, x, None, norm)?;
-        self.products(normed, count, &[(k.parameters().output(), out)])?;
+        self.products(normed, count, &[(output, out)])?;
         match a.final_softcap {
             Some(cap) => softcap(self.stream, cap, out, count * a.vocabulary),
             None => Ok(()),
@@ -221,27 +266,33 @@ impl<'a> Pass<'a> {
         advance(self.stream, logits, a.vocabulary, k.part(&p.best), next)
     }
 
-    /// Products of matrices with the same `x` `(n, cols)`, each with its `y` `(n, rows)`. What of the vectors several matrices
-    /// can share is made once.
-    fn products(&self, x: Part<'a>, n: usize, products: &[(&Weights, Part<'_>)]) -> Result<()> {
+    /// Products of matrices with the same `n` vectors, each with its `y` `(n, rows)`. What those that follow each other can share is
+    /// shared: the vectors, and launches.
+    fn products(&self, x: Operand<'a>, n: usize, products: &[(&Weights, Part<'_>)]) -> Result<()> {
         let p = self.k.plan();
         let (scratch, bad) = (self.k.part(&p.scratch), self.k.part(&p.bad));
-        let mut ready: Option<((Mode, Columns), Prepared<'_>)> = None;
-        for (weights, y) in products {
-            let (w, mode) = (on_device(weights), Mode::from(weights.activations()));
-            let form = (mode, w.columns());
-            let prepared = match &ready {
-                Some((made, prepared)) if *made == form => *prepared,
-                _ => {
-                    let (mode, columns) = form;
+        for alike in products.chunk_by(|(a, _), (b, _)| form(a) == form(b)) {
+            let prepared = match x {
+                Operand::Quantized(prepared) => prepared,
+                Operand::Floats(x) => {
+                    let (mode, columns) = form(alike[0].0);
                     prepare(self.stream, mode, columns, x, n, scratch, bad)?
                 }
             };
-            ready = Some((form, prepared));
-            multiply(self.stream, w, &prepared, *y)?;
+            let mut there = memory::with_capacity(alike.len(), "a list of matrices")?;
+            there.extend(alike.iter().map(|(w, y)| (on_device(w), *y)));
+            multiply(self.stream, &prepared, &there)?;
         }
         Ok(())
     }
+}
+
+/// How the products of a matrix read vectors.
+fn form(weights: &Weights) -> (Mode, Columns) {
+    (
+        Mode::from(weights.activations()),
+        on_device(weights).columns(),
+    )
 }
 
 /// A matrix of a model that lives on the device.
