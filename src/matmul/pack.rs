@@ -41,7 +41,7 @@ fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile
                     dwords[q * TILE_ROWS + r] = dword.to_le_bytes();
                 }
             };
-            let whole = columns.len() == SUB_COLS && columns.start % (8 / BITS) == 0;
+            let whole = columns.len() == SUB_COLS && columns.start.is_multiple_of(8 / BITS);
             if codes.packing == Packing::Msb && whole {
                 let at = columns.start / (8 / BITS);
                 for (r, bytes) in bytes[..rows].iter().enumerate() {
