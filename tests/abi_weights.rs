@@ -105,12 +105,21 @@ fn products_and_what_is_multiplied_with() {
     let w = Numbers::new(1).floats(rows * cols);
     let x = Numbers::new(2).floats(n * cols);
     for bits in [1, 2, 4, 8] {
-        for group in [0, 7, 32] {
+        for group in [0, 7, 15, 16, 32, 33, 48] {
             for symmetric in [true, false] {
                 let options =
                     json!({"bits": bits, "group": group, "symmetric": symmetric}).to_string();
                 let handle = from_f32(&w, rows, cols, &options)
                     .unwrap_or_else(|_| panic!("{}", last_error()));
+                let info = weights_info(handle);
+                if info["backend"] == "cpu" {
+                    let path = if [7, 15].contains(&group) {
+                        "rows"
+                    } else {
+                        "tiles"
+                    };
+                    assert_eq!(info["path"], path, "{options}");
+                }
                 let kept: Vec<f64> = dequantized(handle, w.len())
                     .iter()
                     .map(|&v| v.into())

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Times products of the library on a CUDA device beside PyTorch's on the same device.
+"""Times products of the library on a CUDA device beside those of others on the same device, in one run.
 
-    bench/gpu/compare.py [--library PATH] [--rows 8192] [--cols 8192] [--vectors 1,16,64,4096] [--bits 1,2,4,8]
+    bench/gpu/compare.py [--library PATH] [--rows 8192] [--cols 8192] [--vectors 1,16,64,4096] [--bits 1,2,4,8] [--json FILE]
 
-Ours are end to end through the C ABI: vectors of the host go in, sums come back, as `apl_matmul` has it. PyTorch's are timed twice:
-float16 with everything on the device (by events), and end to end with page-locked vectors as ours. Of every figure the median over
---repeats calls is shown, in microseconds. Weights are rotated through more memory than the second-level cache holds. PyTorch is
-optional; without it only ours are shown.
+Ours are end to end through the C ABI: vectors of the host go in, sums come back, as `apl_matmul` has it. The peers (peers.py: cuBLAS
+in float16, PyTorch's int8 and int4, gemlite, humming, llama.cpp's types) are timed on the device alone, which is in their favour; cuBLAS
+end to end too, with page-locked vectors. Of every figure the median over --repeats calls is shown, in microseconds. Weights are
+rotated through more memory than the second-level cache holds. A peer that is not installed, or refuses, is left out with a line.
 
 This script was written where there is no GPU. It has never been run on one: read its figures with that in mind, and say with them which
-device, driver and date they are of.
+device, driver and date they are of. `--try-peers` runs what a processor can run of the peers, to see that they are called rightly.
 """
 
 import argparse
@@ -17,17 +17,12 @@ import ctypes
 import json
 import pathlib
 import random
-import statistics
 import sys
 import time
 
+from peers import PEERS, copies, median
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# Bytes of weights that the calls of a case go round, more than any second-level cache has; and the most matrices.
-ROTATED, MOST = 256 << 20, 64
-
-
-def copies(matrix_bytes):
-    return min(MOST, max(1, -(-ROTATED // matrix_bytes)))
 
 
 class Ours:
@@ -80,38 +75,21 @@ class Ours:
         return result
 
 
-def median(once, repeats):
-    """Microseconds of a call, after a few that are not counted."""
-    times = []
-    for i in range(repeats + 5):
-        start = time.perf_counter()
-        once(i)
-        times.append((time.perf_counter() - start) * 1e6)
-    return statistics.median(times[5:])
+def time_peer(make, device, a, what):
+    """{vectors: microseconds}, with those of cuBLAS end to end as "end to end" beside; why, where it is left out."""
+    try:
+        peer = make(device, a.rows, a.cols, what)
+        times = {n: peer.time(n, a.repeats) for n in a.vectors}
+        if hasattr(peer, "end_to_end") and device != "cpu":
+            times["end to end"] = {n: peer.end_to_end(n, a.repeats) for n in a.vectors}
+        return times, None
+    # Whatever a peer raises leaves that peer out, and no other.
+    except Exception as why:
+        return None, f"{type(why).__name__}: {why}".splitlines()[0][:160]
 
 
-def torch_times(torch, rows, cols, n, repeats):
-    """(on the device, end to end) for float16, in microseconds."""
-    count = copies(rows * cols * 2)
-    weights = [torch.randn(rows, cols, dtype=torch.float16, device="cuda") for _ in range(count)]
-    host = torch.randn(n, cols, dtype=torch.float16).pin_memory()
-    back = torch.empty(n, rows, dtype=torch.float16).pin_memory()
-    x = host.cuda()
-
-    on_device = []
-    for i in range(repeats + 5):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        torch.matmul(x, weights[i % count].T)
-        end.record()
-        end.synchronize()
-        on_device.append(start.elapsed_time(end) * 1e3)
-
-    def end_to_end(i):
-        back.copy_(torch.matmul(host.cuda(non_blocking=True), weights[i % count].T), non_blocking=True)
-        torch.cuda.synchronize()
-
-    return statistics.median(on_device[5:]), median(end_to_end, repeats)
+def show(name, times, vectors):
+    print(f"{name:28}" + "".join(f"{times[n]:12.1f}" for n in vectors), flush=True)
 
 
 def main():
@@ -123,25 +101,34 @@ def main():
     parser.add_argument("--vectors", type=numbers, default=[1, 16, 64, 4096])
     parser.add_argument("--bits", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--try-peers", action="store_true", help="what a processor can run of the peers, without the library")
     a = parser.parse_args()
     if a.cols % 32:
         parser.error("--cols is a multiple of 32")
 
-    ours = Ours(a.library)
-    print(ours.info()["cuda"], time.strftime("%Y-%m-%d"))
-    try:
-        import torch
-    except ImportError:
-        torch = None
-        print("PyTorch is not installed: ours alone")
-    print(f"{a.rows} x {a.cols}, int8 activations, groups of 32; microseconds")
-    for n in a.vectors:
-        line = [f"{n:5} vectors"]
-        if torch:
-            device, whole = torch_times(torch, a.rows, a.cols, n, a.repeats)
-            line.append(f"torch float16 {device:9.1f} on the device, {whole:9.1f} end to end")
-        line += [f"{bits} bits {ours.time(a.rows, a.cols, bits, n, a.repeats):9.1f}" for bits in a.bits]
-        print("   ".join(line), flush=True)
+    results = {"date": time.strftime("%Y-%m-%d"), "rows": a.rows, "cols": a.cols, "microseconds": {}}
+    ours = None if a.try_peers else Ours(a.library)
+    results["device"] = ours.info()["cuda"] if ours else "none: a processor"
+    print(results["device"], results["date"])
+    print(f"{a.rows} x {a.cols}, groups of 32; microseconds of a product with so many vectors")
+    print(f"{'':28}" + "".join(f"{n:12}" for n in a.vectors))
+    for bits in a.bits if ours else []:
+        name = f"ours {bits} bits, end to end"
+        times = {n: ours.time(a.rows, a.cols, bits, n, a.repeats) for n in a.vectors}
+        results["microseconds"][name] = times
+        show(name, times, a.vectors)
+    for name, make, what in PEERS:
+        times, why = time_peer(make, "cpu" if a.try_peers else "cuda", a, what)
+        if why:
+            print(f"{name:28}left out: {why}", flush=True)
+            continue
+        whole = times.pop("end to end", None)
+        for name, times in [(name, times)] + ([(name + ", end to end", whole)] if whole else []):
+            results["microseconds"][name] = times
+            show(name, times, a.vectors)
+    if a.json:
+        a.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

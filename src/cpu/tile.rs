@@ -5,12 +5,14 @@
 //!
 //! # What a vector looks like
 //!
-//! - int8: codes `(subs, V, 32)` i8, natural column order, 0 beyond the row; one scale a block `(blocks, V)` f32; one
+//! Columns come in the order of the sub-blocks ([`Layout::runs`]), and what stands for one that does not exist is 0.
+//!
+//! - int8: codes `(subs, V, 32)` i8; one scale a block `(blocks, V)` f32; one
 //!   correction a block `(blocks, V)` i32, with `S` the sum of the codes of the block: `-zero_point * S` where the zero
 //!   point is constant, else `-S`, which fits the 16 bits that the kernels multiply.
-//! - float32: `(subs * 32, V)`, 0 beyond the row.
+//! - float32: `(subs * 32, V)`.
 //! - sign: one dword a sub-block `(subs, V)` u32 in the order of a 1-bit dword (bit `8j + p` is column `4p + j`), 1 where
-//!   x >= 0, and 0 beyond the row, as the padded codes have: those columns then count as equal.
+//!   x >= 0. Columns that do not exist have 0 as their codes have, and count as equal.
 //!
 //! # What comes out
 //!

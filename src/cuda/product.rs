@@ -232,28 +232,21 @@ pub fn multiply(
     for products in alike.flat_map(|alike| alike.chunks(MATRICES)) {
         let bits = products[0].0.bits();
         assert!(x.mode != Mode::Sign || bits == Bits::One);
-        let mut plans = [None; MATRICES];
-        for (plan, (weights, _)) in plans.iter_mut().zip(products) {
+        let plan_of = |weights: &Weights| {
             assert_eq!(x.columns, weights.columns());
             let rows = weights.shape().rows;
-            *plan = Some(Plan::new(
-                x.mode,
-                bits,
-                rows,
-                x.columns.slices,
-                x.n,
-                multiprocessors,
-            ));
-        }
-        // The kernel is one: it depends on what they have in common.
-        let Some(shared) = plans[0] else { continue };
+            Plan::new(x.mode, bits, rows, x.columns.slices, x.n, multiprocessors)
+        };
+        let shared = plan_of(products[0].0);
         for first in (0..x.n).step_by(shared.most) {
             let n = shared.most.min(x.n - first);
             let slice_values =
                 |part: Part<'_>| part.part(first * slices * 4, n * slices * 4).address();
             let mut matrices = [Matrix::default(); MATRICES];
-            for ((matrix, plan), (weights, y)) in matrices.iter_mut().zip(&plans).zip(products) {
-                let Some(plan) = plan else { continue };
+            for (matrix, (weights, y)) in matrices.iter_mut().zip(products) {
+                let plan = plan_of(weights);
+                // What they have in common decides it.
+                assert_eq!(plan.kernel, shared.kernel);
                 let rows = weights.shape().rows;
                 let (scales, half) = weights.scales();
                 *matrix = Matrix {

@@ -47,7 +47,7 @@ struct Quantizer<'a> {
 }
 
 impl Quantizer<'_> {
-    /// `codes` are padded with zeros; false, and anything in the outputs, if a value is not finite.
+    /// `codes` has zeros where columns do not exist; false, and anything in the outputs, if a value is not finite.
     fn vector(
         &self,
         x: &[f32],
@@ -232,7 +232,7 @@ impl<'a> InRange<'a> {
     }
 }
 
-/// `n` float32 vectors in blocks of `(columns, width)`, padded to whole sub-blocks; `x` is `(n, cols)`.
+/// `n` float32 vectors in blocks of `(columns, width)`, the columns those of whole sub-blocks; `x` is `(n, cols)`.
 ///
 /// # Errors
 /// `ERR_MEMORY`.

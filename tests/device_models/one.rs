@@ -85,6 +85,13 @@ fn the_launches_of_a_step() {
         (demo(), r#"{"activations": "int8"}"#, 10, 0),
         // Rows that are padded on the device cost each of the four inputs of a layer a launch, and that of the output.
         (family("llama3"), r#"{"bits": 8}"#, 14, 1),
+        // Signs are not taken in passing: so it is with them.
+        (
+            family("llama3"),
+            r#"{"bits": 1, "activations": "sign"}"#,
+            14,
+            1,
+        ),
     ] {
         let model = open(&cuda, &path, options);
         let a = model.architecture();

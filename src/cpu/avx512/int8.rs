@@ -84,9 +84,9 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
 ///
 /// Integer sums of all `VS` vectors stay in registers (24 of 32 for twelve); the codes of four columns are unpacked once
 /// for all of them. Float32 sums that have no registers live in `out`, in the first-level cache: they are touched once a
-/// block. One vector has two chains a half, to hide the latency of the dot product. At 1 bit the even chain then takes its bits
-/// where every other shift leaves them, as 0/1, and is doubled at the end: 18.3 to 23.3 GB/s from cache, and with four vectors
-/// shifts instead of one instruction of GFNI, which shares its ports with the dot product, 64 to 73% of `vpdpbusd` (Zen 4).
+/// block. One vector has two chains a half, to hide the latency of the dot product. The even one has bits as 0/1, and is doubled at the
+/// end: one vector went from 18.3 to 23.3 GB/s from cache (Zen 4). One instruction of GFNI used to unpack a bit of few vectors; it
+/// shares its ports with the dot product there, and four vectors had 64% of the `vpdpbusd` rate with it, 73% with a shift and a mask.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`], but that activations and `out` begin with the first of the `VS` vectors; the features

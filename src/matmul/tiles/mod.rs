@@ -471,8 +471,8 @@ impl Tiles {
 ///
 /// Twelve vectors want the 1.4 KB of a sub-block of 8 bits and its activations in some 200 cycles, which that cache gives with
 /// ease; what costs is to begin with other vectors, about 800 cycles. With 16 KB, of the first-level cache, 512 vectors reached 62, 67 and
-/// 70% of `vpdpbusd` at 8, 4 and 2 bits, with 64 KB 66, 69 and 72, with 128 KB 66, 70 and 72, with 256 KB 66 at 8 bits (Zen 4, 4096 × 4096,
-/// groups of 32, in turns).
+/// 70% of `vpdpbusd` at 8, 4 and 2 bits, with 64 KB 66, 69 and 72, with 128 KB 66, 70 and 72, with 256 KB 66 at 8 bits (Zen 4 with
+/// 1 MB of it a core, 4096 × 4096, groups of 32, in turns). Where it is smaller than a panel of activations, these come from the third level already.
 const CACHED_BYTES: usize = 128 << 10;
 
 /// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
