@@ -41,9 +41,8 @@ impl Default for UnpackScratch {
     }
 }
 
-/// Where the lanes of consecutive vectors of a row fall in its groups. With groups of `size` columns this repeats after `size` vectors,
-/// which are as many groups as a vector has lanes. A period is as many of those as there is room for, so that the loop
-/// over one is long with short groups too.
+/// Where the lanes of consecutive vectors of a row fall in its groups. With groups of `size` columns this repeats
+/// after `size` vectors, which are as many groups as a vector has lanes.
 struct Patterns {
     /// The group size and the number of lanes that these are for; (0, 0): none yet.
     of: (usize, usize),
@@ -54,16 +53,11 @@ struct Patterns {
 }
 
 impl Patterns {
-    /// Vectors of a period for groups of `size` columns, at most [`PHASES`].
-    fn period(size: usize) -> usize {
-        PHASES / size * size
-    }
-
     /// Makes them those of groups of `size` columns, at most [`PHASES`], and vectors of `lanes` lanes.
     fn set(&mut self, size: usize, lanes: usize) {
         if self.of != (size, lanes) {
             self.of = (size, lanes);
-            for v in 0..Self::period(size) {
+            for v in 0..size {
                 let column = v * lanes;
                 self.groups[v] = column / size;
                 for (l, group) in self.lanes[v].iter_mut().enumerate() {
@@ -401,7 +395,7 @@ fn short_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: boo
     out: &mut [f32],
 ) {
     let vector = N * BITS / 8;
-    let period = Patterns::period(columns.size);
+    let size = columns.size;
     let levels = Levels {
         step: l.splat(step),
         zero: l.splat(zero),
@@ -410,13 +404,13 @@ fn short_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: boo
     let patterns = &scratch.patterns;
     // The vector of the period that is next, and the groups passed before the period began less those before
     // the first column.
-    let mut at = columns.first / N % period;
+    let mut at = columns.first / N % size;
     let first_group = patterns.groups[at];
     let mut passed = 0;
     let (mut whole, last) = out.as_chunks_mut::<N>().0.split_at_mut(columns.count / N);
     let mut left = bytes;
     while !whole.is_empty() {
-        let run = whole.len().min(period - at);
+        let run = whole.len().min(size - at);
         let (here, later) = whole.split_at_mut(run);
         let lanes = &patterns.lanes[at..][..run];
         let groups = &patterns.groups[at..][..run];
@@ -428,9 +422,9 @@ fn short_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: boo
         }
         (whole, left) = (later, &left[run * vector..]);
         at += run;
-        if at == period {
+        if at == size {
             at = 0;
-            passed += period / columns.size * N;
+            passed += N;
         }
     }
     if let Some(last) = last.first_mut() {
