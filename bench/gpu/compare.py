@@ -3,9 +3,9 @@
 
     bench/gpu/compare.py [--library PATH] [--rows 8192] [--cols 8192] [--vectors 1,16,64,4096] [--bits 1,2,4,8] [--json FILE]
 
-Ours are end to end through the C ABI: vectors of the host go in, sums come back, as `apl_matmul` has it. The peers (peers.py: cuBLAS
-in float16, PyTorch's int8 and int4, gemlite, humming, llama.cpp's types) are timed on the device alone, which is in their favour; cuBLAS
-end to end too, with page-locked vectors. Of every figure the median over --repeats calls is shown, in microseconds. Weights are
+Ours, with int8 and float32 activations (and signs), are end to end through the C ABI: vectors of the host go in, sums come back, as
+`apl_matmul` has it. The peers (peers.py: cuBLAS in float16, PyTorch's int8 and int4, gemlite, humming, llama.cpp's types) are timed on
+the device alone, which is in their favour; cuBLAS end to end too, with page-locked vectors. Of every figure the median over --repeats calls is shown, in microseconds. Weights are
 rotated through more memory than the second-level cache holds. A peer that is not installed, or refuses, is left out with a line.
 
 This script was written where there is no GPU. It has never been run on one: read its figures with that in mind, and say with them which
@@ -46,7 +46,7 @@ class Ours:
         if status != 0:
             sys.exit(self.text(self.lib.apl_ffi_last_error))
 
-    def weights(self, rows, cols, bits):
+    def weights(self, rows, cols, bits, activations):
         """Handles of random codes in groups of 32, enough of them to outgrow the cache."""
         codes_len, scales_len = rows * cols * bits // 8, rows * cols // 32
         scales = (ctypes.c_float * scales_len)(*([0.01] * scales_len))
@@ -55,13 +55,13 @@ class Ours:
             handle = ctypes.c_int32()
             self.check(self.lib.apl_weights_from_codes(
                 random.randbytes(codes_len), ctypes.c_int64(codes_len), bits, 1, scales, ctypes.c_int64(scales_len), None,
-                ctypes.c_int64(0), ctypes.c_int64(rows), ctypes.c_int64(cols), 32, b'{"activations": "int8"}',
+                ctypes.c_int64(0), ctypes.c_int64(rows), ctypes.c_int64(cols), 32, json.dumps({"activations": activations}).encode(),
                 ctypes.byref(handle)))
             handles.append(handle.value)
         return handles
 
-    def time(self, rows, cols, bits, n, repeats):
-        handles = self.weights(rows, cols, bits)
+    def time(self, rows, cols, bits, activations, n, repeats):
+        handles = self.weights(rows, cols, bits, activations)
         x = (ctypes.c_float * (n * cols))(*[random.gauss(0, 1) for _ in range(n * cols)])
         y = (ctypes.c_float * (n * rows))()
 
@@ -89,7 +89,7 @@ def time_peer(make, device, a, what):
 
 
 def show(name, times, vectors):
-    print(f"{name:28}" + "".join(f"{times[n]:12.1f}" for n in vectors), flush=True)
+    print(f"{name:32}" + "".join(f"{times[n]:12.1f}" for n in vectors), flush=True)
 
 
 def main():
@@ -112,16 +112,17 @@ def main():
     results["device"] = ours.info()["cuda"] if ours else "none: a processor"
     print(results["device"], results["date"])
     print(f"{a.rows} x {a.cols}, groups of 32; microseconds of a product with so many vectors")
-    print(f"{'':28}" + "".join(f"{n:12}" for n in a.vectors))
+    print(f"{'':32}" + "".join(f"{n:12}" for n in a.vectors))
     for bits in a.bits if ours else []:
-        name = f"ours {bits} bits, end to end"
-        times = {n: ours.time(a.rows, a.cols, bits, n, a.repeats) for n in a.vectors}
-        results["microseconds"][name] = times
-        show(name, times, a.vectors)
+        for activations in ("int8", "f32") + (("sign",) if bits == 1 else ()):
+            name = f"ours {bits} bits {activations}, end to end"
+            times = {n: ours.time(a.rows, a.cols, bits, activations, n, a.repeats) for n in a.vectors}
+            results["microseconds"][name] = times
+            show(name, times, a.vectors)
     for name, make, what in PEERS:
         times, why = time_peer(make, "cpu" if a.try_peers else "cuda", a, what)
         if why:
-            print(f"{name:28}left out: {why}", flush=True)
+            print(f"{name:32}left out: {why}", flush=True)
             continue
         whole = times.pop("end to end", None)
         for name, times in [(name, times)] + ([(name + ", end to end", whole)] if whole else []):
