@@ -197,15 +197,13 @@ class Ggml:
         self.backend, self.buft = lib.backend_dev_init(self.device, None), lib.backend_dev_buffer_type(self.device)
         self.rows, self.cols = rows, cols
         self.type = next(types[name] for types in self.module.TYPES.values() if name in types)
-        self.weights = self.tensors(lib.context(self.MOST), [(self.type, cols, rows)] * self.count())
+        self.weights = self.tensors(lib.context(MOST), [(self.type, cols, rows)] * self.count())
         random = importlib.import_module("numpy").random.default_rng(1)
         matrix = random.standard_normal((rows, cols), dtype="float32")
         codes = ctypes.create_string_buffer(lib.row_size(self.type, cols) * rows)
         lib.quantize_chunk(self.type, matrix.ctypes.data, codes, 0, rows, cols, None)
         for w in self.weights:
             lib.backend_tensor_set(w, codes, 0, len(codes))
-
-    MOST = MOST
 
     def count(self):
         return copies(self.lib.row_size(self.type, self.cols) * self.rows)
