@@ -16,17 +16,32 @@ macro_rules! by_width {
     };
 }
 
+/// The same for each of [`super::tile::SHORT_WIDTHS`].
+macro_rules! by_short_width {
+    ($f:ident) => {
+        [$f::<6>, $f::<4>, $f::<2>, $f::<1>]
+    };
+}
+
 const _: () = {
     let [a, b, c, d, e] = super::tile::WIDTHS;
     assert!(
         a == 12 && b == 8 && c == 4 && d == 2 && e == 1,
         "by_width! lists WIDTHS"
     );
+    let [a, b, c, d] = super::tile::SHORT_WIDTHS;
+    assert!(
+        a == 6 && b == 4 && c == 2 && d == 1,
+        "by_short_width! lists SHORT_WIDTHS"
+    );
 };
 
 /// Repeats a block with `$i` a constant: shifts and masks that depend on it become immediates, and sums stay in registers
 /// where the optimiser would rather keep a loop of eight (it did, and spilled, with twelve vectors).
 macro_rules! unroll {
+    ($i:ident in 0..4 => $body:block) => {
+        unroll!(@ $i $body 0 1 2 3)
+    };
     ($i:ident in 0..8 => $body:block) => {
         unroll!(@ $i $body 0 1 2 3 4 5 6 7)
     };
@@ -39,7 +54,7 @@ macro_rules! unroll {
 }
 
 /// Makes the entry points of one set of kernels: the only functions with `target_feature`, each a call of a generic
-/// `inline(always)` function of the sibling modules `int8`, `f32`, `sign` and `activations`.
+/// `inline(always)` function of the sibling modules `int8`, `f32`, `sign`, `short` and `activations`.
 macro_rules! kernel_set {
     ($(#[$doc:meta])* $set:ident, $module:ident, $ext:ident, $isa:ident, $name:literal, $features:literal) => {
         mod $module {
@@ -90,6 +105,22 @@ macro_rules! kernel_set {
             }
 
             #[target_feature(enable = $features)]
+            unsafe fn short_int8<const V: usize>(
+                l: &Layout, tile: *const u8, acts: Int8Acts, out: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { super::short::int8::<Ext, V>(l, tile, acts, out) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn short_f32<const V: usize>(
+                l: &Layout, tile: *const u8, x: *const f32, out: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { super::short::float::<Ext, V>(l, tile, x, out) }
+            }
+
+            #[target_feature(enable = $features)]
             unsafe fn quantize(
                 x: &[f32], block: usize, codes: &mut [i8], scales: &mut [f32], sums: &mut [i32],
             ) -> bool {
@@ -105,6 +136,8 @@ macro_rules! kernel_set {
                 unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
                 panel: by_width!(panel),
                 sign: by_width!(sign),
+                short_int8: by_short_width!(short_int8),
+                short_f32: by_short_width!(short_f32),
                 quantize,
                 tables: None,
             };

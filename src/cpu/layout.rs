@@ -21,9 +21,21 @@
 //! so that at 8 bits a dword is four columns in a row, and at every width one shift by `bits * p` and a mask leave
 //! four neighbouring columns in the four bytes of a dword: what `vpdpbusd` wants beside four bytes of activations.
 //!
+//! # Short groups
+//!
+//! Groups of less than 16 columns, which sub-blocks of their own would more than double, lie side by side in sub-blocks, each
+//! from the next *quad* on: four columns, which are the four bytes of a dword after one shift. Their scales and zero points follow
+//! the codes of all groups, as in a tile that were one group:
+//!
+//! ```text
+//! [sub-block 0] … [scales of group 0] [zero points of group 0, or nothing] [scales of group 1] …
+//! ```
+//!
+//! # In both
+//!
 //! - Every part is a multiple of 64 bytes and aligned to 64.
-//! - A group whose columns are no multiple of 32 ends in a sub-block that it fills in part. Columns that do not exist hold code 0,
-//!   and kernels see activations of 0 there. Rows beyond the matrix hold code 0 and scale 0; what is computed for them is not read.
+//! - A group whose columns are no multiple of 32 (four, if it is short) ends in a sub-block (quad) that it fills in part. Columns that
+//!   do not exist hold code 0, and kernels see activations of 0 there or do not look. Rows beyond the matrix hold code 0 and scale 0; what is computed for them is not read.
 //! - The row of a zero point is that of its lane; one bit has none.
 
 use crate::quant::{Bits, Codes, ScaleValues, Shape};
@@ -33,6 +45,10 @@ use std::ops::Range;
 pub const TILE_ROWS: usize = 32;
 /// Columns of a sub-block, and of the longest float32 chain.
 pub const SUB_COLS: usize = 32;
+/// Columns of a quad: what a dot product of bytes takes at once.
+pub const QUAD_COLS: usize = 4;
+/// Quads of a sub-block.
+pub const SUB_QUADS: usize = SUB_COLS / QUAD_COLS;
 
 /// How the scales of a group are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,25 +79,28 @@ pub struct Layout {
     pub scale: ScaleKind,
     /// Where zero points come from.
     pub zero: ZeroKind,
-    /// Sub-blocks of every group but the last.
+    /// Whether groups are short.
+    pub short: bool,
+    /// Sub-blocks of every group but the last; of a tile, where groups are short.
     pub subs: usize,
-    /// Sub-blocks of the last group.
+    /// Sub-blocks of the last group; of a tile, where groups are short.
     pub last_subs: usize,
     /// Sub-blocks of an activation block (int8): 1, 2 or 4.
     pub block_subs: usize,
 }
 
 impl Layout {
-    /// The layout for a matrix, or `None` where tiles cannot hold it: empty matrices, and groups of less than 16 columns that are
-    /// not whole rows, because padding them to sub-blocks would more than double the codes.
+    /// The layout for a matrix, or `None` where it has no element.
     pub fn new(codes: &Codes<'_>) -> Option<Layout> {
         let s = codes.shape;
-        let whole_row = s.groups == 1;
-        let doubled = !whole_row && s.group.next_multiple_of(SUB_COLS) > 2 * s.group;
-        if s.rows == 0 || s.cols == 0 || doubled {
+        if s.rows == 0 || s.cols == 0 {
             return None;
         }
+        let whole_row = s.groups == 1;
+        let short = !whole_row && s.group.next_multiple_of(SUB_COLS) > 2 * s.group;
         let last = s.group_columns(s.groups - 1).len();
+        let tile_subs = ((s.groups - 1) * s.group.div_ceil(QUAD_COLS) + last.div_ceil(QUAD_COLS))
+            .div_ceil(SUB_QUADS);
         Some(Layout {
             shape: s,
             bits: codes.bits,
@@ -97,12 +116,17 @@ impl Layout {
                 }
                 Some(_) => ZeroKind::PerGroup,
             },
-            subs: if whole_row {
-                last.div_ceil(SUB_COLS)
-            } else {
-                s.group.div_ceil(SUB_COLS)
+            short,
+            subs: match (short, whole_row) {
+                (true, _) => tile_subs,
+                (_, true) => last.div_ceil(SUB_COLS),
+                _ => s.group.div_ceil(SUB_COLS),
             },
-            last_subs: last.div_ceil(SUB_COLS),
+            last_subs: if short {
+                tile_subs
+            } else {
+                last.div_ceil(SUB_COLS)
+            },
             block_subs: match s.group {
                 64 => 2,
                 128 => 4,
@@ -118,21 +142,52 @@ impl Layout {
 
     /// Sub-blocks of a tile.
     pub fn total_subs(&self) -> usize {
+        if self.short {
+            return self.subs;
+        }
         (self.shape.groups - 1) * self.subs + self.last_subs
+    }
+
+    /// Columns that begin together: groups begin with a sub-block, or a quad where they are short.
+    pub fn grain(&self) -> usize {
+        if self.short { QUAD_COLS } else { SUB_COLS }
+    }
+
+    /// Columns of a row when every column that does not exist is counted, but for what follows the last quad of short groups.
+    pub fn padded_cols(&self) -> usize {
+        let s = self.shape;
+        match s.groups {
+            1 => s.cols.next_multiple_of(self.grain()),
+            _ => {
+                (s.groups - 1) * self.padded_group()
+                    + s.group_columns(s.groups - 1)
+                        .len()
+                        .next_multiple_of(self.grain())
+            }
+        }
+    }
+
+    /// The same of a group before the last.
+    fn padded_group(&self) -> usize {
+        self.shape.group.next_multiple_of(self.grain())
     }
 
     /// Whether groups before the last end in columns that do not exist.
     pub fn has_gaps(&self) -> bool {
-        self.shape.groups > 1 && self.subs * SUB_COLS != self.shape.group
+        self.shape.groups > 1 && self.padded_group() != self.shape.group
     }
 
     /// Runs of columns without a gap: the columns of each, and where it begins when every column that does not exist is counted.
     pub fn runs(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
-        let (shape, subs) = (self.shape, self.subs);
-        let runs = if self.has_gaps() { shape.groups } else { 1 };
+        let layout = *self;
+        let runs = if self.has_gaps() {
+            self.shape.groups
+        } else {
+            1
+        };
         (0..runs).map(move |g| match runs {
-            1 => (0..shape.cols, 0),
-            _ => (shape.group_columns(g), g * subs * SUB_COLS),
+            1 => (0..layout.shape.cols, 0),
+            _ => (layout.shape.group_columns(g), g * layout.padded_group()),
         })
     }
 
@@ -153,8 +208,26 @@ impl Layout {
         }
     }
 
+    /// Quads of group `g`, if it is short.
+    #[inline(always)]
+    pub fn group_quads(&self, g: usize) -> usize {
+        self.shape.group_columns(g).len().div_ceil(QUAD_COLS)
+    }
+
+    /// Columns of an activation block (int8), but for the last of a group.
+    pub fn block_cols(&self) -> usize {
+        if self.short {
+            self.padded_group()
+        } else {
+            self.block_subs * SUB_COLS
+        }
+    }
+
     /// Activation blocks of a row (int8).
     pub fn blocks(&self) -> usize {
+        if self.short {
+            return self.shape.groups;
+        }
         (self.shape.groups - 1) * self.group_blocks() + self.last_subs.div_ceil(self.block_subs)
     }
 
@@ -193,9 +266,19 @@ impl Layout {
         self.total_subs() * self.sub_bytes() + self.shape.groups * self.tail_bytes()
     }
 
-    /// Where in a tile group `g` begins.
+    /// Where in a tile group `g` begins, if it is not short.
     pub fn group_offset(&self, g: usize) -> usize {
+        debug_assert!(!self.short);
         g * (self.subs * self.sub_bytes() + self.tail_bytes())
+    }
+
+    /// Where in a tile the scales of group `g` begin.
+    #[inline(always)]
+    pub fn tail_offset(&self, g: usize) -> usize {
+        if self.short {
+            return self.subs * self.sub_bytes() + g * self.tail_bytes();
+        }
+        self.group_offset(g) + self.group_subs(g) * self.sub_bytes()
     }
 }
 
@@ -328,11 +411,30 @@ mod tests {
         let runs: Vec<_> = l.runs().collect();
         assert_eq!(runs, [(0..33, 0), (33..66, 64), (66..70, 128)]);
         assert_eq!(padded(70, 16).unwrap().total_subs(), 5);
-        assert_eq!(padded(70, 15), None);
         let l = padded(70, 64).unwrap();
         assert!(!l.has_gaps());
         assert_eq!(l.runs().collect::<Vec<_>>(), [(0..70, 0)]);
         assert!(!padded(15, 15).unwrap().has_gaps());
+    }
+
+    #[test]
+    fn short_groups_begin_with_a_quad() {
+        let l = layout(5, 70, 7, Bits::Two).unwrap();
+        assert!(l.short && l.has_gaps());
+        assert_eq!((l.total_subs(), l.padded_cols(), l.blocks()), (3, 80, 10));
+        assert_eq!((l.block_cols(), l.group_quads(0)), (8, 2));
+        assert_eq!(l.tile_bytes(), 3 * 256 + 10 * 128);
+        assert_eq!(l.tail_offset(2), 3 * 256 + 2 * 128);
+        assert_eq!(l.runs().nth(2), Some((14..21, 16)));
+        let l = layout(5, 33, 15, Bits::Eight).unwrap();
+        assert_eq!(
+            (l.total_subs(), l.padded_cols(), l.group_quads(2)),
+            (2, 36, 1)
+        );
+        let l = layout(5, 33, 8, Bits::Eight).unwrap();
+        assert_eq!(l.runs().collect::<Vec<_>>(), [(0..33, 0)]);
+        assert!(!layout(5, 15, 15, Bits::Eight).unwrap().short);
+        assert!(!layout(5, 33, 16, Bits::Eight).unwrap().short);
     }
 
     #[test]

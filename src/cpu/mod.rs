@@ -7,6 +7,7 @@ mod dispatch;
 pub mod layout;
 pub mod rows;
 mod scalar;
+mod short;
 pub mod tile;
 pub mod vector;
 

@@ -1,6 +1,9 @@
 //! The complete reference set: the contract of [`super::tile`] in plain Rust, lanes innermost so that a compiler
 //! may use what the target guarantees. Other architectures run it.
 
+mod short;
+
+use self::short::{float as short_f32, int8 as short_int8};
 use super::dispatch::Isa;
 use super::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use super::tile::{Ahead, FLUSH_SUBS, Int8Acts, TileKernels};
@@ -25,6 +28,8 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
     panel: by_width!(panel),
     sign: by_width!(sign),
+    short_int8: by_short_width!(short_int8),
+    short_f32: by_short_width!(short_f32),
     quantize,
     tables: None,
 };

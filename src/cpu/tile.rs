@@ -14,6 +14,9 @@
 //! - sign: one dword a sub-block `(subs, V)` u32 in the order of a 1-bit dword (bit `8j + p` is column `4p + j`), 1 where
 //!   x >= 0. Columns that do not exist have 0 as their codes have, and count as equal.
 //!
+//! Kernels of short groups take less of that: int8 `(quads, V, 4)`, a block being a group, and float32 the columns that exist,
+//! `(cols, V)`.
+//!
 //! # What comes out
 //!
 //! `(V, 32)` f32 at `out`, one row of 32 a vector, overwritten unless said otherwise. `out`, and the float buffers between [`UnpackFn`] and
@@ -23,7 +26,8 @@
 //!
 //! An output is summed in the same order whatever `V`: see "Orders of summation" in ARCHITECTURE.md. For float32 this is:
 //! two chains over the columns 0..16 and 16..32 of a sub-block, each starting at 0, each then
-//! `f = fma(chain, scale, f)`; after every [`FLUSH_SUBS`] sub-blocks of the row `f` goes into a float64 sum.
+//! `f = fma(chain, scale, f)`; after every [`FLUSH_SUBS`] sub-blocks of the row `f` goes into a float64 sum. For short groups: one chain
+//! over the weights, each rounded to float32, which goes into a float64 sum after each group that takes it to [`super::layout::SUB_COLS`] columns or more.
 //!
 //! # What is read
 //!
@@ -35,6 +39,14 @@ use crate::quant::Bits;
 
 /// The numbers of vectors that a kernel takes at once, widest first. Twelve fill 24 of 32 vector registers with sums.
 pub const WIDTHS: [usize; 5] = [12, 8, 4, 2, 1];
+
+/// The same for short groups, whose sums share the registers with those of a group.
+pub const SHORT_WIDTHS: [usize; 4] = [6, 4, 2, 1];
+
+/// The widths for a layout.
+pub fn widths(l: &Layout) -> &'static [usize] {
+    if l.short { &SHORT_WIDTHS } else { &WIDTHS }
+}
 
 /// Sub-blocks after which a float32 sum moves into float64.
 pub const FLUSH_SUBS: usize = 32;
@@ -77,6 +89,12 @@ pub type PanelFn = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32
 
 /// sign: `(layout, tile, x, out)`.
 pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, *mut f32);
+
+/// int8, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, activations, out)`.
+pub type ShortInt8Fn = unsafe fn(&Layout, *const u8, Int8Acts, *mut f32);
+
+/// float32, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, x, out)`.
+pub type ShortF32Fn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);
 
 /// int16 sums that a vector can look up in a sub-block: four tables of 32.
 pub const TABLE_WORDS: usize = 128;
@@ -129,6 +147,8 @@ pub struct TileKernels {
     pub(super) unpack: [UnpackFn; 4],
     pub(super) panel: [PanelFn; WIDTHS.len()],
     pub(super) sign: [SignFn; WIDTHS.len()],
+    pub(super) short_int8: [ShortInt8Fn; SHORT_WIDTHS.len()],
+    pub(super) short_f32: [ShortF32Fn; SHORT_WIDTHS.len()],
     pub(super) quantize: QuantizeFn,
     pub(super) tables: Option<Tables>,
 }
@@ -139,11 +159,9 @@ const fn by_bits(bits: Bits) -> usize {
 }
 
 /// The column of a table by number of vectors.
-fn by_width(width: usize) -> usize {
-    WIDTHS
-        .iter()
-        .position(|&w| w == width)
-        .expect("a width of WIDTHS")
+fn by_width(widths: &[usize], width: usize) -> usize {
+    let column = widths.iter().position(|&w| w == width);
+    column.expect("a width of the kernels")
 }
 
 impl TileKernels {
@@ -189,12 +207,12 @@ impl TileKernels {
 
     /// The int8 kernel for a width of codes and a number of vectors.
     pub fn int8(&self, bits: Bits, width: usize) -> Int8Fn {
-        self.int8[by_bits(bits)][by_width(width)]
+        self.int8[by_bits(bits)][by_width(&WIDTHS, width)]
     }
 
     /// The float32 kernel for few vectors.
     pub fn direct(&self, bits: Bits, width: usize) -> DirectFn {
-        self.direct[by_bits(bits)][by_width(width)]
+        self.direct[by_bits(bits)][by_width(&WIDTHS, width)]
     }
 
     /// The unpacker for [`TileKernels::panel`].
@@ -204,12 +222,22 @@ impl TileKernels {
 
     /// The float32 kernel for many vectors.
     pub fn panel(&self, width: usize) -> PanelFn {
-        self.panel[by_width(width)]
+        self.panel[by_width(&WIDTHS, width)]
     }
 
     /// The sign kernel.
     pub fn sign(&self, width: usize) -> SignFn {
-        self.sign[by_width(width)]
+        self.sign[by_width(&WIDTHS, width)]
+    }
+
+    /// The int8 kernel for short groups.
+    pub fn short_int8(&self, width: usize) -> ShortInt8Fn {
+        self.short_int8[by_width(&SHORT_WIDTHS, width)]
+    }
+
+    /// The float32 kernel for short groups.
+    pub fn short_f32(&self, width: usize) -> ShortF32Fn {
+        self.short_f32[by_width(&SHORT_WIDTHS, width)]
     }
 
     /// The product by tables, where this set has one.

@@ -5,7 +5,7 @@
 
 use super::tasks::{lock, members, run};
 use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
-use crate::cpu::tile::{Int8Acts, TileKernels, WIDTHS};
+use crate::cpu::tile::{Int8Acts, SHORT_WIDTHS, TileKernels, WIDTHS, widths};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::runtime::Hands;
@@ -14,11 +14,11 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The blocks of `vectors`: first vector and width of each.
-pub fn blocks(vectors: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+/// The blocks of `vectors`: first vector and width of each, one of `widths`, which come widest first.
+pub fn blocks(widths: &[usize], vectors: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
     let mut at = vectors.start;
     std::iter::from_fn(move || {
-        let width = WIDTHS.into_iter().find(|&w| w <= vectors.end - at)?;
+        let width = widths.iter().copied().find(|&w| w <= vectors.end - at)?;
         at += width;
         Some((at - width, width))
     })
@@ -36,6 +36,7 @@ pub struct Int8 {
 
 /// Vectors that are quantised by one task: the widest block, so that what a task writes is contiguous.
 const VECTORS_A_TASK: usize = WIDTHS[0];
+const _: () = assert!(VECTORS_A_TASK.is_multiple_of(SHORT_WIDTHS[0]));
 
 /// Activations that a thread quantises in a nanosecond, about.
 const QUANTIZED_PER_NS: usize = 4;
@@ -55,7 +56,7 @@ impl Quantizer<'_> {
         scales: &mut [f32],
         corrections: &mut [i32],
     ) -> bool {
-        let (l, block) = (self.l, self.l.block_subs * SUB_COLS);
+        let (l, block) = (self.l, self.l.block_cols());
         codes.fill(0);
         let mut finite = true;
         for (columns, at) in l.runs() {
@@ -90,7 +91,7 @@ impl Int8 {
         x: &[f32],
         n: usize,
     ) -> Result<()> {
-        let (padded, per) = (l.total_subs() * SUB_COLS, l.blocks());
+        let (padded, per) = (l.padded_cols(), l.blocks());
         (self.vector_codes, self.vector_blocks) = (padded, per);
         memory::resize(&mut self.codes, n * padded, "int8 activations")?;
         memory::resize(&mut self.scales, n * per, "activation scales")?;
@@ -101,23 +102,16 @@ impl Int8 {
         } else {
             self.set_many(&quantize, hands, x)?
         };
-        if let Some(i) = (!finite)
-            .then(|| x.iter().position(|x| !x.is_finite()))
-            .flatten()
-        {
-            return Err(Error::range(format!(
-                "x is {} at vector {}, column {}: int8 activations must be finite",
-                x[i],
-                i / l.shape.cols,
-                i % l.shape.cols
-            )));
+        if finite {
+            return Ok(());
         }
-        Ok(())
+        all_finite(x, l.shape.cols)
     }
 
     /// Several vectors, shared; whether all of them are finite.
     fn set_many(&mut self, quantize: &Quantizer<'_>, hands: Hands<'_>, x: &[f32]) -> Result<bool> {
         let (padded, per, cols) = (self.vector_codes, self.vector_blocks, quantize.l.shape.cols);
+        let (grain, widths) = (quantize.l.grain(), widths(quantize.l));
         let inputs = x.chunks(VECTORS_A_TASK * cols);
         let mut outputs = memory::with_capacity(inputs.len(), "the list of tasks")?;
         outputs.extend(
@@ -139,7 +133,7 @@ impl Int8 {
             let x = &x[task * VECTORS_A_TASK * cols..];
             let x = &x[..x.len().min(VECTORS_A_TASK * cols)];
             let (codes, scales, corrections) = &mut *lock(&outputs[task]);
-            for (first, width) in blocks(0..x.len() / cols) {
+            for (first, width) in blocks(widths, 0..x.len() / cols) {
                 for v in 0..width {
                     let x = &x[(first + v) * cols..][..cols];
                     if !quantize.vector(x, &mut one.0, &mut one.1, &mut one.2) {
@@ -147,10 +141,10 @@ impl Int8 {
                     }
                     let to = &mut codes[first * padded..(first + width) * padded];
                     for (to, from) in to
-                        .chunks_exact_mut(width * SUB_COLS)
-                        .zip(one.0.chunks_exact(SUB_COLS))
+                        .chunks_exact_mut(width * grain)
+                        .zip(one.0.chunks_exact(grain))
                     {
-                        to[v * SUB_COLS..][..SUB_COLS].copy_from_slice(from);
+                        to[v * grain..][..grain].copy_from_slice(from);
                     }
                     for b in 0..per {
                         scales[first * per + b * width + v] = one.1[b];
@@ -170,6 +164,38 @@ impl Int8 {
             scales: self.scales[at..].as_ptr(),
             corrections: self.corrections[at..].as_ptr(),
         }
+    }
+}
+
+/// Vectors that int8 activations of one column each leave over: code times scale. `x` is `(n, cols)`.
+///
+/// # Errors
+/// As [`Int8::set`].
+pub fn rounded(k: &TileKernels, x: &[f32], cols: usize) -> Result<Vec<f32>> {
+    let mut codes = memory::filled(x.len(), 0i8, "int8 activations")?;
+    let mut rounded = memory::filled(x.len(), 0f32, "the quantised activations")?;
+    let mut sums = memory::filled(x.len(), 0i32, "activation sums")?;
+    // SAFETY: `k` exists, so the processor has its features.
+    if !unsafe { k.quantize()(x, 1, &mut codes, &mut rounded, &mut sums) } {
+        all_finite(x, cols)?;
+    }
+    for (r, q) in rounded.iter_mut().zip(codes) {
+        *r *= q as f32;
+    }
+    Ok(rounded)
+}
+
+/// # Errors
+/// `ERR_RANGE` naming the vector and the column if a value is not finite.
+pub fn all_finite(x: &[f32], cols: usize) -> Result<()> {
+    match x.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::range(format!(
+            "x is {} at vector {}, column {}: int8 activations must be finite",
+            x[i],
+            i / cols,
+            i % cols
+        ))),
     }
 }
 
@@ -232,19 +258,22 @@ impl<'a> InRange<'a> {
     }
 }
 
-/// `n` float32 vectors in blocks of `(columns, width)`, the columns those of whole sub-blocks; `x` is `(n, cols)`.
+/// `n` float32 vectors in blocks of `(columns, width)`, the columns those of whole sub-blocks, or just those that exist where groups
+/// are short; `x` is `(n, cols)`.
 ///
 /// # Errors
 /// `ERR_MEMORY`.
 pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f32]>> {
-    let (cols, padded) = (l.shape.cols, l.total_subs() * SUB_COLS);
+    let cols = l.shape.cols;
+    let padded = if l.short { cols } else { l.padded_cols() };
     if n == 1 && cols == padded {
         return Ok(Cow::Borrowed(x));
     }
     let mut out = memory::filled(n * padded, 0.0, "interleaved activations")?;
-    for (first, width) in blocks(0..n) {
+    for (first, width) in blocks(widths(l), 0..n) {
         let block = &mut out[first * padded..(first + width) * padded];
         for (columns, at) in l.runs() {
+            let at = if l.short { columns.start } else { at };
             for (c, to) in columns.zip(block[at * width..].chunks_exact_mut(width)) {
                 for (v, to) in to.iter_mut().enumerate() {
                     *to = x[(first + v) * cols + c];
@@ -262,7 +291,7 @@ pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f3
 pub fn signs(l: &Layout, x: &[f32], n: usize) -> Result<Vec<u32>> {
     let (cols, subs) = (l.shape.cols, l.total_subs());
     let mut out = memory::filled(n * subs, 0, "activation signs")?;
-    for (first, width) in blocks(0..n) {
+    for (first, width) in blocks(&WIDTHS, 0..n) {
         for v in 0..width {
             let x = &x[(first + v) * cols..][..cols];
             let sub_columns = l.runs().flat_map(|(columns, at)| {
@@ -287,13 +316,14 @@ mod tests {
     #[test]
     fn blocks_cover_every_number() {
         for n in 0..60 {
-            let b: Vec<_> = blocks(3..3 + n).collect();
-            let mut at = 3;
-            for (first, width) in b {
-                assert!(first == at && WIDTHS.contains(&width));
-                at += width;
+            for widths in [&WIDTHS[..], &SHORT_WIDTHS] {
+                let mut at = 3;
+                for (first, width) in blocks(widths, 3..3 + n) {
+                    assert!(first == at && widths.contains(&width));
+                    at += width;
+                }
+                assert_eq!(at, 3 + n);
             }
-            assert_eq!(at, 3 + n);
         }
     }
 }

@@ -30,6 +30,9 @@ fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile
             &[]
         }
     });
+    if l.short {
+        return pack_short::<BITS>(l, codes, first..first + rows, tile);
+    }
     for g in 0..l.shape.groups {
         let (subs, tail) = tile[l.group_offset(g)..].split_at_mut(l.group_subs(g) * l.sub_bytes());
         for (s, sub) in subs.chunks_exact_mut(l.sub_bytes()).enumerate() {
@@ -58,21 +61,76 @@ fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile
     }
 }
 
+/// [`pack_tile`] of short groups: row by row.
+fn pack_short<const BITS: usize>(
+    l: &Layout,
+    codes: &Codes<'_>,
+    rows: Range<usize>,
+    tile: &mut [u8],
+) {
+    let (subs, tails) = tile.split_at_mut(l.tail_offset(0));
+    let dwords = subs.as_chunks_mut().0;
+    for (r, row) in rows.clone().enumerate() {
+        let bytes = codes.row_bytes(row);
+        let mut runs = l.runs().peekable();
+        for (s, sub) in dwords.chunks_exact_mut(BITS * TILE_ROWS).enumerate() {
+            // The columns that exist of this sub-block: the rest of a run that an earlier one began, and further runs.
+            let mut columns = [0; SUB_COLS];
+            let end = (s + 1) * SUB_COLS;
+            while let Some((run, at)) = runs.peek() {
+                let from = (s * SUB_COLS).max(*at);
+                let to = end.min(at + run.len());
+                if from < to {
+                    let run = run.start + from - at..run.start + to - at;
+                    let to = &mut columns[from % SUB_COLS..][..run.len()];
+                    unpack_columns(l.bits, codes.packing, bytes, run, to);
+                }
+                if at + run.len() > end {
+                    break;
+                }
+                runs.next();
+            }
+            let mut packed = [0; SUB_COLS];
+            pack_row(&columns, l.bits, &mut packed);
+            for (q, dword) in interleave::<BITS>(&packed).into_iter().enumerate() {
+                sub[q * TILE_ROWS + r] = dword.to_le_bytes();
+            }
+        }
+    }
+    for (g, tail) in tails.chunks_exact_mut(l.tail_bytes()).enumerate() {
+        pack_scales(l, codes, rows.clone(), g, tail);
+    }
+}
+
 /// At most 32 `columns` of a row whose codes are `bytes`, as if they began with a byte, and zeros behind them.
 fn repacked(bits: Bits, packing: Packing, bytes: &[u8], columns: Range<usize>) -> [u8; 32] {
+    let mut codes = [0; SUB_COLS];
+    let codes = &mut codes[..columns.len()];
+    unpack_columns(bits, packing, bytes, columns, codes);
     let mut out = [0; 32];
+    pack_row(codes, bits, &mut out);
+    out
+}
+
+/// At most 32 `columns` of a row whose codes are `bytes`, one a byte; `out` is as long.
+fn unpack_columns(
+    bits: Bits,
+    packing: Packing,
+    bytes: &[u8],
+    columns: Range<usize>,
+    out: &mut [u8],
+) {
     match packing {
-        Packing::Bytes => pack_row(&bytes[columns], bits, &mut out),
+        Packing::Bytes => out.copy_from_slice(&bytes[columns]),
         Packing::Msb => {
             let per_byte = 8 / bits.get();
             let before = columns.start % per_byte;
             let mut codes = [0; SUB_COLS + 7];
             let codes = &mut codes[..before + columns.len()];
             unpack_row(&bytes[columns.start / per_byte..], bits, codes);
-            pack_row(&codes[before..], bits, &mut out);
+            out.copy_from_slice(&codes[before..]);
         }
     }
-    out
 }
 
 /// The scales and zero points of group `g`, behind its codes.
@@ -92,21 +150,43 @@ fn pack_scales(l: &Layout, codes: &Codes<'_>, rows: Range<usize>, g: usize, tail
 
 /// The codes of row `r` of a tile, one a byte; `out` is `(cols)`.
 pub fn tile_row_codes(l: &Layout, tile: &[u8], r: usize, out: &mut [u8]) {
+    if l.short {
+        for (columns, at) in l.runs() {
+            let out = &mut out[columns];
+            // From one sub-block to the next, the first of them from the column on that the run begins with.
+            let (mut done, mut skip) = (0, at % SUB_COLS);
+            for sub in tile[at / SUB_COLS * l.sub_bytes()..].chunks_exact(l.sub_bytes()) {
+                let here = (SUB_COLS - skip).min(out.len() - done);
+                let codes = &sub_codes(l, sub, r)[skip..][..here];
+                out[done..][..here].copy_from_slice(codes);
+                (done, skip) = (done + here, 0);
+                if done == out.len() {
+                    break;
+                }
+            }
+        }
+        return;
+    }
     for (g, s) in (0..l.shape.groups).flat_map(|g| (0..l.group_subs(g)).map(move |s| (g, s))) {
         let out = &mut out[l.sub_columns(g, s)];
         let sub = &tile[l.group_offset(g) + s * l.sub_bytes()..];
-        let mut dwords = [0u32; 8];
-        for (q, d) in dwords.iter_mut().enumerate().take(l.bits.get()) {
-            let at = 4 * (q * TILE_ROWS + r);
-            *d = u32::from_le_bytes(sub[at..at + 4].try_into().expect("four bytes"));
-        }
-        out.copy_from_slice(&deinterleave(l.bits, &dwords)[..out.len()]);
+        out.copy_from_slice(&sub_codes(l, sub, r)[..out.len()]);
     }
+}
+
+/// The codes of row `r` in the sub-block that `sub` begins with.
+fn sub_codes(l: &Layout, sub: &[u8], r: usize) -> [u8; SUB_COLS] {
+    let mut dwords = [0u32; 8];
+    for (q, d) in dwords.iter_mut().enumerate().take(l.bits.get()) {
+        let at = 4 * (q * TILE_ROWS + r);
+        *d = u32::from_le_bytes(sub[at..at + 4].try_into().expect("four bytes"));
+    }
+    deinterleave(l.bits, &dwords)
 }
 
 /// The scale of row `r` of a tile in group `g`, widened.
 pub fn tile_scale(l: &Layout, tile: &[u8], r: usize, g: usize) -> f32 {
-    let tail = &tile[l.group_offset(g) + l.group_subs(g) * l.sub_bytes()..];
+    let tail = &tile[l.tail_offset(g)..];
     match l.scale {
         ScaleKind::F16 => f16::from_le_bytes([tail[2 * r], tail[2 * r + 1]]).to_f32(),
         ScaleKind::F32 => {
@@ -120,7 +200,7 @@ pub fn tile_zero_point(l: &Layout, tile: &[u8], r: usize, g: usize) -> i32 {
     match l.zero {
         ZeroKind::Constant(z) => z,
         ZeroKind::PerGroup => {
-            let at = l.group_offset(g) + l.group_subs(g) * l.sub_bytes() + l.scale_bytes() + 2 * r;
+            let at = l.tail_offset(g) + l.scale_bytes() + 2 * r;
             i16::from_le_bytes([tile[at], tile[at + 1]]) as i32
         }
     }
@@ -142,6 +222,10 @@ mod tests {
                 (3, 40, 128),
                 (3, 70, 33),
                 (2, 100, 17),
+                (33, 45, 1),
+                (3, 70, 7),
+                (34, 71, 8),
+                (2, 100, 15),
             ] {
                 for packing in [Packing::Bytes, Packing::Msb] {
                     round_trip(bits, Shape::new(rows, cols, group), packing);

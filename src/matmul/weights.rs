@@ -1,5 +1,6 @@
 //! The weight object: a matrix converted once for multiplication.
 
+use super::activations::all_finite;
 use super::device::OnDevice;
 use super::rows;
 use super::tiles::{TOGETHER, Tiles};
@@ -45,9 +46,9 @@ pub struct Weights {
 
 /// Where the weights live.
 enum Form {
-    /// Groups of 16 columns and more, and whole rows.
+    /// Codes.
     Tiles(Tiles),
-    /// Shorter groups, and matrices with no element.
+    /// Codes of a matrix with no element.
     Codes(CodesBuf),
     /// Float32 weights.
     F32(Floats<f32>),
@@ -332,8 +333,10 @@ impl Weights {
         };
         let driver = rows::Driver::with(rt, hands);
         match (self.activations, &source) {
-            (Activations::Int8, RowSource::Codes(codes)) => driver.multiply_int8(codes, x, y, n),
-            (Activations::Sign, RowSource::Codes(codes)) => driver.multiply_sign(codes, x, y, n),
+            (Activations::Int8, RowSource::Codes(codes)) => {
+                all_finite(&x[..n * codes.shape.cols], codes.shape.cols)?;
+                driver.multiply(&source, x, y, n)
+            }
             _ => driver.multiply(&source, x, y, n),
         }
     }
@@ -379,7 +382,9 @@ impl Weights {
     /// The tiles, if these are what is multiplied with int8 activations.
     fn int8_tiles(&self) -> Option<&Tiles> {
         match &self.form {
-            Form::Tiles(tiles) if self.activations == Activations::Int8 => Some(tiles),
+            Form::Tiles(tiles) if self.activations == Activations::Int8 => {
+                Some(tiles).filter(|t| t.takes_int8())
+            }
             _ => None,
         }
     }

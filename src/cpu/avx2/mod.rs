@@ -14,6 +14,7 @@
 mod activations;
 mod f32;
 mod int8;
+mod short;
 mod sign;
 
 use super::layout::{Layout, ScaleKind, TILE_ROWS, ZeroKind};

@@ -124,10 +124,12 @@ pub(super) unsafe fn flush(f: &mut [__m512; 2], sum: &mut [[__m512d; 2]; 2]) {
     }
 }
 
+/// The low and the high eight floats as float64.
+///
 /// # Safety
 /// AVX-512 F and DQ.
 #[inline(always)]
-unsafe fn widen(v: __m512) -> [__m512d; 2] {
+pub(super) unsafe fn widen(v: __m512) -> [__m512d; 2] {
     // SAFETY: AVX-512 F and DQ.
     unsafe {
         [

@@ -7,6 +7,7 @@
 mod activations;
 mod f32;
 mod int8;
+mod short;
 mod sign;
 mod tables;
 
@@ -90,20 +91,24 @@ impl Extensions for Ice {
 /// The two halves of the scales of a group.
 ///
 /// # Safety
-/// AVX-512 F; `tail` points behind the sub-blocks of a group.
+/// AVX-512 F; `tail` points to the scales of a group.
 #[inline(always)]
 unsafe fn scales(l: &Layout, tail: *const u8) -> [__m512; 2] {
+    // SAFETY: the caller's.
+    unsafe { [scales_of_half(l, tail, 0), scales_of_half(l, tail, 1)] }
+}
+
+/// A half of the scales of a group.
+///
+/// # Safety
+/// AVX-512 F; `tail` points to the scales of a group.
+#[inline(always)]
+unsafe fn scales_of_half(l: &Layout, tail: *const u8, half: usize) -> __m512 {
     // SAFETY: the layout puts 32 scales there.
     unsafe {
         match l.scale {
-            ScaleKind::F16 => [
-                _mm512_cvtph_ps(_mm256_load_si256(tail.cast())),
-                _mm512_cvtph_ps(_mm256_load_si256(tail.add(32).cast())),
-            ],
-            ScaleKind::F32 => [
-                _mm512_load_ps(tail.cast()),
-                _mm512_load_ps(tail.add(64).cast()),
-            ],
+            ScaleKind::F16 => _mm512_cvtph_ps(_mm256_load_si256(tail.add(32 * half).cast())),
+            ScaleKind::F32 => _mm512_load_ps(tail.add(64 * half).cast()),
         }
     }
 }
@@ -111,19 +116,31 @@ unsafe fn scales(l: &Layout, tail: *const u8) -> [__m512; 2] {
 /// The two halves of the zero points of a group, as dwords.
 ///
 /// # Safety
-/// AVX-512 F; `tail` points behind the sub-blocks of a group.
+/// AVX-512 F; `tail` points to the scales of a group.
 #[inline(always)]
 unsafe fn zero_points(l: &Layout, tail: *const u8) -> [__m512i; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        [
+            zero_points_of_half(l, tail, 0),
+            zero_points_of_half(l, tail, 1),
+        ]
+    }
+}
+
+/// A half of the zero points of a group, as dwords.
+///
+/// # Safety
+/// AVX-512 F; `tail` points to the scales of a group.
+#[inline(always)]
+unsafe fn zero_points_of_half(l: &Layout, tail: *const u8, half: usize) -> __m512i {
     match l.zero {
         // SAFETY: AVX-512 F.
-        ZeroKind::Constant(z) => unsafe { [_mm512_set1_epi32(z); 2] },
+        ZeroKind::Constant(z) => unsafe { _mm512_set1_epi32(z) },
         // SAFETY: with ZeroKind::PerGroup the layout puts 32 of them behind the scales.
         ZeroKind::PerGroup => unsafe {
-            let z = tail.add(l.scale_bytes());
-            [
-                _mm512_cvtepi16_epi32(_mm256_load_si256(z.cast())),
-                _mm512_cvtepi16_epi32(_mm256_load_si256(z.add(32).cast())),
-            ]
+            let z = tail.add(l.scale_bytes() + 32 * half);
+            _mm512_cvtepi16_epi32(_mm256_load_si256(z.cast()))
         },
     }
 }

@@ -7,7 +7,6 @@
 
 mod dequantize;
 mod few;
-mod int8;
 mod many;
 mod sign;
 #[cfg(test)]

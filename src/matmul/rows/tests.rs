@@ -1,13 +1,9 @@
 //! The driver against float64, at every level and over awkward shapes.
 
-use super::int8::activation_blocks;
 use super::*;
 use crate::cpu::Isa;
 use crate::cpu::rows::RowKernels;
-use crate::error::Status;
-use crate::quant::{
-    Bits, Codes, Packing, Per, ScaleValues, Shape, packed_row_bytes, quantize_block,
-};
+use crate::quant::{Bits, Codes, Packing, Per, ScaleValues, Shape, packed_row_bytes};
 use crate::runtime::{Config, Pool};
 use half::f16;
 
@@ -337,49 +333,6 @@ fn infinities_and_nans_are_those_of_the_columns_that_exist() {
             }
         }
     }
-}
-
-#[test]
-fn int8_activations_are_the_rounded_vector() {
-    for isa in levels() {
-        let pool = threads(1);
-        let d = driver(isa, &pool);
-        for (cols, group) in [(65, 7), (172, 33), (300, 0), (300, 128), (96, 48)] {
-            for n in [1, 5] {
-                let m = Matrix::new(5, cols, group, Bits::Four);
-                let x = noise(9, n * cols);
-                let mut y = vec![f32::NAN; 5 * n];
-                d.multiply_int8(&m.codes(), &x, &mut y, n).unwrap();
-                let mut rounded = x.clone();
-                for x in rounded.chunks_mut(cols) {
-                    for block in activation_blocks(&m.shape) {
-                        let mut q = vec![0; block.len()];
-                        let scale = quantize_block(&x[block.clone()], &mut q);
-                        for (x, q) in x[block].iter_mut().zip(q) {
-                            assert!((*x - scale * q as f32).abs() <= scale * 0.5001);
-                            *x = scale * q as f32;
-                        }
-                    }
-                }
-                let what = format!("{isa} {cols} group {group} n {n}");
-                assert_close(&what, &m.weights(), cols, &rounded, &y, n);
-            }
-        }
-    }
-}
-
-#[test]
-fn int8_activations_must_be_finite() {
-    let pool = threads(1);
-    let d = driver(Isa::Scalar, &pool);
-    let m = Matrix::new(2, 10, 7, Bits::Two);
-    let mut x = noise(10, 30);
-    x[24] = f32::INFINITY;
-    let mut y = [7.0; 6];
-    let error = d.multiply_int8(&m.codes(), &x, &mut y, 3).unwrap_err();
-    assert_eq!(error.status(), Status::Range);
-    assert!(error.message().contains("vector 2, column 4"), "{error}");
-    assert_eq!(y, [7.0; 6]);
 }
 
 /// The integer sums are exact: the same bits at every level, for every batch and number of threads.

@@ -1,6 +1,7 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
 mod plan;
+mod short;
 mod tables;
 
 use self::plan::{DIRECT, Plan, Scratch, UNPACK_SUBS};
@@ -62,6 +63,11 @@ impl Tiles {
     /// Bytes of the tiles.
     pub fn bytes(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// Whether [`Tiles::multiply_int8`] takes it: a block of activations that is a single column is better a float.
+    pub fn takes_int8(&self) -> bool {
+        !self.layout.short || self.layout.shape.group > 1
     }
 
     /// Whether every zero point is the constant `2^(bits-1)`.
@@ -172,6 +178,9 @@ impl Tiles {
         n: usize,
     ) -> Result<()> {
         assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
+        if self.layout.short {
+            return self.multiply_short(kernels, hands, activations, x, y, n);
+        }
         if activations == Activations::Int8 {
             let mut workspace = Workspace::default();
             return Tiles::multiply_int8(
@@ -266,6 +275,9 @@ impl Tiles {
             let task = task - first;
             match tables {
                 Some(k) => tiles.tables_task(k, activations, plan, task, sums, out),
+                None if tiles.layout.short => {
+                    tiles.short_int8_task(kernels, activations, plan, task, out);
+                }
                 None => tiles.int8_task(kernels, activations, plan, task, sums, out),
             }
         });
@@ -326,7 +338,7 @@ impl Tiles {
     ) {
         let l = &self.layout;
         let (tiles, vectors) = plan.task(task);
-        let passes = blocks(vectors.clone()).count();
+        let passes = blocks(&WIDTHS, vectors.clone()).count();
         let lines = l.sub_bytes() / 64;
         let step = if passes == 1 {
             l.shape.groups
@@ -340,7 +352,7 @@ impl Tiles {
             for first in (0..l.shape.groups).step_by(step) {
                 let count = step.min(l.shape.groups - first);
                 let bytes = count * l.group_offset(1);
-                for (pass, (v, width)) in blocks(vectors.clone()).enumerate() {
+                for (pass, (v, width)) in blocks(&WIDTHS, vectors.clone()).enumerate() {
                     // One pass wants what lies a little ahead of it; of several passes, each calls for its share of the
                     // groups that follow.
                     let ahead = if passes == 1 {
@@ -381,7 +393,7 @@ impl Tiles {
         let (tiles, vectors) = plan.task(task);
         let subs = self.layout.total_subs();
         for t in tiles {
-            for (first, width) in blocks(vectors.clone()) {
+            for (first, width) in blocks(&WIDTHS, vectors.clone()) {
                 let mut values = Block::zero();
                 let x = x[first * subs..].as_ptr();
                 let tile = self.tile(t).as_ptr();
@@ -399,7 +411,7 @@ impl Tiles {
         let (tiles, vectors) = plan.task(task);
         let padded = l.total_subs() * SUB_COLS;
         for t in tiles {
-            for (first, width) in blocks(vectors.clone()) {
+            for (first, width) in blocks(&WIDTHS, vectors.clone()) {
                 let mut values = Block::zero();
                 let tile = self.tile(t).as_ptr();
                 let x = x[first * padded..].as_ptr();
@@ -441,7 +453,7 @@ impl Tiles {
                     );
                     // SAFETY: as in `int8_task`; the scratch holds UNPACK_SUBS sub-blocks.
                     unsafe { k.unpack(l.bits)(l, tile, s, count, levels, scales) };
-                    for (first, width) in blocks(vectors.clone()) {
+                    for (first, width) in blocks(&WIDTHS, vectors.clone()) {
                         let x = x[first * padded + s * SUB_COLS * width..].as_ptr();
                         let f = f[(first - vectors.start) * TILE_ROWS..].as_mut_ptr();
                         // SAFETY: as above; `x` is in blocks of (columns, width), `f` has a row of 32 a vector.

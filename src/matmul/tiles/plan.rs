@@ -40,7 +40,8 @@ impl Plan {
     pub fn new(l: &Layout, activations: Activations, n: usize, members: usize) -> Plan {
         let vector_bytes = match activations {
             Activations::Sign => l.total_subs() * 4,
-            Activations::Int8 => l.total_subs() * SUB_COLS + l.blocks() * 8,
+            Activations::Int8 => l.padded_cols() + l.blocks() * 8,
+            Activations::F32 if l.short => l.shape.cols * 4,
             Activations::F32 => l.total_subs().min(FLUSH_SUBS) * SUB_COLS * 4,
         };
         // Panels of one size: a short last one would pay for its tiles with few vectors.
@@ -53,7 +54,7 @@ impl Plan {
         let tiles_a_task = l.tiles().div_ceil(chunks);
         let tiles_a_task = match activations {
             // Their sums in float64 stay in the second-level cache.
-            Activations::F32 if n > DIRECT => tiles_a_task.min(16),
+            Activations::F32 if n > DIRECT && !l.short => tiles_a_task.min(16),
             _ => tiles_a_task,
         };
         Plan {

@@ -26,7 +26,7 @@ const FEWEST_TILES: usize = if cfg!(test) { 1 } else { 16 };
 
 /// The tables to multiply `n` vectors with, where the kernels have some that pay.
 pub fn that_pay(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
-    let pay = l.bits == Bits::One && n >= FEWEST_VECTORS && l.tiles() >= FEWEST_TILES;
+    let pay = l.bits == Bits::One && !l.short && n >= FEWEST_VECTORS && l.tiles() >= FEWEST_TILES;
     k.tables().filter(|_| pay)
 }
 
@@ -57,7 +57,7 @@ impl Tiles {
             let count = TABLED_SUBS.min(l.total_subs() - first);
             // Groups before the last are whole blocks, and so are these sub-blocks.
             let at = |v, width| acts.block(v, width, first, first / l.block_subs);
-            for (v, width) in blocks(vectors.clone()) {
+            for (v, width) in blocks(&WIDTHS, vectors.clone()) {
                 let of_block = &mut tables[(v - vectors.start) * count * TABLE_WORDS..];
                 let of_block = &mut of_block[..width * count * TABLE_WORDS];
                 // SAFETY: `k` exists, so the processor has its features; `(count, width)` runs of 32 codes, a table each.
@@ -74,7 +74,7 @@ impl Tiles {
                     }
                 };
                 let tile = self.tile(t).as_ptr();
-                for (v, width) in blocks(vectors.clone()) {
+                for (v, width) in blocks(&WIDTHS, vectors.clone()) {
                     let acts = at(v, width);
                     let v = v - vectors.start;
                     let x = Tabled {

@@ -5,7 +5,7 @@ use crate::quant::{Bits, CodesBuf, Shape, quantize_block};
 use crate::runtime::Pool;
 use crate::testing::{Kind, Random, assert_product, product, random_codes};
 
-const SHAPES: [(usize, usize, usize); 20] = [
+const SHAPES: [(usize, usize, usize); 28] = [
     (1, 1, 0),
     (1, 31, 32),
     (3, 33, 32),
@@ -27,6 +27,15 @@ const SHAPES: [(usize, usize, usize); 20] = [
     (3, 70, 17),
     (64, 300, 48),
     (34, 1100, 100),
+    // Short ones.
+    (1, 2, 1),
+    (33, 172, 1),
+    (5, 63, 2),
+    (3, 4097, 3),
+    (65, 172, 7),
+    (40, 300, 8),
+    (31, 65, 13),
+    (2, 1100, 15),
 ];
 const VECTORS: [usize; 8] = [1, 2, 3, 5, 8, 13, 31, 61];
 
@@ -138,8 +147,8 @@ fn float32_is_exact_on_constant_data_of_any_length() {
     // A float32 chain over a whole row of these misses the tolerance by an order of magnitude.
     let pool = Pool::new(1).unwrap();
     for k in TileKernels::variants() {
-        for cols in [4096, 300_000] {
-            let shape = Shape::new(2, cols, 128);
+        for (cols, group) in [(4096, 128), (300_000, 128), (300_000, 15)] {
+            let shape = Shape::new(2, cols, group);
             let mut m = random_codes(&mut Random::new(3), shape, Bits::Eight, Kind::ALL[0]);
             m.bytes.fill(200);
             let x = vec![0.1f32; cols];
@@ -217,6 +226,16 @@ fn int8_is_what_it_is_defined_to_be_at_every_level() {
     everywhere(&Bits::ALL, |name, k, m, t, r| {
         let x = r.gaussian(m.shape.cols);
         let y = run(k, t, Activations::Int8, &x, 1, 1);
+        if m.shape.group == 1 && m.shape.groups > 1 {
+            // Multiplied as the floats that are left of them.
+            let left = x.iter().map(|&x| {
+                let mut q = [0];
+                (quantize_block(&[x], &mut q) * q[0] as f32) as f64
+            });
+            let left: Vec<f64> = left.collect();
+            assert_product(name, &y, &product(&m.as_codes(), &left), 1e-5);
+            return assert_batch_invariant(name, k, t, Activations::Int8, r);
+        }
         let want = int8_oracle(m, &x);
         for (i, (y, want)) in y.iter().zip(&want).enumerate() {
             assert_eq!(
@@ -235,10 +254,10 @@ fn int8_extremes() {
     let pool = Pool::new(1).unwrap();
     for k in TileKernels::variants() {
         for bits in Bits::ALL {
-            for fill in [0x00, 0xff] {
+            for (fill, group) in [(0x00, 128), (0xff, 128), (0x00, 15), (0xff, 15)] {
                 let mut m = random_codes(
                     &mut Random::new(5),
-                    Shape::new(32, 256, 128),
+                    Shape::new(32, 256, group),
                     bits,
                     Kind::ALL[0],
                 );
@@ -350,14 +369,14 @@ fn activations_are_quantised_alike_at_every_level() {
 #[test]
 fn activations_that_are_not_finite_are_refused() {
     let pool = Pool::new(1).unwrap();
-    let m = random_codes(
-        &mut Random::new(2),
-        Shape::new(4, 100, 32),
-        Bits::Four,
-        Kind::ALL[0],
-    );
-    let t = tiles(&pool, &m);
-    for k in TileKernels::variants() {
+    let mut r = Random::new(2);
+    let matrices = [32, 7, 1].map(|group| {
+        let m = random_codes(&mut r, Shape::new(4, 100, group), Bits::Four, Kind::ALL[0]);
+        tiles(&pool, &m)
+    });
+    for (t, k) in
+        (matrices.iter()).flat_map(|t| TileKernels::variants().into_iter().map(move |k| (t, k)))
+    {
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for at in [0, 31, 99] {
                 let mut x = vec![1.0; 200];
@@ -380,20 +399,15 @@ fn activations_that_are_not_finite_are_refused() {
 #[test]
 fn not_a_number_comes_through_float32() {
     let pool = Pool::new(1).unwrap();
-    let m = random_codes(
-        &mut Random::new(2),
-        Shape::new(40, 70, 32),
-        Bits::Two,
-        Kind::ALL[0],
-    );
-    for k in TileKernels::variants() {
-        let mut x = vec![1.0; 70];
-        x[69] = f32::NAN;
-        assert!(
-            run(&k, &tiles(&pool, &m), Activations::F32, &x, 1, 1)
-                .iter()
-                .all(|y| y.is_nan())
-        );
+    for group in [32, 7] {
+        let shape = Shape::new(40, 70, group);
+        let m = random_codes(&mut Random::new(2), shape, Bits::Two, Kind::ALL[0]);
+        for k in TileKernels::variants() {
+            let mut x = vec![1.0; 70];
+            x[69] = f32::NAN;
+            let y = run(&k, &tiles(&pool, &m), Activations::F32, &x, 1, 1);
+            assert!(y.iter().all(|y| y.is_nan()));
+        }
     }
 }
 
@@ -404,8 +418,9 @@ fn threads_do_not_change_a_bit() {
     let mut r = Random::new(4);
     for bits in Bits::ALL {
         let m = random_codes(&mut r, Shape::new(1000, 1056, 32), bits, Kind::ALL[1]);
-        let t = tiles(&pool, &m);
-        for n in [1, 7, 61] {
+        let short = random_codes(&mut r, Shape::new(1000, 1056, 7), bits, Kind::ALL[1]);
+        for (t, n) in [(&m, 1), (&m, 7), (&m, 61), (&short, 1), (&short, 61)] {
+            let t = tiles(&pool, t);
             let x = r.gaussian(n * 1056);
             for a in [Activations::F32, Activations::Int8, Activations::Sign] {
                 if a == Activations::Sign && bits != Bits::One {

@@ -1,0 +1,282 @@
+//! The kernels of short groups (see [`super::layout`]), one source for every level.
+//!
+//! Groups of any length below 16 begin at any quad, so that where a quad lies and how far it is shifted are numbers of the loop, not
+//! constants as in the other kernels: one kernel serves all widths of codes. With int8 activations a group is an activation
+//! block, and costs a conversion, a scaling and a multiply-add for each vector beside one or a few dot products. With float32
+//! activations every weight is scaled once for all vectors, which then is one multiply-add each, however short the groups are.
+
+use super::layout::{Layout, QUAD_COLS, SUB_COLS, SUB_QUADS, TILE_ROWS, ZeroKind};
+use super::tile::Int8Acts;
+use crate::quant::Bits;
+
+/// How far before the codes and scales it works on a kernel calls for the next ones.
+const AHEAD: usize = 3072;
+
+/// The instructions of a level, on a *part* of the rows of a tile, side by side.
+///
+/// # Safety
+/// Of every function: the processor has the level. Pointers name what the function says.
+pub(super) trait Lanes {
+    /// Rows of a part.
+    const ROWS: usize;
+    /// A dword a row.
+    type Dwords: Copy;
+    /// A float32 a row.
+    type Floats: Copy;
+    /// A float64 a row.
+    type Wide: Copy;
+    /// Products of bytes on their way to a dword a row.
+    type Sums: Copy;
+
+    /// `value` for every row.
+    unsafe fn splat(value: i32) -> Self::Dwords;
+    /// The dwords at `at`, each shifted right by -1 to 7 bits; what comes in from the side does not matter.
+    unsafe fn shifted(at: *const u8, right: i32) -> Self::Dwords;
+    /// Those bits that both have.
+    unsafe fn and(a: Self::Dwords, b: Self::Dwords) -> Self::Dwords;
+    /// Products of numbers that fit 16 bits.
+    unsafe fn product(a: Self::Dwords, b: Self::Dwords) -> Self::Dwords;
+
+    /// `start`, with nothing added.
+    unsafe fn sums(start: Self::Dwords) -> Self::Sums;
+    /// Adds the four products of the unsigned bytes of `u` with the signed ones of `s`; at most four times.
+    unsafe fn add(sums: Self::Sums, u: Self::Dwords, s: Self::Dwords) -> Self::Sums;
+    /// The sums, rounded.
+    unsafe fn total(sums: Self::Sums) -> Self::Floats;
+
+    /// Nothing.
+    unsafe fn zero() -> Self::Floats;
+    /// The float at `at` for every row.
+    unsafe fn one(at: *const f32) -> Self::Floats;
+    /// `a * b`.
+    unsafe fn times(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b + c`, rounded once.
+    unsafe fn fused(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// `a * b + c`, rounded as the level does it fastest.
+    unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+
+    /// The scales behind a group, of part `part`.
+    unsafe fn scales(l: &Layout, tail: *const u8, part: usize) -> Self::Floats;
+    /// The zero points behind a group, of part `part`.
+    unsafe fn zero_points(l: &Layout, tail: *const u8, part: usize) -> Self::Dwords;
+    /// What [`Lanes::level`] takes off for these zero points.
+    unsafe fn base(zero_points: Self::Dwords) -> Self::Floats;
+    /// Byte `J` of the dwords under a mask for that byte alone, less the zero points.
+    unsafe fn level<const J: usize>(
+        quad: Self::Dwords,
+        mask: Self::Dwords,
+        base: Self::Floats,
+    ) -> Self::Floats;
+
+    /// No sum.
+    unsafe fn nothing() -> Self::Wide;
+    /// A sum and more.
+    unsafe fn gather(sum: Self::Wide, more: Self::Floats) -> Self::Wide;
+    /// Writes a part.
+    unsafe fn store(values: Self::Floats, out: *mut f32);
+    /// Writes a part, rounded.
+    unsafe fn store_wide(values: Self::Wide, out: *mut f32);
+    /// Calls for the line at `at`, which may be any address.
+    unsafe fn prefetch(at: *const u8);
+}
+
+/// Where the quads of a tile lie.
+#[derive(Clone, Copy)]
+struct Quads {
+    bits: usize,
+    log_bits: u32,
+    /// One bit is taken as 0 and 2.
+    doubled: i32,
+}
+
+impl Quads {
+    #[inline(always)]
+    fn new(l: &Layout) -> Quads {
+        Quads {
+            bits: l.bits.get(),
+            log_bits: l.bits.get().trailing_zeros(),
+            doubled: (l.bits == Bits::One) as i32,
+        }
+    }
+
+    /// The bits of a code.
+    #[inline(always)]
+    fn mask(self) -> i32 {
+        ((1 << self.bits) - 1) << self.doubled
+    }
+
+    /// Where the dwords of quad `k` begin in a tile, and by how much they are shifted.
+    #[inline(always)]
+    fn place(self, k: usize) -> (usize, i32) {
+        let (sub, k) = (k / SUB_QUADS, k % SUB_QUADS);
+        let (q, p) = (k % self.bits, k >> self.log_bits);
+        let at = 4 * TILE_ROWS * (sub * self.bits + q);
+        (at, (p * self.bits) as i32 - self.doubled)
+    }
+
+    /// The codes of quad `k`, of the parts from `first` on, and a call for those that are worked on soon.
+    ///
+    /// # Safety
+    /// That of [`Lanes`]; the tile has the quad.
+    #[inline(always)]
+    unsafe fn load<L: Lanes, const STEP: usize>(
+        self,
+        tile: *const u8,
+        k: usize,
+        first: usize,
+    ) -> [L::Dwords; STEP] {
+        let (at, right) = self.place(k);
+        // SAFETY: the dwords lie in the tile, those of a part behind each other.
+        unsafe {
+            let at = tile.add(at);
+            if right <= 0 {
+                // The first of the quads that these dwords hold.
+                let next = at.wrapping_add(AHEAD + 4 * L::ROWS * first);
+                for line in (0..4 * L::ROWS * STEP).step_by(64) {
+                    L::prefetch(next.wrapping_add(line));
+                }
+            }
+            std::array::from_fn(|s| L::shifted(at.add(4 * L::ROWS * (first + s)), right))
+        }
+    }
+}
+
+/// One tile times `V` int8 vectors; `PARTS` parts make a tile, and `STEP` of them are worked on side by side.
+///
+/// # Safety
+/// The contract of [`super::tile`]; the level of `L`.
+#[inline(always)]
+pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const V: usize>(
+    l: &Layout,
+    tile: *const u8,
+    acts: Int8Acts,
+    out: *mut f32,
+) {
+    let quads = Quads::new(l);
+    let Int8Acts {
+        codes: mut x,
+        scales: mut sx,
+        corrections: mut corr,
+    } = acts;
+    let mut at = 0;
+    // SAFETY: quads, scales and zero points lie in the tile; activations have V vectors a quad, scales and corrections V a group;
+    // `out` is (V, 32).
+    unsafe {
+        let mut tail = tile.add(l.tail_offset(0));
+        let mask = L::splat(i32::from_ne_bytes([quads.mask() as u8; 4]));
+        let mut f = [[L::zero(); PARTS]; V];
+        for g in 0..l.shape.groups {
+            let count = l.group_quads(g);
+            for line in (0..l.tail_bytes()).step_by(64) {
+                L::prefetch(tail.wrapping_add(AHEAD + line));
+            }
+            for first in (0..PARTS).step_by(STEP) {
+                let mut sums: [[L::Sums; STEP]; V] = std::array::from_fn(|v| {
+                    let c = L::splat(*corr.add(v));
+                    std::array::from_fn(|s| match l.zero {
+                        ZeroKind::Constant(_) => L::sums(c),
+                        ZeroKind::PerGroup => {
+                            L::sums(L::product(L::zero_points(l, tail, first + s), c))
+                        }
+                    })
+                });
+                for k in 0..count {
+                    let w = quads.load::<L, STEP>(tile, at + k, first);
+                    let w = w.map(|w| L::and(w, mask));
+                    for (v, sums) in sums.iter_mut().enumerate() {
+                        let four = x.add((k * V + v) * QUAD_COLS).cast::<i32>();
+                        let four = L::splat(four.read_unaligned());
+                        for s in 0..STEP {
+                            sums[s] = L::add(sums[s], w[s], four);
+                        }
+                    }
+                }
+                let scale: [L::Floats; STEP] =
+                    std::array::from_fn(|s| L::scales(l, tail, first + s));
+                for v in 0..V {
+                    let sx = L::one(sx.add(v));
+                    for s in 0..STEP {
+                        let f = &mut f[v][first + s];
+                        *f = L::fused(L::total(sums[v][s]), L::times(scale[s], sx), *f);
+                    }
+                }
+            }
+            at += count;
+            x = x.add(count * V * QUAD_COLS);
+            (sx, corr) = (sx.add(V), corr.add(V));
+            tail = tail.add(l.tail_bytes());
+        }
+        for v in 0..V {
+            for part in 0..PARTS {
+                L::store(f[v][part], out.add(TILE_ROWS * v + L::ROWS * part));
+            }
+        }
+    }
+}
+
+/// One tile times `V` float32 vectors; the rest is as in [`int8`].
+///
+/// # Safety
+/// The contract of [`super::tile`]; the level of `L`.
+#[inline(always)]
+pub(super) unsafe fn float<L: Lanes, const PARTS: usize, const STEP: usize, const V: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const f32,
+    out: *mut f32,
+) {
+    let quads = Quads::new(l);
+    let (mut at, mut x) = (0, x);
+    // SAFETY: quads, scales and zero points lie in the tile; `x` is (cols, V), `out` (V, 32).
+    unsafe {
+        let mut tail = tile.add(l.tail_offset(0));
+        let mask = L::splat(quads.mask());
+        let mut f = [[L::zero(); PARTS]; V];
+        let mut sum = [[L::nothing(); PARTS]; V];
+        let mut chain = 0;
+        for g in 0..l.shape.groups {
+            let cols = l.shape.group_columns(g).len();
+            for line in (0..l.tail_bytes()).step_by(64) {
+                L::prefetch(tail.wrapping_add(AHEAD + line));
+            }
+            for first in (0..PARTS).step_by(STEP) {
+                let scale: [L::Floats; STEP] =
+                    std::array::from_fn(|s| L::scales(l, tail, first + s));
+                let base: [L::Floats; STEP] =
+                    std::array::from_fn(|s| L::base(L::zero_points(l, tail, first + s)));
+                for k in 0..cols.div_ceil(QUAD_COLS) {
+                    let quad = quads.load::<L, STEP>(tile, at + k, first);
+                    unroll!(J in 0..4 => {
+                        let col = QUAD_COLS * k + J;
+                        if col < cols {
+                            let w: [L::Floats; STEP] = std::array::from_fn(|s| {
+                                L::times(L::level::<J>(quad[s], mask, base[s]), scale[s])
+                            });
+                            for (v, f) in f.iter_mut().enumerate() {
+                                let x = L::one(x.add(col * V + v));
+                                for s in 0..STEP {
+                                    f[first + s] = L::multiply_add(w[s], x, f[first + s]);
+                                }
+                            }
+                        }
+                    });
+                }
+            }
+            at += cols.div_ceil(QUAD_COLS);
+            x = x.add(cols * V);
+            tail = tail.add(l.tail_bytes());
+            chain += cols;
+            if chain >= SUB_COLS || g + 1 == l.shape.groups {
+                chain = 0;
+                for (f, sum) in f.as_flattened_mut().iter_mut().zip(sum.as_flattened_mut()) {
+                    *sum = L::gather(*sum, std::mem::replace(f, L::zero()));
+                }
+            }
+        }
+        for v in 0..V {
+            for part in 0..PARTS {
+                L::store_wide(sum[v][part], out.add(TILE_ROWS * v + L::ROWS * part));
+            }
+        }
+    }
+}
