@@ -178,7 +178,7 @@ pub unsafe extern "C" fn apl_weights_open(
 ///
 /// Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
 /// `scales` (their type), `activations`, `bytes` (memory it occupies), `path` (how it is multiplied: `"tiles"`,
-/// the fast layout, `"rows"`, the general one, or `"device"`), `backend` (where it lives: `"cpu"` or `"cuda"`),
+/// as codes, `"rows"`, as floats, or `"device"`), `backend` (where it lives: `"cpu"` or `"cuda"`),
 /// `isa`.
 /// `group`, `symmetric` and `scales` are null for float weights.
 ///

@@ -81,37 +81,28 @@ pub(super) trait Lanes {
 }
 
 /// Where the quads of a tile lie.
-#[derive(Clone, Copy)]
 struct Quads {
-    bits: usize,
-    log_bits: u32,
-    /// One bit is taken as 0 and 2.
-    doubled: i32,
+    /// Where the dwords of each quad of a sub-block begin in it.
+    offsets: [usize; SUB_QUADS],
+    /// By how much they are shifted.
+    rights: [i32; SUB_QUADS],
+    sub_bytes: usize,
+    /// The bits of a code in its byte after that.
+    mask: u8,
 }
 
 impl Quads {
     #[inline(always)]
     fn new(l: &Layout) -> Quads {
+        let bits = l.bits.get();
+        // One bit is taken as 0 and 2.
+        let doubled = (l.bits == Bits::One) as i32;
         Quads {
-            bits: l.bits.get(),
-            log_bits: l.bits.get().trailing_zeros(),
-            doubled: (l.bits == Bits::One) as i32,
+            offsets: std::array::from_fn(|k| 4 * TILE_ROWS * (k % bits)),
+            rights: std::array::from_fn(|k| (k / bits * bits) as i32 - doubled),
+            sub_bytes: l.sub_bytes(),
+            mask: l.bits.max_code() << doubled,
         }
-    }
-
-    /// The bits of a code.
-    #[inline(always)]
-    fn mask(self) -> i32 {
-        ((1 << self.bits) - 1) << self.doubled
-    }
-
-    /// Where the dwords of quad `k` begin in a tile, and by how much they are shifted.
-    #[inline(always)]
-    fn place(self, k: usize) -> (usize, i32) {
-        let (sub, k) = (k / SUB_QUADS, k % SUB_QUADS);
-        let (q, p) = (k % self.bits, k >> self.log_bits);
-        let at = 4 * TILE_ROWS * (sub * self.bits + q);
-        (at, (p * self.bits) as i32 - self.doubled)
     }
 
     /// The codes of quad `k`, of the parts from `first` on, and a call for those that are worked on soon.
@@ -120,23 +111,27 @@ impl Quads {
     /// That of [`Lanes`]; the tile has the quad.
     #[inline(always)]
     unsafe fn load<L: Lanes, const STEP: usize>(
-        self,
+        &self,
         tile: *const u8,
         k: usize,
         first: usize,
     ) -> [L::Dwords; STEP] {
-        let (at, right) = self.place(k);
-        // SAFETY: the dwords lie in the tile, those of a part behind each other.
+        let (sub, k) = (k / SUB_QUADS, k % SUB_QUADS);
+        // SAFETY: the dwords lie in the tile, those of a part behind each other; prefetches may name any address.
         unsafe {
-            let at = tile.add(at);
+            let at = tile.add(sub * self.sub_bytes + self.offsets[k] + 4 * L::ROWS * first);
+            let right = self.rights[k];
             if right <= 0 {
                 // The first of the quads that these dwords hold.
-                let next = at.wrapping_add(AHEAD + 4 * L::ROWS * first);
-                for line in (0..4 * L::ROWS * STEP).step_by(64) {
-                    L::prefetch(next.wrapping_add(line));
+                for line in 0..(4 * L::ROWS * STEP).div_ceil(64) {
+                    L::prefetch(at.wrapping_add(AHEAD + 64 * line));
                 }
             }
-            std::array::from_fn(|s| L::shifted(at.add(4 * L::ROWS * (first + s)), right))
+            let mut quad = [L::splat(0); STEP];
+            for s in 0..STEP {
+                quad[s] = L::shifted(at.add(4 * L::ROWS * s), right);
+            }
+            quad
         }
     }
 }
@@ -153,51 +148,50 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
     out: *mut f32,
 ) {
     let quads = Quads::new(l);
-    let Int8Acts {
-        codes: mut x,
-        scales: mut sx,
-        corrections: mut corr,
-    } = acts;
+    let (mut x, mut sx, mut corr) = (acts.codes, acts.scales, acts.corrections);
     let mut at = 0;
     // SAFETY: quads, scales and zero points lie in the tile; activations have V vectors a quad, scales and corrections V a group;
     // `out` is (V, 32).
     unsafe {
         let mut tail = tile.add(l.tail_offset(0));
-        let mask = L::splat(i32::from_ne_bytes([quads.mask() as u8; 4]));
+        let mask = L::splat(i32::from_ne_bytes([quads.mask; 4]));
         let mut f = [[L::zero(); PARTS]; V];
         for g in 0..l.shape.groups {
             let count = l.group_quads(g);
-            for line in (0..l.tail_bytes()).step_by(64) {
-                L::prefetch(tail.wrapping_add(AHEAD + line));
+            for line in 0..l.tail_bytes() / 64 {
+                L::prefetch(tail.wrapping_add(AHEAD + 64 * line));
             }
-            for first in (0..PARTS).step_by(STEP) {
-                let mut sums: [[L::Sums; STEP]; V] = std::array::from_fn(|v| {
+            for step in 0..PARTS / STEP {
+                let first = step * STEP;
+                let mut sums = [[L::sums(L::splat(0)); STEP]; V];
+                for v in 0..V {
                     let c = L::splat(*corr.add(v));
-                    std::array::from_fn(|s| match l.zero {
-                        ZeroKind::Constant(_) => L::sums(c),
-                        ZeroKind::PerGroup => {
-                            L::sums(L::product(L::zero_points(l, tail, first + s), c))
-                        }
-                    })
-                });
+                    for s in 0..STEP {
+                        sums[v][s] = L::sums(match l.zero {
+                            ZeroKind::Constant(_) => c,
+                            ZeroKind::PerGroup => L::product(L::zero_points(l, tail, first + s), c),
+                        });
+                    }
+                }
                 for k in 0..count {
-                    let w = quads.load::<L, STEP>(tile, at + k, first);
-                    let w = w.map(|w| L::and(w, mask));
-                    for (v, sums) in sums.iter_mut().enumerate() {
+                    let mut w = quads.load::<L, STEP>(tile, at + k, first);
+                    for s in 0..STEP {
+                        w[s] = L::and(w[s], mask);
+                    }
+                    for v in 0..V {
                         let four = x.add((k * V + v) * QUAD_COLS).cast::<i32>();
                         let four = L::splat(four.read_unaligned());
                         for s in 0..STEP {
-                            sums[s] = L::add(sums[s], w[s], four);
+                            sums[v][s] = L::add(sums[v][s], w[s], four);
                         }
                     }
                 }
-                let scale: [L::Floats; STEP] =
-                    std::array::from_fn(|s| L::scales(l, tail, first + s));
-                for v in 0..V {
-                    let sx = L::one(sx.add(v));
-                    for s in 0..STEP {
+                for s in 0..STEP {
+                    let scale = L::scales(l, tail, first + s);
+                    for v in 0..V {
+                        let scale = L::times(scale, L::one(sx.add(v)));
                         let f = &mut f[v][first + s];
-                        *f = L::fused(L::total(sums[v][s]), L::times(scale[s], sx), *f);
+                        *f = L::fused(L::total(sums[v][s]), scale, *f);
                     }
                 }
             }
@@ -230,32 +224,36 @@ pub(super) unsafe fn float<L: Lanes, const PARTS: usize, const STEP: usize, cons
     // SAFETY: quads, scales and zero points lie in the tile; `x` is (cols, V), `out` (V, 32).
     unsafe {
         let mut tail = tile.add(l.tail_offset(0));
-        let mask = L::splat(quads.mask());
+        let mask = L::splat(quads.mask as i32);
         let mut f = [[L::zero(); PARTS]; V];
         let mut sum = [[L::nothing(); PARTS]; V];
         let mut chain = 0;
         for g in 0..l.shape.groups {
             let cols = l.shape.group_columns(g).len();
-            for line in (0..l.tail_bytes()).step_by(64) {
-                L::prefetch(tail.wrapping_add(AHEAD + line));
+            for line in 0..l.tail_bytes() / 64 {
+                L::prefetch(tail.wrapping_add(AHEAD + 64 * line));
             }
-            for first in (0..PARTS).step_by(STEP) {
-                let scale: [L::Floats; STEP] =
-                    std::array::from_fn(|s| L::scales(l, tail, first + s));
-                let base: [L::Floats; STEP] =
-                    std::array::from_fn(|s| L::base(L::zero_points(l, tail, first + s)));
+            for step in 0..PARTS / STEP {
+                let first = step * STEP;
+                let mut scale = [L::zero(); STEP];
+                let mut base = [L::zero(); STEP];
+                for s in 0..STEP {
+                    scale[s] = L::scales(l, tail, first + s);
+                    base[s] = L::base(L::zero_points(l, tail, first + s));
+                }
                 for k in 0..cols.div_ceil(QUAD_COLS) {
                     let quad = quads.load::<L, STEP>(tile, at + k, first);
                     unroll!(J in 0..4 => {
                         let col = QUAD_COLS * k + J;
                         if col < cols {
-                            let w: [L::Floats; STEP] = std::array::from_fn(|s| {
-                                L::times(L::level::<J>(quad[s], mask, base[s]), scale[s])
-                            });
-                            for (v, f) in f.iter_mut().enumerate() {
+                            let mut w = [L::zero(); STEP];
+                            for s in 0..STEP {
+                                w[s] = L::times(L::level::<J>(quad[s], mask, base[s]), scale[s]);
+                            }
+                            for v in 0..V {
                                 let x = L::one(x.add(col * V + v));
                                 for s in 0..STEP {
-                                    f[first + s] = L::multiply_add(w[s], x, f[first + s]);
+                                    f[v][first + s] = L::multiply_add(w[s], x, f[v][first + s]);
                                 }
                             }
                         }
@@ -268,8 +266,11 @@ pub(super) unsafe fn float<L: Lanes, const PARTS: usize, const STEP: usize, cons
             chain += cols;
             if chain >= SUB_COLS || g + 1 == l.shape.groups {
                 chain = 0;
-                for (f, sum) in f.as_flattened_mut().iter_mut().zip(sum.as_flattened_mut()) {
-                    *sum = L::gather(*sum, std::mem::replace(f, L::zero()));
+                for v in 0..V {
+                    for part in 0..PARTS {
+                        sum[v][part] = L::gather(sum[v][part], f[v][part]);
+                        f[v][part] = L::zero();
+                    }
                 }
             }
         }

@@ -230,7 +230,7 @@ impl Weights {
         }
     }
 
-    /// The path that products take, for people: `"tiles"`, `"rows"` or `"device"`.
+    /// The path that products take, for people: `"tiles"` for codes, `"rows"` for floats and for what has no element, or `"device"`.
     pub fn path(&self) -> &'static str {
         match self.form {
             Form::Tiles(_) => "tiles",

@@ -15,9 +15,6 @@ use std::marker::PhantomData;
 /// 8 rows, with what a set has beyond the level.
 struct Rows<E>(PhantomData<E>);
 
-/// Octets side by side: with two, six vectors have no registers.
-const STEP: usize = 1;
-
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
 #[inline(always)]
@@ -28,7 +25,14 @@ pub(super) unsafe fn int8<E: Extensions, const V: usize>(
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::int8::<Rows<E>, OCTETS, STEP, V>(l, tile, acts, out) }
+    unsafe {
+        // Chains enough to hide how long one takes, in sixteen registers.
+        match V {
+            1 => short::int8::<Rows<E>, OCTETS, 4, V>(l, tile, acts, out),
+            2 | 4 => short::int8::<Rows<E>, OCTETS, 2, V>(l, tile, acts, out),
+            _ => short::int8::<Rows<E>, OCTETS, 1, V>(l, tile, acts, out),
+        }
+    }
 }
 
 /// # Safety
@@ -41,7 +45,13 @@ pub(super) unsafe fn float<E: Extensions, const V: usize>(
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::float::<Rows<E>, OCTETS, STEP, V>(l, tile, x, out) }
+    unsafe {
+        // Chains enough to hide how long one takes, in sixteen registers.
+        match V {
+            1 => short::float::<Rows<E>, OCTETS, 4, V>(l, tile, x, out),
+            _ => short::float::<Rows<E>, OCTETS, 2, V>(l, tile, x, out),
+        }
+    }
 }
 
 /// The bits of 2^23: or'ed under a code they are the float 2^23 + code.
@@ -62,11 +72,12 @@ impl<E: Extensions> Lanes for Rows<E> {
 
     #[inline(always)]
     unsafe fn shifted(at: *const u8, right: i32) -> __m256i {
-        // A shift by more than 31, as an unsigned number, leaves nothing.
         unsafe {
             let v = _mm256_load_si256(at.cast());
-            let left = _mm256_sllv_epi32(v, _mm256_set1_epi32(-right));
-            _mm256_or_si256(left, _mm256_srlv_epi32(v, _mm256_set1_epi32(right)))
+            if right < 0 {
+                return _mm256_add_epi32(v, v);
+            }
+            _mm256_srlv_epi32(v, _mm256_set1_epi32(right))
         }
     }
 
