@@ -59,10 +59,10 @@ static void exact(const char *options, int64_t rows, int64_t cols)
 static void exact_products(void)
 {
     static const int64_t rows[] = {0, 1, 37}, cols[] = {0, 1, 33, 128};
-    /* The whole row; row by row; padded to multiples of 32; such multiples. */
-    static const int groups[] = {0, 7, 16, 33, 48, 32, 64};
+    /* The whole row; padded to multiples of 4; of 32; such multiples. */
+    static const int groups[] = {0, 1, 7, 15, 16, 33, 48, 32, 64};
     for (int b = 0; b < 4; b++)
-        for (int g = 0; g < 7; g++)
+        for (int g = 0; g < 9; g++)
             for (int r = 0; r < 3; r++)
                 for (int c = 0; c < 4; c++) {
                     char options[80];

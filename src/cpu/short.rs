@@ -6,7 +6,7 @@
 //! activations every weight is scaled once for all vectors, which then is one multiply-add each, however short the groups are.
 
 use super::layout::{Layout, QUAD_COLS, SUB_COLS, SUB_QUADS, TILE_ROWS, ZeroKind};
-use super::tile::Int8Acts;
+use super::tile::{FLUSH_SUBS, Int8Acts};
 use crate::quant::Bits;
 
 /// How far before the codes and scales it works on a kernel calls for the next ones.
@@ -136,7 +136,7 @@ impl Quads {
     }
 }
 
-/// One tile times `V` int8 vectors; `PARTS` parts make a tile, and `STEP` of them are worked on side by side.
+/// One tile times `V` int8 vectors, with `wide` sums or not; `PARTS` parts make a tile, and `STEP` of them are worked on side by side.
 ///
 /// # Safety
 /// The contract of [`super::tile`]; the level of `L`.
@@ -145,6 +145,7 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
+    wide: bool,
     out: *mut f32,
 ) {
     let quads = Quads::new(l);
@@ -156,6 +157,7 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
         let mut tail = tile.add(l.tail_offset(0));
         let mask = L::splat(i32::from_ne_bytes([quads.mask; 4]));
         let mut f = [[L::zero(); PARTS]; V];
+        let mut sum = [[L::nothing(); PARTS]; V];
         for g in 0..l.shape.groups {
             let count = l.group_quads(g);
             for line in 0..l.tail_bytes() / 64 {
@@ -199,10 +201,38 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
             x = x.add(count * V * QUAD_COLS);
             (sx, corr) = (sx.add(V), corr.add(V));
             tail = tail.add(l.tail_bytes());
+            if wide && ((g + 1).is_multiple_of(FLUSH_SUBS) || g + 1 == l.shape.groups) {
+                gather::<L, PARTS, V>(&mut f, &mut sum);
+            }
         }
         for v in 0..V {
             for part in 0..PARTS {
-                L::store(f[v][part], out.add(TILE_ROWS * v + L::ROWS * part));
+                let out = out.add(TILE_ROWS * v + L::ROWS * part);
+                if wide {
+                    L::store_wide(sum[v][part], out);
+                } else {
+                    L::store(f[v][part], out);
+                }
+            }
+        }
+    }
+}
+
+/// Moves float32 sums into float64.
+///
+/// # Safety
+/// The level of `L`.
+#[inline(always)]
+unsafe fn gather<L: Lanes, const PARTS: usize, const V: usize>(
+    f: &mut [[L::Floats; PARTS]; V],
+    sum: &mut [[L::Wide; PARTS]; V],
+) {
+    for v in 0..V {
+        for part in 0..PARTS {
+            // SAFETY: the caller's.
+            unsafe {
+                sum[v][part] = L::gather(sum[v][part], f[v][part]);
+                f[v][part] = L::zero();
             }
         }
     }
@@ -266,12 +296,7 @@ pub(super) unsafe fn float<L: Lanes, const PARTS: usize, const STEP: usize, cons
             chain += cols;
             if chain >= SUB_COLS || g + 1 == l.shape.groups {
                 chain = 0;
-                for v in 0..V {
-                    for part in 0..PARTS {
-                        sum[v][part] = L::gather(sum[v][part], f[v][part]);
-                        f[v][part] = L::zero();
-                    }
-                }
+                gather::<L, PARTS, V>(&mut f, &mut sum);
             }
         }
         for v in 0..V {

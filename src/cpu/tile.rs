@@ -90,8 +90,9 @@ pub type PanelFn = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32
 /// sign: `(layout, tile, x, out)`.
 pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, *mut f32);
 
-/// int8, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, activations, out)`.
-pub type ShortInt8Fn = unsafe fn(&Layout, *const u8, Int8Acts, *mut f32);
+/// int8, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, activations, wide, out)`. Where the sums are `wide`, they go into
+/// float64 after every [`FLUSH_SUBS`] groups.
+pub type ShortInt8Fn = unsafe fn(&Layout, *const u8, Int8Acts, bool, *mut f32);
 
 /// float32, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, x, out)`.
 pub type ShortF32Fn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);

@@ -41,10 +41,12 @@ const _: () = assert!(VECTORS_A_TASK.is_multiple_of(SHORT_WIDTHS[0]));
 /// Activations that a thread quantises in a nanosecond, about.
 const QUANTIZED_PER_NS: usize = 4;
 
-/// Quantises single vectors for matrices of one layout.
+/// Makes int8 of single vectors for matrices of one layout.
 struct Quantizer<'a> {
     k: &'a TileKernels,
     l: &'a Layout,
+    /// 1 where x >= 0 and -1 elsewhere instead.
+    signs: bool,
 }
 
 impl Quantizer<'_> {
@@ -64,6 +66,16 @@ impl Quantizer<'_> {
             let blocks = first..first + x.len().div_ceil(block);
             let codes = &mut codes[at..at + x.len()];
             let (scales, sums) = (&mut scales[blocks.clone()], &mut corrections[blocks]);
+            if self.signs {
+                scales.fill(1.0);
+                for ((x, codes), sum) in x.chunks(block).zip(codes.chunks_mut(block)).zip(sums) {
+                    for (q, &x) in codes.iter_mut().zip(x) {
+                        *q = if x >= 0.0 { 1 } else { -1 };
+                    }
+                    *sum = codes.iter().map(|&q| q as i32).sum();
+                }
+                continue;
+            }
             // SAFETY: `k` exists, so the processor has its features.
             finite &= unsafe { self.k.quantize()(x, block, codes, scales, sums) };
         }
@@ -91,21 +103,47 @@ impl Int8 {
         x: &[f32],
         n: usize,
     ) -> Result<()> {
-        let (padded, per) = (l.padded_cols(), l.blocks());
+        let signs = false;
+        match self.fill(&Quantizer { k, l, signs }, hands, x, n)? {
+            true => Ok(()),
+            false => all_finite(x, l.shape.cols),
+        }
+    }
+
+    /// Takes the signs of `n` vectors, with scales of 1; `x` is `(n, cols)`. Not a number counts as negative.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn set_signs(
+        &mut self,
+        k: &TileKernels,
+        hands: Hands<'_>,
+        l: &Layout,
+        x: &[f32],
+        n: usize,
+    ) -> Result<()> {
+        let signs = true;
+        self.fill(&Quantizer { k, l, signs }, hands, x, n)?;
+        Ok(())
+    }
+
+    /// Whether all values are finite.
+    fn fill(
+        &mut self,
+        quantize: &Quantizer<'_>,
+        hands: Hands<'_>,
+        x: &[f32],
+        n: usize,
+    ) -> Result<bool> {
+        let (padded, per) = (quantize.l.padded_cols(), quantize.l.blocks());
         (self.vector_codes, self.vector_blocks) = (padded, per);
         memory::resize(&mut self.codes, n * padded, "int8 activations")?;
         memory::resize(&mut self.scales, n * per, "activation scales")?;
         memory::resize(&mut self.corrections, n * per, "activation sums")?;
-        let quantize = Quantizer { k, l };
-        let finite = if n == 1 {
-            quantize.vector(x, &mut self.codes, &mut self.scales, &mut self.corrections)
-        } else {
-            self.set_many(&quantize, hands, x)?
-        };
-        if finite {
-            return Ok(());
+        if n != 1 {
+            return self.set_many(quantize, hands, x);
         }
-        all_finite(x, l.shape.cols)
+        Ok(quantize.vector(x, &mut self.codes, &mut self.scales, &mut self.corrections))
     }
 
     /// Several vectors, shared; whether all of them are finite.

@@ -22,15 +22,16 @@ pub(super) unsafe fn int8<E: Extensions, const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
+    wide: bool,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
     unsafe {
         // Chains enough to hide how long one takes, in sixteen registers.
         match V {
-            1 => short::int8::<Rows<E>, OCTETS, 4, V>(l, tile, acts, out),
-            2 | 4 => short::int8::<Rows<E>, OCTETS, 2, V>(l, tile, acts, out),
-            _ => short::int8::<Rows<E>, OCTETS, 1, V>(l, tile, acts, out),
+            1 => short::int8::<Rows<E>, OCTETS, 4, V>(l, tile, acts, wide, out),
+            2 | 4 => short::int8::<Rows<E>, OCTETS, 2, V>(l, tile, acts, wide, out),
+            _ => short::int8::<Rows<E>, OCTETS, 1, V>(l, tile, acts, wide, out),
         }
     }
 }

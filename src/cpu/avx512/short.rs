@@ -25,10 +25,11 @@ pub(super) unsafe fn int8<E: Extensions, const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
+    wide: bool,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::int8::<Rows<E>, HALVES, HALVES, V>(l, tile, acts, out) }
+    unsafe { short::int8::<Rows<E>, HALVES, HALVES, V>(l, tile, acts, wide, out) }
 }
 
 /// # Safety

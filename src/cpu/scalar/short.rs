@@ -16,10 +16,11 @@ pub(super) unsafe fn int8<const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
+    wide: bool,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::int8::<Tile, 1, 1, V>(l, tile, acts, out) }
+    unsafe { short::int8::<Tile, 1, 1, V>(l, tile, acts, wide, out) }
 }
 
 /// # Safety

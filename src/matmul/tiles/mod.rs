@@ -276,7 +276,7 @@ impl Tiles {
             match tables {
                 Some(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 None if tiles.layout.short => {
-                    tiles.short_int8_task(kernels, activations, plan, task, out);
+                    tiles.short_int8_task(kernels, activations, false, plan, task, out);
                 }
                 None => tiles.int8_task(kernels, activations, plan, task, sums, out),
             }

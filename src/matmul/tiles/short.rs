@@ -8,11 +8,10 @@ use crate::matmul::activations::{InRange, Int8, blocks, interleaved, rounded};
 use crate::matmul::tasks::{Output, members, run};
 use crate::matmul::weights::Activations;
 use crate::matmul::workspace::Workspace;
-use crate::memory;
 use crate::runtime::Hands;
 
 impl Tiles {
-    /// [`Tiles::multiply`] of short groups. Signs are floats of 1 and -1 here, whose sums are as exact.
+    /// [`Tiles::multiply`] of short groups. Signs are int8 activations of 1 and -1 here.
     pub(super) fn multiply_short(
         &self,
         kernels: &TileKernels,
@@ -33,9 +32,14 @@ impl Tiles {
                 self.short_floats(kernels, hands, &x, y, n)
             }
             Activations::Sign => {
-                let mut signs = memory::with_capacity(x.len(), "activation signs")?;
-                signs.extend(x.iter().map(|&x| if x >= 0.0 { 1.0 } else { -1.0 }));
-                self.short_floats(kernels, hands, &signs, y, n)
+                let mut acts = Int8::default();
+                acts.set_signs(kernels, hands, &self.layout, x, n)?;
+                let members = members(hands, self.nanoseconds(n));
+                let plan = Plan::new(&self.layout, Activations::Int8, n, members);
+                let out = Output::new(y);
+                run(hands, members, plan.tasks(), no_scratch, |(), task| {
+                    self.short_int8_task(kernels, &acts, true, &plan, task, &out);
+                })
             }
         }
     }
@@ -66,11 +70,12 @@ impl Tiles {
         Ok(())
     }
 
-    /// A task of int8 activations.
+    /// A task of int8 activations, their sums `wide` or not.
     pub(super) fn short_int8_task(
         &self,
         kernels: &TileKernels,
         acts: &Int8,
+        wide: bool,
         plan: &Plan,
         task: usize,
         out: &Output<'_>,
@@ -78,7 +83,9 @@ impl Tiles {
         self.short_task(plan, task, out, |tile, first, width, values| {
             let acts = acts.block(first, width, 0, 0);
             // SAFETY: as above; the activations were made for this layout.
-            unsafe { kernels.short_int8(width)(&self.layout, tile, acts, values.as_mut_ptr()) };
+            unsafe {
+                kernels.short_int8(width)(&self.layout, tile, acts, wide, values.as_mut_ptr())
+            };
         });
     }
 
