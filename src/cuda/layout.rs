@@ -17,7 +17,7 @@ const MOST: usize = i32::MAX as usize;
 pub struct Columns {
     /// Of the matrix.
     pub cols: u32,
-    /// Columns a scale, at least 1 and at most `cols`.
+    /// Columns a scale, at least 1; more than `cols` where a group reaches beyond the row.
     pub group: u32,
     /// Scales a row, at least 1.
     pub groups: u32,
@@ -36,9 +36,9 @@ impl Columns {
     /// The columns of a shape; `None` where the kernels do not take it.
     pub(super) fn new(shape: &Shape) -> Option<Columns> {
         let (cols, groups) = (shape.cols, shape.groups.max(1));
-        // A group that reaches beyond the row is the row.
-        let group = shape.group.min(cols.max(1));
-        if group < LEAST_GROUP
+        // A group that reaches beyond the row stays what it is: it says how int8 activations are cut.
+        let group = shape.group.min(MOST);
+        if group.min(cols.max(1)) < LEAST_GROUP
             || shape.rows > MOST
             || cols > MOST
             || shape.rows.checked_mul(groups)? > MOST
@@ -155,7 +155,12 @@ mod tests {
         assert_eq!(columns(70, 0), c(70, 70, 1, 3, 4));
         assert_eq!(columns(200, 48), c(200, 48, 5, 2, 12));
         assert_eq!(columns(128, 128), c(128, 128, 1, 4, 4));
-        assert_eq!(columns(40, usize::MAX), c(40, 40, 1, 2, 4));
+        assert_eq!(columns(40, 64), c(40, 64, 1, 2, 4));
+        let most = MOST as u32;
+        assert_eq!(
+            columns(40, usize::MAX),
+            c(40, most, 1, most.div_ceil(32), 4)
+        );
     }
 
     #[test]
@@ -200,6 +205,8 @@ mod tests {
                 (200, 48),
                 (300, 0),
                 (100, 9),
+                (100, 128),
+                (40, usize::MAX),
             ] {
                 let c = columns(cols, group);
                 let codes: Vec<u8> = (0..cols)
@@ -224,6 +231,9 @@ mod tests {
     fn blocks_of_activations() {
         let block = |group| columns(512, group).block();
         assert_eq!([32, 64, 128, 96, 256, 0].map(block), [1, 2, 4, 1, 1, 1]);
+        // As asked for, whatever there is of the first.
+        assert_eq!([64, 128, 256].map(|g| columns(100, g).block()), [2, 4, 1]);
+        assert_eq!(columns(128, 256).block(), 1);
         let divides = |group, width| columns(512, group).divides_at(width);
         assert!(divides(0, 32) && divides(32, 64) && divides(64, 64) && divides(128, 256));
         assert!(!divides(0, 16) && !divides(64, 32) && !divides(128, 64) && !divides(40, 64));

@@ -189,12 +189,11 @@ pub fn prepare<'a>(
         columns,
         n: count,
     };
-    // SAFETY, of all: the arguments and the grid of an activation kernel by "Activations on the device"; each part was cut to the
-    // bytes that this says, and parts are of memory that waits for the device before it is freed.
+    // The grids are those of "Activations on the device", and parts are of memory that waits for the device before it is freed.
     match mode {
-        // SAFETY: see above.
+        // SAFETY: reads the `n * cols` floats that `x` was cut to, writes the `n * slices * 32` floats that `ready.x` was cut to.
         Mode::F32 => unsafe { stream.launch(SPREAD, grid(1), &args)? },
-        // SAFETY: see above.
+        // SAFETY: reads the `n * cols` floats that `x` was cut to, writes the `n * slices` words that `ready.x` was cut to.
         Mode::Sign => unsafe { stream.launch(SIGN, grid(1), &args)? },
         Mode::Int8 => {
             let args = QuantizeArgs {
@@ -203,7 +202,7 @@ pub fn prepare<'a>(
                 n: count,
                 reserved: 0,
             };
-            // SAFETY: see above.
+            // SAFETY: reads the `n * cols` floats that `x` was cut to, writes codes, scales, sums and `bad`, which `quantized` has cut.
             unsafe { stream.launch(QUANTIZE, grid(columns.block()), &args)? };
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! The library looks for the driver by its name, so the cases run in a child whose `LD_LIBRARY_PATH` leads to that one.
 
+mod made;
 mod one;
 mod several;
 mod support;

@@ -11,7 +11,6 @@ use crate::cuda::transformer::{
 use crate::cuda::{Columns, Mode, Operand, Part, Prepared, Stream, multiply, prepare};
 use crate::error::{Error, Result};
 use crate::matmul::Weights;
-use crate::memory;
 use crate::model::architecture::{Activation, Pairing};
 use crate::model::load::Layer;
 
@@ -268,9 +267,16 @@ impl<'a> Pass<'a> {
 
     /// Products of matrices with the same `n` vectors, each with its `y` `(n, rows)`. What those that follow each other can share is
     /// shared: the vectors, and launches.
-    fn products(&self, x: Operand<'a>, n: usize, products: &[(&Weights, Part<'_>)]) -> Result<()> {
+    fn products<const N: usize>(
+        &self,
+        x: Operand<'a>,
+        n: usize,
+        products: &[(&Weights, Part<'_>); N],
+    ) -> Result<()> {
         let p = self.k.plan();
         let (scratch, bad) = (self.k.part(&p.scratch), self.k.part(&p.bad));
+        let there = products.map(|(w, y)| (on_device(w), y));
+        let mut rest = there.as_slice();
         for alike in products.chunk_by(|(a, _), (b, _)| form(a) == form(b)) {
             let prepared = match x {
                 Operand::Quantized(prepared) => prepared,
@@ -279,9 +285,9 @@ impl<'a> Pass<'a> {
                     prepare(self.stream, mode, columns, x, n, scratch, bad)?
                 }
             };
-            let mut there = memory::with_capacity(alike.len(), "a list of matrices")?;
-            there.extend(alike.iter().map(|(w, y)| (on_device(w), *y)));
-            multiply(self.stream, &prepared, &there)?;
+            let (now, behind) = rest.split_at(alike.len());
+            multiply(self.stream, &prepared, now)?;
+            rest = behind;
         }
         Ok(())
     }
