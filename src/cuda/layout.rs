@@ -11,6 +11,9 @@ const LEAST_GROUP: usize = 8;
 /// What a 32-bit signed count holds: rows, columns, scales and padded columns stay within.
 const MOST: usize = i32::MAX as usize;
 
+/// Columns of the widest block of int8 activations.
+const WIDEST_BLOCK: usize = 128;
+
 /// The columns of a matrix as the device sees them; a part of the argument structs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,8 +39,9 @@ impl Columns {
     /// The columns of a shape; `None` where the kernels do not take it.
     pub(super) fn new(shape: &Shape) -> Option<Columns> {
         let (cols, groups) = (shape.cols, shape.groups.max(1));
-        // A group that reaches beyond the row stays what it is: it says how int8 activations are cut.
-        let group = shape.group.min(MOST);
+        // A group that reaches beyond the row says how int8 activations are cut: of 32, 64 and 128 columns it stays what it is, and of
+        // others it is no longer than it must be not to become one of these.
+        let group = shape.group.min(cols.max(2 * WIDEST_BLOCK));
         if group.min(cols.max(1)) < LEAST_GROUP
             || shape.rows > MOST
             || cols > MOST
@@ -156,11 +160,7 @@ mod tests {
         assert_eq!(columns(200, 48), c(200, 48, 5, 2, 12));
         assert_eq!(columns(128, 128), c(128, 128, 1, 4, 4));
         assert_eq!(columns(40, 64), c(40, 64, 1, 2, 4));
-        let most = MOST as u32;
-        assert_eq!(
-            columns(40, usize::MAX),
-            c(40, most, 1, most.div_ceil(32), 4)
-        );
+        assert_eq!(columns(40, usize::MAX), c(40, 256, 1, 8, 4));
     }
 
     #[test]

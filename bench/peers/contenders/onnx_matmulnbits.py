@@ -1,6 +1,8 @@
 """ONNX Runtime's MatMulNBits with int8 activations (accuracy level 4).
 
-A model holds one node for each copy of the matrix; all of them read the same activations and write the same output.
+A model holds one node for each copy of the matrix; all of them read the same activations. Each copy but the first has its rows
+in another order: of equal ones ONNX Runtime keeps a single packed matrix, which then is in a cache (at 4 bits, 4096 x 4096, a product
+took 0.40 ms with a hundred equal copies, 0.35 with one, 0.76 to 1.4 with a hundred different ones, Zen 4).
 """
 
 import time
@@ -49,8 +51,9 @@ class Contender:
         rows, cols = codes.shape[0], codes.shape[1] * self.group
         nodes, initializers, outputs = [], [], []
         for i in range(max(count, 1)):
-            initializers.append(onnx.numpy_helper.from_array(codes, f"b{i}"))
-            initializers.append(onnx.numpy_helper.from_array(scales, f"s{i}"))
+            turned = np.roll(scales.reshape(rows, -1), i, axis=0).reshape(-1)
+            initializers.append(onnx.numpy_helper.from_array(np.roll(codes, i, axis=0), f"b{i}"))
+            initializers.append(onnx.numpy_helper.from_array(turned, f"s{i}"))
             nodes.append(
                 onnx.helper.make_node(
                     "MatMulNBits", ["x", f"b{i}", f"s{i}"], [f"y{i}"], domain=DOMAIN,
@@ -68,11 +71,12 @@ class Contender:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def bind(self, session, x, y):
-        """All outputs of `session` go to `y`, and `x` is its input."""
+        """The first output of `session` goes to `y`, all others to `self.others`; `x` is its input."""
         binding = session.io_binding()
         binding.bind_cpu_input("x", x)
-        for output in session.get_outputs():
-            binding.bind_output(output.name, "cpu", 0, np.float32, y.shape, y.ctypes.data)
+        for i, output in enumerate(session.get_outputs()):
+            to = self.others if i else y
+            binding.bind_output(output.name, "cpu", 0, np.float32, y.shape, to.ctypes.data)
         return binding
 
     def configure(self, n, threads, place):
@@ -86,6 +90,7 @@ class Contender:
         self.count = count
         x = vectors(n, self.w.shape[1])
         y = np.empty((n, self.w.shape[0]), np.float32)
+        self.others = np.empty_like(y)
         tiny_x, tiny_y = np.ascontiguousarray(x[:1, : self.group]), np.empty((1, 16), np.float32)
         self.buffers = (x, y, tiny_x, tiny_y)
         self.binding = self.bind(self.many, x, y)
