@@ -341,7 +341,7 @@ int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t 
  * `w` (rows, cols). `options`: JSON; NULL or "" for the defaults. Keys:
  * - `"bits"`: 1, 2, 4 (default), 8; 32 keeps float32, 16 rounds to float16;
  * - `"group"`: columns a scale, 32 by default, 0 for the whole row; on the CPU groups of 16 and more that are no
- *   multiples of 32 take the memory of the next multiple;
+ *   multiples of 32 take the memory of the next multiple, shorter ones that of the next multiple of 4;
  * - `"symmetric"`: true (default): no zero points;
  * - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
  * - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
@@ -387,7 +387,7 @@ int32_t apl_weights_open(const char *path, const char *name, const char *options
  *
  * Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
  * `scales` (their type), `activations`, `bytes` (memory it occupies), `path` (how it is multiplied: `"tiles"`,
- * the fast layout, `"rows"`, the general one, or `"device"`), `backend` (where it lives: `"cpu"` or `"cuda"`),
+ * as codes, `"rows"`, as floats, or `"device"`), `backend` (where it lives: `"cpu"` or `"cuda"`),
  * `isa`.
  * `group`, `symmetric` and `scales` are null for float weights.
  *
