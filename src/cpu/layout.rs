@@ -34,8 +34,9 @@
 //! # In both
 //!
 //! - Every part is a multiple of 64 bytes and aligned to 64.
-//! - A group whose columns are no multiple of 32 (four, if it is short) ends in a sub-block (quad) that it fills in part. Columns that
-//!   do not exist hold code 0, and kernels see activations of 0 there or do not look. Rows beyond the matrix hold code 0 and scale 0; what is computed for them is not read.
+//! - A group whose columns are no multiple of 32 (four, if it is short) ends in a sub-block (quad) that it fills in part. Columns
+//!   that do not exist hold code 0, and kernels see activations of 0 there or do not look. Rows beyond the matrix hold code 0 and
+//!   scale 0; what is computed for them is not read.
 //! - The row of a zero point is that of its lane; one bit has none.
 
 use crate::quant::{Bits, Codes, ScaleValues, Shape};

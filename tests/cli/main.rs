@@ -282,9 +282,10 @@ fn interrupted_while_converting() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
     succeeds(&["convert", "models/stories", "--bits", "8", "--out", out]);
-    let before = listed(folder.path());
-    let mut answered = 0;
-    for delay in (0..200).step_by(10) {
+    let mut before = listed(folder.path());
+    // Milliseconds at which the signal came too early, and too late; how soon that is depends on what else the machine does.
+    let (mut early, mut late, mut answered) = (0.0, 400.0, 0);
+    for attempt in 1..80 {
         let child = Command::new(env!("CARGO_BIN_EXE_apl-ffi"))
             .args(["convert", "models/stories", "--bits", "4", "--out", out])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -292,26 +293,34 @@ fn interrupted_while_converting() {
             .stderr(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(delay));
+        // Somewhere between, elsewhere each time.
+        let delay = early + (late - early) * (attempt as f64 * 0.618).fract();
+        std::thread::sleep(std::time::Duration::from_secs_f64(delay / 1e3));
         // SAFETY: the process is our child and was not waited for, so its number is still its own.
         unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         match output.status.code() {
             // Before anything was begun: the signal itself.
-            None => {}
+            None => early = delay,
             Some(130) => {
                 assert_eq!(said, "apl-ffi: interrupted; nothing was changed\n");
                 answered += 1;
             }
-            // Too late.
             code => {
                 assert_eq!(code, Some(0), "{said}");
                 succeeds(&["inspect", out, "--verify"]);
-                break;
+                before = listed(folder.path());
+                late = delay;
             }
         }
         assert_eq!(listed(folder.path()), before);
+        if answered == 5 {
+            return;
+        }
+        if late - early < 1.0 {
+            (early, late) = (0.0, 2.0 * late.max(400.0));
+        }
     }
     assert!(answered > 0, "no Ctrl-C came while it converted");
 }
