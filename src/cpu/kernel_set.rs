@@ -106,10 +106,10 @@ macro_rules! kernel_set {
 
             #[target_feature(enable = $features)]
             unsafe fn short_int8<const V: usize>(
-                l: &Layout, tile: *const u8, acts: Int8Acts, wide: bool, out: *mut f32,
+                l: &Layout, tile: *const u8, acts: Int8Acts, out: *mut f32,
             ) {
                 // SAFETY: as above.
-                unsafe { super::short::int8::<Ext, V>(l, tile, acts, wide, out) }
+                unsafe { super::short::int8::<Ext, V>(l, tile, acts, out) }
             }
 
             #[target_feature(enable = $features)]

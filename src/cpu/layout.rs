@@ -192,16 +192,18 @@ impl Layout {
         })
     }
 
-    /// The columns of sub-block `s` of group `g`.
+    /// The columns of sub-block `s` of group `g`, if it is not short.
     pub fn sub_columns(&self, g: usize, s: usize) -> Range<usize> {
+        debug_assert!(!self.short);
         let group = self.shape.group_columns(g);
         let start = group.start + s * SUB_COLS;
         start..group.end.min(start + SUB_COLS)
     }
 
-    /// Sub-blocks of group `g`.
+    /// Sub-blocks of group `g`, if it is not short.
     #[inline(always)]
     pub fn group_subs(&self, g: usize) -> usize {
+        debug_assert!(!self.short);
         if g + 1 == self.shape.groups {
             self.last_subs
         } else {
@@ -242,7 +244,7 @@ impl Layout {
         4 * SUB_COLS * self.bits.get()
     }
 
-    /// Bytes behind the sub-blocks of a group: scales, then zero points.
+    /// Bytes of the scales and zero points of a group.
     #[inline(always)]
     pub fn tail_bytes(&self) -> usize {
         self.scale_bytes()

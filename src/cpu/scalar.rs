@@ -56,7 +56,7 @@ unsafe fn column<const BITS: usize>(sub: *const u8, col: usize) -> Lanes<i32> {
 /// The scales of a group.
 ///
 /// # Safety
-/// `tail` points behind the sub-blocks of a group.
+/// `tail` points to the scales of a group.
 unsafe fn scales(l: &Layout, tail: *const u8) -> Lanes<f32> {
     // SAFETY: the layout puts 32 scales there, 64-byte aligned.
     unsafe {
@@ -70,7 +70,7 @@ unsafe fn scales(l: &Layout, tail: *const u8) -> Lanes<f32> {
 /// The zero points of a group.
 ///
 /// # Safety
-/// `tail` points behind the sub-blocks of a group.
+/// `tail` points to the scales of a group.
 unsafe fn zero_points(l: &Layout, tail: *const u8) -> Lanes<i32> {
     match l.zero {
         ZeroKind::Constant(z) => [z; TILE_ROWS],

@@ -9,7 +9,11 @@ use super::layout::{Layout, QUAD_COLS, SUB_COLS, SUB_QUADS, TILE_ROWS, ZeroKind}
 use super::tile::{FLUSH_SUBS, Int8Acts};
 use crate::quant::Bits;
 
-/// How far before the codes and scales it works on a kernel calls for the next ones.
+/// The bits of 2^23: or'ed under a code they are the float 2^23 + code.
+pub(super) const MAGIC: i32 = (127 + 23) << 23;
+
+/// How far before the codes and scales it works on a kernel calls for the next ones: as the float32 kernels of other groups do, and no
+/// other distance was tried.
 const AHEAD: usize = 3072;
 
 /// The instructions of a level, on a *part* of the rows of a tile, side by side.
@@ -35,7 +39,7 @@ pub(super) trait Lanes {
     /// Those bits that both have.
     unsafe fn and(a: Self::Dwords, b: Self::Dwords) -> Self::Dwords;
     /// Products of numbers that fit 16 bits.
-    unsafe fn product(a: Self::Dwords, b: Self::Dwords) -> Self::Dwords;
+    unsafe fn times_i16(a: Self::Dwords, b: Self::Dwords) -> Self::Dwords;
 
     /// `start`, with nothing added.
     unsafe fn sums(start: Self::Dwords) -> Self::Sums;
@@ -47,7 +51,7 @@ pub(super) trait Lanes {
     /// Nothing.
     unsafe fn zero() -> Self::Floats;
     /// The float at `at` for every row.
-    unsafe fn one(at: *const f32) -> Self::Floats;
+    unsafe fn broadcast(at: *const f32) -> Self::Floats;
     /// `a * b`.
     unsafe fn times(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, rounded once.
@@ -69,13 +73,11 @@ pub(super) trait Lanes {
     ) -> Self::Floats;
 
     /// No sum.
-    unsafe fn nothing() -> Self::Wide;
+    unsafe fn zero_wide() -> Self::Wide;
     /// A sum and more.
-    unsafe fn gather(sum: Self::Wide, more: Self::Floats) -> Self::Wide;
-    /// Writes a part.
-    unsafe fn store(values: Self::Floats, out: *mut f32);
+    unsafe fn flush(sum: Self::Wide, more: Self::Floats) -> Self::Wide;
     /// Writes a part, rounded.
-    unsafe fn store_wide(values: Self::Wide, out: *mut f32);
+    unsafe fn store(values: Self::Wide, out: *mut f32);
     /// Calls for the line at `at`, which may be any address.
     unsafe fn prefetch(at: *const u8);
 }
@@ -85,7 +87,8 @@ struct Quads {
     /// Where the dwords of each quad of a sub-block begin in it.
     offsets: [usize; SUB_QUADS],
     /// By how much they are shifted.
-    rights: [i32; SUB_QUADS],
+    shifts: [i32; SUB_QUADS],
+    bits: usize,
     sub_bytes: usize,
     /// The bits of a code in its byte after that.
     mask: u8,
@@ -99,7 +102,8 @@ impl Quads {
         let doubled = (l.bits == Bits::One) as i32;
         Quads {
             offsets: std::array::from_fn(|k| 4 * TILE_ROWS * (k % bits)),
-            rights: std::array::from_fn(|k| (k / bits * bits) as i32 - doubled),
+            shifts: std::array::from_fn(|k| (k / bits * bits) as i32 - doubled),
+            bits,
             sub_bytes: l.sub_bytes(),
             mask: l.bits.max_code() << doubled,
         }
@@ -120,8 +124,7 @@ impl Quads {
         // SAFETY: the dwords lie in the tile, those of a part behind each other; prefetches may name any address.
         unsafe {
             let at = tile.add(sub * self.sub_bytes + self.offsets[k] + 4 * L::ROWS * first);
-            let right = self.rights[k];
-            if right <= 0 {
+            if k < self.bits {
                 // The first of the quads that these dwords hold.
                 for line in 0..(4 * L::ROWS * STEP).div_ceil(64) {
                     L::prefetch(at.wrapping_add(AHEAD + 64 * line));
@@ -129,14 +132,14 @@ impl Quads {
             }
             let mut quad = [L::splat(0); STEP];
             for s in 0..STEP {
-                quad[s] = L::shifted(at.add(4 * L::ROWS * s), right);
+                quad[s] = L::shifted(at.add(4 * L::ROWS * s), self.shifts[k]);
             }
             quad
         }
     }
 }
 
-/// One tile times `V` int8 vectors, with `wide` sums or not; `PARTS` parts make a tile, and `STEP` of them are worked on side by side.
+/// One tile times `V` int8 vectors; `PARTS` parts make a tile, and `STEP` of them are worked on side by side.
 ///
 /// # Safety
 /// The contract of [`super::tile`]; the level of `L`.
@@ -145,7 +148,6 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
-    wide: bool,
     out: *mut f32,
 ) {
     let quads = Quads::new(l);
@@ -157,7 +159,7 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
         let mut tail = tile.add(l.tail_offset(0));
         let mask = L::splat(i32::from_ne_bytes([quads.mask; 4]));
         let mut f = [[L::zero(); PARTS]; V];
-        let mut sum = [[L::nothing(); PARTS]; V];
+        let mut sum = [[L::zero_wide(); PARTS]; V];
         for g in 0..l.shape.groups {
             let count = l.group_quads(g);
             for line in 0..l.tail_bytes() / 64 {
@@ -171,7 +173,9 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
                     for s in 0..STEP {
                         sums[v][s] = L::sums(match l.zero {
                             ZeroKind::Constant(_) => c,
-                            ZeroKind::PerGroup => L::product(L::zero_points(l, tail, first + s), c),
+                            ZeroKind::PerGroup => {
+                                L::times_i16(L::zero_points(l, tail, first + s), c)
+                            }
                         });
                     }
                 }
@@ -191,9 +195,9 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
                 for s in 0..STEP {
                     let scale = L::scales(l, tail, first + s);
                     for v in 0..V {
-                        let scale = L::times(scale, L::one(sx.add(v)));
-                        let f = &mut f[v][first + s];
-                        *f = L::fused(L::total(sums[v][s]), scale, *f);
+                        let both = L::times(scale, L::broadcast(sx.add(v)));
+                        let to = &mut f[v][first + s];
+                        *to = L::fused(L::total(sums[v][s]), both, *to);
                     }
                 }
             }
@@ -201,18 +205,13 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
             x = x.add(count * V * QUAD_COLS);
             (sx, corr) = (sx.add(V), corr.add(V));
             tail = tail.add(l.tail_bytes());
-            if wide && ((g + 1).is_multiple_of(FLUSH_SUBS) || g + 1 == l.shape.groups) {
-                gather::<L, PARTS, V>(&mut f, &mut sum);
+            if (g + 1).is_multiple_of(FLUSH_SUBS) || g + 1 == l.shape.groups {
+                flush::<L, PARTS, V>(&mut f, &mut sum);
             }
         }
         for v in 0..V {
             for part in 0..PARTS {
-                let out = out.add(TILE_ROWS * v + L::ROWS * part);
-                if wide {
-                    L::store_wide(sum[v][part], out);
-                } else {
-                    L::store(f[v][part], out);
-                }
+                L::store(sum[v][part], out.add(TILE_ROWS * v + L::ROWS * part));
             }
         }
     }
@@ -223,7 +222,7 @@ pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const
 /// # Safety
 /// The level of `L`.
 #[inline(always)]
-unsafe fn gather<L: Lanes, const PARTS: usize, const V: usize>(
+unsafe fn flush<L: Lanes, const PARTS: usize, const V: usize>(
     f: &mut [[L::Floats; PARTS]; V],
     sum: &mut [[L::Wide; PARTS]; V],
 ) {
@@ -231,7 +230,7 @@ unsafe fn gather<L: Lanes, const PARTS: usize, const V: usize>(
         for part in 0..PARTS {
             // SAFETY: the caller's.
             unsafe {
-                sum[v][part] = L::gather(sum[v][part], f[v][part]);
+                sum[v][part] = L::flush(sum[v][part], f[v][part]);
                 f[v][part] = L::zero();
             }
         }
@@ -256,10 +255,15 @@ pub(super) unsafe fn float<L: Lanes, const PARTS: usize, const STEP: usize, cons
         let mut tail = tile.add(l.tail_offset(0));
         let mask = L::splat(quads.mask as i32);
         let mut f = [[L::zero(); PARTS]; V];
-        let mut sum = [[L::nothing(); PARTS]; V];
+        let mut sum = [[L::zero_wide(); PARTS]; V];
         let mut chain = 0;
         for g in 0..l.shape.groups {
             let cols = l.shape.group_columns(g).len();
+            if chain + cols > SUB_COLS {
+                chain = 0;
+                flush::<L, PARTS, V>(&mut f, &mut sum);
+            }
+            chain += cols;
             for line in 0..l.tail_bytes() / 64 {
                 L::prefetch(tail.wrapping_add(AHEAD + 64 * line));
             }
@@ -281,7 +285,7 @@ pub(super) unsafe fn float<L: Lanes, const PARTS: usize, const STEP: usize, cons
                                 w[s] = L::times(L::level::<J>(quad[s], mask, base[s]), scale[s]);
                             }
                             for v in 0..V {
-                                let x = L::one(x.add(col * V + v));
+                                let x = L::broadcast(x.add(col * V + v));
                                 for s in 0..STEP {
                                     f[v][first + s] = L::multiply_add(w[s], x, f[v][first + s]);
                                 }
@@ -293,15 +297,11 @@ pub(super) unsafe fn float<L: Lanes, const PARTS: usize, const STEP: usize, cons
             at += cols.div_ceil(QUAD_COLS);
             x = x.add(cols * V);
             tail = tail.add(l.tail_bytes());
-            chain += cols;
-            if chain >= SUB_COLS || g + 1 == l.shape.groups {
-                chain = 0;
-                gather::<L, PARTS, V>(&mut f, &mut sum);
-            }
         }
+        flush::<L, PARTS, V>(&mut f, &mut sum);
         for v in 0..V {
             for part in 0..PARTS {
-                L::store_wide(sum[v][part], out.add(TILE_ROWS * v + L::ROWS * part));
+                L::store(sum[v][part], out.add(TILE_ROWS * v + L::ROWS * part));
             }
         }
     }

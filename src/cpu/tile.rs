@@ -1,7 +1,7 @@
 //! The contract of the tile kernels, and the table through which they are reached.
 //!
 //! Every kernel is a leaf: it neither allocates, locks, spawns nor fails. It multiplies **one tile** (32 rows, see
-//! [`super::layout`]) with `V` vectors. `V` is one of [`WIDTHS`]; the driver cuts any number of vectors into those.
+//! [`super::layout`]) with `V` vectors. `V` is one of [`widths`]; the driver cuts any number of vectors into those.
 //!
 //! # What a vector looks like
 //!
@@ -26,8 +26,9 @@
 //!
 //! An output is summed in the same order whatever `V`: see "Orders of summation" in ARCHITECTURE.md. For float32 this is:
 //! two chains over the columns 0..16 and 16..32 of a sub-block, each starting at 0, each then
-//! `f = fma(chain, scale, f)`; after every [`FLUSH_SUBS`] sub-blocks of the row `f` goes into a float64 sum. For short groups: one chain
-//! over the weights, each rounded to float32, which goes into a float64 sum after each group that takes it to [`super::layout::SUB_COLS`] columns or more.
+//! `f = fma(chain, scale, f)`; after every [`FLUSH_SUBS`] sub-blocks of the row `f` goes into a float64 sum. For short groups:
+//! one chain over the weights, each rounded to float32, which goes into a float64 sum before the group that would take it beyond
+//! [`super::layout::SUB_COLS`] columns; int8 goes there after every [`FLUSH_SUBS`] groups.
 //!
 //! # What is read
 //!
@@ -48,13 +49,13 @@ pub fn widths(l: &Layout) -> &'static [usize] {
     if l.short { &SHORT_WIDTHS } else { &WIDTHS }
 }
 
-/// Sub-blocks after which a float32 sum moves into float64.
+/// Sub-blocks after which a float32 sum moves into float64; short groups, with int8 activations.
 pub const FLUSH_SUBS: usize = 32;
 
 /// Activations of `V` vectors in int8, as the contract says.
 #[derive(Clone, Copy)]
 pub struct Int8Acts {
-    /// `(subs, V, 32)`.
+    /// `(subs, V, 32)`; `(quads, V, 4)` of short groups.
     pub codes: *const i8,
     /// `(blocks, V)`.
     pub scales: *const f32,
@@ -90,9 +91,8 @@ pub type PanelFn = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32
 /// sign: `(layout, tile, x, out)`.
 pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, *mut f32);
 
-/// int8, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, activations, wide, out)`. Where the sums are `wide`, they go into
-/// float64 after every [`FLUSH_SUBS`] groups.
-pub type ShortInt8Fn = unsafe fn(&Layout, *const u8, Int8Acts, bool, *mut f32);
+/// int8, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, activations, out)`.
+pub type ShortInt8Fn = unsafe fn(&Layout, *const u8, Int8Acts, *mut f32);
 
 /// float32, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, x, out)`.
 pub type ShortF32Fn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);

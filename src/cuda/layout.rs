@@ -39,8 +39,8 @@ impl Columns {
     /// The columns of a shape; `None` where the kernels do not take it.
     pub(super) fn new(shape: &Shape) -> Option<Columns> {
         let (cols, groups) = (shape.cols, shape.groups.max(1));
-        // A group that reaches beyond the row says how int8 activations are cut: of 32, 64 and 128 columns it stays what it is, and of
-        // others it is no longer than it must be not to become one of these.
+        // A group that reaches beyond the row says how int8 activations are cut: one of 64 or 128 columns stays what it is, and a
+        // longer one stays longer than these.
         let group = shape.group.min(cols.max(2 * WIDEST_BLOCK));
         if group.min(cols.max(1)) < LEAST_GROUP
             || shape.rows > MOST

@@ -60,7 +60,6 @@ impl Quantizer<'_> {
     ) -> bool {
         let (l, block) = (self.l, self.l.block_cols());
         codes.fill(0);
-        let mut finite = true;
         for (columns, at) in l.runs() {
             let (x, first) = (&x[columns], at / block);
             let blocks = first..first + x.len().div_ceil(block);
@@ -77,7 +76,9 @@ impl Quantizer<'_> {
                 continue;
             }
             // SAFETY: `k` exists, so the processor has its features.
-            finite &= unsafe { self.k.quantize()(x, block, codes, scales, sums) };
+            if !unsafe { self.k.quantize()(x, block, codes, scales, sums) } {
+                return false;
+            }
         }
         let factor = match self.l.zero {
             ZeroKind::Constant(z) => -z,
@@ -86,7 +87,7 @@ impl Quantizer<'_> {
         for c in corrections {
             *c *= factor;
         }
-        finite
+        true
     }
 }
 
@@ -218,7 +219,8 @@ pub fn rounded(k: &TileKernels, x: &[f32], cols: usize) -> Result<Vec<f32>> {
         all_finite(x, cols)?;
     }
     for (r, q) in rounded.iter_mut().zip(codes) {
-        *r *= q as f32;
+        // The scale of the largest float is rounded up.
+        *r = (*r * q as f32).clamp(f32::MIN, f32::MAX);
     }
     Ok(rounded)
 }
@@ -239,6 +241,9 @@ pub fn all_finite(x: &[f32], cols: usize) -> Result<()> {
 
 /// Float32 activations whose chains stay in range: a kernel sums `level * x` over up to [`SUB_COLS`] columns before it applies
 /// the scale, which can leave the range of float32 though the products with the scaled weights do not.
+///
+/// Weights of short groups are scaled first, whose chains stay in range where the products do but for what cancels; they take part all the
+/// same.
 ///
 /// A vector that comes near is taken 2^32 times smaller, and its sums that much larger afterwards: powers of two, so nothing is
 /// rounded. Each vector is judged by itself, so the batch it travels in makes no difference.

@@ -23,6 +23,9 @@ pub fn pack_tile(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
 fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
     let first = t * TILE_ROWS;
     let rows = TILE_ROWS.min(l.shape.rows - first);
+    if l.short {
+        return pack_short::<BITS>(l, codes, first..first + rows, tile);
+    }
     let bytes: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
         if r < rows {
             codes.row_bytes(first + r)
@@ -30,9 +33,6 @@ fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile
             &[]
         }
     });
-    if l.short {
-        return pack_short::<BITS>(l, codes, first..first + rows, tile);
-    }
     for g in 0..l.shape.groups {
         let (subs, tail) = tile[l.group_offset(g)..].split_at_mut(l.group_subs(g) * l.sub_bytes());
         for (s, sub) in subs.chunks_exact_mut(l.sub_bytes()).enumerate() {

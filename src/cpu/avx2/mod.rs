@@ -194,7 +194,7 @@ impl Extensions for Vnni {
 /// The scales of an octet.
 ///
 /// # Safety
-/// AVX2 and F16C; `tail` points behind the sub-blocks of a group.
+/// AVX2 and F16C; `tail` points to the scales of a group.
 #[inline(always)]
 unsafe fn scales(l: &Layout, tail: *const u8, octet: usize) -> __m256 {
     // SAFETY: the layout puts 32 scales there, aligned to 64 bytes.
@@ -209,7 +209,7 @@ unsafe fn scales(l: &Layout, tail: *const u8, octet: usize) -> __m256 {
 /// The zero points of an octet, as dwords.
 ///
 /// # Safety
-/// AVX2; `tail` points behind the sub-blocks of a group.
+/// AVX2; `tail` points to the scales of a group.
 #[inline(always)]
 unsafe fn zero_points(l: &Layout, tail: *const u8, octet: usize) -> __m256i {
     match l.zero {

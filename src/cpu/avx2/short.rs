@@ -7,7 +7,7 @@
 
 use super::{Extensions, OCTETS, scales, zero_points};
 use crate::cpu::layout::Layout;
-use crate::cpu::short::{self, Lanes};
+use crate::cpu::short::{self, Lanes, MAGIC};
 use crate::cpu::tile::Int8Acts;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -22,16 +22,15 @@ pub(super) unsafe fn int8<E: Extensions, const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
-    wide: bool,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
     unsafe {
         // Chains enough to hide how long one takes, in sixteen registers.
         match V {
-            1 => short::int8::<Rows<E>, OCTETS, 4, V>(l, tile, acts, wide, out),
-            2 | 4 => short::int8::<Rows<E>, OCTETS, 2, V>(l, tile, acts, wide, out),
-            _ => short::int8::<Rows<E>, OCTETS, 1, V>(l, tile, acts, wide, out),
+            1 => short::int8::<Rows<E>, OCTETS, 4, V>(l, tile, acts, out),
+            2 | 4 => short::int8::<Rows<E>, OCTETS, 2, V>(l, tile, acts, out),
+            _ => short::int8::<Rows<E>, OCTETS, 1, V>(l, tile, acts, out),
         }
     }
 }
@@ -47,16 +46,12 @@ pub(super) unsafe fn float<E: Extensions, const V: usize>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        // Chains enough to hide how long one takes, in sixteen registers.
         match V {
             1 => short::float::<Rows<E>, OCTETS, 4, V>(l, tile, x, out),
             _ => short::float::<Rows<E>, OCTETS, 2, V>(l, tile, x, out),
         }
     }
 }
-
-/// The bits of 2^23: or'ed under a code they are the float 2^23 + code.
-const MAGIC: i32 = (127 + 23) << 23;
 
 impl<E: Extensions> Lanes for Rows<E> {
     const ROWS: usize = 8;
@@ -88,7 +83,7 @@ impl<E: Extensions> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn product(a: __m256i, b: __m256i) -> __m256i {
+    unsafe fn times_i16(a: __m256i, b: __m256i) -> __m256i {
         unsafe { _mm256_madd_epi16(a, b) }
     }
 
@@ -113,7 +108,7 @@ impl<E: Extensions> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn one(at: *const f32) -> __m256 {
+    unsafe fn broadcast(at: *const f32) -> __m256 {
         unsafe { _mm256_set1_ps(*at) }
     }
 
@@ -166,12 +161,12 @@ impl<E: Extensions> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn nothing() -> [__m256d; 2] {
+    unsafe fn zero_wide() -> [__m256d; 2] {
         unsafe { [_mm256_setzero_pd(); 2] }
     }
 
     #[inline(always)]
-    unsafe fn gather(sum: [__m256d; 2], more: __m256) -> [__m256d; 2] {
+    unsafe fn flush(sum: [__m256d; 2], more: __m256) -> [__m256d; 2] {
         unsafe {
             let low = _mm256_cvtps_pd(_mm256_castps256_ps128(more));
             let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(more));
@@ -180,12 +175,7 @@ impl<E: Extensions> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn store(values: __m256, out: *mut f32) {
-        unsafe { _mm256_storeu_ps(out, values) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_wide(values: [__m256d; 2], out: *mut f32) {
+    unsafe fn store(values: [__m256d; 2], out: *mut f32) {
         unsafe {
             _mm_storeu_ps(out, _mm256_cvtpd_ps(values[0]));
             _mm_storeu_ps(out.add(4), _mm256_cvtpd_ps(values[1]));

@@ -7,7 +7,7 @@
 
 use super::{Extensions, f32::widen, scales_of_half, zero_points_of_half};
 use crate::cpu::layout::Layout;
-use crate::cpu::short::{self, Lanes};
+use crate::cpu::short::{self, Lanes, MAGIC};
 use crate::cpu::tile::Int8Acts;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -25,11 +25,10 @@ pub(super) unsafe fn int8<E: Extensions, const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
-    wide: bool,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::int8::<Rows<E>, HALVES, HALVES, V>(l, tile, acts, wide, out) }
+    unsafe { short::int8::<Rows<E>, HALVES, HALVES, V>(l, tile, acts, out) }
 }
 
 /// # Safety
@@ -44,9 +43,6 @@ pub(super) unsafe fn float<E: Extensions, const V: usize>(
     // SAFETY: the caller's.
     unsafe { short::float::<Rows<E>, HALVES, HALVES, V>(l, tile, x, out) }
 }
-
-/// The bits of 2^23: or'ed under a code they are the float 2^23 + code.
-const MAGIC: i32 = (127 + 23) << 23;
 
 impl<E: Extensions> Lanes for Rows<E> {
     const ROWS: usize = 16;
@@ -71,7 +67,7 @@ impl<E: Extensions> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn product(a: __m512i, b: __m512i) -> __m512i {
+    unsafe fn times_i16(a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_madd_epi16(a, b) }
     }
 
@@ -96,7 +92,7 @@ impl<E: Extensions> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn one(at: *const f32) -> __m512 {
+    unsafe fn broadcast(at: *const f32) -> __m512 {
         unsafe { _mm512_set1_ps(*at) }
     }
 
@@ -150,12 +146,12 @@ impl<E: Extensions> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn nothing() -> [__m512d; 2] {
+    unsafe fn zero_wide() -> [__m512d; 2] {
         unsafe { [_mm512_setzero_pd(); 2] }
     }
 
     #[inline(always)]
-    unsafe fn gather(sum: [__m512d; 2], more: __m512) -> [__m512d; 2] {
+    unsafe fn flush(sum: [__m512d; 2], more: __m512) -> [__m512d; 2] {
         unsafe {
             let [low, high] = widen(more);
             [_mm512_add_pd(sum[0], low), _mm512_add_pd(sum[1], high)]
@@ -163,12 +159,7 @@ impl<E: Extensions> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn store(values: __m512, out: *mut f32) {
-        unsafe { _mm512_storeu_ps(out, values) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_wide(values: [__m512d; 2], out: *mut f32) {
+    unsafe fn store(values: [__m512d; 2], out: *mut f32) {
         unsafe {
             _mm256_storeu_ps(out, _mm512_cvtpd_ps(values[0]));
             _mm256_storeu_ps(out.add(8), _mm512_cvtpd_ps(values[1]));

@@ -16,11 +16,10 @@ pub(super) unsafe fn int8<const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
-    wide: bool,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::int8::<Tile, 1, 1, V>(l, tile, acts, wide, out) }
+    unsafe { short::int8::<Tile, 1, 1, V>(l, tile, acts, out) }
 }
 
 /// # Safety
@@ -61,7 +60,7 @@ impl Lanes for Tile {
         by_row(a, b, |a, b| a & b)
     }
 
-    unsafe fn product(a: Rows<i32>, b: Rows<i32>) -> Rows<i32> {
+    unsafe fn times_i16(a: Rows<i32>, b: Rows<i32>) -> Rows<i32> {
         by_row(a, b, |a, b| a * b)
     }
 
@@ -85,7 +84,7 @@ impl Lanes for Tile {
         [0.0; TILE_ROWS]
     }
 
-    unsafe fn one(at: *const f32) -> Rows<f32> {
+    unsafe fn broadcast(at: *const f32) -> Rows<f32> {
         [unsafe { *at }; TILE_ROWS]
     }
 
@@ -122,19 +121,15 @@ impl Lanes for Tile {
         by_row(code, base, |code, base| code as f32 - base)
     }
 
-    unsafe fn nothing() -> Rows<f64> {
+    unsafe fn zero_wide() -> Rows<f64> {
         [0.0; TILE_ROWS]
     }
 
-    unsafe fn gather(sum: Rows<f64>, more: Rows<f32>) -> Rows<f64> {
+    unsafe fn flush(sum: Rows<f64>, more: Rows<f32>) -> Rows<f64> {
         by_row(sum, more, |sum, more| sum + more as f64)
     }
 
-    unsafe fn store(values: Rows<f32>, out: *mut f32) {
-        unsafe { out.cast::<Rows<f32>>().write(values) }
-    }
-
-    unsafe fn store_wide(values: Rows<f64>, out: *mut f32) {
+    unsafe fn store(values: Rows<f64>, out: *mut f32) {
         unsafe { out.cast::<Rows<f32>>().write(values.map(|v| v as f32)) }
     }
 

@@ -250,6 +250,7 @@ impl Tiles {
         let parts = products.map(|product| {
             let (tiles, y) = product?;
             assert!(y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout));
+            debug_assert!(tiles.takes_int8());
             let tables = tables::that_pay(kernels, &tiles.layout, n);
             let plan = match tables {
                 Some(_) => Plan::for_tables(&tiles.layout, n, members),
@@ -276,7 +277,7 @@ impl Tiles {
             match tables {
                 Some(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 None if tiles.layout.short => {
-                    tiles.short_int8_task(kernels, activations, false, plan, task, out);
+                    tiles.short_int8_task(kernels, activations, plan, task, out);
                 }
                 None => tiles.int8_task(kernels, activations, plan, task, sums, out),
             }

@@ -38,7 +38,7 @@ impl Tiles {
                 let plan = Plan::new(&self.layout, Activations::Int8, n, members);
                 let out = Output::new(y);
                 run(hands, members, plan.tasks(), no_scratch, |(), task| {
-                    self.short_int8_task(kernels, &acts, true, &plan, task, &out);
+                    self.short_int8_task(kernels, &acts, &plan, task, &out);
                 })
             }
         }
@@ -70,12 +70,11 @@ impl Tiles {
         Ok(())
     }
 
-    /// A task of int8 activations, their sums `wide` or not.
+    /// A task of int8 activations.
     pub(super) fn short_int8_task(
         &self,
         kernels: &TileKernels,
         acts: &Int8,
-        wide: bool,
         plan: &Plan,
         task: usize,
         out: &Output<'_>,
@@ -83,9 +82,7 @@ impl Tiles {
         self.short_task(plan, task, out, |tile, first, width, values| {
             let acts = acts.block(first, width, 0, 0);
             // SAFETY: as above; the activations were made for this layout.
-            unsafe {
-                kernels.short_int8(width)(&self.layout, tile, acts, wide, values.as_mut_ptr())
-            };
+            unsafe { kernels.short_int8(width)(&self.layout, tile, acts, values.as_mut_ptr()) };
         });
     }
 

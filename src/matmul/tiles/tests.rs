@@ -200,12 +200,14 @@ fn int8_oracle(m: &CodesBuf, x: &[f32]) -> Vec<f32> {
         32 | 64 | 128 => s.group,
         _ => 32,
     };
+    // Short groups are many: their sums are moved into float64.
+    let short = s.group < 16 && s.groups > 1;
     let mut q = vec![0i8; s.cols];
     let mut row = vec![0; s.cols];
     (0..s.rows)
         .map(|r| {
             codes.row_codes(r, &mut row);
-            let mut f = 0f32;
+            let (mut f, mut wide) = (0f32, 0f64);
             for g in 0..s.groups {
                 let columns = s.group_columns(g);
                 for start in columns.clone().step_by(block) {
@@ -215,8 +217,11 @@ fn int8_oracle(m: &CodesBuf, x: &[f32]) -> Vec<f32> {
                     let sum: i32 = block.map(|c| level(c) * q[c] as i32).sum();
                     f = (sum as f32).mul_add(codes.scale(r, g) * sx, f);
                 }
+                if short && (g + 1) % FLUSH_SUBS == 0 {
+                    wide += std::mem::take(&mut f) as f64;
+                }
             }
-            f
+            (wide + f as f64) as f32
         })
         .collect()
 }
@@ -392,6 +397,28 @@ fn activations_that_are_not_finite_are_refused() {
                 );
                 assert_eq!(y, [7.0; 8]);
             }
+        }
+    }
+}
+
+#[test]
+fn the_largest_float_stays_finite_in_int8() {
+    let pool = Pool::new(1).unwrap();
+    for group in [1, 2, 7, 32] {
+        let shape = Shape::new(3, 4, group);
+        let mut m = random_codes(&mut Random::new(2), shape, Bits::Four, Kind::ALL[0]);
+        m.scales = ScalesBuf::F32(vec![1e-3; 3 * shape.groups]);
+        // A level of 0 among others.
+        m.bytes
+            .copy_from_slice(&[0x8f, 0x18, 0x00, 0x98, 0x77, 0xff]);
+        for k in TileKernels::variants() {
+            let x = [f32::MAX, 1.0, -f32::MAX, 0.0];
+            let y = run(&k, &tiles(&pool, &m), Activations::Int8, &x, 1, 1);
+            assert!(
+                y.iter().all(|y| y.is_finite()),
+                "{} {group}: {y:?}",
+                k.name()
+            );
         }
     }
 }
