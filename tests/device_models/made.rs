@@ -37,12 +37,12 @@ impl Numbers {
 }
 
 /// A model of 4 bits under a name, whose matrices have the groups that `group_of` gives for the last part of their names.
-fn made(name: &str, s: Sizes, group_of: impl Fn(&str) -> usize) -> PathBuf {
+fn made(name: &str, seed: u64, s: Sizes, group_of: impl Fn(&str) -> usize) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("made");
     std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join(format!("{name}.json"));
+    let path = folder.join(format!("{name}-{seed}.json"));
     let mut writer = ManifestWriter::create(&path).unwrap();
-    let (mut numbers, mut norms) = (Numbers(7), Numbers(8));
+    let (mut numbers, mut norms) = (Numbers(seed), Numbers(seed + 1));
     // With equal weights a norm of the embedding's levels would lie at the border of two int8 codes all the time.
     let mut norm = || -> Vec<f32> { norms.take(s.hidden).iter().map(|v| 1.0 + 0.4 * v).collect() };
     let (query, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
@@ -106,40 +106,47 @@ fn made(name: &str, s: Sizes, group_of: impl Fn(&str) -> usize) -> PathBuf {
 /// then of each number of tokens that has kernels of its own.
 ///
 /// What is quantised has the same codes on both, but where a number lies at the border of two: then this token, and those that see it,
-/// differ as much as quantising does. Others agree as in float32, and with vectors quantised in another way none would.
-fn as_on_the_cpu(path: &Path) {
-    let (cpu, cuda) = (cpu(), cuda());
-    for (activations, tolerance, agreeing) in [("f32", 2e-5, 1.0), ("int8", 4e-2, 0.25)] {
-        let options = format!(r#"{{"activations": "{activations}"}}"#);
-        let (here, there) = (open(&cpu, path, &options), open(&cuda, path, &options));
-        let vocabulary = here.architecture().vocabulary;
-        let (mut agree, mut all) = (0, 0);
-        for pieces in [[20, 1, 1, 1, 1, 1], [1, 1, 1, 2, 9, 17]] {
-            let what = format!("{} {activations} {pieces:?}", path.display());
-            assert_eq!(there.info()["backend"], "cuda", "{what}");
-            let kv = r#"{"kv": "f32"}"#;
-            let (mut a, mut b) = (session(&cpu, &here, kv), session(&cuda, &there, kv));
-            let ids = ids(&here, pieces.iter().sum());
-            let (mut at, mut errors) = (0, Vec::new());
-            for count in pieces {
-                let piece = &ids[at..at + count];
-                let expected = all_logits(&cpu, &mut a, piece);
-                let found = all_logits(&cuda, &mut b, piece);
-                let tokens = found.chunks(vocabulary).zip(expected.chunks(vocabulary));
-                errors.extend(tokens.map(|(found, expected)| worst(found, expected)));
-                at += count;
-            }
-            assert!(errors.iter().all(|&e| e < tolerance), "{what}: {errors:?}");
-            agree += errors.iter().filter(|&&e| e < 2e-5).count();
-            all += errors.len();
+/// differ as much as quantising does. Others agree as in float32, and with vectors quantised in another way none would. Where the border
+/// is met is chance: of ten models with three sets of weights each, in three cases fewer than three quarters of the tokens of an order agreed.
+/// So one set of a model must have them in both orders.
+fn as_on_the_cpu(name: &str, sizes: Sizes, group_of: impl Fn(&str) -> usize) {
+    let mut shares = Vec::new();
+    for seed in [21, 33, 7] {
+        let path = made(name, seed, sizes, &group_of);
+        assert_eq!(least_agreement(&path, "f32", 2e-5), 1.0);
+        shares.push(least_agreement(&path, "int8", 4e-2));
+        if *shares.last().unwrap() >= 0.75 {
+            return;
         }
-        let least = (agreeing * all as f64) as usize;
-        assert!(
-            agree >= least,
-            "{} {activations}: {agree} of {all} agree",
-            path.display()
-        );
     }
+    panic!("{name}: of int8 tokens {shares:?} agree");
+}
+
+/// The share of tokens that agree as in float32, in the order of feeding that has fewer of them; all are within `tolerance`.
+fn least_agreement(path: &Path, activations: &str, tolerance: f32) -> f64 {
+    let (cpu, cuda) = (cpu(), cuda());
+    let options = format!(r#"{{"activations": "{activations}"}}"#);
+    let (here, there) = (open(&cpu, path, &options), open(&cuda, path, &options));
+    let vocabulary = here.architecture().vocabulary;
+    let shares = [[20, 1, 1, 1, 1, 1], [1, 1, 1, 2, 9, 17]].map(|pieces| {
+        let what = format!("{} {activations} {pieces:?}", path.display());
+        assert_eq!(there.info()["backend"], "cuda", "{what}");
+        let kv = r#"{"kv": "f32"}"#;
+        let (mut a, mut b) = (session(&cpu, &here, kv), session(&cuda, &there, kv));
+        let ids = ids(&here, pieces.iter().sum());
+        let (mut at, mut errors) = (0, Vec::new());
+        for count in pieces {
+            let piece = &ids[at..at + count];
+            let expected = all_logits(&cpu, &mut a, piece);
+            let found = all_logits(&cuda, &mut b, piece);
+            let tokens = found.chunks(vocabulary).zip(expected.chunks(vocabulary));
+            errors.extend(tokens.map(|(found, expected)| worst(found, expected)));
+            at += count;
+        }
+        assert!(errors.iter().all(|&e| e < tolerance), "{what}: {errors:?}");
+        errors.iter().filter(|&&e| e < 2e-5).count() as f64 / errors.len() as f64
+    });
+    shares[0].min(shares[1])
 }
 
 const SMALL: Sizes = Sizes {
@@ -164,7 +171,7 @@ fn matrices_of_a_layer_with_different_groups() {
     .into_iter()
     .enumerate()
     {
-        let path = made(&format!("mixed-{i}"), SMALL, |part| match part {
+        as_on_the_cpu(&format!("mixed-{i}"), SMALL, |part| match part {
             "q_proj" => q,
             "k_proj" => k,
             "v_proj" => v,
@@ -172,7 +179,6 @@ fn matrices_of_a_layer_with_different_groups() {
             "up_proj" => up,
             _ => 32,
         });
-        as_on_the_cpu(&path);
     }
 }
 
@@ -202,7 +208,7 @@ fn heads_of_64_in_groups_of_128() {
         ..short
     };
     for (name, sizes) in [("whole", whole), ("short", short), ("ragged", ragged)] {
-        as_on_the_cpu(&made(&format!("heads-{name}"), sizes, |_| 128));
+        as_on_the_cpu(&format!("heads-{name}"), sizes, |_| 128);
     }
 }
 
@@ -214,6 +220,6 @@ fn groups_that_reach_beyond_the_row() {
         hidden: 100,
         ..SMALL
     };
-    as_on_the_cpu(&made("beyond-narrow", narrow, |_| 128));
-    as_on_the_cpu(&made("beyond-256", SMALL, |_| 256));
+    as_on_the_cpu("beyond-narrow", narrow, |_| 128);
+    as_on_the_cpu("beyond-256", SMALL, |_| 256);
 }
