@@ -55,7 +55,7 @@ pub struct Features {
     avx512: bool,
     avx_vnni: bool,
     avx512_ice: bool,
-    looks_up_words: bool,
+    amd: bool,
 }
 
 impl Features {
@@ -78,7 +78,7 @@ impl Features {
                 && has!("avx512vbmi")
                 && has!("avx512bitalg")
                 && has!("avx512vpopcntdq"),
-            looks_up_words: vendor() == *b"AuthenticAMD",
+            amd: vendor() == *b"AuthenticAMD",
         }
     }
 
@@ -90,7 +90,7 @@ impl Features {
             avx512: false,
             avx_vnni: false,
             avx512_ice: false,
-            looks_up_words: false,
+            amd: false,
         }
     }
 
@@ -113,10 +113,9 @@ impl Features {
         self.avx512_ice
     }
 
-    /// Whether looking up 32 words in a register (`vpermw`) leaves room for additions beside it, so that tables beat dot
-    /// products. No feature bit tells: on Zen 4 and 5 they do, on an Intel core of the same features they lost (422 Gop/s against 472).
-    pub fn looks_up_words(&self) -> bool {
-        self.looks_up_words
+    /// Whether it is made by AMD: no feature bit tells what a core is good at.
+    pub fn amd(&self) -> bool {
+        self.amd
     }
 }
 

@@ -140,6 +140,7 @@ macro_rules! kernel_set {
                 short_f32: by_short_width!(short_f32),
                 quantize,
                 tables: None,
+                pairs: None,
             };
         }
         $(#[$doc])*

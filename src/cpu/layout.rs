@@ -211,6 +211,15 @@ impl Layout {
         }
     }
 
+    /// Where sub-block `sub` of a tile begins, if groups are not short; that behind the last is where the next tile begins.
+    pub fn sub_offset(&self, sub: usize) -> usize {
+        debug_assert!(!self.short);
+        if sub == self.total_subs() {
+            return self.tile_bytes();
+        }
+        self.group_offset(sub / self.subs) + sub % self.subs * self.sub_bytes()
+    }
+
     /// Quads of group `g`, if it is short.
     #[inline(always)]
     pub fn group_quads(&self, g: usize) -> usize {

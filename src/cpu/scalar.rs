@@ -32,6 +32,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     short_f32: by_short_width!(short_f32),
     quantize,
     tables: None,
+    pairs: None,
 };
 
 type Lanes<T> = [T; TILE_ROWS];

@@ -132,6 +132,66 @@ pub struct Tables {
     pub multiply: TablesFn,
 }
 
+/// Sub-blocks of one tile as bytes: where they are.
+#[derive(Clone, Copy)]
+pub struct Bytes {
+    /// `(count, 16, 64)`: what a sub-block of 8 bits is (see [`super::layout`]); one bit is 0/2.
+    pub codes: *mut u8,
+    /// `(count, 32)`: the scales of its group, for each sub-block.
+    pub scales: *mut f32,
+    /// `(count, 32)`: the zero points of its group, for each sub-block; nothing where the zero point is constant.
+    pub zeros: *mut i32,
+}
+
+/// Unpacks sub-blocks `first..first + count` of a tile to bytes: `(layout, tile, first, count, to)`; all of `to` is aligned to 64 bytes.
+pub type BytesFn = unsafe fn(&Layout, *const u8, usize, usize, Bytes);
+
+/// int8, `V` vectors and two tiles: `(layout, count, tiles, activations, ahead, out)`: `count` sub-blocks, which are whole blocks of
+/// activations and with which the activations begin, **added** to the `(V, 32)` of each tile. What the caller wants of each tile next is
+/// called for.
+pub type PairInt8Fn = unsafe fn(&Layout, usize, [Bytes; 2], Int8Acts, [Ahead; 2], [*mut f32; 2]);
+
+/// float32, `V` vectors and two tiles: as [`PanelFn`], of each tile its own levels, scales and sums.
+pub type PairF32Fn = unsafe fn([*const f32; 2], [*const f32; 2], usize, *const f32, [*mut f32; 2]);
+
+/// Two tiles at a time with many vectors: the bits of [`Int8Fn`] and [`PanelFn`], sooner where loads are what counts.
+#[derive(Clone, Copy)]
+pub struct Pairs {
+    pub(super) float: [PairF32Fn; WIDTHS.len()],
+    pub(super) int8: Option<PairsInt8>,
+}
+
+/// Those for int8 activations.
+#[derive(Clone, Copy)]
+pub struct PairsInt8 {
+    pub(super) bytes: [BytesFn; 4],
+    pub(super) int8: [PairInt8Fn; WIDTHS.len()],
+}
+
+impl Pairs {
+    /// The float32 kernel for a number of vectors.
+    pub fn float(&self, width: usize) -> PairF32Fn {
+        self.float[by_width(&WIDTHS, width)]
+    }
+
+    /// Those for int8 activations, where this set has some.
+    pub fn int8(&self) -> Option<PairsInt8> {
+        self.int8
+    }
+}
+
+impl PairsInt8 {
+    /// The unpacker for [`PairsInt8::int8`].
+    pub fn bytes(&self, bits: Bits) -> BytesFn {
+        self.bytes[by_bits(bits)]
+    }
+
+    /// The int8 kernel for a number of vectors.
+    pub fn int8(&self, width: usize) -> PairInt8Fn {
+        self.int8[by_width(&WIDTHS, width)]
+    }
+}
+
 /// Quantises one vector in blocks of `block` columns, the last one short: `(x, block, codes, scales, sums)`, with `sums` those
 /// of the codes of each block. `codes` is as long as `x`, `scales` and `sums` have an element a block. Bit for bit
 /// [`crate::quant::quantize_block`]; false, and anything in the outputs, if a value is not finite.
@@ -152,6 +212,7 @@ pub struct TileKernels {
     pub(super) short_f32: [ShortF32Fn; SHORT_WIDTHS.len()],
     pub(super) quantize: QuantizeFn,
     pub(super) tables: Option<Tables>,
+    pub(super) pairs: Option<Pairs>,
 }
 
 /// The row of a table by bits: 1, 2, 4, 8.
@@ -182,16 +243,28 @@ impl TileKernels {
         #[cfg(target_arch = "x86_64")]
         {
             let features = Features::detect();
-            let (ice, look_up) = (features.avx512_ice(), features.looks_up_words());
-            let offers = [
-                (features.isa() >= Isa::Avx2, super::avx2::BASE),
-                (features.avx_vnni(), super::avx2::VNNI),
-                (features.isa() >= Isa::Avx512, super::avx512::BASE),
-                (ice && !look_up, super::avx512::TABLES),
-                (ice, super::avx512::ICE),
-                (ice && look_up, super::avx512::TABLES),
-            ];
-            all.extend(offers.into_iter().filter(|(has, _)| *has).map(|(_, k)| k));
+            let (avx512, ice) = (features.isa() >= Isa::Avx512, features.avx512_ice());
+            all.extend(
+                [
+                    (features.isa() >= Isa::Avx2, super::avx2::BASE),
+                    (features.avx_vnni(), super::avx2::VNNI),
+                    (avx512, super::avx512::BASE),
+                    (avx512, super::avx512::BASE_PAIRS),
+                    (ice, super::avx512::ICE),
+                    (ice, super::avx512::ICE_PAIRS),
+                    (ice, super::avx512::ICE_TABLES),
+                ]
+                .into_iter()
+                .filter(|(has, _)| *has)
+                .map(|(_, k)| k),
+            );
+            // Last those whose additions pay here. Tables: `vpermw` leaves room for additions beside it on Zen 4 and 5, and lost on an
+            // Intel core of the same features (422 Gop/s against 472). Pairs: see `avx512/pairs.rs`; not measured on AMD.
+            let pays = |k: &TileKernels| match features.amd() {
+                true => k.pairs.is_none(),
+                false => k.tables.is_none(),
+            };
+            all.sort_by_key(|k| (k.isa, pays(k)));
         }
         all
     }
@@ -244,6 +317,11 @@ impl TileKernels {
     /// The product by tables, where this set has one.
     pub fn tables(&self) -> Option<Tables> {
         self.tables
+    }
+
+    /// The products of two tiles at a time, where this set has them.
+    pub fn pairs(&self) -> Option<Pairs> {
+        self.pairs
     }
 
     /// The activation quantiser.

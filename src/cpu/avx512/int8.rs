@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 /// # Safety
 /// AVX-512 BW; `sub` points to a sub-block of `BITS`.
 #[inline(always)]
-unsafe fn four_columns<const BITS: usize, const V: usize>(
+pub(super) unsafe fn four_columns<const BITS: usize, const V: usize>(
     sub: *const u8,
     k: usize,
     half: usize,

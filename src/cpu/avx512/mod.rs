@@ -7,11 +7,13 @@
 mod activations;
 mod f32;
 mod int8;
+mod pairs;
 mod short;
 mod sign;
 mod tables;
 
 use super::layout::{Layout, ScaleKind, ZeroKind};
+use super::tile::TileKernels;
 use std::arch::x86_64::*;
 
 /// What differs between the sets.
@@ -155,8 +157,22 @@ kernel_set! {
     "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi,avx512bitalg,avx512vpopcntdq"
 }
 
+/// [`BASE`], and pairs of tiles for many float32 vectors.
+pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {
+    name: "avx512+pairs",
+    pairs: Some(pairs::BASE),
+    ..BASE
+};
+
+/// [`ICE`], and pairs of tiles for many vectors.
+pub(in crate::cpu) const ICE_PAIRS: TileKernels = TileKernels {
+    name: "avx512+vnni+pairs",
+    pairs: Some(pairs::ICE),
+    ..ICE
+};
+
 /// [`ICE`], and tables for many vectors of one bit.
-pub(in crate::cpu) const TABLES: super::tile::TileKernels = super::tile::TileKernels {
+pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+tables",
     tables: Some(tables::KERNELS),
     ..ICE

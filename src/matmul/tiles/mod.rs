@@ -1,19 +1,19 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
+mod pairs;
 mod plan;
 mod short;
 mod tables;
 
-use self::plan::{DIRECT, Plan, Scratch, UNPACK_SUBS};
+use self::plan::{DIRECT, Part, Plan, Scratch, UNPACK_SUBS};
 use super::activations::{InRange, Int8, blocks, interleaved, signs};
-use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
 use super::tasks::{Output, members, run, run_chunks, run_with};
 use super::weights::Activations;
 use super::workspace::Workspace;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{Ahead, FLUSH_SUBS, TileKernels, WIDTHS};
+use crate::cpu::tile::{Ahead, FLUSH_SUBS, Pairs, PairsInt8, Tables, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
@@ -194,7 +194,14 @@ impl Tiles {
         }
         let members = members(hands, self.nanoseconds(n));
         let out = Output::new(y);
-        let plan = Plan::new(&self.layout, activations, n, members);
+        let pairs = match activations {
+            Activations::F32 => pairs::that_pay(kernels, &self.layout, n),
+            _ => None,
+        };
+        let mut plan = Plan::new(&self.layout, activations, n, members);
+        if pairs.is_some() {
+            plan = plan.in_pairs();
+        }
         let tasks = plan.tasks();
         match activations {
             Activations::Int8 => unreachable!("done above"),
@@ -207,14 +214,14 @@ impl Tiles {
             Activations::F32 => {
                 let held = InRange::new(x, self.layout.shape.cols)?;
                 let x = interleaved(&self.layout, &held.x, n)?;
-                if n <= DIRECT {
+                if n <= DIRECT && pairs.is_none() {
                     run(hands, members, tasks, no_scratch, |(), task| {
                         self.direct_task(kernels, &x, &plan, task, &out);
                     })?;
                 } else {
-                    let scratch = || Scratch::new(&plan);
+                    let scratch = || Scratch::new(&plan, pairs.map_or(1, |_| 2));
                     run(hands, members, tasks, scratch, |scratch, task| {
-                        self.f32_task(kernels, &x, &plan, task, scratch, &out);
+                        self.f32_task(kernels, pairs, &x, plan.task(task), scratch, &out);
                     })?;
                 }
                 held.restore(y, self.layout.shape.rows);
@@ -251,35 +258,31 @@ impl Tiles {
             let (tiles, y) = product?;
             assert!(y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout));
             debug_assert!(tiles.takes_int8());
-            let tables = tables::that_pay(kernels, &tiles.layout, n);
-            let plan = match tables {
-                Some(_) => Plan::for_tables(&tiles.layout, n, members),
-                None => Plan::new(&tiles.layout, Activations::Int8, n, members),
-            };
+            let by = By::best(kernels, &tiles.layout, n);
+            let plan = by.plan(&tiles.layout, n, members);
             let first = tasks;
             tasks += plan.tasks();
-            Some((first, plan, tables, tiles, Output::new(y)))
+            Some((first, plan, by, tiles, Output::new(y)))
         });
         let parts = &parts;
-        let scratch = parts
-            .iter()
-            .flatten()
-            .map(|(_, plan, tables, ..)| match tables {
-                Some(_) => tables::scratch_floats(plan),
-                None => plan.panel * TILE_ROWS,
-            });
+        let scratch = parts.iter().flatten();
+        let scratch = scratch.map(|(_, plan, by, ..)| by.scratch_floats(plan));
         let sums = Workspace::sums(sums, members, scratch.max().unwrap_or(0))?;
         run_with(hands, sums, tasks, |sums, task| {
             let mut begun = parts.iter().flatten().rev();
             let part = begun.find(|(first, ..)| *first <= task);
-            let (first, plan, tables, tiles, out) = part.expect("the first begins at 0");
+            let (first, plan, by, tiles, out) = part.expect("the first begins at 0");
             let task = task - first;
-            match tables {
-                Some(k) => tiles.tables_task(k, activations, plan, task, sums, out),
-                None if tiles.layout.short => {
-                    tiles.short_int8_task(kernels, activations, plan, task, out);
+            match by {
+                By::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
+                By::Pairs(k) => {
+                    tiles.pairs_task(kernels, k, activations, plan.task(task), sums, out);
                 }
-                None => tiles.int8_task(kernels, activations, plan, task, sums, out),
+                By::Short => tiles.short_int8_task(kernels, activations, plan, task, out),
+                By::Tiles => {
+                    let sums = sums.floats_mut();
+                    tiles.int8_tiles(kernels, activations, plan.task(task), sums, out);
+                }
             }
         });
         Ok(())
@@ -328,17 +331,15 @@ impl Tiles {
     }
 
     /// For a panel of vectors: for each tile, for a few groups at a time, all vectors.
-    fn int8_task(
+    fn int8_tiles(
         &self,
         k: &TileKernels,
         acts: &Int8,
-        plan: &Plan,
-        task: usize,
-        sums: &mut Aligned,
+        (tiles, vectors): Part,
+        sums: &mut [f32],
         out: &Output<'_>,
     ) {
         let l = &self.layout;
-        let (tiles, vectors) = plan.task(task);
         let passes = blocks(&WIDTHS, vectors.clone()).count();
         let lines = l.sub_bytes() / 64;
         let step = if passes == 1 {
@@ -348,7 +349,7 @@ impl Tiles {
         };
         for t in tiles {
             let tile = self.tile(t);
-            let sums = &mut sums.floats_mut()[..vectors.len() * TILE_ROWS];
+            let sums = &mut sums[..vectors.len() * TILE_ROWS];
             sums.fill(0.0);
             for first in (0..l.shape.groups).step_by(step) {
                 let count = step.min(l.shape.groups - first);
@@ -398,7 +399,7 @@ impl Tiles {
                 let mut values = Block::zero();
                 let x = x[first * subs..].as_ptr();
                 let tile = self.tile(t).as_ptr();
-                // SAFETY: as in `int8_task`.
+                // SAFETY: as in `int8_tiles`.
                 unsafe { k.sign(width)(&self.layout, tile, x, values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
@@ -416,7 +417,7 @@ impl Tiles {
                 let mut values = Block::zero();
                 let tile = self.tile(t).as_ptr();
                 let x = x[first * padded..].as_ptr();
-                // SAFETY: as in `int8_task`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
+                // SAFETY: as in `int8_tiles`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
                 unsafe { k.direct(l.bits, width)(l, tile, x, values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
@@ -425,49 +426,60 @@ impl Tiles {
     }
 
     /// For a panel of vectors: for `FLUSH_SUBS` sub-blocks at a time, whose activations then stay in the second-level
-    /// cache, for each tile, for a few sub-blocks unpacked into the first-level cache, all vectors.
+    /// cache, for each tile or pair of tiles, for a few sub-blocks unpacked into the first-level cache, all vectors.
     fn f32_task(
         &self,
         k: &TileKernels,
+        pairs: Option<Pairs>,
         x: &[f32],
-        plan: &Plan,
-        task: usize,
+        (tiles, vectors): Part,
         scratch: &mut Scratch,
         out: &Output<'_>,
     ) {
         let l = &self.layout;
-        let (tiles, vectors) = plan.task(task);
         let padded = l.total_subs() * SUB_COLS;
         let cells = vectors.len() * TILE_ROWS;
+        let at_a_time = pairs.map_or(1, |_| 2);
+        let unpack_subs = UNPACK_SUBS / at_a_time;
+        let levels = scratch.levels.floats_mut().as_mut_ptr();
+        let scales = scratch.scales.floats_mut().as_mut_ptr();
+        let levels =
+            [0, 1].map(|side| levels.wrapping_add(side * unpack_subs * SUB_COLS * TILE_ROWS));
+        let scales = [0, 1].map(|side| scales.wrapping_add(side * unpack_subs * TILE_ROWS));
         scratch.sum.fill(0.0);
         for chunk in (0..l.total_subs()).step_by(FLUSH_SUBS) {
             let end = (chunk + FLUSH_SUBS).min(l.total_subs());
-            for (t, sum) in tiles.clone().zip(scratch.sum.chunks_exact_mut(cells)) {
-                let tile = self.tile(t).as_ptr();
-                let f = scratch.f.floats_mut();
+            let of_tiles = tiles.clone().step_by(at_a_time);
+            for (t, sum) in of_tiles.zip(scratch.sum.chunks_mut(at_a_time * cells)) {
+                let pair = pairs.filter(|_| t + 1 < tiles.end);
+                let sides = pair.map_or(1, |_| 2);
+                let f = &mut scratch.f.floats_mut()[..sides * cells];
                 f.fill(0.0);
-                for s in (chunk..end).step_by(UNPACK_SUBS) {
-                    let count = UNPACK_SUBS.min(end - s);
-                    let (levels, scales) = (
-                        scratch.levels.floats_mut().as_mut_ptr(),
-                        scratch.scales.floats_mut().as_mut_ptr(),
-                    );
-                    // SAFETY: as in `int8_task`; the scratch holds UNPACK_SUBS sub-blocks.
-                    unsafe { k.unpack(l.bits)(l, tile, s, count, levels, scales) };
+                for s in (chunk..end).step_by(unpack_subs) {
+                    let count = unpack_subs.min(end - s);
+                    for side in 0..sides {
+                        let tile = self.tile(t + side).as_ptr();
+                        // SAFETY: as in `int8_tiles`; a side of the scratch holds `unpack_subs` sub-blocks.
+                        unsafe { k.unpack(l.bits)(l, tile, s, count, levels[side], scales[side]) };
+                    }
                     for (first, width) in blocks(&WIDTHS, vectors.clone()) {
                         let x = x[first * padded + s * SUB_COLS * width..].as_ptr();
                         let f = f[(first - vectors.start) * TILE_ROWS..].as_mut_ptr();
-                        // SAFETY: as above; `x` is in blocks of (columns, width), `f` has a row of 32 a vector.
-                        unsafe { k.panel(width)(levels, scales, count, x, f) };
+                        let (w, scales) = (
+                            levels.map(|w| w.cast_const()),
+                            scales.map(|s| s.cast_const()),
+                        );
+                        // SAFETY: as above; `x` is in blocks of (columns, width), each side of `f` has a row of 32 a vector.
+                        unsafe {
+                            match pair {
+                                Some(k) => k.float(width)(w, scales, count, x, [f, f.add(cells)]),
+                                None => k.panel(width)(w[0], scales[0], count, x, f),
+                            }
+                        }
                     }
                 }
-                for (sum, f) in sum
-                    .chunks_exact_mut(TILE_ROWS)
-                    .zip(f.as_chunks::<TILE_ROWS>().0)
-                {
-                    for (sum, &f) in sum.iter_mut().zip(f) {
-                        *sum += f as f64;
-                    }
+                for (sum, &f) in sum.iter_mut().zip(&*f) {
+                    *sum += f as f64;
                 }
             }
         }
@@ -476,6 +488,47 @@ impl Tiles {
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store(out, v, t, &std::array::from_fn(|r| sum[r] as f32)) };
             }
+        }
+    }
+}
+
+/// Which kernels a product with int8 activations takes.
+enum By {
+    Short,
+    Tables(Tables),
+    Pairs(PairsInt8),
+    Tiles,
+}
+
+impl By {
+    /// Those that suit `n` vectors.
+    fn best(k: &TileKernels, l: &Layout, n: usize) -> By {
+        if l.short {
+            return By::Short;
+        }
+        if let Some(k) = tables::that_pay(k, l, n) {
+            return By::Tables(k);
+        }
+        match pairs::that_pay(k, l, n).and_then(|k| k.int8()) {
+            Some(k) => By::Pairs(k),
+            None => By::Tiles,
+        }
+    }
+
+    fn plan(&self, l: &Layout, n: usize, members: usize) -> Plan {
+        match self {
+            By::Tables(_) => Plan::for_tables(l, n, members),
+            By::Pairs(_) => Plan::new(l, Activations::Int8, n, members).in_pairs(),
+            By::Tiles | By::Short => Plan::new(l, Activations::Int8, n, members),
+        }
+    }
+
+    /// Floats that a task works in.
+    fn scratch_floats(&self, plan: &Plan) -> usize {
+        match self {
+            By::Tables(_) => tables::scratch_floats(plan),
+            By::Pairs(_) => pairs::scratch_floats(plan),
+            By::Tiles | By::Short => plan.panel * TILE_ROWS,
         }
     }
 }

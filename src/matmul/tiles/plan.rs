@@ -25,6 +25,9 @@ pub const DIRECT: usize = 48;
 /// Tiles of a task by tables at most: 192 KiB of sums of twelve vectors.
 const TABLE_TILES: usize = 128;
 
+/// The tiles and the vectors of a task.
+pub type Part = (Range<usize>, Range<usize>);
+
 /// How a product is cut into tasks: runs of tiles × panels of vectors.
 pub struct Plan {
     tiles: usize,
@@ -79,6 +82,14 @@ impl Plan {
         }
     }
 
+    /// With whole pairs of tiles in every task but the last.
+    pub fn in_pairs(self) -> Plan {
+        Plan {
+            tiles_a_task: self.tiles_a_task.next_multiple_of(2),
+            ..self
+        }
+    }
+
     fn tile_runs(&self) -> usize {
         self.tiles.div_ceil(self.tiles_a_task)
     }
@@ -89,7 +100,7 @@ impl Plan {
     }
 
     /// The tiles and the vectors of one.
-    pub fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
+    pub fn task(&self, task: usize) -> Part {
         let (panel, run) = (task / self.tile_runs(), task % self.tile_runs());
         let (t, v) = (run * self.tiles_a_task, panel * self.panel);
         (
@@ -99,13 +110,13 @@ impl Plan {
     }
 }
 
-/// What one thread needs for float32 and many vectors.
+/// What one thread needs for float32 and many vectors, one tile or two at a time.
 pub struct Scratch {
-    /// `(UNPACK_SUBS * 32, 32)`.
+    /// `(tiles at a time, UNPACK_SUBS * 32, 32)`.
     pub levels: Aligned,
-    /// `(UNPACK_SUBS, 32)`.
+    /// `(tiles at a time, UNPACK_SUBS, 32)`.
     pub scales: Aligned,
-    /// `(panel, 32)`.
+    /// `(tiles at a time, panel, 32)`.
     pub f: Aligned,
     /// `(tiles of a task, panel, 32)`.
     pub sum: Vec<f64>,
@@ -116,11 +127,13 @@ impl Scratch {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn new(plan: &Plan) -> Result<Scratch> {
+    pub fn new(plan: &Plan, at_a_time: usize) -> Result<Scratch> {
+        let levels = at_a_time * UNPACK_SUBS * SUB_COLS * TILE_ROWS;
+        let scales = at_a_time * UNPACK_SUBS * TILE_ROWS;
         Ok(Scratch {
-            levels: Aligned::zeros(UNPACK_SUBS * SUB_COLS * TILE_ROWS, "unpacked weights")?,
-            scales: Aligned::zeros(UNPACK_SUBS * TILE_ROWS, "unpacked scales")?,
-            f: Aligned::zeros(plan.panel * TILE_ROWS, "sums")?,
+            levels: Aligned::zeros(levels, "unpacked weights")?,
+            scales: Aligned::zeros(scales, "unpacked scales")?,
+            f: Aligned::zeros(at_a_time * plan.panel * TILE_ROWS, "sums")?,
             sum: memory::filled(plan.tiles_a_task * plan.panel * TILE_ROWS, 0.0, "sums")?,
         })
     }
