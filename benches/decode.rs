@@ -1,6 +1,7 @@
 //! Tokens a second of a model in the shape of TinyLlama-1.1B with random weights: prefill of 512 and decode.
 //!
-//! `cargo bench --bench decode [-- --threads N] [--bits 8,4,2,1] [--activations int8|f32] [--tokens N]`. With `--open PATH` instead: how long
+//! `cargo bench --bench decode [-- --threads N] [--bits 8,4,2,1] [--activations int8|f32] [--tokens N]
+//! [--context N]`: decoding begins at a context of so many, at most the 512 of the prompt. With `--open PATH` instead: how long
 //! it takes to open a model, the most memory that this takes, and the most after a prompt of 512 and a text. Each decoded token
 //! reads every matrix but the embedding once; its share is those bytes a second over what the same threads read from memory, sampled
 //! in turn. Of both the fastest tenth is taken: what another process interrupts says nothing about this one.
@@ -126,12 +127,15 @@ fn seconds(f: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Prefill of 512 and decoding from a context of 512 on.
+/// Tokens of a prompt.
+const PROMPT: usize = 512;
+
+/// Prefill of [`PROMPT`], and decoding from a context on.
 fn measure(
     rt: &Runtime,
     bits: Bits,
     activations: Activations,
-    tokens: usize,
+    (context, tokens): (usize, usize),
     ceilings: &mut Ceilings,
 ) -> Result<()> {
     let random = Random {
@@ -143,14 +147,15 @@ fn measure(
     let model = Arc::new(Model::new(tinyllama(), &random)?);
     let options = SessionOptions::from_json(r#"{"context": 1024, "temperature": 0}"#)?;
     let mut session = Session::new(rt, model.clone(), &options)?;
-    let prompt: Vec<u32> = (0..512).map(|i| i * 61 % 32000).collect();
+    let prompt: Vec<u32> = (0..PROMPT as u32).map(|i| i * 61 % 32000).collect();
     let mut prefill = Vec::new();
     for _ in 0..3 {
         session.rewind(rt, 0)?;
         let mut outcome = Ok(());
-        prefill.push(512.0 / seconds(|| outcome = session.eval(rt, &prompt, Logits::None)));
+        prefill.push(PROMPT as f64 / seconds(|| outcome = session.eval(rt, &prompt, Logits::None)));
         outcome?;
     }
+    session.rewind(rt, context)?;
     let threads = rt.pool().threads();
     let bytes = model.weight_bytes().1 as f64;
     let (mut rates, mut readings) = (Vec::new(), Vec::new());
@@ -251,7 +256,10 @@ fn main() -> Result<()> {
             &rt,
             bits,
             activations,
-            number("--tokens", 64),
+            (
+                number("--context", PROMPT).min(PROMPT),
+                number("--tokens", 64),
+            ),
             &mut ceilings,
         )?;
     }

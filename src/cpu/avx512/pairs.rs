@@ -1,8 +1,8 @@
-//! Many vectors, two tiles at a time: half of the loads of one tile.
+//! Many vectors, two tiles at a time: fewer loads.
 //!
 //! A product of sums `H` halves of tiles high and `V` vectors wide loads `H + V` registers for `H * V` multiply-adds. Intel's cores do two
-//! of these a cycle and, where it was measured (Ice Lake), one 512-bit load, be it a broadcast of four bytes, or one store. With two halves and
-//! six vectors that is 8 loads for 12, which are no longer the limit but the loads are; with four halves 10 for 24. The 24 sums of
+//! of these a cycle, and one 512-bit load or store where it was measured (Ice Lake), a broadcast of four bytes included. Two halves and
+//! six vectors are 8 loads for 12 multiply-adds, and wait for the loads; four halves are 10 for 24. The 24 sums of
 //! a block of columns fill the registers, so that those over the blocks live in the first-level cache, and weights are unpacked
 //! before: to bytes, as 8 bits have them, or to floats.
 
