@@ -39,3 +39,16 @@ impl Kernels {
         })
     }
 }
+
+/// Calls for the cache line at an address, which may be any; without effect where the processor has no such instruction.
+#[inline(always)]
+pub fn call_for<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has it, and it reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

@@ -4,7 +4,7 @@
 //! the size of one vector in every buffer here, whatever the widths before it.
 
 use super::tasks::{lock, members, run};
-use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
+use crate::cpu::layout::{Layout, QUAD_COLS, SUB_COLS, ZeroKind, interleave};
 use crate::cpu::tile::{Int8Acts, SHORT_WIDTHS, TileKernels, WIDTHS, widths};
 use crate::error::{Error, Result};
 use crate::memory;
@@ -150,7 +150,7 @@ impl Int8 {
     /// Several vectors, shared; whether all of them are finite.
     fn set_many(&mut self, quantize: &Quantizer<'_>, hands: Hands<'_>, x: &[f32]) -> Result<bool> {
         let (padded, per, cols) = (self.vector_codes, self.vector_blocks, quantize.l.shape.cols);
-        let (grain, widths) = (quantize.l.grain(), widths(quantize.l));
+        let widths = widths(quantize.l);
         let inputs = x.chunks(VECTORS_A_TASK * cols);
         let mut outputs = memory::with_capacity(inputs.len(), "the list of tasks")?;
         outputs.extend(
@@ -179,11 +179,9 @@ impl Int8 {
                         finite.store(false, Ordering::Relaxed);
                     }
                     let to = &mut codes[first * padded..(first + width) * padded];
-                    for (to, from) in to
-                        .chunks_exact_mut(width * grain)
-                        .zip(one.0.chunks_exact(grain))
-                    {
-                        to[v * grain..][..grain].copy_from_slice(from);
+                    match quantize.l.short {
+                        false => spread::<SUB_COLS>(&one.0, to, v, width),
+                        true => spread::<QUAD_COLS>(&one.0, to, v, width),
                     }
                     for b in 0..per {
                         scales[first * per + b * width + v] = one.1[b];
@@ -203,6 +201,19 @@ impl Int8 {
             scales: self.scales[at..].as_ptr(),
             corrections: self.corrections[at..].as_ptr(),
         }
+    }
+}
+
+/// Writes vector `v` of the `width` that `to` interleaves, so many elements at a time.
+fn spread<const GRAIN: usize>(from: &[i8], to: &mut [i8], v: usize, width: usize) {
+    let to = to
+        .as_chunks_mut::<GRAIN>()
+        .0
+        .iter_mut()
+        .skip(v)
+        .step_by(width);
+    for (to, from) in to.zip(from.as_chunks().0) {
+        *to = *from;
     }
 }
 

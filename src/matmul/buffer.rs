@@ -1,7 +1,8 @@
-//! Memory that weights live in: aligned to cache lines, in huge pages where the system grants them (Linux).
+//! Memory that weights and the activations of a model live in: aligned to cache lines, in huge pages where the system grants them (Linux).
 
 use crate::error::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 /// A huge page of x86-64 and of most others.
@@ -116,6 +117,34 @@ impl Drop for Buffer {
                 libc::munmap(base.as_ptr().cast(), total);
             },
         }
+    }
+}
+
+/// Floats in such memory.
+pub struct Floats(Buffer);
+
+impl Floats {
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`; `what` names the buffer in the message.
+    pub fn zeros(len: usize, what: &str) -> Result<Floats> {
+        let bytes = len.saturating_mul(size_of::<f32>());
+        Ok(Floats(Buffer::zeroed(bytes, what)?))
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(self.0.as_slice())
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(self.0.as_mut_slice())
     }
 }
 

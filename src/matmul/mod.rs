@@ -11,6 +11,7 @@ mod tiles;
 mod weights;
 mod workspace;
 
+pub use buffer::Floats;
 pub use tasks::Output;
 pub use weights::{Activations, Weights};
 pub use workspace::Workspace;

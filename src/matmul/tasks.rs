@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::cpu;
 use crate::error::Result;
 use crate::memory;
 use crate::runtime::{Hands, Shared};
@@ -135,13 +136,30 @@ impl<'a> Output<'a> {
     ///
     /// # Safety
     /// No other thread writes these elements while this one does.
-    pub unsafe fn store(&self, at: usize, values: &[f32]) {
-        let to = &self.y[at..][..values.len()];
+    #[inline]
+    pub unsafe fn store<const N: usize>(&self, at: usize, values: &[f32; N]) {
+        let to = &self.y[at..][..N];
         // SAFETY: `to` is as long as `values`; atomics may be written through a shared borrow, and nobody else
-        // does so now; `y` was borrowed mutably, so `values` lies elsewhere.
-        unsafe {
-            let to = to.as_ptr().cast::<f32>().cast_mut();
-            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+        // does so now.
+        unsafe { to.as_ptr().cast::<[f32; N]>().cast_mut().write(*values) };
+    }
+
+    /// Calls for the cache lines of the `len` elements from `at` on, which may be beyond the end.
+    #[inline]
+    pub fn call_for(&self, at: usize, len: usize) {
+        let line = 64 / size_of::<f32>();
+        for i in (at..at + len).step_by(line) {
+            cpu::call_for(self.y.as_ptr().wrapping_add(i));
+        }
+    }
+
+    /// Writes the elements from `at` on, however few: in a function of its own, or the optimiser makes one call of this and
+    /// [`Output::store`].
+    #[cold]
+    #[inline(never)]
+    pub fn set_all(&self, at: usize, values: &[f32]) {
+        for (i, v) in values.iter().enumerate() {
+            self.set(at + i, *v);
         }
     }
 }

@@ -10,7 +10,7 @@ use super::load::{Layer, Linear, Parameters};
 use super::rope::Rotary;
 use crate::cpu::vector::{Cached, VectorKernels};
 use crate::error::{Error, Result};
-use crate::matmul::{Weights, Workspace};
+use crate::matmul::{Floats, Weights, Workspace};
 use crate::memory;
 use crate::runtime::{Hands, Runtime, Shared};
 
@@ -41,20 +41,20 @@ pub(super) struct State {
     attention: Scratch,
     workspace: Workspace,
     /// The residual stream `(n, hidden)`.
-    x: Vec<f32>,
+    x: Floats,
     /// Its norm, and the outputs of products that are added to it `(n, hidden)`.
-    a: Vec<f32>,
-    b: Vec<f32>,
+    a: Floats,
+    b: Floats,
     /// `(n, heads, head_dim)`
-    q: Vec<f32>,
+    q: Floats,
     /// `(n, kv_heads, head_dim)`
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: Floats,
+    v: Floats,
     /// `(n, heads, head_dim)`
-    mixed: Vec<f32>,
+    mixed: Floats,
     /// `(n, intermediate)`
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    gate: Floats,
+    up: Floats,
     /// A row of codes of the embedding `(hidden)`.
     codes: Vec<u8>,
 }
@@ -65,7 +65,7 @@ impl State {
         let n = BLOCK.min(context);
         let buffer = |width: usize| {
             let len = n.saturating_mul(width);
-            memory::filled(len, 0.0f32, "the buffers of a session")
+            Floats::zeros(len, "the buffers of a session")
         };
         let (query, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
         Ok(State {

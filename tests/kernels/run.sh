@@ -18,15 +18,41 @@ build() { # NAME FLAGS…
 # The kernels alone, as a library: what stands behind a driver that is none.
 $CXX $common -O2 -fPIC -shared -x c++ kernels/all.cu kernels/shim/shim.cpp -o "$out/libkernels_host.so"
 
-echo "plain"
-build plain -O2
-"$out/plain"
-echo "AddressSanitizer and UBSan"
-build asan -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
-ASAN_OPTIONS=detect_stack_use_after_return=0:detect_leaks=0 "$out/asan" one
-echo "ThreadSanitizer"
-build tsan -O1 -DSHIM_THREADS -fsanitize=thread
-# Older ThreadSanitizers want addresses that are not randomised; where that may not be asked for, it is tried as it is.
-fixed="setarch $(uname -m) -R"
-$fixed true 2> /dev/null || fixed=
-TSAN_OPTIONS=halt_on_error=1 $fixed "$out/tsan"
+plain() {
+    build plain -O2
+    "$out/plain"
+}
+
+addresses() {
+    build asan -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+    ASAN_OPTIONS=detect_stack_use_after_return=0:detect_leaks=0 "$out/asan" one
+}
+
+threads() {
+    build tsan -O1 -DSHIM_THREADS -fsanitize=thread
+    # Older ThreadSanitizers want addresses that are not randomised; where that may not be asked for, it is tried as it is.
+    fixed="setarch $(uname -m) -R"
+    $fixed true 2> /dev/null || fixed=
+    TSAN_OPTIONS=halt_on_error=1 $fixed "$out/tsan"
+}
+
+plain > "$out/plain.log" 2>&1 &
+plain=$!
+addresses > "$out/addresses.log" 2>&1 &
+addresses=$!
+threads > "$out/threads.log" 2>&1 &
+threads=$!
+
+failed=
+finish() { # PID NAME TITLE
+    wait "$1" || failed="$failed $2"
+    echo "$3"
+    cat "$out/$2.log"
+}
+finish "$plain" plain "plain"
+finish "$addresses" addresses "AddressSanitizer and UBSan"
+finish "$threads" threads "ThreadSanitizer"
+if [ -n "$failed" ]; then
+    echo "failed:$failed" >&2
+    exit 1
+fi

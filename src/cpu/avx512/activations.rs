@@ -15,14 +15,141 @@ pub(super) unsafe fn quantize(
     scales: &mut [f32],
     sums: &mut [i32],
 ) -> bool {
-    for (b, (x, q)) in x.chunks(block).zip(codes.chunks_mut(block)).enumerate() {
+    let one = |x: &[f32], codes: &mut [i8], scale: &mut f32, sum: &mut i32| {
         // SAFETY: the features are the caller's promise.
-        let Some((scale, sum)) = (unsafe { quantize_one(x, q) }) else {
+        let done = unsafe { quantize_one(x, codes) };
+        if let Some(of_block) = done {
+            (*scale, *sum) = of_block;
+        }
+        done.is_some()
+    };
+    let fours = if block == BLOCK {
+        x.len() / (4 * BLOCK)
+    } else {
+        0
+    };
+    let (x, rest) = x.split_at(fours * 4 * BLOCK);
+    let (codes, codes_left) = codes.split_at_mut(x.len());
+    let (scales, scales_left) = scales.split_at_mut(4 * fours);
+    let (sums, sums_left) = sums.split_at_mut(4 * fours);
+    for (((x, codes), scales), sums) in (x.as_chunks::<{ 4 * BLOCK }>().0.iter())
+        .zip(codes.as_chunks_mut::<{ 4 * BLOCK }>().0)
+        .zip(scales.as_chunks_mut::<4>().0)
+        .zip(sums.as_chunks_mut::<4>().0)
+    {
+        // SAFETY: the features are the caller's promise.
+        if unsafe { quantize_four(x, codes, scales, sums) } {
+            continue;
+        }
+        for i in 0..4 {
+            let block = i * BLOCK..(i + 1) * BLOCK;
+            if !one(
+                &x[block.clone()],
+                &mut codes[block],
+                &mut scales[i],
+                &mut sums[i],
+            ) {
+                return false;
+            }
+        }
+    }
+    for (((x, codes), scale), sum) in rest
+        .chunks(block)
+        .zip(codes_left.chunks_mut(block))
+        .zip(scales_left)
+        .zip(sums_left)
+    {
+        if !one(x, codes, scale, sum) {
             return false;
-        };
-        (scales[b], sums[b]) = (scale, sum);
+        }
     }
     true
+}
+
+/// The columns of a block of which four are quantised at once.
+const BLOCK: usize = 32;
+
+/// Four numbers, of four registers the largest or the sum of their lanes each.
+macro_rules! of_lanes {
+    ($op:ident, $op256:ident, $op128:ident, $m:expr) => {{
+        let [a, b, c, d] = $m;
+        let ab = $op(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let cd = $op(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        let all = $op(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        let half = $op256(
+            _mm512_castsi512_si256(all),
+            _mm512_extracti64x4_epi64::<1>(all),
+        );
+        $op128(
+            _mm256_castsi256_si128(half),
+            _mm256_extracti128_si256::<1>(half),
+        )
+    }};
+}
+
+/// Four blocks with the bits of [`quantize_one`], whose reductions across lanes and divisions they share; false, and nothing written, if
+/// a value is not finite or a block wants the quotient.
+///
+/// # Safety
+/// AVX-512 F, BW, VL, DQ.
+#[inline(always)]
+unsafe fn quantize_four(
+    x: &[f32; 4 * BLOCK],
+    codes: &mut [i8; 4 * BLOCK],
+    scales: &mut [f32; 4],
+    sums: &mut [i32; 4],
+) -> bool {
+    // SAFETY: loads and stores are within the arrays.
+    unsafe {
+        let mut v = [[_mm512_setzero_ps(); 2]; 4];
+        let mut amax = [_mm512_setzero_si512(); 4];
+        for b in 0..4 {
+            for half in 0..2 {
+                v[b][half] = _mm512_loadu_ps(x.as_ptr().add(BLOCK * b + 16 * half));
+            }
+            let [low, high] = v[b];
+            amax[b] = _mm512_max_epu32(
+                _mm512_castps_si512(_mm512_abs_ps(low)),
+                _mm512_castps_si512(_mm512_abs_ps(high)),
+            );
+        }
+        let amax = of_lanes!(_mm512_max_epu32, _mm256_max_epu32, _mm_max_epu32, amax);
+        let amax = _mm_castsi128_ps(amax);
+        let finite = _mm_cmp_ps_mask::<_CMP_LT_OQ>(amax, _mm_set1_ps(f32::INFINITY));
+        let ordinary = _mm_cmp_ps_mask::<_CMP_GE_OQ>(amax, _mm_set1_ps(TINY_AMAX));
+        if finite & ordinary != 0b1111 {
+            return false;
+        }
+        let inverse = _mm512_castps128_ps512(_mm_div_ps(_mm_set1_ps(127.0), amax));
+        let mut q = [[_mm512_setzero_si512(); 2]; 4];
+        let mut sum = [_mm512_setzero_si512(); 4];
+        for b in 0..4 {
+            let inverse = _mm512_permutexvar_ps(_mm512_set1_epi32(b as i32), inverse);
+            for half in 0..2 {
+                let scaled = _mm512_mul_ps(v[b][half], inverse);
+                // Half to even, whatever the rounding mode of the calling thread is.
+                q[b][half] = _mm512_cvt_roundps_epi32::<
+                    { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
+                >(scaled);
+            }
+            sum[b] = _mm512_add_epi32(q[b][0], q[b][1]);
+        }
+        // Packing goes by 128 bits: of each quarter four codes of either half of two blocks.
+        let quarters = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        for two in 0..2 {
+            let [first, second] = [q[2 * two], q[2 * two + 1]];
+            let packed = _mm512_packs_epi16(
+                _mm512_packs_epi32(first[0], first[1]),
+                _mm512_packs_epi32(second[0], second[1]),
+            );
+            let packed = _mm512_permutexvar_epi32(quarters, packed);
+            _mm512_storeu_si512(codes.as_mut_ptr().add(2 * BLOCK * two).cast(), packed);
+        }
+        _mm_storeu_ps(scales.as_mut_ptr(), _mm_div_ps(amax, _mm_set1_ps(127.0)));
+        let sum = of_lanes!(_mm512_add_epi32, _mm256_add_epi32, _mm_add_epi32, sum);
+        _mm_storeu_si128(sums.as_mut_ptr().cast(), sum);
+        true
+    }
 }
 
 /// The first `n` of 16 lanes, or all of them.

@@ -308,8 +308,11 @@ impl Tiles {
     /// No other task writes this cell.
     unsafe fn store(&self, out: &Output<'_>, v: usize, t: usize, values: &[f32; TILE_ROWS]) {
         let (row, rows) = (t * TILE_ROWS, self.layout.shape.rows);
-        // SAFETY: the caller's.
-        unsafe { out.store(v * rows + row, &values[..TILE_ROWS.min(rows - row)]) };
+        match rows - row {
+            // SAFETY: the caller's.
+            TILE_ROWS.. => unsafe { out.store(v * rows + row, values) },
+            left => out.set_all(v * rows + row, &values[..left]),
+        }
     }
 
     /// Writes the rows of tile `t` of the vectors from `first` on.

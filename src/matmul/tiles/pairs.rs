@@ -46,8 +46,6 @@ impl Tiles {
     ) {
         let l = &self.layout;
         let (unpacked, sums) = scratch.floats_mut().split_at_mut(2 * SIDE);
-        let row = vectors.len() * TILE_ROWS;
-        let sums = &mut sums[..2 * row];
         let (sides, _) = unpacked.as_chunks_mut::<SIDE>();
         let sides: &mut [[f32; SIDE]; 2] = sides.try_into().expect("two of them");
         let sides = sides.each_mut().map(|side| {
@@ -60,46 +58,62 @@ impl Tiles {
             }
         });
         let passes = blocks(&WIDTHS, vectors.clone()).count();
+        let chunks = l.total_subs().div_ceil(UNPACKED_SUBS);
         let mut tile = tiles.start;
         while tile + 2 <= tiles.end {
-            sums.fill(0.0);
+            let pair = [self.tile(tile).as_ptr(), self.tile(tile + 1).as_ptr()];
             for first in (0..l.total_subs()).step_by(UNPACKED_SUBS) {
                 let count = UNPACKED_SUBS.min(l.total_subs() - first);
-                for (t, side) in (tile..).zip(sides) {
-                    let tile = self.tile(t).as_ptr();
+                for (tile, side) in pair.into_iter().zip(sides) {
                     // SAFETY: `k` exists, so the processor has its features; the tile has these sub-blocks, and a side has room
                     // for UNPACKED_SUBS of them.
                     unsafe { pairs.bytes(l.bits)(l, tile, first, count, side) };
                 }
+                let last = first + count == l.total_subs();
                 // Each pass calls for its share of what is unpacked next, be it of the next pair.
                 let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
-                let bytes = to - from;
-                let next = match first + count < l.total_subs() {
-                    true => to,
-                    false => 2 * l.tile_bytes(),
-                };
-                let lines = bytes.div_ceil(64 * count * passes);
+                let next = if last { 2 * l.tile_bytes() } else { to };
+                let share = (to - from).div_ceil(passes);
+                let lines = share.div_ceil(64 * count);
                 for (pass, (v, width)) in blocks(&WIDTHS, vectors.clone()).enumerate() {
-                    let (a, b) = sums.split_at_mut(row);
-                    let at = (v - vectors.start) * TILE_ROWS;
-                    let sums = [a[at..].as_mut_ptr(), b[at..].as_mut_ptr()];
-                    let ahead = [tile, tile + 1].map(|t| Ahead {
-                        at: (self.tile(t).as_ptr()).wrapping_add(next + pass * bytes / passes),
-                        lines,
-                    });
+                    let cells = width * TILE_ROWS;
+                    let at = 2 * (v - vectors.start) * TILE_ROWS;
+                    let sums = &mut sums[at..][..2 * cells];
+                    if first == 0 {
+                        sums.fill(0.0);
+                    }
+                    let (a, b) = sums.split_at_mut(cells);
                     // Groups before the last are whole blocks, and so are these sub-blocks.
                     let x = acts.block(v, width, first, first / l.block_subs);
+                    let at = next + pass * share;
+                    let ahead = [
+                        Ahead {
+                            at: pair[0].wrapping_add(at),
+                            lines,
+                        },
+                        Ahead {
+                            at: pair[1].wrapping_add(at),
+                            lines,
+                        },
+                    ];
+                    // Rows of the output are far apart, in no near cache; chunk by chunk it is the turn of other vectors'.
+                    for i in (first / UNPACKED_SUBS..width).step_by(chunks) {
+                        let at = (v + i) * l.shape.rows + tile * TILE_ROWS;
+                        out.call_for(at, 2 * TILE_ROWS);
+                    }
+                    let to = [a.as_mut_ptr(), b.as_mut_ptr()];
                     // SAFETY: as above; the activations are those of these sub-blocks, and each vector has a row of sums.
-                    unsafe { pairs.int8(width)(l, count, sides, x, ahead, sums) };
-                }
-            }
-            let (sums, _) = sums.as_chunks();
-            let (a, b) = sums.split_at(vectors.len());
-            for (v, (a, b)) in vectors.clone().zip(a.iter().zip(b)) {
-                // SAFETY: tasks have disjoint tiles or vectors.
-                unsafe {
-                    self.store(out, v, tile, a);
-                    self.store(out, v, tile + 1, b);
+                    unsafe { pairs.int8(width)(l, count, sides, x, ahead, to) };
+                    if !last {
+                        continue;
+                    }
+                    for (v, (a, b)) in (v..).zip(a.as_chunks().0.iter().zip(b.as_chunks().0)) {
+                        // SAFETY: tasks have disjoint tiles or vectors.
+                        unsafe {
+                            self.store(out, v, tile, a);
+                            self.store(out, v, tile + 1, b);
+                        }
+                    }
                 }
             }
             tile += 2;

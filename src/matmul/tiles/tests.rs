@@ -345,7 +345,16 @@ fn activations_are_quantised_alike_at_every_level() {
         63.5,
     ];
     for k in TileKernels::variants() {
-        for (len, block) in [(1, 32), (31, 32), (32, 32), (65, 64), (300, 128), (0, 32)] {
+        for (len, block) in [
+            (1, 32),
+            (31, 32),
+            (32, 32),
+            (65, 64),
+            (300, 128),
+            (0, 32),
+            (128, 32),
+            (300, 32),
+        ] {
             for case in 0..40 {
                 let size = 10f32.powi((r.next() % 60) as i32 - 45);
                 let mut x: Vec<f32> = (0..len).map(|_| r.gauss() * size).collect();
@@ -376,16 +385,16 @@ fn activations_that_are_not_finite_are_refused() {
     let pool = Pool::new(1).unwrap();
     let mut r = Random::new(2);
     let matrices = [32, 7, 1].map(|group| {
-        let m = random_codes(&mut r, Shape::new(4, 100, group), Bits::Four, Kind::ALL[0]);
+        let m = random_codes(&mut r, Shape::new(4, 300, group), Bits::Four, Kind::ALL[0]);
         tiles(&pool, &m)
     });
     for (t, k) in
         (matrices.iter()).flat_map(|t| TileKernels::variants().into_iter().map(move |k| (t, k)))
     {
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for at in [0, 31, 99] {
-                let mut x = vec![1.0; 200];
-                x[100 + at] = bad;
+            for at in [0, 31, 99, 255, 299] {
+                let mut x = vec![1.0; 600];
+                x[300 + at] = bad;
                 let mut y = vec![7.0; 8];
                 let e = t
                     .multiply(&k, Hands::Pool(&pool), Activations::Int8, &x, &mut y, 2)
