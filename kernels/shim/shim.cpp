@@ -7,18 +7,22 @@
 #include <mutex>
 #include <random>
 #include <vector>
-#ifdef SHIM_THREADS
-#include <condition_variable>
-#include <thread>
-#elif defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#ifdef __x86_64__
 #define OWN_SWITCH
 #else
 #include <ucontext.h>
 #endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+#ifdef SHIM_RACES
+#include <sanitizer/tsan_interface.h>
+#endif
 
 #ifdef OWN_SWITCH
 // Keeps what a function must keep on the stack that is left, and takes it from the stack that is entered. swapcontext does the
-// same and asks the system for the signal mask, which was two thirds of the time of a launch.
+// same and asks the system for the signal mask, which was two thirds of the time of a launch; AddressSanitizer's swapcontext clears what
+// it knows of the whole stack besides, which made minutes of seconds.
 extern "C" void shim_switch(void **left, void *entered);
 asm(R"(
     .text
@@ -56,10 +60,6 @@ constexpr unsigned LANES = 32, MOST_THREADS = 1024, MOST_WORDS = 6;
 
 struct Barrier {
     unsigned expected = 0, arrived = 0, generation = 0;
-#ifdef SHIM_THREADS
-    std::mutex lock;
-    std::condition_variable turned;
-#endif
 };
 
 struct Exchange {
@@ -67,23 +67,69 @@ struct Exchange {
     uint32_t slots[2][LANES][MOST_WORDS + 1]; // a count, and so many words
 };
 
-#ifndef SHIM_THREADS
 constexpr size_t STACK = 128 * 1024;
+
+// What happens before what: all that was done before `tell(at)` before all that is done after `hear(at)`. Switches from fiber to
+// fiber order nothing.
+#ifdef SHIM_RACES
+void tell(void *at) { __tsan_release(at); }
+void hear(void *at) { __tsan_acquire(at); }
+#else
+void tell(void *) {}
+void hear(void *) {}
+#endif
 
 // Where a thread of control was left.
 struct Fiber {
 #ifdef OWN_SWITCH
     void *top;
+#ifdef __SANITIZE_ADDRESS__
+    const void *stack = nullptr;
+    size_t size = 0;
+#endif
+#ifdef SHIM_RACES
+    void *seen = nullptr; // as a thread, to ThreadSanitizer
+    bool own = false;
+    ~Fiber() {
+        if (own)
+            __tsan_destroy_fiber(seen);
+    }
+#endif
 
     // Makes it one that begins with `entry`, which never returns.
     void start(char *stack, void (*entry)()) {
+#ifdef __SANITIZE_ADDRESS__
+        // Frames of the block before, which were never left.
+        __asan_unpoison_memory_region(stack, STACK);
+#endif
         // As if `entry` were being called: the registers, where to go, where it would return to; aligned as a call leaves it.
         void **frame = reinterpret_cast<void **>(reinterpret_cast<uintptr_t>(stack + STACK) / 16 * 16) - 8;
         std::memset(frame, 0, 8 * sizeof *frame);
         frame[6] = reinterpret_cast<void *>(entry);
         top = frame;
+#ifdef __SANITIZE_ADDRESS__
+        this->stack = stack;
+        size = STACK;
+#endif
+#ifdef SHIM_RACES
+        if (!own)
+            seen = __tsan_create_fiber(0);
+        own = true;
+#endif
     }
-    void leave_for(Fiber &other) { shim_switch(&top, other.top); }
+    void leave_for(Fiber &other) {
+#ifdef SHIM_RACES
+        __tsan_switch_to_fiber(other.seen, __tsan_switch_to_fiber_no_sync);
+#endif
+#ifdef __SANITIZE_ADDRESS__
+        void *of_this = nullptr;
+        __sanitizer_start_switch_fiber(&of_this, other.stack, other.size);
+        shim_switch(&top, other.top);
+        __sanitizer_finish_switch_fiber(of_this, nullptr, nullptr);
+#else
+        shim_switch(&top, other.top);
+#endif
+    }
 #else
     ucontext_t context;
 
@@ -97,7 +143,6 @@ struct Fiber {
     void leave_for(Fiber &other) { swapcontext(&context, &other.context); }
 #endif
 };
-#endif
 
 struct Worker : Thread {
     unsigned number = 0;
@@ -105,10 +150,8 @@ struct Worker : Thread {
     bool done = false;
     Barrier *waits = nullptr;
     unsigned since = 0;
-#ifndef SHIM_THREADS
     Fiber fiber;
     std::unique_ptr<char[]> stack;
-#endif
 };
 
 std::mutex one_launch;
@@ -121,39 +164,35 @@ const void *entry_args;
 
 Worker &me() { return *static_cast<Worker *>(self); }
 
-#ifdef SHIM_THREADS
-void wait(Barrier &b) {
-    std::unique_lock<std::mutex> held(b.lock);
-    const unsigned since = b.generation;
-    if (++b.arrived == b.expected) {
-        b.arrived = 0;
-        b.generation++;
-        b.turned.notify_all();
-    } else {
-        b.turned.wait(held, [&] { return b.generation != since; });
-    }
-}
-#else
 Fiber scheduler;
+// What the threads of a block hear of its launch, and the launch of them.
+char begun, ended;
 std::mt19937 dice(20261124);
 
 void wait(Barrier &b) {
     Worker &w = me();
     w.since = b.generation;
+    tell(&b);
     if (++b.arrived == b.expected) {
         b.arrived = 0;
         b.generation++;
-        return;
+    } else {
+        w.waits = &b;
+        w.fiber.leave_for(scheduler);
+        w.waits = nullptr;
     }
-    w.waits = &b;
-    w.fiber.leave_for(scheduler);
-    w.waits = nullptr;
+    hear(&b);
 }
 
 bool runnable(const Worker &w) { return !w.done && (w.waits == nullptr || w.waits->generation != w.since); }
 
 void begin() {
+#if defined(OWN_SWITCH) && defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.size);
+#endif
+    hear(&begun);
     entry(entry_args);
+    tell(&ended);
     me().done = true;
     me().fiber.leave_for(scheduler);
 }
@@ -175,7 +214,6 @@ Worker *next(unsigned last) {
     }
     return nullptr;
 }
-#endif
 
 void poison() { std::memset(memory.data(), 0xff, memory.size() * sizeof(double)); }
 
@@ -275,27 +313,9 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
     entry_args = args;
     if (!prepare())
         return 1;
-#ifdef SHIM_THREADS
-    std::vector<std::thread> threads;
-    Barrier turn; // not the block's own: a kernel that returns early must not be waited for there
-    turn.expected = unsigned(workers.size());
-    for (auto &worker : workers)
-        threads.emplace_back([w = worker.get(), &turn] {
-            self = w;
-            each_block([&](Index block) {
-                if (w->number == 0)
-                    poison();
-                w->block = block;
-                wait(turn);
-                entry(entry_args);
-                wait(turn);
-                return 0;
-            });
-        });
-    for (auto &t : threads)
-        t.join();
-    return 0;
-#else
+#ifdef SHIM_RACES
+    scheduler.seen = __tsan_get_current_fiber();
+#endif
     return each_block([&](Index block) {
         poison();
         for (auto &w : workers) {
@@ -307,6 +327,7 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
                 w->stack.reset(new char[STACK]);
             w->fiber.start(w->stack.get(), begin);
         }
+        tell(&begun);
         unsigned last = geometry.schedule == 1 ? unsigned(workers.size()) - 1 : 0;
         while (Worker *w = next(last)) {
             last = w->number;
@@ -320,9 +341,9 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
                 workers.clear(); // their stacks hold frames that will never be left
                 return 2;
             }
+        hear(&ended);
         return 0;
     });
-#endif
 }
 
 } // namespace shim

@@ -20,12 +20,8 @@
 using Entry = int (*)(const void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, int);
 using std::vector;
 
-#ifdef SHIM_THREADS
-inline vector<int> schedules{0}; // the system's
-#else
 inline const vector<int> EVERY_SCHEDULE{0, 1, 2, 3};
 inline vector<int> schedules = EVERY_SCHEDULE; // of the case at hand
-#endif
 constexpr float NAN_FILL = std::numeric_limits<float>::quiet_NaN();
 
 inline size_t checks = 0, failures = 0;

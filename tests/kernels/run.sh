@@ -1,5 +1,5 @@
 #!/bin/sh
-# The kernels on a processor: as they are, under AddressSanitizer and UBSan, and as threads under ThreadSanitizer.
+# The kernels on a processor: as they are, under AddressSanitizer and UBSan, and under ThreadSanitizer.
 # Usage: tests/kernels/run.sh BUILD-FOLDER
 set -eu
 cd "$(dirname "$0")/../.."
@@ -8,32 +8,47 @@ mkdir -p "$out"
 CXX=${CXX:-g++}
 common="-std=c++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -DGPU_SHIM -rdynamic"
 
+shim() { # NAME FLAGS…
+    name=$1
+    shift
+    $CXX $common "$@" -c kernels/shim/shim.cpp -o "$out/shim_$name.o"
+}
+
 build() { # NAME FLAGS…
     name=$1
     shift
     $CXX $common "$@" -x c++ tests/kernels/kernels.cpp tests/kernels/transformer.cpp kernels/all.cu tests/kernels/planted.cu \
-        kernels/shim/shim.cpp -o "$out/$name" -ldl -lpthread
+        -x none "$out/shim_$name.o" -o "$out/$name" -ldl -lpthread
 }
 
 # The kernels alone, as a library: what stands behind a driver that is none.
 $CXX $common -O2 -fPIC -shared -x c++ kernels/all.cu kernels/shim/shim.cpp -o "$out/libkernels_host.so"
 
 plain() {
+    shim plain -O2
     build plain -O2
     "$out/plain"
 }
 
 addresses() {
+    shim asan -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
     build asan -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
     ASAN_OPTIONS=detect_stack_use_after_return=0:detect_leaks=0 "$out/asan" one
 }
 
 threads() {
-    build tsan -O1 -DSHIM_THREADS -fsanitize=thread
+    shim tsan -O1 -DSHIM_RACES
+    build tsan -O1 -DSHIM_RACES -fsanitize=thread
     # Older ThreadSanitizers want addresses that are not randomised; where that may not be asked for, it is tried as it is.
     fixed="setarch $(uname -m) -R"
     $fixed true 2> /dev/null || fixed=
-    TSAN_OPTIONS=halt_on_error=1 $fixed "$out/tsan"
+    export TSAN_OPTIONS=halt_on_error=1
+    if $fixed "$out/tsan" planted > "$out/planted.log" 2>&1 || ! grep -q "data race" "$out/planted.log"; then
+        echo "a race that was planted was not found:"
+        cat "$out/planted.log"
+        return 1
+    fi
+    $fixed "$out/tsan"
 }
 
 plain > "$out/plain.log" 2>&1 &

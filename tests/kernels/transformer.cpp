@@ -30,12 +30,8 @@ void near(double found, double expected, double allowed, const std::string &what
 
 // A case in every schedule where it is small, else in one of them, in turn.
 void some_schedules(size_t work) {
-#ifdef SHIM_THREADS
-    (void)work;
-#else
     static size_t turn = 0;
     schedules = work < 4000 ? EVERY_SCHEDULE : vector<int>{EVERY_SCHEDULE[turn++ % 4]};
-#endif
 }
 
 void embed(const Case &k, float factor) {
@@ -362,9 +358,7 @@ void logits() {
     vector<float> v{0.0f, 1.0f, -3.0f, 1e-4f, 500.0f, -1e30f}, before = v;
     LogitArgs a{};
     a.logits = address(v), a.count = v.size(), a.cap = 30.0f;
-#ifndef SHIM_THREADS
     schedules = {1};
-#endif
     launch("softcap", &a, 1, 1, 256, 0, {}, "soft cap");
     for (size_t i = 0; i < v.size(); i++)
         near(v[i], 30.0 * std::tanh(before[i] / 30.0), 4e-6 * (1e-3 + std::fabs(v[i])), "the soft cap of " + std::to_string(before[i]));
@@ -377,9 +371,7 @@ void logits() {
         b.position = address(position), b.count = values.size(), b.blocks = blocks;
         some_schedules(1);
         launch("greatest", &b, blocks, 1, 256, 64, {bytes(parts)}, "greatest");
-#ifndef SHIM_THREADS
         schedules = {3};
-#endif
         launch("advance", &b, 1, 1, 32, 0, {}, "advance");
         expect(token[0] == id[0] && position[0] == 42, "the step moves on");
         return token[0];
@@ -399,7 +391,7 @@ void logits() {
 } // namespace
 
 void test_transformer() {
-#ifdef SHIM_THREADS
+#ifdef SHIM_RACES
     embed({4, 5, 70, 32, 1, true, true}, 1.0f);
     angles(8, 3, 5);
     add_norm(300, 2, true, true, true, true);
