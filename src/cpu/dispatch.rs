@@ -9,7 +9,7 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA, F16C and POPCNT; AVX-VNNI where present.
     Avx2,
-    /// AVX-512 F, BW, VL, DQ; VNNI, VBMI, BITALG and VPOPCNTDQ where present.
+    /// AVX-512 F, BW, VL, DQ; VNNI, VBMI and VPOPCNTDQ where present.
     Avx512,
 }
 
@@ -54,6 +54,7 @@ pub struct Features {
     avx2: bool,
     avx512: bool,
     avx_vnni: bool,
+    avx512_vnni: bool,
     avx512_ice: bool,
     amd: bool,
 }
@@ -69,15 +70,13 @@ impl Features {
         let avx2 = has!("avx2") && has!("fma") && has!("f16c") && has!("popcnt");
         let avx512 =
             avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
+        let avx512_vnni = avx512 && has!("avx512vnni");
         Features {
             avx2,
             avx512,
             avx_vnni: avx2 && has!("avxvnni"),
-            avx512_ice: avx512
-                && has!("avx512vnni")
-                && has!("avx512vbmi")
-                && has!("avx512bitalg")
-                && has!("avx512vpopcntdq"),
+            avx512_vnni,
+            avx512_ice: avx512_vnni && has!("avx512vbmi") && has!("avx512vpopcntdq"),
             amd: vendor() == *b"AuthenticAMD",
         }
     }
@@ -89,6 +88,7 @@ impl Features {
             avx2: false,
             avx512: false,
             avx_vnni: false,
+            avx512_vnni: false,
             avx512_ice: false,
             amd: false,
         }
@@ -108,7 +108,12 @@ impl Features {
         self.avx_vnni
     }
 
-    /// The AVX-512 extensions that came together with Ice Lake and Zen 4: VNNI, VBMI, BITALG, VPOPCNTDQ.
+    /// AVX-512 VNNI: `vpdpbusd` on 512 bits.
+    pub fn avx512_vnni(&self) -> bool {
+        self.avx512_vnni
+    }
+
+    /// What came with Ice Lake and Zen 4 besides: VBMI, VPOPCNTDQ.
     pub fn avx512_ice(&self) -> bool {
         self.avx512_ice
     }

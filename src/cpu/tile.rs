@@ -243,14 +243,16 @@ impl TileKernels {
         #[cfg(target_arch = "x86_64")]
         {
             let features = Features::detect();
-            let (avx512, ice) = (features.isa() >= Isa::Avx512, features.avx512_ice());
+            let avx512 = features.isa() >= Isa::Avx512;
+            let (vnni, ice) = (features.avx512_vnni(), features.avx512_ice());
             all.extend(
                 [
                     (features.isa() >= Isa::Avx2, super::avx2::BASE),
                     (features.avx_vnni(), super::avx2::VNNI),
                     (avx512, super::avx512::BASE),
                     (avx512, super::avx512::BASE_PAIRS),
-                    (ice, super::avx512::ICE),
+                    (vnni, super::avx512::VNNI),
+                    (vnni, super::avx512::VNNI_PAIRS),
                     (ice, super::avx512::ICE_PAIRS),
                     (ice, super::avx512::ICE_TABLES),
                 ]

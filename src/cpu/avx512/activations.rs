@@ -15,53 +15,29 @@ pub(super) unsafe fn quantize(
     scales: &mut [f32],
     sums: &mut [i32],
 ) -> bool {
-    let one = |x: &[f32], codes: &mut [i8], scale: &mut f32, sum: &mut i32| {
-        // SAFETY: the features are the caller's promise.
-        let done = unsafe { quantize_one(x, codes) };
-        if let Some(of_block) = done {
-            (*scale, *sum) = of_block;
-        }
-        done.is_some()
-    };
-    let fours = if block == BLOCK {
-        x.len() / (4 * BLOCK)
-    } else {
-        0
-    };
-    let (x, rest) = x.split_at(fours * 4 * BLOCK);
-    let (codes, codes_left) = codes.split_at_mut(x.len());
-    let (scales, scales_left) = scales.split_at_mut(4 * fours);
-    let (sums, sums_left) = sums.split_at_mut(4 * fours);
-    for (((x, codes), scales), sums) in (x.as_chunks::<{ 4 * BLOCK }>().0.iter())
-        .zip(codes.as_chunks_mut::<{ 4 * BLOCK }>().0)
-        .zip(scales.as_chunks_mut::<4>().0)
-        .zip(sums.as_chunks_mut::<4>().0)
-    {
-        // SAFETY: the features are the caller's promise.
-        if unsafe { quantize_four(x, codes, scales, sums) } {
-            continue;
-        }
-        for i in 0..4 {
-            let block = i * BLOCK..(i + 1) * BLOCK;
-            if !one(
-                &x[block.clone()],
-                &mut codes[block],
-                &mut scales[i],
-                &mut sums[i],
-            ) {
-                return false;
+    let mut b = 0;
+    while b * block < x.len() {
+        let (x, codes) = (&x[b * block..], &mut codes[b * block..]);
+        let (scales, sums) = (&mut scales[b..], &mut sums[b..]);
+        if block == BLOCK
+            && let Some(x) = x.first_chunk()
+        {
+            let codes = codes.first_chunk_mut().expect("as long as x");
+            let scales = scales.first_chunk_mut().expect("one a block");
+            let sums = sums.first_chunk_mut().expect("one a block");
+            // SAFETY: the features are the caller's promise.
+            if unsafe { quantize_four(x, codes, scales, sums) } {
+                b += 4;
+                continue;
             }
         }
-    }
-    for (((x, codes), scale), sum) in rest
-        .chunks(block)
-        .zip(codes_left.chunks_mut(block))
-        .zip(scales_left)
-        .zip(sums_left)
-    {
-        if !one(x, codes, scale, sum) {
+        let cols = block.min(x.len());
+        // SAFETY: as above.
+        let Some((scale, sum)) = (unsafe { quantize_one(&x[..cols], &mut codes[..cols]) }) else {
             return false;
-        }
+        };
+        (scales[0], sums[0]) = (scale, sum);
+        b += 1;
     }
     true
 }

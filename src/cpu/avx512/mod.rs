@@ -1,8 +1,8 @@
 //! AVX-512: the tile kernels on 512-bit registers, a half of a tile (16 rows) to a register.
 //!
-//! Two sets share one source. [`BASE`] needs F, BW, VL and DQ (Skylake-X); [`ICE`] also VNNI, VBMI, BITALG and VPOPCNTDQ
-//! (Ice Lake, Zen 4 and later). What differs is named by the trait [`Extensions`]; the generic functions carry no
-//! `target_feature` and are `inline(always)`, so that they take on the features of the entry point they end up in.
+//! Two sets share one source. [`BASE`] needs F, BW, VL and DQ (Skylake-X); [`VNNI`] also VNNI (Cascade Lake). What differs is named by
+//! the trait [`Extensions`]; the generic functions carry no `target_feature` and are `inline(always)`, so that they take on the
+//! features of the entry point they end up in. Ice Lake, Zen 4 and later also have VPOPCNTDQ, for signs, and VBMI, for tables.
 
 mod activations;
 mod f32;
@@ -34,7 +34,9 @@ trait Extensions {
 
 /// F, BW, VL, DQ.
 struct Base;
-/// And VNNI, VBMI, BITALG, VPOPCNTDQ.
+/// And VNNI.
+struct Vnni;
+/// And VPOPCNTDQ.
 struct Ice;
 
 impl Extensions for Base {
@@ -76,11 +78,25 @@ impl Extensions for Base {
     }
 }
 
-impl Extensions for Ice {
+impl Extensions for Vnni {
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 VNNI.
         unsafe { _mm512_dpbusd_epi32(acc, u, s) }
+    }
+
+    #[inline(always)]
+    unsafe fn popcount(v: __m512i) -> __m512i {
+        // SAFETY: the caller's processor has what `Base` wants.
+        unsafe { Base::popcount(v) }
+    }
+}
+
+impl Extensions for Ice {
+    #[inline(always)]
+    unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
+        // SAFETY: the caller's processor has what `Vnni` wants.
+        unsafe { Vnni::dot::<BITS>(acc, u, s) }
     }
 
     #[inline(always)]
@@ -152,9 +168,8 @@ kernel_set! {
     BASE, base, Base, Avx512, "avx512", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c"
 }
 kernel_set! {
-    /// AVX-512 as Ice Lake and Zen 4 have it.
-    ICE, ice, Ice, Avx512, "avx512+vnni",
-    "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi,avx512bitalg,avx512vpopcntdq"
+    /// AVX-512 as Cascade Lake has it.
+    VNNI, vnni, Vnni, Avx512, "avx512+vnni", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni"
 }
 
 /// [`BASE`], and pairs of tiles for many float32 vectors.
@@ -164,16 +179,34 @@ pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {
     ..BASE
 };
 
-/// [`ICE`], and pairs of tiles for many vectors.
-pub(in crate::cpu) const ICE_PAIRS: TileKernels = TileKernels {
+/// [`VNNI`], and pairs of tiles for many vectors.
+pub(in crate::cpu) const VNNI_PAIRS: TileKernels = TileKernels {
     name: "avx512+vnni+pairs",
-    pairs: Some(pairs::ICE),
-    ..ICE
+    pairs: Some(pairs::VNNI),
+    ..VNNI
 };
 
-/// [`ICE`], and tables for many vectors of one bit.
-pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
-    name: "avx512+vnni+tables",
-    tables: Some(tables::KERNELS),
-    ..ICE
+/// [`VNNI_PAIRS`] with VPOPCNTDQ: AVX-512 as Ice Lake has it.
+pub(in crate::cpu) const ICE_PAIRS: TileKernels = TileKernels {
+    name: "avx512+vnni+vpopcntdq+pairs",
+    sign: by_width!(ice_sign),
+    ..VNNI_PAIRS
 };
+
+/// [`VNNI`] with VPOPCNTDQ, and tables for many vectors of one bit: AVX-512 as Zen 4 has it.
+pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
+    name: "avx512+vnni+vpopcntdq+tables",
+    sign: by_width!(ice_sign),
+    tables: Some(tables::KERNELS),
+    ..VNNI
+};
+
+/// [`sign::tile`] with VPOPCNTDQ.
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ and VPOPCNTDQ.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vpopcntdq")]
+unsafe fn ice_sign<const V: usize>(l: &Layout, tile: *const u8, x: *const u32, out: *mut f32) {
+    // SAFETY: the caller's.
+    unsafe { sign::tile::<Ice, V>(l, tile, x, out) }
+}

@@ -85,17 +85,11 @@ impl Tiles {
                     let (a, b) = sums.split_at_mut(cells);
                     // Groups before the last are whole blocks, and so are these sub-blocks.
                     let x = acts.block(v, width, first, first / l.block_subs);
-                    let at = next + pass * share;
-                    let ahead = [
-                        Ahead {
-                            at: pair[0].wrapping_add(at),
-                            lines,
-                        },
-                        Ahead {
-                            at: pair[1].wrapping_add(at),
-                            lines,
-                        },
-                    ];
+                    let ahead = |tile: *const u8| Ahead {
+                        at: tile.wrapping_add(next + pass * share),
+                        lines,
+                    };
+                    let ahead = [ahead(pair[0]), ahead(pair[1])];
                     // Rows of the output are far apart, in no near cache; chunk by chunk it is the turn of other vectors'.
                     for i in (first / UNPACKED_SUBS..width).step_by(chunks) {
                         let at = (v + i) * l.shape.rows + tile * TILE_ROWS;
