@@ -1,6 +1,7 @@
-// Just enough of a GPU to run the kernels on a processor: one block at a time, each of its threads a fiber. With SHIM_RACES the shim,
-// itself without instrumentation, tells ThreadSanitizer that fibers are threads, and what barriers order. Shared memory is poisoned (NaN) before each block. A warp
-// operation or a barrier that some threads do not reach is an error, not a hang; so is one that lanes reach at different places.
+// Just enough of a GPU to run the kernels on a processor: one block at a time, each of its threads a fiber. With SHIM_RACES the
+// shim, itself without instrumentation, tells ThreadSanitizer that fibers are threads, and what barriers order. Shared memory is
+// poisoned (NaN) before each block. A warp operation or a barrier that some threads do not reach is an error, not a hang; so is
+// one that lanes reach at different places.
 #ifndef APL_FFI_KERNELS_SHIM_H
 #define APL_FFI_KERNELS_SHIM_H
 

@@ -1,4 +1,5 @@
-//! Memory that weights and the activations of a model live in: aligned to cache lines, in huge pages where the system grants them (Linux).
+//! Memory that weights and the activations of a model live in: aligned to cache lines, in huge pages where the system grants
+//! them (Linux).
 
 use crate::error::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};

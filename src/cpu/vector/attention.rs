@@ -146,7 +146,7 @@ fn columns<L: Lanes, T: Wide, const S: usize, const B: usize>(
         }
     }
     // Bounds are checked here, once, and rows are at fixed distances: with a slice a row, each had its own check and its pointer was read
-    // from the stack, which took as long as the products.
+    // from the stack, which took a third more time (eight rows, Ice Lake).
     let positions = at..at + values.len() / width;
     assert!(positions.end <= CHUNK);
     for (i, values) in positions.zip(values.chunks_exact(width)) {
