@@ -72,8 +72,10 @@ pub extern "C" fn apl_ffi_ready() -> i32 {
 ///
 /// Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or of
 /// the device `name`, `compute_capability`, `memory_total`, `memory_free`, `driver`, and `image`, what its kernels
-/// were loaded from), `devices` (the same and `ordinal` of every device in use, of which `cuda` is the first), `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and
-/// `threads` are null. Never initialises the library and leaves the error state alone.
+/// were loaded from), `devices` (the same and `ordinal` of every device in use, of which `cuda` is the first),
+/// `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and `threads` are null.
+/// Handles of other threads may lengthen the text between two calls: give room to spare, or ask again. Never
+/// initialises the library and leaves the error state alone.
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
 #[unsafe(no_mangle)]

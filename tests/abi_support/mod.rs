@@ -6,14 +6,21 @@ use std::ffi::{CString, c_char};
 use apl_ffi::abi::lifecycle::{apl_ffi_info, apl_ffi_last_error};
 use serde_json::Value;
 
-/// A text from a function that fills a buffer: asks for the size, then for the text.
+/// A text from a function that fills a buffer: asks for the size, then for the text, and again where other threads have
+/// made it longer meanwhile.
 pub fn filled(fill: impl Fn(*mut c_char, i32) -> i32) -> String {
-    let needed = fill(std::ptr::null_mut(), 0);
-    assert!(needed >= 0, "status {needed}");
-    let mut bytes = vec![0x55u8; needed as usize + 1];
-    assert_eq!(fill(bytes.as_mut_ptr().cast(), needed + 1), needed);
-    assert_eq!(bytes.pop(), Some(0));
-    String::from_utf8(bytes).unwrap()
+    let mut needed = fill(std::ptr::null_mut(), 0);
+    loop {
+        assert!(needed >= 0, "status {needed}");
+        let mut bytes = vec![0x55u8; needed as usize + 1];
+        let capacity = needed + 1;
+        needed = fill(bytes.as_mut_ptr().cast(), capacity);
+        if needed < capacity {
+            bytes.truncate(needed as usize + 1);
+            assert_eq!(bytes.pop(), Some(0));
+            return String::from_utf8(bytes).unwrap();
+        }
+    }
 }
 
 pub fn last_error() -> String {
