@@ -300,7 +300,7 @@ impl Instruction {
             (_, Isa::Scalar) => None,
             (Arithmetic::Float, Isa::Avx2) => Some(Instruction::Fma256),
             (Arithmetic::Float, Isa::Avx512) => Some(Instruction::Fma512),
-            (Arithmetic::Integer, Isa::Avx512) if has.avx512_ice() => {
+            (Arithmetic::Integer, Isa::Avx512) if has.avx512_vnni() => {
                 Some(Instruction::Vpdpbusd512)
             }
             (Arithmetic::Integer, _) if has.avx_vnni() => Some(Instruction::Vpdpbusd256),

@@ -60,6 +60,9 @@ constexpr unsigned LANES = 32, MOST_THREADS = 1024, MOST_WORDS = 6;
 
 struct Barrier {
     unsigned expected = 0, arrived = 0, generation = 0;
+    // Where one generation tells and hears, in turn: of one place a thread that wakes late would also hear what others told on their
+    // way to the next. Two are enough, because nobody reaches a generation before all have heard the one before.
+    char turns[2] = {};
 };
 
 struct Exchange {
@@ -172,7 +175,8 @@ std::mt19937 dice(20261124);
 void wait(Barrier &b) {
     Worker &w = me();
     w.since = b.generation;
-    tell(&b);
+    char *const turn = &b.turns[b.generation % 2];
+    tell(turn);
     if (++b.arrived == b.expected) {
         b.arrived = 0;
         b.generation++;
@@ -181,7 +185,7 @@ void wait(Barrier &b) {
         w.fiber.leave_for(scheduler);
         w.waits = nullptr;
     }
-    hear(&b);
+    hear(turn);
 }
 
 bool runnable(const Worker &w) { return !w.done && (w.waits == nullptr || w.waits->generation != w.since); }

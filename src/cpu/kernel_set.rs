@@ -53,29 +53,21 @@ macro_rules! unroll {
     };
 }
 
-/// Makes the entry points of one set of kernels: the only functions with `target_feature`, each a call of a generic
-/// `inline(always)` function of the sibling modules `int8`, `f32`, `sign`, `short` and `activations`.
+/// Makes a set of kernels: entry points with the `target_feature` of the set, each a call of a generic `inline(always)`
+/// function of the sibling modules `int8`, `sign`, `short`, `f32` and `activations`.
 macro_rules! kernel_set {
     ($(#[$doc:meta])* $set:ident, $module:ident, $ext:ident, $isa:ident, $name:literal, $features:literal) => {
         mod $module {
-            use super::$ext as Ext;
             use super::super::layout::Layout;
-            use super::super::tile::{Ahead, Int8Acts, TileKernels};
+            use super::super::tile::TileKernels;
 
-            #[target_feature(enable = $features)]
-            unsafe fn int8<const BITS: usize, const V: usize>(
-                l: &Layout, first: usize, count: usize,
-                tile: *const u8, acts: Int8Acts, ahead: Ahead, out: *mut f32,
-            ) {
-                // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
-                unsafe { super::int8::tile::<Ext, BITS, V>(l, first, count, tile, acts, ahead, out) }
-            }
+            integer_kernels!($ext, $features);
 
             #[target_feature(enable = $features)]
             unsafe fn direct<const BITS: usize, const V: usize>(
                 l: &Layout, tile: *const u8, x: *const f32, out: *mut f32,
             ) {
-                // SAFETY: as above.
+                // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
                 unsafe { super::f32::direct::<BITS, V>(l, tile, x, out) }
             }
 
@@ -97,27 +89,11 @@ macro_rules! kernel_set {
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn sign<const V: usize>(
-                l: &Layout, tile: *const u8, x: *const u32, out: *mut f32,
-            ) {
-                // SAFETY: as above.
-                unsafe { super::sign::tile::<Ext, V>(l, tile, x, out) }
-            }
-
-            #[target_feature(enable = $features)]
-            unsafe fn short_int8<const V: usize>(
-                l: &Layout, tile: *const u8, acts: Int8Acts, out: *mut f32,
-            ) {
-                // SAFETY: as above.
-                unsafe { super::short::int8::<Ext, V>(l, tile, acts, out) }
-            }
-
-            #[target_feature(enable = $features)]
             unsafe fn short_f32<const V: usize>(
                 l: &Layout, tile: *const u8, x: *const f32, out: *mut f32,
             ) {
                 // SAFETY: as above.
-                unsafe { super::short::float::<Ext, V>(l, tile, x, out) }
+                unsafe { super::short::float::<super::$ext, V>(l, tile, x, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -131,12 +107,12 @@ macro_rules! kernel_set {
             pub(super) const KERNELS: TileKernels = TileKernels {
                 name: $name,
                 isa: $crate::cpu::Isa::$isa,
-                int8: [by_width!(int8, 1), by_width!(int8, 2), by_width!(int8, 4), by_width!(int8, 8)],
+                int8: INT8,
                 direct: [by_width!(direct, 1), by_width!(direct, 2), by_width!(direct, 4), by_width!(direct, 8)],
                 unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
                 panel: by_width!(panel),
-                sign: by_width!(sign),
-                short_int8: by_short_width!(short_int8),
+                sign: SIGN,
+                short_int8: SHORT_INT8,
                 short_f32: by_short_width!(short_f32),
                 quantize,
                 tables: None,
@@ -145,5 +121,74 @@ macro_rules! kernel_set {
         }
         $(#[$doc])*
         pub(in crate::cpu) const $set: $crate::cpu::tile::TileKernels = $module::KERNELS;
+    };
+    // A set that adds instructions for integers to another: what computes with floats is that set's.
+    ($(#[$doc:meta])* $set:ident = $base:ident with $module:ident, $ext:ident, $name:literal, $features:literal) => {
+        mod $module {
+            use super::super::layout::Layout;
+            use super::super::tile::TileKernels;
+
+            integer_kernels!($ext, $features);
+
+            pub(super) const KERNELS: TileKernels = TileKernels {
+                name: $name,
+                int8: INT8,
+                sign: SIGN,
+                short_int8: SHORT_INT8,
+                ..super::$base
+            };
+        }
+        $(#[$doc])*
+        pub(in crate::cpu) const $set: $crate::cpu::tile::TileKernels = $module::KERNELS;
+    };
+}
+
+/// The entry points that sum integers, and the tables of them.
+macro_rules! integer_kernels {
+    ($ext:ident, $features:literal) => {
+        use super::super::tile::{
+            Ahead, Int8Acts, Int8Fn, SHORT_WIDTHS, ShortInt8Fn, SignFn, WIDTHS,
+        };
+        use super::$ext as Ext;
+
+        #[target_feature(enable = $features)]
+        unsafe fn int8<const BITS: usize, const V: usize>(
+            l: &Layout,
+            first: usize,
+            count: usize,
+            tile: *const u8,
+            acts: Int8Acts,
+            ahead: Ahead,
+            out: *mut f32,
+        ) {
+            // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
+            unsafe { super::int8::tile::<Ext, BITS, V>(l, first, count, tile, acts, ahead, out) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn sign<const V: usize>(l: &Layout, tile: *const u8, x: *const u32, out: *mut f32) {
+            // SAFETY: as above.
+            unsafe { super::sign::tile::<Ext, V>(l, tile, x, out) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn short_int8<const V: usize>(
+            l: &Layout,
+            tile: *const u8,
+            acts: Int8Acts,
+            out: *mut f32,
+        ) {
+            // SAFETY: as above.
+            unsafe { super::short::int8::<Ext, V>(l, tile, acts, out) }
+        }
+
+        const INT8: [[Int8Fn; WIDTHS.len()]; 4] = [
+            by_width!(int8, 1),
+            by_width!(int8, 2),
+            by_width!(int8, 4),
+            by_width!(int8, 8),
+        ];
+        const SIGN: [SignFn; WIDTHS.len()] = by_width!(sign);
+        const SHORT_INT8: [ShortInt8Fn; SHORT_WIDTHS.len()] = by_short_width!(short_int8);
     };
 }

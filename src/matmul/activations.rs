@@ -179,9 +179,10 @@ impl Int8 {
                         finite.store(false, Ordering::Relaxed);
                     }
                     let to = &mut codes[first * padded..(first + width) * padded];
-                    match quantize.l.short {
-                        false => spread::<SUB_COLS>(&one.0, to, v, width),
-                        true => spread::<QUAD_COLS>(&one.0, to, v, width),
+                    match quantize.l.grain() {
+                        SUB_COLS => spread::<SUB_COLS>(&one.0, to, v, width),
+                        QUAD_COLS => spread::<QUAD_COLS>(&one.0, to, v, width),
+                        other => unreachable!("vectors by {other} columns"),
                     }
                     for b in 0..per {
                         scales[first * per + b * width + v] = one.1[b];

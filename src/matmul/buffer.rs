@@ -62,8 +62,10 @@ impl Buffer {
 
     #[cfg(target_os = "linux")]
     fn mapped(len: usize) -> Option<Buffer> {
-        // The system aligns to small pages: a huge one more, less what lies before the first boundary.
-        let total = len.checked_add(HUGE_PAGE)?;
+        // Whole huge pages, because the advice makes an area that ends where it ends, and a huge page lies in one area. And one more:
+        // the system aligns to small ones.
+        let whole = len.checked_next_multiple_of(HUGE_PAGE)?;
+        let total = whole.checked_add(HUGE_PAGE)?;
         // SAFETY: a private anonymous map at an address of the system's choice touches nothing that exists.
         let map = unsafe {
             libc::mmap(
@@ -80,11 +82,11 @@ impl Buffer {
         }
         let base = NonNull::new(map.cast::<u8>())?;
         let before = base.as_ptr().align_offset(HUGE_PAGE);
-        // SAFETY: `before < HUGE_PAGE`, so that `len` bytes from there lie in the map.
+        // SAFETY: `before < HUGE_PAGE`, so that `whole` bytes from there lie in the map.
         let ptr = unsafe { base.add(before) };
         // A refusal costs speed and nothing else.
         // SAFETY: pages that we own, from a page's beginning on; the advice changes no contents.
-        unsafe { libc::madvise(ptr.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        unsafe { libc::madvise(ptr.as_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
         let origin = Origin::Mapped(base, total);
         Some(Buffer { ptr, len, origin })
     }
@@ -155,9 +157,9 @@ mod tests {
 
     #[test]
     fn aligned_and_zero() {
-        for len in [0, 1, 63, 64, HUGE_PAGE, 3 * HUGE_PAGE + 7] {
+        for len in [0, 1, 63, 64, HUGE_PAGE / 2, HUGE_PAGE, 3 * HUGE_PAGE + 7] {
             let mut b = Buffer::zeroed(len, "a test").unwrap();
-            let align = if len >= HUGE_PAGE && cfg!(target_os = "linux") {
+            let align = if len >= HUGE_PAGE / 2 && cfg!(target_os = "linux") {
                 HUGE_PAGE
             } else {
                 LINE
@@ -177,7 +179,7 @@ mod tests {
         }
     }
 
-    /// Where the system grants huge pages on advice, a large buffer that was written to lies in them.
+    /// Where the system grants huge pages on advice, a large buffer that was written to lies in them, to its end.
     #[cfg(target_os = "linux")]
     #[test]
     fn huge_pages() {
@@ -186,15 +188,24 @@ mod tests {
             eprintln!("SKIPPED: the system grants no huge pages");
             return;
         }
-        let mut b = Buffer::zeroed(16 * HUGE_PAGE, "a test").unwrap();
+        // The system may run out of whole ones; never any for a length is a mistake of ours.
+        for len in [HUGE_PAGE / 2, HUGE_PAGE + HUGE_PAGE / 2, 16 * HUGE_PAGE] {
+            let whole = len.next_multiple_of(HUGE_PAGE) / 1024;
+            let got: Vec<_> = (0..4).map(|_| huge_kilobytes(len)).collect();
+            assert!(got.contains(&Some(whole)), "{len}: {got:?}, not {whole}");
+        }
+    }
+
+    /// Of a buffer of so many bytes that was written to.
+    #[cfg(target_os = "linux")]
+    fn huge_kilobytes(len: usize) -> Option<usize> {
+        let mut b = Buffer::zeroed(len, "a test").unwrap();
         b.as_mut_slice().fill(1);
         let address = format!("{:x}-", b.as_slice().as_ptr() as usize);
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         // The advice makes an area of its own, from the first aligned byte on.
-        let area = maps.split(&address).nth(1);
-        let line = area.and_then(|a| a.lines().find(|l| l.starts_with("AnonHugePages:")));
-        let kb = line.and_then(|l| l.split_whitespace().nth(1)?.parse::<usize>().ok());
-        // The system may run out of whole ones; none at all is a mistake of ours.
-        assert!(kb.is_some_and(|kb| kb > 0), "{line:?}");
+        let area = maps.split(&address).nth(1)?;
+        let line = area.lines().find(|l| l.starts_with("AnonHugePages:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
     }
 }

@@ -144,7 +144,8 @@ impl<'a> Output<'a> {
         unsafe { to.as_ptr().cast::<[f32; N]>().cast_mut().write(*values) };
     }
 
-    /// Calls for the cache lines of the `len` elements from `at` on, which may be beyond the end.
+    /// Calls for the cache lines of the `len` elements from `at` on, which may be beyond the end; where the elements begin within a
+    /// line, not for the last.
     #[inline]
     pub fn call_for(&self, at: usize, len: usize) {
         let line = 64 / size_of::<f32>();
@@ -153,11 +154,11 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Writes the elements from `at` on, however few: in a function of its own, or the optimiser makes one call of this and
-    /// [`Output::store`].
+    /// Writes the elements from `at` on, however few. Apart, because beside [`Output::store`] the compiler made one copy of both, a
+    /// call of `memcpy` for 128 bytes.
     #[cold]
     #[inline(never)]
-    pub fn set_all(&self, at: usize, values: &[f32]) {
+    pub fn store_few(&self, at: usize, values: &[f32]) {
         for (i, v) in values.iter().enumerate() {
             self.set(at + i, *v);
         }

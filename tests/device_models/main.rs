@@ -33,9 +33,9 @@ fn models_on_the_driver_that_is_none() {
     };
     // A process each: the driver's faults are of a process.
     let children = ["made", "one", "several"].map(run);
+    let ended = children.map(|child| child.wait_with_output().unwrap());
     let (mut passed, mut all) = (0, 0);
-    for child in children {
-        let child = child.wait_with_output().unwrap();
+    for child in ended {
         let text = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
         assert!(child.status.success(), "{text}");
         let count = |what| {

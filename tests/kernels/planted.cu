@@ -18,6 +18,16 @@ KERNEL(64, planted_race, PlantedArgs) {
     out<float>(args.out)[threadIdx.x] = shared[63 - threadIdx.x];
 }
 
+// The same between two barriers.
+KERNEL(64, planted_between, PlantedArgs) {
+    float *shared = shared_floats();
+    block_sync();
+    shared[threadIdx.x] = 1.0f;
+    const float other = shared[63 - threadIdx.x];
+    block_sync();
+    out<float>(args.out)[threadIdx.x] = other;
+}
+
 // One round's readers are overtaken by the next round's writers: only a warp that runs ahead shows it.
 KERNEL(64, planted_loop, PlantedArgs) {
     float *shared = shared_floats();

@@ -47,11 +47,13 @@ threads() {
     fixed="setarch $(uname -m) -R"
     $fixed true 2> /dev/null || fixed=
     export TSAN_OPTIONS=halt_on_error=1
-    if $fixed "$out/tsan" planted > "$out/planted.log" 2>&1 || ! grep -q "data race" "$out/planted.log"; then
-        echo "a race that was planted was not found:"
-        cat "$out/planted.log"
-        return 1
-    fi
+    for race in planted_race planted_between; do
+        if $fixed "$out/tsan" $race > "$out/$race.log" 2>&1 || ! grep -q "data race" "$out/$race.log"; then
+            echo "a race that was planted was not found: $race"
+            cat "$out/$race.log"
+            return 1
+        fi
+    done
     $fixed "$out/tsan"
 }
 
@@ -61,6 +63,8 @@ addresses > "$out/addresses.log" 2>&1 &
 addresses=$!
 threads > "$out/threads.log" 2>&1 &
 threads=$!
+# Jobs in the background do not hear an interruption.
+trap 'kill $plain $addresses $threads 2> /dev/null; exit 130' INT TERM
 
 failed=
 finish() { # PID NAME TITLE

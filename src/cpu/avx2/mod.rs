@@ -241,5 +241,5 @@ kernel_set! {
 }
 kernel_set! {
     /// And AVX-VNNI.
-    VNNI, vnni, Vnni, Avx2, "avx2+vnni", "avx2,fma,f16c,popcnt,avxvnni"
+    VNNI = BASE with vnni, Vnni, "avx2+vnni", "avx2,fma,f16c,popcnt,avxvnni"
 }

@@ -16,10 +16,13 @@ pub(super) unsafe fn quantize(
     sums: &mut [i32],
 ) -> bool {
     let mut b = 0;
+    // The end of four blocks that could not be quantised at once.
+    let mut alone = 0;
     while b * block < x.len() {
         let (x, codes) = (&x[b * block..], &mut codes[b * block..]);
         let (scales, sums) = (&mut scales[b..], &mut sums[b..]);
         if block == BLOCK
+            && b >= alone
             && let Some(x) = x.first_chunk()
         {
             let codes = codes.first_chunk_mut().expect("as long as x");
@@ -30,6 +33,7 @@ pub(super) unsafe fn quantize(
                 b += 4;
                 continue;
             }
+            alone = b + 4;
         }
         let cols = block.min(x.len());
         // SAFETY: as above.
@@ -45,7 +49,7 @@ pub(super) unsafe fn quantize(
 /// The columns of a block of which four are quantised at once.
 const BLOCK: usize = 32;
 
-/// Four numbers, of four registers the largest or the sum of their lanes each.
+/// Reduces each of four registers of dwords with `$op`: lane `i` of the result is that of register `i`.
 macro_rules! of_lanes {
     ($op:ident, $op256:ident, $op128:ident, $m:expr) => {{
         let [a, b, c, d] = $m;
@@ -75,7 +79,7 @@ unsafe fn quantize_four(
     scales: &mut [f32; 4],
     sums: &mut [i32; 4],
 ) -> bool {
-    // SAFETY: loads and stores are within the arrays.
+    // SAFETY: the features are the caller's promise; loads and stores are within the arrays.
     unsafe {
         let mut v = [[_mm512_setzero_ps(); 2]; 4];
         let mut amax = [_mm512_setzero_si512(); 4];

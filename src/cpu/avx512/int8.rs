@@ -1,6 +1,6 @@
 //! int8 activations: exact int32 sums in each block, float32 across the blocks.
 
-use super::{Extensions, scales, zero_points};
+use super::{Dot, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, Int8Acts};
 use std::arch::x86_64::*;
@@ -54,7 +54,7 @@ const fn in_registers(v: usize) -> bool {
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
 #[inline(always)]
-pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
+pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
     l: &Layout,
     first: usize,
     count: usize,
@@ -92,13 +92,7 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
 /// The contract of [`crate::cpu::tile`], but that activations and `out` begin with the first of the `VS` vectors; the features
 /// of `E`.
 #[inline(always)]
-unsafe fn walk<
-    E: Extensions,
-    const BITS: usize,
-    const V: usize,
-    const VS: usize,
-    const CALLS: bool,
->(
+unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const CALLS: bool>(
     l: &Layout,
     first: usize,
     count: usize,

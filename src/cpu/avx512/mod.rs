@@ -1,8 +1,13 @@
 //! AVX-512: the tile kernels on 512-bit registers, a half of a tile (16 rows) to a register.
 //!
-//! Two sets share one source. [`BASE`] needs F, BW, VL and DQ (Skylake-X); [`VNNI`] also VNNI (Cascade Lake). What differs is named by
-//! the trait [`Extensions`]; the generic functions carry no `target_feature` and are `inline(always)`, so that they take on the
-//! features of the entry point they end up in. Ice Lake, Zen 4 and later also have VPOPCNTDQ, for signs, and VBMI, for tables.
+//! | set | wants | processors |
+//! |---|---|---|
+//! | [`BASE`] | F, BW, VL, DQ | Skylake-X |
+//! | [`VNNI`] | and VNNI | Cascade Lake |
+//! | [`ICE_PAIRS`], [`ICE_TABLES`] | and VBMI and VPOPCNTDQ | Ice Lake, Zen 4 and later |
+//!
+//! What differs is named by the traits [`Dot`] and [`Popcount`]; the generic functions carry no `target_feature` and are
+//! `inline(always)`, so that they take on the features of the entry point they end up in.
 
 mod activations;
 mod f32;
@@ -16,15 +21,18 @@ use super::layout::{Layout, ScaleKind, ZeroKind};
 use super::tile::TileKernels;
 use std::arch::x86_64::*;
 
-/// What differs between the sets.
-trait Extensions {
+/// Products of bytes, summed.
+trait Dot {
     /// `acc + dot(u, s)` in each dword: four products of the unsigned bytes of `u` with the signed bytes of `s`.
     /// `BITS` bounds the bytes of `u`: `2^BITS - 1`, and 2 for one bit.
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i;
+}
 
+/// Bits, counted.
+trait Popcount {
     /// Set bits of each dword.
     ///
     /// # Safety
@@ -36,10 +44,10 @@ trait Extensions {
 struct Base;
 /// And VNNI.
 struct Vnni;
-/// And VPOPCNTDQ.
-struct Ice;
+/// [`Base`] and VPOPCNTDQ.
+struct Vpopcntdq;
 
-impl Extensions for Base {
+impl Dot for Base {
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 BW.
@@ -57,7 +65,9 @@ impl Extensions for Base {
             _mm512_add_epi32(acc, _mm512_madd_epi16(high, ones))
         }
     }
+}
 
+impl Popcount for Base {
     #[inline(always)]
     unsafe fn popcount(v: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 BW.
@@ -78,13 +88,15 @@ impl Extensions for Base {
     }
 }
 
-impl Extensions for Vnni {
+impl Dot for Vnni {
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 VNNI.
         unsafe { _mm512_dpbusd_epi32(acc, u, s) }
     }
+}
 
+impl Popcount for Vnni {
     #[inline(always)]
     unsafe fn popcount(v: __m512i) -> __m512i {
         // SAFETY: the caller's processor has what `Base` wants.
@@ -92,13 +104,7 @@ impl Extensions for Vnni {
     }
 }
 
-impl Extensions for Ice {
-    #[inline(always)]
-    unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
-        // SAFETY: the caller's processor has what `Vnni` wants.
-        unsafe { Vnni::dot::<BITS>(acc, u, s) }
-    }
-
+impl Popcount for Vpopcntdq {
     #[inline(always)]
     unsafe fn popcount(v: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 VPOPCNTDQ.
@@ -169,7 +175,7 @@ kernel_set! {
 }
 kernel_set! {
     /// AVX-512 as Cascade Lake has it.
-    VNNI, vnni, Vnni, Avx512, "avx512+vnni", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni"
+    VNNI = BASE with vnni, Vnni, "avx512+vnni", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni"
 }
 
 /// [`BASE`], and pairs of tiles for many float32 vectors.
@@ -208,5 +214,5 @@ pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vpopcntdq")]
 unsafe fn ice_sign<const V: usize>(l: &Layout, tile: *const u8, x: *const u32, out: *mut f32) {
     // SAFETY: the caller's.
-    unsafe { sign::tile::<Ice, V>(l, tile, x, out) }
+    unsafe { sign::tile::<Vpopcntdq, V>(l, tile, x, out) }
 }

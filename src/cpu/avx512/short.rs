@@ -5,7 +5,7 @@
     reason = "the contract of `Lanes`: the caller's processor has AVX-512 F, BW, VL, DQ and what `E` adds; pointers are the caller's"
 )]
 
-use super::{Extensions, f32::widen, scales_of_half, zero_points_of_half};
+use super::{Dot, f32::widen, scales_of_half, zero_points_of_half};
 use crate::cpu::layout::Layout;
 use crate::cpu::short::{self, Lanes, MAGIC};
 use crate::cpu::tile::Int8Acts;
@@ -21,7 +21,7 @@ const HALVES: usize = 2;
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
 #[inline(always)]
-pub(super) unsafe fn int8<E: Extensions, const V: usize>(
+pub(super) unsafe fn int8<E: Dot, const V: usize>(
     l: &Layout,
     tile: *const u8,
     acts: Int8Acts,
@@ -34,7 +34,7 @@ pub(super) unsafe fn int8<E: Extensions, const V: usize>(
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
 #[inline(always)]
-pub(super) unsafe fn float<E: Extensions, const V: usize>(
+pub(super) unsafe fn float<E: Dot, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
@@ -44,7 +44,7 @@ pub(super) unsafe fn float<E: Extensions, const V: usize>(
     unsafe { short::float::<Rows<E>, HALVES, HALVES, V>(l, tile, x, out) }
 }
 
-impl<E: Extensions> Lanes for Rows<E> {
+impl<E: Dot> Lanes for Rows<E> {
     const ROWS: usize = 16;
     type Dwords = __m512i;
     type Floats = __m512;

@@ -1,6 +1,6 @@
 //! Sign activations: exclusive or and popcount.
 
-use super::{Extensions, scales};
+use super::{Popcount, scales};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
 #[inline(always)]
-pub(super) unsafe fn tile<E: Extensions, const V: usize>(
+pub(super) unsafe fn tile<E: Popcount, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,

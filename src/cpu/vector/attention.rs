@@ -126,17 +126,18 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: us
     }
 }
 
-/// The columns from `c` on; the `first` to pass calls for all the others too, whose turn comes when the chunk is in a cache.
+/// Of rows of `of.0` columns those from `of.1` on; the `first` to pass calls for all the others too, whose turn comes when the chunk is in a cache.
 #[inline(always)]
 fn columns<L: Lanes, T: Wide, const S: usize, const B: usize>(
     l: L,
     p: &[Chunk; S],
     at: usize,
     values: &[T],
-    (width, c): (usize, usize),
+    of: (usize, usize),
     first: bool,
     out: &mut [f32],
 ) {
+    let (width, c) = of;
     let ahead = if first { width * size_of::<T>() } else { 0 };
     let mut sums = [[l.splat(0.0); S]; B];
     for b in 0..B {

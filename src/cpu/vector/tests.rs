@@ -289,3 +289,16 @@ fn every_level_gives_the_same_bits() {
         assert_eq!(run(k), run(&all[0]), "{k:?}");
     }
 }
+
+#[test]
+fn mixing_stays_within_a_chunk() {
+    let chunks = [Chunk([1.0; CHUNK])];
+    let values = vec![1.0f32; 2 * 16];
+    for k in levels() {
+        let mut out = vec![0.0; 16];
+        k.mix(&chunks, CHUNK - 2, &values, &mut out);
+        assert_eq!(out, [2.0; 16], "{k:?}");
+        let beyond = || k.mix(&chunks, CHUNK - 1, &values, &mut [0.0; 16]);
+        assert!(std::panic::catch_unwind(beyond).is_err(), "{k:?}");
+    }
+}

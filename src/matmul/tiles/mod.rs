@@ -311,7 +311,7 @@ impl Tiles {
         match rows - row {
             // SAFETY: the caller's.
             TILE_ROWS.. => unsafe { out.store(v * rows + row, values) },
-            left => out.set_all(v * rows + row, &values[..left]),
+            left => out.store_few(v * rows + row, &values[..left]),
         }
     }
 

@@ -21,6 +21,9 @@ const FEWEST_VECTORS: usize = 2 * WIDTHS[0];
 const CODES: usize = UNPACKED_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
 const ROWS: usize = UNPACKED_SUBS * TILE_ROWS;
 const SIDE: usize = CODES + 2 * ROWS;
+/// The kernels load and store whole lines of all of these, which lie one behind the other from an aligned beginning on.
+const _: () =
+    assert!(CODES.is_multiple_of(16) && ROWS.is_multiple_of(16) && TILE_ROWS.is_multiple_of(16));
 
 /// The kernels to multiply `n` vectors with two tiles at a time, where there are some that pay.
 pub fn that_pay(k: &TileKernels, l: &Layout, n: usize) -> Option<Pairs> {
@@ -66,7 +69,7 @@ impl Tiles {
                 let count = UNPACKED_SUBS.min(l.total_subs() - first);
                 for (tile, side) in pair.into_iter().zip(sides) {
                     // SAFETY: `k` exists, so the processor has its features; the tile has these sub-blocks, and a side has room
-                    // for UNPACKED_SUBS of them.
+                    // for UNPACKED_SUBS of them, in whole lines.
                     unsafe { pairs.bytes(l.bits)(l, tile, first, count, side) };
                 }
                 let last = first + count == l.total_subs();
@@ -96,7 +99,7 @@ impl Tiles {
                         out.call_for(at, 2 * TILE_ROWS);
                     }
                     let to = [a.as_mut_ptr(), b.as_mut_ptr()];
-                    // SAFETY: as above; the activations are those of these sub-blocks, and each vector has a row of sums.
+                    // SAFETY: as above; the activations are those of these sub-blocks, and each vector has a row of sums, in whole lines.
                     unsafe { pairs.int8(width)(l, count, sides, x, ahead, to) };
                     if !last {
                         continue;

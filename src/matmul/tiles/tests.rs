@@ -449,7 +449,15 @@ fn not_a_number_comes_through_float32() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    let k = TileKernels::for_isa(crate::cpu::Isa::best()).unwrap();
+    // Whatever is best here: the pairs of one maker's processors and the tables of another's share out tiles in their own ways.
+    for k in TileKernels::variants() {
+        if k.isa() == crate::cpu::Isa::best() {
+            threads_do_not_change_a_bit_of(&k);
+        }
+    }
+}
+
+fn threads_do_not_change_a_bit_of(k: &TileKernels) {
     let pool = Pool::new(1).unwrap();
     let mut r = Random::new(4);
     for bits in Bits::ALL {
@@ -462,12 +470,13 @@ fn threads_do_not_change_a_bit() {
                 if a == Activations::Sign && bits != Bits::One {
                     continue;
                 }
-                let one = run(&k, &t, a, &x, n, 1);
+                let one = run(k, &t, a, &x, n, 1);
                 for threads in [2, 3, 8] {
                     assert_eq!(
-                        run(&k, &t, a, &x, n, threads),
+                        run(k, &t, a, &x, n, threads),
                         one,
-                        "{bits:?} {a:?} {n} {threads}"
+                        "{} {bits:?} {a:?} {n} {threads}",
+                        k.name()
                     );
                 }
             }
