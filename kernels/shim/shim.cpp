@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <vector>
 #ifdef __x86_64__
 #define OWN_SWITCH
@@ -51,7 +50,7 @@ shim_switch:
 
 namespace shim {
 
-thread_local Thread *self = nullptr;
+__thread Thread *self = nullptr;
 Geometry geometry;
 
 namespace {
@@ -71,6 +70,8 @@ struct Exchange {
 };
 
 constexpr size_t STACK = 128 * 1024;
+// Threads stop at the same depth: from the same offset in a page on, their frames would all want the same sets of the caches.
+constexpr unsigned LINE = 64, STAGGERED = 64;
 
 // What happens before what: all that was done before `tell(at)` before all that is done after `hear(at)`. Switches from fiber to
 // fiber order nothing.
@@ -170,7 +171,41 @@ Worker &me() { return *static_cast<Worker *>(self); }
 Fiber scheduler;
 // What the threads of a block hear of its launch, and the launch of them.
 char begun, ended;
-std::mt19937 dice(20261124);
+uint64_t dice = 20261124;
+
+bool runnable(const Worker &w) { return !w.done && (w.waits == nullptr || w.waits->generation != w.since); }
+
+// The thread to run after `last`; null when none can.
+Worker *next(unsigned last) {
+    const unsigned n = unsigned(workers.size());
+    unsigned at = last, step = 1; // in turn
+    if (geometry.schedule == 1)
+        step = n - 1;
+    else if (geometry.schedule == 2) {
+        // A linear congruential generator, because the library's are templates: ThreadSanitizer would see them used by many threads.
+        dice = dice * 6364136223846793005u + 1442695040888963407u;
+        at = unsigned(dice >> 33) % n;
+    } else if (geometry.schedule == 3)
+        at = last / LANES * LANES;
+    for (unsigned i = 0; i < n; i++) {
+        Worker &w = *workers[at];
+        if (runnable(w))
+            return &w;
+        at += step;
+        if (at >= n)
+            at -= n;
+    }
+    return nullptr;
+}
+
+// Runs another thread, or the launch when none can. From one to the other without the launch between: half of the switches, and
+// returns that the processor foresees, because all are to the same place.
+void rest() {
+    Worker &w = me();
+    Worker *const other = next(w.number);
+    self = other;
+    w.fiber.leave_for(other != nullptr ? other->fiber : scheduler);
+}
 
 void wait(Barrier &b) {
     Worker &w = me();
@@ -182,41 +217,26 @@ void wait(Barrier &b) {
         b.generation++;
     } else {
         w.waits = &b;
-        w.fiber.leave_for(scheduler);
+        rest();
         w.waits = nullptr;
     }
     hear(turn);
 }
 
-bool runnable(const Worker &w) { return !w.done && (w.waits == nullptr || w.waits->generation != w.since); }
-
 void begin() {
 #if defined(OWN_SWITCH) && defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.size);
+    const void *stack;
+    size_t size;
+    __sanitizer_finish_switch_fiber(nullptr, &stack, &size);
+    // The first to begin comes from the launch.
+    if (scheduler.stack == nullptr)
+        scheduler.stack = stack, scheduler.size = size;
 #endif
     hear(&begun);
     entry(entry_args);
     tell(&ended);
     me().done = true;
-    me().fiber.leave_for(scheduler);
-}
-
-// The thread to run after `last`; null when none can.
-Worker *next(unsigned last) {
-    const unsigned n = unsigned(workers.size());
-    unsigned start = last, step = 1; // in turn
-    if (geometry.schedule == 1)
-        step = n - 1;
-    else if (geometry.schedule == 2)
-        start = unsigned(dice() % n);
-    else if (geometry.schedule == 3)
-        start = last / LANES * LANES;
-    for (unsigned i = 0; i < n; i++) {
-        Worker &w = *workers[(start + size_t(i) * step) % n];
-        if (runnable(w))
-            return &w;
-    }
-    return nullptr;
+    rest();
 }
 
 void poison() { std::memset(memory.data(), 0xff, memory.size() * sizeof(double)); }
@@ -272,8 +292,12 @@ const uint32_t (&meet(const uint32_t *mine, unsigned count))[LANES][MOST_WORDS +
     Exchange &e = *exchanges[w.number / LANES];
     // Two rounds of slots: a lane can be one operation ahead of its warp, never two.
     uint32_t(&slots)[LANES][MOST_WORDS + 1] = e.slots[w.operations++ % 2];
-    slots[lane()][0] = count;
-    std::memcpy(&slots[lane()][1], mine, sizeof(uint32_t) * count);
+    uint32_t(&slot)[MOST_WORDS + 1] = slots[lane()];
+    slot[0] = count;
+    if (count == 1)
+        slot[1] = *mine; // without a call of memcpy, which most of them would wait for
+    else
+        std::memcpy(slot + 1, mine, sizeof(uint32_t) * count);
     wait(e.barrier);
     return slots;
 }
@@ -302,11 +326,13 @@ uint32_t exchange(uint32_t value, uint32_t from) {
 }
 
 uint32_t ballot(bool set) {
-    uint32_t all[LANES], word = 0;
     const uint32_t mine = set;
-    gather(&mine, 1, all);
-    for (unsigned i = 0; i < LANES; i++)
-        word |= all[i] << i;
+    const auto &slots = meet(&mine, 1);
+    uint32_t word = 0;
+    for (unsigned i = 0; i < LANES; i++) {
+        agree(slots[i], 1);
+        word |= slots[i][1] << i;
+    }
     return word;
 }
 
@@ -320,6 +346,9 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
 #ifdef SHIM_RACES
     scheduler.seen = __tsan_get_current_fiber();
 #endif
+#if defined(OWN_SWITCH) && defined(__SANITIZE_ADDRESS__)
+    scheduler.stack = nullptr; // each launch may be another thread's
+#endif
     return each_block([&](Index block) {
         poison();
         for (auto &w : workers) {
@@ -328,16 +357,13 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
             w->operations = 0;
             w->waits = nullptr;
             if (!w->stack)
-                w->stack.reset(new char[STACK]);
-            w->fiber.start(w->stack.get(), begin);
+                w->stack.reset(new char[STACK + LINE * STAGGERED]);
+            w->fiber.start(w->stack.get() + LINE * (w->number % STAGGERED), begin);
         }
         tell(&begun);
-        unsigned last = geometry.schedule == 1 ? unsigned(workers.size()) - 1 : 0;
-        while (Worker *w = next(last)) {
-            last = w->number;
-            self = w;
-            scheduler.leave_for(w->fiber);
-        }
+        Worker &first = *next(geometry.schedule == 1 ? unsigned(workers.size()) - 1 : 0);
+        self = &first;
+        scheduler.leave_for(first.fiber);
         for (auto &w : workers)
             if (!w->done) {
                 std::fprintf(stderr, "shim: block (%u, %u, %u): thread %u waits for threads that do not come\n", block.x, block.y,

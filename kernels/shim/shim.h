@@ -23,7 +23,7 @@ struct Geometry {
     unsigned shared_bytes;
     int schedule; // 0 forward, 1 reverse, 2 random, 3 greedy: a warp runs as far as the barriers let it
 };
-extern thread_local Thread *self;
+extern __thread Thread *self; // not thread_local, which would have every use ask whether it is initialised
 extern Geometry geometry;
 
 uint32_t lane();

@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 out=${1:-target/fake-cuda}
 mkdir -p "$out"
+# Its own calls and its thread-local variable without detours: every thread of a kernel takes them at every warp operation.
 ${CXX:-g++} -std=c++17 -g -O2 -fPIC -shared -Wall -Wextra -Werror -Wno-unknown-pragmas -DGPU_SHIM \
-    -Wl,-soname,libcuda.so.1 -x c++ tests/kernels/fake_cuda.cpp kernels/all.cu kernels/shim/shim.cpp \
+    -ftls-model=initial-exec -fno-plt -Wl,-Bsymbolic -Wl,-soname,libcuda.so.1 -x c++ tests/kernels/fake_cuda.cpp kernels/all.cu kernels/shim/shim.cpp \
     -o "$out/libcuda.so.1" -ldl -lpthread

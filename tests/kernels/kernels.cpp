@@ -270,7 +270,7 @@ void planted([[maybe_unused]] const char *only) {
 
 } // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, [[maybe_unused]] char **argv) {
 #ifdef SHIM_RACES
     if (argc > 1)
         planted(argv[1]);
