@@ -46,11 +46,11 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
         match V {
             // Eight registers of sums. With twelve the optimiser, which reorders the additions, spills: 12 vectors at
             // 4 bits, weights in cache, ran at 127 instead of 178 Gop/s (with AVX-VNNI 165 instead of 212).
-            12 | 8 | 4 if !(E::SPLITS_BYTES && BITS == 8) => {
+            12 | 8 | 4 if const { !(E::SPLITS_BYTES && BITS == 8) } => {
                 walk::<E, BITS, V, 4, 2>(l, first, count, tile, acts, ahead, out)
             }
             12 | 8 | 4 | 2 => walk::<E, BITS, V, 2, 2>(l, first, count, tile, acts, ahead, out),
-            _ if E::SPLITS_BYTES && BITS == 8 => {
+            _ if const { E::SPLITS_BYTES && BITS == 8 } => {
                 walk::<E, BITS, V, 1, 2>(l, first, count, tile, acts, ahead, out)
             }
             _ => walk::<E, BITS, V, 1, 4>(l, first, count, tile, acts, ahead, out),

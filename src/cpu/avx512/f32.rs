@@ -183,7 +183,7 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
             let tail = p.add(subs * sub_bytes);
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
             for _ in 0..subs {
-                if V == 1 {
+                if const { V == 1 } {
                     sub_of_one::<BITS>(p, x, &scale, &zeros, &mut f[0]);
                 } else {
                     sub_of_few::<BITS, V>(p, x, &scale, &zeros, &mut f);

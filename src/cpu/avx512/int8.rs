@@ -65,7 +65,9 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
 ) {
     // SAFETY: as the caller promises; the second six of twelve vectors lie behind the first in each sub-block, block and `out`.
     unsafe {
-        if V == 12 && BITS < 8 {
+        // `const`, or every width of codes and vectors would have functions for both ways made, of which one is never called: two
+        // thirds of the code of this file, before it is optimised.
+        if const { V == 12 && BITS < 8 } {
             walk::<E, BITS, V, 6, true>(l, first, count, tile, acts, ahead, out);
             let acts = Int8Acts {
                 codes: acts.codes.add(6 * SUB_COLS),
