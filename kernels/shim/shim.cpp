@@ -70,8 +70,6 @@ struct Exchange {
 };
 
 constexpr size_t STACK = 128 * 1024;
-// Threads stop at the same depth: from the same offset in a page on, their frames would all want the same sets of the caches.
-constexpr unsigned LINE = 64, STAGGERED = 64;
 
 // What happens before what: all that was done before `tell(at)` before all that is done after `hear(at)`. Switches from fiber to
 // fiber order nothing.
@@ -295,7 +293,7 @@ const uint32_t (&meet(const uint32_t *mine, unsigned count))[LANES][MOST_WORDS +
     uint32_t(&slot)[MOST_WORDS + 1] = slots[lane()];
     slot[0] = count;
     if (count == 1)
-        slot[1] = *mine; // without a call of memcpy, which most of them would wait for
+        slot[1] = *mine; // most of them; calls of memcpy were 6% of a model's time
     else
         std::memcpy(slot + 1, mine, sizeof(uint32_t) * count);
     wait(e.barrier);
@@ -357,8 +355,8 @@ int launch(void (*kernel)(const void *), const void *args, const Geometry &asked
             w->operations = 0;
             w->waits = nullptr;
             if (!w->stack)
-                w->stack.reset(new char[STACK + LINE * STAGGERED]);
-            w->fiber.start(w->stack.get() + LINE * (w->number % STAGGERED), begin);
+                w->stack.reset(new char[STACK]);
+            w->fiber.start(w->stack.get(), begin);
         }
         tell(&begun);
         Worker &first = *next(geometry.schedule == 1 ? unsigned(workers.size()) - 1 : 0);

@@ -188,23 +188,29 @@ mod tests {
             eprintln!("SKIPPED: the system grants no huge pages");
             return;
         }
-        // The system may run out of whole ones; never any for a length is a mistake of ours.
-        for len in [HUGE_PAGE / 2, 16 * HUGE_PAGE] {
-            let got: Vec<_> = (0..4).map(|_| huge_kilobytes(len)).collect();
-            assert!(got.iter().any(|&kb| kb > Some(0)), "{len}: {got:?}");
+        for len in [HUGE_PAGE / 2, 3 * HUGE_PAGE / 2, 16 * HUGE_PAGE] {
+            let got: Vec<_> = (0..4).map(|_| kilobytes(len).unwrap()).collect();
+            // A huge page lies in one area, the last one of a buffer too.
+            let whole = len.next_multiple_of(HUGE_PAGE) / 1024;
+            assert!(got.iter().all(|&(area, _)| area >= whole), "{len}: {got:?}");
+            // The system may run out of whole ones; never any for a length is a mistake of ours.
+            assert!(got.iter().any(|&(_, huge)| huge > 0), "{len}: {got:?}");
         }
     }
 
-    /// Of a buffer of so many bytes that was written to.
+    /// Of the area of a buffer of so many bytes that was written to, and of the huge pages in it.
     #[cfg(target_os = "linux")]
-    fn huge_kilobytes(len: usize) -> Option<usize> {
+    fn kilobytes(len: usize) -> Option<(usize, usize)> {
         let mut b = Buffer::zeroed(len, "a test").unwrap();
         b.as_mut_slice().fill(1);
         let address = format!("{:x}-", b.as_slice().as_ptr() as usize);
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         // The advice makes an area of its own, from the first aligned byte on.
         let area = maps.split(&address).nth(1)?;
-        let line = area.lines().find(|l| l.starts_with("AnonHugePages:"))?;
-        line.split_whitespace().nth(1)?.parse().ok()
+        let of = |key: &str| {
+            let line = area.lines().find(|l| l.starts_with(key))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        Some((of("Size:")?, of("AnonHugePages:")?))
     }
 }

@@ -63,8 +63,6 @@ addresses > "$out/addresses.log" 2>&1 &
 addresses=$!
 threads > "$out/threads.log" 2>&1 &
 threads=$!
-# Jobs in the background do not hear an interruption.
-trap 'kill $plain $addresses $threads 2> /dev/null; exit 130' INT TERM
 
 failed=
 finish() { # PID NAME TITLE

@@ -116,28 +116,28 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: us
         let out = &mut out[row * width..][..S * width];
         let mut c = 0;
         while c + 16 * B <= width {
-            columns::<L, T, S, B>(l, p, at, values, (width, c), row == 0 && c == 0, out);
+            columns::<L, T, S, B>(l, p, at, values, c, row == 0 && c == 0, out);
             c += 16 * B;
         }
         while c < width {
-            columns::<L, T, S, 1>(l, p, at, values, (width, c), row == 0 && c == 0, out);
+            columns::<L, T, S, 1>(l, p, at, values, c, row == 0 && c == 0, out);
             c += 16;
         }
     }
 }
 
-/// Of rows of `of.0` columns those from `of.1` on; the `first` to pass calls for all the others too, whose turn comes when the chunk is in a cache.
+/// The columns from `c` on; the `first` to pass calls for all the others too, whose turn comes when the chunk is in a cache.
 #[inline(always)]
 fn columns<L: Lanes, T: Wide, const S: usize, const B: usize>(
     l: L,
     p: &[Chunk; S],
     at: usize,
     values: &[T],
-    of: (usize, usize),
+    c: usize,
     first: bool,
     out: &mut [f32],
 ) {
-    let (width, c) = of;
+    let width = out.len() / S;
     let ahead = if first { width * size_of::<T>() } else { 0 };
     let mut sums = [[l.splat(0.0); S]; B];
     for b in 0..B {
