@@ -19,7 +19,7 @@ macro_rules! by_width {
 /// The same for each of [`super::tile::SHORT_WIDTHS`].
 macro_rules! by_short_width {
     ($f:ident) => {
-        [$f::<6>, $f::<4>, $f::<2>, $f::<1>]
+        [$f::<4>, $f::<2>, $f::<1>]
     };
 }
 
@@ -29,9 +29,9 @@ const _: () = {
         a == 12 && b == 8 && c == 4 && d == 2 && e == 1,
         "by_width! lists WIDTHS"
     );
-    let [a, b, c, d] = super::tile::SHORT_WIDTHS;
+    let [a, b, c] = super::tile::SHORT_WIDTHS;
     assert!(
-        a == 6 && b == 4 && c == 2 && d == 1,
+        a == 4 && b == 2 && c == 1,
         "by_short_width! lists SHORT_WIDTHS"
     );
 };
@@ -89,11 +89,25 @@ macro_rules! kernel_set {
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn short_f32<const V: usize>(
+            unsafe fn short_direct<const V: usize>(
                 l: &Layout, tile: *const u8, x: *const f32, out: *mut f32,
             ) {
                 // SAFETY: as above.
-                unsafe { super::short::float::<super::$ext, V>(l, tile, x, out) }
+                unsafe { super::short::direct::<V>(l, tile, x, out) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn short_unpack(
+                l: &Layout, tile: *const u8, first: usize, count: usize,
+                levels: *mut f32, scales: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { super::short::unpack(l, tile, first, count, levels, scales) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn short_round<const V: usize>(x: &mut [f32], group: usize) {
+                super::super::short::round::<V>(x, group);
             }
 
             #[target_feature(enable = $features)]
@@ -112,8 +126,9 @@ macro_rules! kernel_set {
                 unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
                 panel: by_width!(panel),
                 sign: SIGN,
-                short_int8: SHORT_INT8,
-                short_f32: by_short_width!(short_f32),
+                short_direct: by_short_width!(short_direct),
+                short_unpack,
+                short_round: by_width!(short_round),
                 quantize,
                 tables: None,
                 pairs: None,
@@ -134,7 +149,6 @@ macro_rules! kernel_set {
                 name: $name,
                 int8: INT8,
                 sign: SIGN,
-                short_int8: SHORT_INT8,
                 ..super::$base
             };
         }
@@ -146,9 +160,7 @@ macro_rules! kernel_set {
 /// The entry points that sum integers, and the tables of them.
 macro_rules! integer_kernels {
     ($ext:ident, $features:literal) => {
-        use super::super::tile::{
-            Ahead, Int8Acts, Int8Fn, SHORT_WIDTHS, ShortInt8Fn, SignFn, WIDTHS,
-        };
+        use super::super::tile::{Ahead, Int8Acts, Int8Fn, SignFn, WIDTHS};
         use super::$ext as Ext;
 
         #[target_feature(enable = $features)]
@@ -171,17 +183,6 @@ macro_rules! integer_kernels {
             unsafe { super::sign::tile::<Ext, V>(l, tile, x, out) }
         }
 
-        #[target_feature(enable = $features)]
-        unsafe fn short_int8<const V: usize>(
-            l: &Layout,
-            tile: *const u8,
-            acts: Int8Acts,
-            out: *mut f32,
-        ) {
-            // SAFETY: as above.
-            unsafe { super::short::int8::<Ext, V>(l, tile, acts, out) }
-        }
-
         const INT8: [[Int8Fn; WIDTHS.len()]; 4] = [
             by_width!(int8, 1),
             by_width!(int8, 2),
@@ -189,6 +190,5 @@ macro_rules! integer_kernels {
             by_width!(int8, 8),
         ];
         const SIGN: [SignFn; WIDTHS.len()] = by_width!(sign);
-        const SHORT_INT8: [ShortInt8Fn; SHORT_WIDTHS.len()] = by_short_width!(short_int8);
     };
 }

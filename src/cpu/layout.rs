@@ -23,9 +23,8 @@
 //!
 //! # Short groups
 //!
-//! Groups of less than 16 columns, which sub-blocks of their own would more than double, lie side by side in sub-blocks, each
-//! from the next *quad* on: four columns, which are the four bytes of a dword after one shift. Their scales and zero points follow
-//! the codes of all groups, as in a tile that were one group:
+//! Groups of less than 16 columns, which sub-blocks of their own would more than double, share sub-blocks: column `c` of the
+//! row is column `c % 32` of sub-block `c / 32`. Their scales and zero points follow the codes of all groups, as in a tile that were one group:
 //!
 //! ```text
 //! [sub-block 0] … [scales of group 0] [zero points of group 0, or nothing] [scales of group 1] …
@@ -34,8 +33,8 @@
 //! # In both
 //!
 //! - Every part is a multiple of 64 bytes and aligned to 64.
-//! - A group whose columns are no multiple of 32 (four, if it is short) ends in a sub-block (quad) that it fills in part. Columns
-//!   that do not exist hold code 0, and kernels see activations of 0 there or do not look. Rows beyond the matrix hold code 0 and
+//! - A group whose columns are no multiple of 32 (a row, if groups are short) ends in a sub-block that it fills in part. Columns that
+//!   do not exist hold code 0, and kernels see activations of 0 there or do not look. Rows beyond the matrix hold code 0 and
 //!   scale 0; what is computed for them is not read.
 //! - The row of a zero point is that of its lane; one bit has none.
 
@@ -46,7 +45,7 @@ use std::ops::Range;
 pub const TILE_ROWS: usize = 32;
 /// Columns of a sub-block, and of the longest float32 chain.
 pub const SUB_COLS: usize = 32;
-/// Columns of a quad: what a dot product of bytes takes at once.
+/// Columns of a quad, the four bytes of a dword after one shift: what a dot product of bytes takes at once.
 pub const QUAD_COLS: usize = 4;
 /// Quads of a sub-block.
 pub const SUB_QUADS: usize = SUB_COLS / QUAD_COLS;
@@ -100,8 +99,7 @@ impl Layout {
         let whole_row = s.groups == 1;
         let short = !whole_row && s.group.next_multiple_of(SUB_COLS) > 2 * s.group;
         let last = s.group_columns(s.groups - 1).len();
-        let tile_subs = ((s.groups - 1) * s.group.div_ceil(QUAD_COLS) + last.div_ceil(QUAD_COLS))
-            .div_ceil(SUB_QUADS);
+        let tile_subs = s.cols.div_ceil(SUB_COLS);
         Some(Layout {
             shape: s,
             bits: codes.bits,
@@ -149,33 +147,19 @@ impl Layout {
         (self.shape.groups - 1) * self.subs + self.last_subs
     }
 
-    /// Columns that begin together: groups begin with a sub-block, or a quad where they are short.
-    pub fn grain(&self) -> usize {
-        if self.short { QUAD_COLS } else { SUB_COLS }
-    }
-
-    /// Columns of a row when every column that does not exist is counted, but for what follows the last quad of short groups.
+    /// Columns of a row when every column that does not exist is counted.
     pub fn padded_cols(&self) -> usize {
-        let s = self.shape;
-        match s.groups {
-            1 => s.cols.next_multiple_of(self.grain()),
-            _ => {
-                (s.groups - 1) * self.padded_group()
-                    + s.group_columns(s.groups - 1)
-                        .len()
-                        .next_multiple_of(self.grain())
-            }
-        }
+        self.total_subs() * SUB_COLS
     }
 
-    /// The same of a group before the last.
+    /// The same of a group before the last, if it is not short.
     fn padded_group(&self) -> usize {
-        self.shape.group.next_multiple_of(self.grain())
+        self.shape.group.next_multiple_of(SUB_COLS)
     }
 
     /// Whether groups before the last end in columns that do not exist.
     pub fn has_gaps(&self) -> bool {
-        self.shape.groups > 1 && self.padded_group() != self.shape.group
+        !self.short && self.shape.groups > 1 && self.padded_group() != self.shape.group
     }
 
     /// Runs of columns without a gap: the columns of each, and where it begins when every column that does not exist is counted.
@@ -220,26 +204,18 @@ impl Layout {
         self.group_offset(sub / self.subs) + sub % self.subs * self.sub_bytes()
     }
 
-    /// Quads of group `g`, if it is short.
-    #[inline(always)]
-    pub fn group_quads(&self, g: usize) -> usize {
-        self.shape.group_columns(g).len().div_ceil(QUAD_COLS)
-    }
-
     /// Columns of an activation block (int8), but for the last of a group.
     pub fn block_cols(&self) -> usize {
         if self.short {
-            self.padded_group()
+            self.shape.group
         } else {
             self.block_subs * SUB_COLS
         }
     }
 
-    /// Activation blocks of a row (int8).
+    /// Activation blocks of a row (int8), if groups are not short.
     pub fn blocks(&self) -> usize {
-        if self.short {
-            return self.shape.groups;
-        }
+        debug_assert!(!self.short);
         (self.shape.groups - 1) * self.group_blocks() + self.last_subs.div_ceil(self.block_subs)
     }
 
@@ -430,21 +406,16 @@ mod tests {
     }
 
     #[test]
-    fn short_groups_begin_with_a_quad() {
+    fn short_groups_share_sub_blocks() {
         let l = layout(5, 70, 7, Bits::Two).unwrap();
-        assert!(l.short && l.has_gaps());
-        assert_eq!((l.total_subs(), l.padded_cols(), l.blocks()), (3, 80, 10));
-        assert_eq!((l.block_cols(), l.group_quads(0)), (8, 2));
+        assert!(l.short && !l.has_gaps());
+        assert_eq!(
+            (l.total_subs(), l.padded_cols(), l.block_cols()),
+            (3, 96, 7)
+        );
         assert_eq!(l.tile_bytes(), 3 * 256 + 10 * 128);
         assert_eq!(l.tail_offset(2), 3 * 256 + 2 * 128);
-        assert_eq!(l.runs().nth(2), Some((14..21, 16)));
-        let l = layout(5, 33, 15, Bits::Eight).unwrap();
-        assert_eq!(
-            (l.total_subs(), l.padded_cols(), l.group_quads(2)),
-            (2, 36, 1)
-        );
-        let l = layout(5, 33, 8, Bits::Eight).unwrap();
-        assert_eq!(l.runs().collect::<Vec<_>>(), [(0..33, 0)]);
+        assert_eq!(l.runs().collect::<Vec<_>>(), [(0..70, 0)]);
         assert!(!layout(5, 15, 15, Bits::Eight).unwrap().short);
         assert!(!layout(5, 33, 16, Bits::Eight).unwrap().short);
     }

@@ -3,7 +3,7 @@
 
 mod short;
 
-use self::short::{float as short_f32, int8 as short_int8};
+use self::short::{direct as short_direct, round as short_round, unpack as short_unpack};
 use super::dispatch::Isa;
 use super::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use super::tile::{Ahead, FLUSH_SUBS, Int8Acts, TileKernels};
@@ -28,8 +28,9 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
     panel: by_width!(panel),
     sign: by_width!(sign),
-    short_int8: by_short_width!(short_int8),
-    short_f32: by_short_width!(short_f32),
+    short_direct: by_short_width!(short_direct),
+    short_unpack,
+    short_round: by_width!(short_round),
     quantize,
     tables: None,
     pairs: None,

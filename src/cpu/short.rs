@@ -1,13 +1,13 @@
 //! The kernels of short groups (see [`super::layout`]), one source for every level.
 //!
-//! Groups of any length below 16 begin at any quad, so that where a quad lies and how far it is shifted are numbers of the loop, not
-//! constants as in the other kernels: one kernel serves all widths of codes. With int8 activations a group is an activation
-//! block, and costs a conversion, a scaling and a multiply-add for each vector beside one or a few dot products. With float32
-//! activations every weight is scaled once for all vectors, which then is one multiply-add each, however short the groups are.
+//! A group of a few columns is no sum of integers that one conversion and one scaling turn into a float: these would cost more than the
+//! products. So every weight is scaled once, for all vectors, which then is one multiply-add each, however short the groups
+//! are. Groups begin at any column: which scale a column has is a number of the loop, and one kernel serves all widths of codes.
 
 use super::layout::{Layout, QUAD_COLS, SUB_COLS, SUB_QUADS, TILE_ROWS, ZeroKind};
-use super::tile::{FLUSH_SUBS, Int8Acts};
-use crate::quant::Bits;
+use super::tile::FLUSH_SUBS;
+use crate::quant::{Bits, TINY_AMAX, quantize_block};
+use std::ops::Range;
 
 /// The bits of 2^23: or'ed under a code they are the float 2^23 + code.
 pub(super) const MAGIC: i32 = (127 + 23) << 23;
@@ -15,6 +15,12 @@ pub(super) const MAGIC: i32 = (127 + 23) << 23;
 /// How far before the codes and scales it works on a kernel calls for the next ones: as the float32 kernels of other groups do, and no
 /// other distance was tried.
 const AHEAD: usize = 3072;
+
+/// Columns of a group at most.
+const MOST_COLS: usize = SUB_COLS / 2 - 1;
+
+/// Columns of a chain: two of them make a sub-block.
+const CHAIN_QUADS: usize = SUB_QUADS / 2;
 
 /// The instructions of a level, on a *part* of the rows of a tile, side by side.
 ///
@@ -29,48 +35,35 @@ pub(super) trait Lanes {
     type Floats: Copy;
     /// A float64 a row.
     type Wide: Copy;
-    /// Products of bytes on their way to a dword a row.
-    type Sums: Copy;
 
-    /// `value` for every row.
-    unsafe fn splat(value: i32) -> Self::Dwords;
-    /// The dwords at `at`, each shifted right by -1 to 7 bits; what comes in from the side does not matter.
-    unsafe fn shifted(at: *const u8, right: i32) -> Self::Dwords;
-    /// Those bits that both have.
-    unsafe fn and(a: Self::Dwords, b: Self::Dwords) -> Self::Dwords;
-    /// Products of numbers that fit 16 bits.
-    unsafe fn times_i16(a: Self::Dwords, b: Self::Dwords) -> Self::Dwords;
-
-    /// `start`, with nothing added.
-    unsafe fn sums(start: Self::Dwords) -> Self::Sums;
-    /// Adds the four products of the unsigned bytes of `u` with the signed ones of `s`; at most four times.
-    unsafe fn add(sums: Self::Sums, u: Self::Dwords, s: Self::Dwords) -> Self::Sums;
-    /// The sums, rounded.
-    unsafe fn total(sums: Self::Sums) -> Self::Floats;
+    /// The dwords at `at`, each shifted right by less than 8 bits; what comes in from above does not matter.
+    unsafe fn shifted(at: *const u8, right: u32) -> Self::Dwords;
 
     /// Nothing.
     unsafe fn zero() -> Self::Floats;
     /// The float at `at` for every row.
     unsafe fn broadcast(at: *const f32) -> Self::Floats;
+    /// `a + b`.
+    unsafe fn plus(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b`.
     unsafe fn times(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// `a * b + c`, rounded once.
-    unsafe fn fused(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// `a * b + c`, rounded as the level does it fastest.
+    /// `a * b + c`, rounded as the panel kernel of the level rounds it.
     unsafe fn multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// Writes a part.
+    unsafe fn write(values: Self::Floats, to: *mut f32);
 
     /// The scales behind a group, of part `part`.
     unsafe fn scales(l: &Layout, tail: *const u8, part: usize) -> Self::Floats;
-    /// The zero points behind a group, of part `part`.
-    unsafe fn zero_points(l: &Layout, tail: *const u8, part: usize) -> Self::Dwords;
-    /// What [`Lanes::level`] takes off for these zero points.
-    unsafe fn base(zero_points: Self::Dwords) -> Self::Floats;
-    /// Byte `J` of the dwords under a mask for that byte alone, less the zero points.
+    /// What [`Lanes::level`] takes off for the zero points behind a group, of part `part`.
+    unsafe fn base(l: &Layout, tail: *const u8, part: usize) -> Self::Floats;
+    /// Byte `J` of the dwords, of which `mask` is the code, less the zero points.
     unsafe fn level<const J: usize>(
         quad: Self::Dwords,
-        mask: Self::Dwords,
+        mask: u8,
         base: Self::Floats,
     ) -> Self::Floats;
+    /// `scale` where the lowest bit of byte `J` of the dwords is 1, else `-scale`.
+    unsafe fn signed<const J: usize>(quad: Self::Dwords, scale: Self::Floats) -> Self::Floats;
 
     /// No sum.
     unsafe fn zero_wide() -> Self::Wide;
@@ -82,227 +75,291 @@ pub(super) trait Lanes {
     unsafe fn prefetch(at: *const u8);
 }
 
-/// Where the quads of a tile lie.
-struct Quads {
-    /// Where the dwords of each quad of a sub-block begin in it.
-    offsets: [usize; SUB_QUADS],
-    /// By how much they are shifted.
-    shifts: [i32; SUB_QUADS],
-    bits: usize,
-    sub_bytes: usize,
-    /// The bits of a code in its byte after that.
-    mask: u8,
+/// What is done with weights, column after column.
+///
+/// # Safety
+/// Of every function: the processor has the level of `L`, and there is memory for that many columns.
+trait Columns<L: Lanes, const STEP: usize> {
+    /// Takes a column of `STEP` parts.
+    unsafe fn column(&mut self, w: [L::Floats; STEP]);
+    /// A chain ends behind the last column.
+    unsafe fn end_chain(&mut self);
 }
 
-impl Quads {
-    #[inline(always)]
-    fn new(l: &Layout) -> Quads {
-        let bits = l.bits.get();
-        // One bit is taken as 0 and 2.
-        let doubled = (l.bits == Bits::One) as i32;
-        Quads {
-            offsets: std::array::from_fn(|k| 4 * TILE_ROWS * (k % bits)),
-            shifts: std::array::from_fn(|k| (k / bits * bits) as i32 - doubled),
-            bits,
-            sub_bytes: l.sub_bytes(),
-            mask: l.bits.max_code() << doubled,
+/// Gives `to` the weights of `columns`, which begin with a sub-block, of the `STEP` parts from `first` on; `ONE_BIT` is that of the layout.
+///
+/// # Safety
+/// The level of `L`; the tile has the columns; what `to` asks for.
+#[inline(always)]
+unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
+    l: &Layout,
+    tile: *const u8,
+    first: usize,
+    columns: Range<usize>,
+    to: &mut impl Columns<L, STEP>,
+) {
+    let (bits, group) = (l.bits.get(), l.shape.group);
+    let mask = l.bits.max_code();
+    let tail_bytes = l.tail_bytes();
+    let zeros = l.zero == ZeroKind::PerGroup;
+    let g = columns.start / group;
+    let mut left = (g + 1) * group - columns.start;
+    // SAFETY: quads, scales and zero points of the columns lie in the tile; prefetches may name any address.
+    unsafe {
+        let mut tail = tile.add(l.tail_offset(g));
+        let mut scale = [L::zero(); STEP];
+        let mut base = [L::zero(); STEP];
+        for s in 0..STEP {
+            base[s] = L::base(l, tail, first + s);
         }
-    }
-
-    /// The codes of quad `k`, of the parts from `first` on, and a call for those that are worked on soon.
-    ///
-    /// # Safety
-    /// That of [`Lanes`]; the tile has the quad.
-    #[inline(always)]
-    unsafe fn load<L: Lanes, const STEP: usize>(
-        &self,
-        tile: *const u8,
-        k: usize,
-        first: usize,
-    ) -> [L::Dwords; STEP] {
-        let (sub, k) = (k / SUB_QUADS, k % SUB_QUADS);
-        // SAFETY: the dwords lie in the tile, those of a part behind each other; prefetches may name any address.
-        unsafe {
-            let at = tile.add(sub * self.sub_bytes + self.offsets[k] + 4 * L::ROWS * first);
-            if k < self.bits {
+        macro_rules! read_tail {
+            () => {
+                L::prefetch(tail.wrapping_add(AHEAD));
+                for s in 0..STEP {
+                    scale[s] = L::scales(l, tail, first + s);
+                }
+                if tail_bytes > 64 {
+                    L::prefetch(tail.wrapping_add(AHEAD + 64));
+                }
+                if zeros {
+                    for s in 0..STEP {
+                        base[s] = L::base(l, tail, first + s);
+                    }
+                }
+            };
+        }
+        read_tail!();
+        for quad in columns.start / QUAD_COLS..columns.end.div_ceil(QUAD_COLS) {
+            let (sub, k) = (quad / SUB_QUADS, quad % SUB_QUADS);
+            // k % bits, of which the compiler does not know that it is a power of two.
+            let q = k & (bits - 1);
+            let at = sub * l.sub_bytes() + 4 * (TILE_ROWS * q + L::ROWS * first);
+            let at = tile.add(at);
+            if k < bits {
                 // The first of the quads that these dwords hold.
                 for line in 0..(4 * L::ROWS * STEP).div_ceil(64) {
                     L::prefetch(at.wrapping_add(AHEAD + 64 * line));
                 }
             }
-            let mut quad = [L::splat(0); STEP];
-            for s in 0..STEP {
-                quad[s] = L::shifted(at.add(4 * L::ROWS * s), self.shifts[k]);
+            let right = (k - q) as u32;
+            let mut dwords = [L::shifted(at, right); STEP];
+            for s in 1..STEP {
+                dwords[s] = L::shifted(at.add(4 * L::ROWS * s), right);
             }
-            quad
-        }
-    }
-}
-
-/// One tile times `V` int8 vectors; `PARTS` parts make a tile, and `STEP` of them are worked on side by side.
-///
-/// # Safety
-/// The contract of [`super::tile`]; the level of `L`.
-#[inline(always)]
-pub(super) unsafe fn int8<L: Lanes, const PARTS: usize, const STEP: usize, const V: usize>(
-    l: &Layout,
-    tile: *const u8,
-    acts: Int8Acts,
-    out: *mut f32,
-) {
-    let quads = Quads::new(l);
-    let (mut x, mut sx, mut corr) = (acts.codes, acts.scales, acts.corrections);
-    let mut at = 0;
-    // SAFETY: quads, scales and zero points lie in the tile; activations have V vectors a quad, scales and corrections V a group;
-    // `out` is (V, 32).
-    unsafe {
-        let mut tail = tile.add(l.tail_offset(0));
-        let mask = L::splat(i32::from_ne_bytes([quads.mask; 4]));
-        let mut f = [[L::zero(); PARTS]; V];
-        let mut sum = [[L::zero_wide(); PARTS]; V];
-        for g in 0..l.shape.groups {
-            let count = l.group_quads(g);
-            for line in 0..l.tail_bytes() / 64 {
-                L::prefetch(tail.wrapping_add(AHEAD + 64 * line));
+            macro_rules! column {
+                ($J:ident) => {
+                    let mut w = scale;
+                    for s in 0..STEP {
+                        w[s] = if ONE_BIT {
+                            L::signed::<$J>(dwords[s], scale[s])
+                        } else {
+                            L::times(L::level::<$J>(dwords[s], mask, base[s]), scale[s])
+                        };
+                    }
+                    to.column(w);
+                };
             }
-            for step in 0..PARTS / STEP {
-                let first = step * STEP;
-                let mut sums = [[L::sums(L::splat(0)); STEP]; V];
-                for v in 0..V {
-                    let c = L::splat(*corr.add(v));
-                    for s in 0..STEP {
-                        sums[v][s] = L::sums(match l.zero {
-                            ZeroKind::Constant(_) => c,
-                            ZeroKind::PerGroup => {
-                                L::times_i16(L::zero_points(l, tail, first + s), c)
-                            }
-                        });
-                    }
-                }
-                for k in 0..count {
-                    let mut w = quads.load::<L, STEP>(tile, at + k, first);
-                    for s in 0..STEP {
-                        w[s] = L::and(w[s], mask);
-                    }
-                    for v in 0..V {
-                        let four = x.add((k * V + v) * QUAD_COLS).cast::<i32>();
-                        let four = L::splat(four.read_unaligned());
-                        for s in 0..STEP {
-                            sums[v][s] = L::add(sums[v][s], w[s], four);
+            let here = QUAD_COLS.min(columns.end - QUAD_COLS * quad);
+            if left >= QUAD_COLS && here == QUAD_COLS {
+                unroll!(J in 0..4 => { column!(J); });
+                left -= QUAD_COLS;
+            } else {
+                unroll!(J in 0..4 => {
+                    if J < here {
+                        if left == 0 {
+                            left = group;
+                            tail = tail.add(tail_bytes);
+                            read_tail!();
                         }
+                        left -= 1;
+                        column!(J);
                     }
-                }
+                });
+            }
+            if (quad + 1).is_multiple_of(CHAIN_QUADS) {
+                to.end_chain();
+            }
+        }
+    }
+}
+
+/// Multiplies with `V` vectors.
+struct Chains<L: Lanes, const STEP: usize, const V: usize> {
+    /// `(columns, V)`, from the next column on.
+    x: *const f32,
+    chain: [[L::Floats; STEP]; V],
+    f: [[L::Floats; STEP]; V],
+}
+
+impl<L: Lanes, const STEP: usize, const V: usize> Columns<L, STEP> for Chains<L, STEP, V> {
+    #[inline(always)]
+    unsafe fn column(&mut self, w: [L::Floats; STEP]) {
+        // SAFETY: the caller's; `x` has `V` floats for the column.
+        unsafe {
+            for v in 0..V {
+                let x = L::broadcast(self.x.add(v));
                 for s in 0..STEP {
-                    let scale = L::scales(l, tail, first + s);
-                    for v in 0..V {
-                        let both = L::times(scale, L::broadcast(sx.add(v)));
-                        let to = &mut f[v][first + s];
-                        *to = L::fused(L::total(sums[v][s]), both, *to);
-                    }
+                    self.chain[v][s] = L::multiply_add(w[s], x, self.chain[v][s]);
                 }
             }
-            at += count;
-            x = x.add(count * V * QUAD_COLS);
-            (sx, corr) = (sx.add(V), corr.add(V));
-            tail = tail.add(l.tail_bytes());
-            if (g + 1).is_multiple_of(FLUSH_SUBS) || g + 1 == l.shape.groups {
-                flush::<L, PARTS, V>(&mut f, &mut sum);
-            }
         }
+        self.x = self.x.wrapping_add(V);
+    }
+
+    #[inline(always)]
+    unsafe fn end_chain(&mut self) {
         for v in 0..V {
-            for part in 0..PARTS {
-                L::store(sum[v][part], out.add(TILE_ROWS * v + L::ROWS * part));
+            for s in 0..STEP {
+                // SAFETY: the caller's.
+                unsafe {
+                    self.f[v][s] = L::plus(self.chain[v][s], self.f[v][s]);
+                    self.chain[v][s] = L::zero();
+                }
             }
         }
     }
 }
 
-/// Moves float32 sums into float64.
-///
-/// # Safety
-/// The level of `L`.
-#[inline(always)]
-unsafe fn flush<L: Lanes, const PARTS: usize, const V: usize>(
-    f: &mut [[L::Floats; PARTS]; V],
-    sum: &mut [[L::Wide; PARTS]; V],
-) {
-    for v in 0..V {
-        for part in 0..PARTS {
-            // SAFETY: the caller's.
-            unsafe {
-                sum[v][part] = L::flush(sum[v][part], f[v][part]);
-                f[v][part] = L::zero();
-            }
-        }
-    }
+/// Writes them down.
+struct Levels {
+    /// `(columns, 32)`, from the next column and the first of the parts on.
+    to: *mut f32,
 }
 
-/// One tile times `V` float32 vectors; the rest is as in [`int8`].
+impl<L: Lanes, const STEP: usize> Columns<L, STEP> for Levels {
+    #[inline(always)]
+    unsafe fn column(&mut self, w: [L::Floats; STEP]) {
+        for s in 0..STEP {
+            // SAFETY: the caller's; `to` has room for the column.
+            unsafe { L::write(w[s], self.to.add(L::ROWS * s)) };
+        }
+        self.to = self.to.wrapping_add(TILE_ROWS);
+    }
+
+    #[inline(always)]
+    unsafe fn end_chain(&mut self) {}
+}
+
+/// One tile times `V` float32 vectors; `PARTS` parts make a tile, and `STEP` of them are worked on side by side.
 ///
 /// # Safety
 /// The contract of [`super::tile`]; the level of `L`.
 #[inline(always)]
-pub(super) unsafe fn float<L: Lanes, const PARTS: usize, const STEP: usize, const V: usize>(
+pub(super) unsafe fn direct<L: Lanes, const PARTS: usize, const STEP: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
     out: *mut f32,
 ) {
-    let quads = Quads::new(l);
-    let (mut at, mut x) = (0, x);
-    // SAFETY: quads, scales and zero points lie in the tile; `x` is (cols, V), `out` (V, 32).
-    unsafe {
-        let mut tail = tile.add(l.tail_offset(0));
-        let mask = L::splat(quads.mask as i32);
-        let mut f = [[L::zero(); PARTS]; V];
-        let mut sum = [[L::zero_wide(); PARTS]; V];
-        let mut chain = 0;
-        for g in 0..l.shape.groups {
-            let cols = l.shape.group_columns(g).len();
-            if chain + cols > SUB_COLS {
-                chain = 0;
-                flush::<L, PARTS, V>(&mut f, &mut sum);
+    const FLUSH_COLS: usize = FLUSH_SUBS * SUB_COLS;
+    for step in 0..PARTS / STEP {
+        let first = STEP * step;
+        // SAFETY: the caller's; `x` is (cols, V), `out` (V, 32).
+        unsafe {
+            let mut chains = Chains::<L, STEP, V> {
+                x,
+                chain: [[L::zero(); STEP]; V],
+                f: [[L::zero(); STEP]; V],
+            };
+            let mut sum = [[L::zero_wide(); STEP]; V];
+            for start in (0..l.shape.cols).step_by(FLUSH_COLS) {
+                let columns = start..l.shape.cols.min(start + FLUSH_COLS);
+                match l.bits {
+                    Bits::One => walk::<L, STEP, true>(l, tile, first, columns, &mut chains),
+                    _ => walk::<L, STEP, false>(l, tile, first, columns, &mut chains),
+                }
+                chains.end_chain();
+                for v in 0..V {
+                    for s in 0..STEP {
+                        sum[v][s] = L::flush(sum[v][s], chains.f[v][s]);
+                        chains.f[v][s] = L::zero();
+                    }
+                }
             }
-            chain += cols;
-            for line in 0..l.tail_bytes() / 64 {
-                L::prefetch(tail.wrapping_add(AHEAD + 64 * line));
-            }
-            for step in 0..PARTS / STEP {
-                let first = step * STEP;
-                let mut scale = [L::zero(); STEP];
-                let mut base = [L::zero(); STEP];
+            for v in 0..V {
                 for s in 0..STEP {
-                    scale[s] = L::scales(l, tail, first + s);
-                    base[s] = L::base(L::zero_points(l, tail, first + s));
-                }
-                for k in 0..cols.div_ceil(QUAD_COLS) {
-                    let quad = quads.load::<L, STEP>(tile, at + k, first);
-                    unroll!(J in 0..4 => {
-                        let col = QUAD_COLS * k + J;
-                        if col < cols {
-                            let mut w = [L::zero(); STEP];
-                            for s in 0..STEP {
-                                w[s] = L::times(L::level::<J>(quad[s], mask, base[s]), scale[s]);
-                            }
-                            for v in 0..V {
-                                let x = L::broadcast(x.add(col * V + v));
-                                for s in 0..STEP {
-                                    f[v][first + s] = L::multiply_add(w[s], x, f[v][first + s]);
-                                }
-                            }
-                        }
-                    });
+                    L::store(sum[v][s], out.add(TILE_ROWS * v + L::ROWS * (first + s)));
                 }
             }
-            at += cols.div_ceil(QUAD_COLS);
-            x = x.add(cols * V);
-            tail = tail.add(l.tail_bytes());
         }
-        flush::<L, PARTS, V>(&mut f, &mut sum);
+    }
+}
+
+/// Unpacks sub-blocks of a tile to weights, with scales of 1; the rest is as in [`direct`].
+///
+/// # Safety
+/// The contract of [`super::tile::UnpackFn`]; the level of `L`.
+#[inline(always)]
+pub(super) unsafe fn unpack<L: Lanes, const PARTS: usize, const STEP: usize>(
+    l: &Layout,
+    tile: *const u8,
+    first: usize,
+    count: usize,
+    levels: *mut f32,
+    scales: *mut f32,
+) {
+    let start = first * SUB_COLS;
+    let end = start + count * SUB_COLS;
+    let columns = start..end.min(l.shape.cols);
+    // SAFETY: the tile has the columns, `levels` room for 32 floats each, and for those that do not exist; `scales` for 32 a sub-block.
+    unsafe {
+        for step in 0..PARTS / STEP {
+            let part = STEP * step;
+            let mut to = Levels {
+                to: levels.add(L::ROWS * part),
+            };
+            match l.bits {
+                Bits::One => walk::<L, STEP, true>(l, tile, part, columns.clone(), &mut to),
+                _ => walk::<L, STEP, false>(l, tile, part, columns.clone(), &mut to),
+            }
+        }
+        let missing = levels.add(columns.len() * TILE_ROWS);
+        missing.write_bytes(0, (end - columns.end) * TILE_ROWS);
+        for i in 0..count * TILE_ROWS {
+            *scales.add(i) = 1.0;
+        }
+    }
+}
+
+/// [`super::tile::RoundFn`], in vectors of whatever the caller's level has.
+#[inline(always)]
+pub(super) fn round<const V: usize>(x: &mut [f32], group: usize) {
+    for rows in x.chunks_mut(group * V) {
+        let rows = rows.as_chunks_mut::<V>().0;
+        let mut amax = [0f32; V];
+        for row in &*rows {
+            for v in 0..V {
+                amax[v] = amax[v].max(row[v].abs());
+            }
+        }
+        if amax.iter().any(|&amax| amax < TINY_AMAX) {
+            for v in 0..V {
+                round_by_quotient(rows, v);
+            }
+            continue;
+        }
+        let (mut inverse, mut scale) = ([0f32; V], [0f32; V]);
         for v in 0..V {
-            for part in 0..PARTS {
-                L::store(sum[v][part], out.add(TILE_ROWS * v + L::ROWS * part));
+            inverse[v] = 127.0 / amax[v];
+            scale[v] = amax[v] / 127.0;
+        }
+        for row in rows {
+            for v in 0..V {
+                row[v] = (row[v] * inverse[v]).round_ties_even() * scale[v];
             }
         }
+    }
+}
+
+/// One vector of a group, whatever its values.
+fn round_by_quotient<const V: usize>(rows: &mut [[f32; V]], v: usize) {
+    let (mut x, mut codes) = ([0f32; MOST_COLS], [0i8; MOST_COLS]);
+    let (x, codes) = (&mut x[..rows.len()], &mut codes[..rows.len()]);
+    for (x, row) in x.iter_mut().zip(&*rows) {
+        *x = row[v];
+    }
+    let scale = quantize_block(x, codes);
+    for (row, code) in rows.iter_mut().zip(codes) {
+        row[v] = scale * *code as f32;
     }
 }

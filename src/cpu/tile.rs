@@ -1,11 +1,12 @@
 //! The contract of the tile kernels, and the table through which they are reached.
 //!
 //! Every kernel is a leaf: it neither allocates, locks, spawns nor fails. It multiplies **one tile** (32 rows, see
-//! [`super::layout`]) with `V` vectors. `V` is one of [`widths`]; the driver cuts any number of vectors into those.
+//! [`super::layout`]) with `V` vectors. `V` is one of [`WIDTHS`]; the driver cuts any number of vectors into those.
 //!
 //! # What a vector looks like
 //!
-//! Columns come in the order of the sub-blocks ([`Layout::runs`]), and what stands for one that does not exist is 0.
+//! Columns come in the order of the sub-blocks ([`Layout::runs`]), and what stands for one that does not exist is 0. For matrices of short
+//! groups there are float32 vectors alone.
 //!
 //! - int8: codes `(subs, V, 32)` i8; one scale a block `(blocks, V)` f32; one
 //!   correction a block `(blocks, V)` i32, with `S` the sum of the codes of the block: `-zero_point * S` where the zero
@@ -13,9 +14,6 @@
 //! - float32: `(subs * 32, V)`.
 //! - sign: one dword a sub-block `(subs, V)` u32 in the order of a 1-bit dword (bit `8j + p` is column `4p + j`), 1 where
 //!   x >= 0. Columns that do not exist have 0 as their codes have, and count as equal.
-//!
-//! Kernels of short groups take less of that: int8 `(quads, V, 4)`, a block being a group, and float32 the columns that exist,
-//! `(cols, V)`.
 //!
 //! # What comes out
 //!
@@ -26,9 +24,8 @@
 //!
 //! An output is summed in the same order whatever `V`: see "Orders of summation" in ARCHITECTURE.md. For float32 this is:
 //! two chains over the columns 0..16 and 16..32 of a sub-block, each starting at 0, each then
-//! `f = fma(chain, scale, f)`; after every [`FLUSH_SUBS`] sub-blocks of the row `f` goes into a float64 sum. For short groups:
-//! one chain over the weights, each rounded to float32, which goes into a float64 sum before the group that would take it beyond
-//! [`super::layout::SUB_COLS`] columns; int8 goes there after every [`FLUSH_SUBS`] groups.
+//! `f = fma(chain, scale, f)`; after every [`FLUSH_SUBS`] sub-blocks of the row `f` goes into a float64 sum. For short groups
+//! the scale is in the level, rounded to float32, and `f = f + chain`.
 //!
 //! # What is read
 //!
@@ -41,21 +38,16 @@ use crate::quant::Bits;
 /// The numbers of vectors that a kernel takes at once, widest first. Twelve fill 24 of 32 vector registers with sums.
 pub const WIDTHS: [usize; 5] = [12, 8, 4, 2, 1];
 
-/// The same for short groups, whose sums share the registers with those of a group.
-pub const SHORT_WIDTHS: [usize; 4] = [6, 4, 2, 1];
+/// The same for short groups straight from the codes, whose sums share the registers with two chains.
+pub const SHORT_WIDTHS: [usize; 3] = [4, 2, 1];
 
-/// The widths for a layout.
-pub fn widths(l: &Layout) -> &'static [usize] {
-    if l.short { &SHORT_WIDTHS } else { &WIDTHS }
-}
-
-/// Sub-blocks after which a float32 sum moves into float64; short groups, with int8 activations.
+/// Sub-blocks after which a float32 sum moves into float64.
 pub const FLUSH_SUBS: usize = 32;
 
 /// Activations of `V` vectors in int8, as the contract says.
 #[derive(Clone, Copy)]
 pub struct Int8Acts {
-    /// `(subs, V, 32)`; `(quads, V, 4)` of short groups.
+    /// `(subs, V, 32)`.
     pub codes: *const i8,
     /// `(blocks, V)`.
     pub scales: *const f32,
@@ -81,7 +73,8 @@ pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Ahead, *
 pub type DirectFn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);
 
 /// Unpacks sub-blocks `first..first + count` of a tile: `(layout, tile, first, count, levels, scales)` with
-/// levels `(count * 32, 32)`, a column of 32 rows after the other, and scales `(count, 32)`.
+/// levels `(count * 32, 32)`, a column of 32 rows after the other, and scales `(count, 32)`. Of short groups levels are weights and
+/// scales 1.
 pub type UnpackFn = unsafe fn(&Layout, *const u8, usize, usize, *mut f32, *mut f32);
 
 /// float32, `V` vectors, on unpacked sub-blocks: `(levels, scales, count, x, f)`; adds to `f` `(V, 32)`.
@@ -91,11 +84,9 @@ pub type PanelFn = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32
 /// sign: `(layout, tile, x, out)`.
 pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, *mut f32);
 
-/// int8, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, activations, out)`.
-pub type ShortInt8Fn = unsafe fn(&Layout, *const u8, Int8Acts, *mut f32);
-
-/// float32, `V` vectors of [`SHORT_WIDTHS`], short groups: `(layout, tile, x, out)`.
-pub type ShortF32Fn = unsafe fn(&Layout, *const u8, *const f32, *mut f32);
+/// Rounds `V` float32 vectors to what int8 activations leave over of them: `(x, group)`; `x` is `(cols, V)` and finite, and no vector
+/// comes near the largest float. Bit for bit the code times the scale of [`crate::quant::quantize_block`], for each group.
+pub type RoundFn = unsafe fn(&mut [f32], usize);
 
 /// int16 sums that a vector can look up in a sub-block: four tables of 32.
 pub const TABLE_WORDS: usize = 128;
@@ -208,8 +199,9 @@ pub struct TileKernels {
     pub(super) unpack: [UnpackFn; 4],
     pub(super) panel: [PanelFn; WIDTHS.len()],
     pub(super) sign: [SignFn; WIDTHS.len()],
-    pub(super) short_int8: [ShortInt8Fn; SHORT_WIDTHS.len()],
-    pub(super) short_f32: [ShortF32Fn; SHORT_WIDTHS.len()],
+    pub(super) short_direct: [DirectFn; SHORT_WIDTHS.len()],
+    pub(super) short_unpack: UnpackFn,
+    pub(super) short_round: [RoundFn; WIDTHS.len()],
     pub(super) quantize: QuantizeFn,
     pub(super) tables: Option<Tables>,
     pub(super) pairs: Option<Pairs>,
@@ -306,14 +298,19 @@ impl TileKernels {
         self.sign[by_width(&WIDTHS, width)]
     }
 
-    /// The int8 kernel for short groups.
-    pub fn short_int8(&self, width: usize) -> ShortInt8Fn {
-        self.short_int8[by_width(&SHORT_WIDTHS, width)]
+    /// The float32 kernel for few vectors and short groups, for a number of vectors of [`SHORT_WIDTHS`].
+    pub fn short_direct(&self, width: usize) -> DirectFn {
+        self.short_direct[by_width(&SHORT_WIDTHS, width)]
     }
 
-    /// The float32 kernel for short groups.
-    pub fn short_f32(&self, width: usize) -> ShortF32Fn {
-        self.short_f32[by_width(&SHORT_WIDTHS, width)]
+    /// The unpacker of short groups for [`TileKernels::panel`].
+    pub fn short_unpack(&self) -> UnpackFn {
+        self.short_unpack
+    }
+
+    /// The int8 activations of short groups, for a number of vectors.
+    pub fn short_round(&self, width: usize) -> RoundFn {
+        self.short_round[by_width(&WIDTHS, width)]
     }
 
     /// The product by tables, where this set has one.

@@ -4,8 +4,8 @@
 //! the size of one vector in every buffer here, whatever the widths before it.
 
 use super::tasks::{lock, members, run};
-use crate::cpu::layout::{Layout, QUAD_COLS, SUB_COLS, ZeroKind, interleave};
-use crate::cpu::tile::{Int8Acts, SHORT_WIDTHS, TileKernels, WIDTHS, widths};
+use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
+use crate::cpu::tile::{Int8Acts, TileKernels, WIDTHS};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::runtime::Hands;
@@ -36,7 +36,6 @@ pub struct Int8 {
 
 /// Vectors that are quantised by one task: the widest block, so that what a task writes is contiguous.
 const VECTORS_A_TASK: usize = WIDTHS[0];
-const _: () = assert!(VECTORS_A_TASK.is_multiple_of(SHORT_WIDTHS[0]));
 
 /// Activations that a thread quantises in a nanosecond, about.
 const QUANTIZED_PER_NS: usize = 4;
@@ -45,8 +44,6 @@ const QUANTIZED_PER_NS: usize = 4;
 struct Quantizer<'a> {
     k: &'a TileKernels,
     l: &'a Layout,
-    /// 1 where x >= 0 and -1 elsewhere instead.
-    signs: bool,
 }
 
 impl Quantizer<'_> {
@@ -65,16 +62,6 @@ impl Quantizer<'_> {
             let blocks = first..first + x.len().div_ceil(block);
             let codes = &mut codes[at..at + x.len()];
             let (scales, sums) = (&mut scales[blocks.clone()], &mut corrections[blocks]);
-            if self.signs {
-                scales.fill(1.0);
-                for ((x, codes), sum) in x.chunks(block).zip(codes.chunks_mut(block)).zip(sums) {
-                    for (q, &x) in codes.iter_mut().zip(x) {
-                        *q = if x >= 0.0 { 1 } else { -1 };
-                    }
-                    *sum = codes.iter().map(|&q| q as i32).sum();
-                }
-                continue;
-            }
             // SAFETY: `k` exists, so the processor has its features.
             if !unsafe { self.k.quantize()(x, block, codes, scales, sums) } {
                 return false;
@@ -104,28 +91,10 @@ impl Int8 {
         x: &[f32],
         n: usize,
     ) -> Result<()> {
-        let signs = false;
-        match self.fill(&Quantizer { k, l, signs }, hands, x, n)? {
+        match self.fill(&Quantizer { k, l }, hands, x, n)? {
             true => Ok(()),
             false => all_finite(x, l.shape.cols),
         }
-    }
-
-    /// Takes the signs of `n` vectors, with scales of 1; `x` is `(n, cols)`. Not a number counts as negative.
-    ///
-    /// # Errors
-    /// `ERR_MEMORY`.
-    pub fn set_signs(
-        &mut self,
-        k: &TileKernels,
-        hands: Hands<'_>,
-        l: &Layout,
-        x: &[f32],
-        n: usize,
-    ) -> Result<()> {
-        let signs = true;
-        self.fill(&Quantizer { k, l, signs }, hands, x, n)?;
-        Ok(())
     }
 
     /// Whether all values are finite.
@@ -150,7 +119,6 @@ impl Int8 {
     /// Several vectors, shared; whether all of them are finite.
     fn set_many(&mut self, quantize: &Quantizer<'_>, hands: Hands<'_>, x: &[f32]) -> Result<bool> {
         let (padded, per, cols) = (self.vector_codes, self.vector_blocks, quantize.l.shape.cols);
-        let widths = widths(quantize.l);
         let inputs = x.chunks(VECTORS_A_TASK * cols);
         let mut outputs = memory::with_capacity(inputs.len(), "the list of tasks")?;
         outputs.extend(
@@ -172,18 +140,14 @@ impl Int8 {
             let x = &x[task * VECTORS_A_TASK * cols..];
             let x = &x[..x.len().min(VECTORS_A_TASK * cols)];
             let (codes, scales, corrections) = &mut *lock(&outputs[task]);
-            for (first, width) in blocks(widths, 0..x.len() / cols) {
+            for (first, width) in blocks(&WIDTHS, 0..x.len() / cols) {
                 for v in 0..width {
                     let x = &x[(first + v) * cols..][..cols];
                     if !quantize.vector(x, &mut one.0, &mut one.1, &mut one.2) {
                         finite.store(false, Ordering::Relaxed);
                     }
                     let to = &mut codes[first * padded..(first + width) * padded];
-                    match quantize.l.grain() {
-                        SUB_COLS => spread::<SUB_COLS>(&one.0, to, v, width),
-                        QUAD_COLS => spread::<QUAD_COLS>(&one.0, to, v, width),
-                        other => unreachable!("vectors by {other} columns"),
-                    }
+                    spread(&one.0, to, v, width);
                     for b in 0..per {
                         scales[first * per + b * width + v] = one.1[b];
                         corrections[first * per + b * width + v] = one.2[b];
@@ -205,10 +169,10 @@ impl Int8 {
     }
 }
 
-/// Writes vector `v` of the `width` that `to` interleaves, so many elements at a time.
-fn spread<const GRAIN: usize>(from: &[i8], to: &mut [i8], v: usize, width: usize) {
+/// Writes vector `v` of the `width` that `to` interleaves, a sub-block at a time.
+fn spread(from: &[i8], to: &mut [i8], v: usize, width: usize) {
     let to = to
-        .as_chunks_mut::<GRAIN>()
+        .as_chunks_mut::<SUB_COLS>()
         .0
         .iter_mut()
         .skip(v)
@@ -216,25 +180,6 @@ fn spread<const GRAIN: usize>(from: &[i8], to: &mut [i8], v: usize, width: usize
     for (to, from) in to.zip(from.as_chunks().0) {
         *to = *from;
     }
-}
-
-/// Vectors that int8 activations of one column each leave over: code times scale. `x` is `(n, cols)`.
-///
-/// # Errors
-/// As [`Int8::set`].
-pub fn rounded(k: &TileKernels, x: &[f32], cols: usize) -> Result<Vec<f32>> {
-    let mut codes = memory::filled(x.len(), 0i8, "int8 activations")?;
-    let mut rounded = memory::filled(x.len(), 0f32, "the quantised activations")?;
-    let mut sums = memory::filled(x.len(), 0i32, "activation sums")?;
-    // SAFETY: `k` exists, so the processor has its features.
-    if !unsafe { k.quantize()(x, 1, &mut codes, &mut rounded, &mut sums) } {
-        all_finite(x, cols)?;
-    }
-    for (r, q) in rounded.iter_mut().zip(codes) {
-        // The scale of the largest float is rounded up.
-        *r = (*r * q as f32).clamp(f32::MIN, f32::MAX);
-    }
-    Ok(rounded)
 }
 
 /// # Errors
@@ -313,22 +258,24 @@ impl<'a> InRange<'a> {
     }
 }
 
-/// `n` float32 vectors in blocks of `(columns, width)`, the columns those of whole sub-blocks, or just those that exist where groups
-/// are short; `x` is `(n, cols)`.
+/// `n` float32 vectors in blocks of `(columns, width)`, each of one of `widths` and the columns those of whole sub-blocks; `x` is `(n, cols)`.
 ///
 /// # Errors
 /// `ERR_MEMORY`.
-pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f32]>> {
-    let cols = l.shape.cols;
-    let padded = if l.short { cols } else { l.padded_cols() };
+pub fn interleaved<'a>(
+    widths: &[usize],
+    l: &Layout,
+    x: &'a [f32],
+    n: usize,
+) -> Result<Cow<'a, [f32]>> {
+    let (cols, padded) = (l.shape.cols, l.padded_cols());
     if n == 1 && cols == padded {
         return Ok(Cow::Borrowed(x));
     }
     let mut out = memory::filled(n * padded, 0.0, "interleaved activations")?;
-    for (first, width) in blocks(widths(l), 0..n) {
+    for (first, width) in blocks(widths, 0..n) {
         let block = &mut out[first * padded..(first + width) * padded];
         for (columns, at) in l.runs() {
-            let at = if l.short { columns.start } else { at };
             for (c, to) in columns.zip(block[at * width..].chunks_exact_mut(width)) {
                 for (v, to) in to.iter_mut().enumerate() {
                     *to = x[(first + v) * cols + c];
@@ -337,6 +284,34 @@ pub fn interleaved<'a>(l: &Layout, x: &'a [f32], n: usize) -> Result<Cow<'a, [f3
         }
     }
     Ok(Cow::Owned(out))
+}
+
+/// Turns the vectors that [`interleaved`] gave into what int8 activations leave over of them, in blocks of the groups, which are short.
+///
+/// # Errors
+/// `ERR_MEMORY`.
+pub fn round(
+    k: &TileKernels,
+    widths: &[usize],
+    l: &Layout,
+    x: Cow<'_, [f32]>,
+    n: usize,
+) -> Result<Vec<f32>> {
+    let mut x = match x {
+        Cow::Owned(x) => x,
+        Cow::Borrowed(x) => {
+            let mut copy = memory::with_capacity(x.len(), "the quantised activations")?;
+            copy.extend_from_slice(x);
+            copy
+        }
+    };
+    let padded = l.padded_cols();
+    for (first, width) in blocks(widths, 0..n) {
+        let x = &mut x[first * padded..][..l.shape.cols * width];
+        // SAFETY: `k` exists, so the processor has its features.
+        unsafe { k.short_round(width)(x, l.shape.group) };
+    }
+    Ok(x)
 }
 
 /// The signs of `n` vectors in blocks of `(subs, width)` dwords; `x` is `(n, cols)`. Not a number counts as negative.
@@ -367,6 +342,7 @@ pub fn signs(l: &Layout, x: &[f32], n: usize) -> Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::tile::SHORT_WIDTHS;
 
     #[test]
     fn blocks_cover_every_number() {

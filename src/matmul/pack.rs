@@ -21,84 +21,60 @@ pub fn pack_tile(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
 }
 
 fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
-    let first = t * TILE_ROWS;
-    let rows = TILE_ROWS.min(l.shape.rows - first);
-    if l.short {
-        return pack_short::<BITS>(l, codes, first..first + rows, tile);
+    let rows = t * TILE_ROWS..l.shape.rows.min((t + 1) * TILE_ROWS);
+    let mut bytes: [&[u8]; TILE_ROWS] = [&[]; TILE_ROWS];
+    for (bytes, row) in bytes.iter_mut().zip(rows.clone()) {
+        *bytes = codes.row_bytes(row);
     }
-    let bytes: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
-        if r < rows {
-            codes.row_bytes(first + r)
-        } else {
-            &[]
+    let bytes = &bytes[..rows.len()];
+    if l.short {
+        let (subs, tails) = tile.split_at_mut(l.tail_offset(0));
+        for (s, sub) in subs.chunks_exact_mut(l.sub_bytes()).enumerate() {
+            let columns = s * SUB_COLS..l.shape.cols.min((s + 1) * SUB_COLS);
+            pack_sub::<BITS>(l.bits, codes.packing, bytes, columns, sub);
         }
-    });
+        for (g, tail) in tails.chunks_exact_mut(l.tail_bytes()).enumerate() {
+            pack_scales(l, codes, rows.clone(), g, tail);
+        }
+        return;
+    }
     for g in 0..l.shape.groups {
         let (subs, tail) = tile[l.group_offset(g)..].split_at_mut(l.group_subs(g) * l.sub_bytes());
         for (s, sub) in subs.chunks_exact_mut(l.sub_bytes()).enumerate() {
-            let columns = l.sub_columns(g, s);
-            let dwords = sub.as_chunks_mut().0;
-            // What is written for row `r`: it has a lane in each pair of vectors.
-            let mut write = |r: usize, row: [u32; BITS]| {
-                for (q, dword) in row.into_iter().enumerate() {
-                    dwords[q * TILE_ROWS + r] = dword.to_le_bytes();
-                }
-            };
-            let whole = columns.len() == SUB_COLS && columns.start.is_multiple_of(8 / BITS);
-            if codes.packing == Packing::Msb && whole {
-                let at = columns.start / (8 / BITS);
-                for (r, bytes) in bytes[..rows].iter().enumerate() {
-                    write(r, interleave(&bytes[at..at + 4 * BITS]));
-                }
-            } else {
-                for (r, bytes) in bytes[..rows].iter().enumerate() {
-                    let packed = repacked(l.bits, codes.packing, bytes, columns.clone());
-                    write(r, interleave(&packed));
-                }
-            }
+            pack_sub::<BITS>(l.bits, codes.packing, bytes, l.sub_columns(g, s), sub);
         }
-        pack_scales(l, codes, first..first + rows, g, tail);
+        pack_scales(l, codes, rows.clone(), g, tail);
     }
 }
 
-/// [`pack_tile`] of short groups: row by row.
-fn pack_short<const BITS: usize>(
-    l: &Layout,
-    codes: &Codes<'_>,
-    rows: Range<usize>,
-    tile: &mut [u8],
+/// Writes a sub-block, or as many of its columns as there are; `rows` are the bytes of whole rows.
+fn pack_sub<const BITS: usize>(
+    bits: Bits,
+    packing: Packing,
+    rows: &[&[u8]],
+    columns: Range<usize>,
+    sub: &mut [u8],
 ) {
-    let (subs, tails) = tile.split_at_mut(l.tail_offset(0));
-    let dwords = subs.as_chunks_mut().0;
-    for (r, row) in rows.clone().enumerate() {
-        let bytes = codes.row_bytes(row);
-        let mut runs = l.runs().peekable();
-        for (s, sub) in dwords.chunks_exact_mut(BITS * TILE_ROWS).enumerate() {
-            // The columns that exist of this sub-block: the rest of a run that an earlier one began, and further runs.
-            let mut columns = [0; SUB_COLS];
-            let end = (s + 1) * SUB_COLS;
-            while let Some((run, at)) = runs.peek() {
-                let from = (s * SUB_COLS).max(*at);
-                let to = end.min(at + run.len());
-                if from < to {
-                    let run = run.start + from - at..run.start + to - at;
-                    let to = &mut columns[from % SUB_COLS..][..run.len()];
-                    unpack_columns(l.bits, codes.packing, bytes, run, to);
-                }
-                if at + run.len() > end {
-                    break;
-                }
-                runs.next();
-            }
-            let mut packed = [0; SUB_COLS];
-            pack_row(&columns, l.bits, &mut packed);
-            for (q, dword) in interleave::<BITS>(&packed).into_iter().enumerate() {
-                sub[q * TILE_ROWS + r] = dword.to_le_bytes();
-            }
+    let dwords = sub.as_chunks_mut().0;
+    // What is written for row `r`: it has a lane in each pair of vectors.
+    let mut write = |r: usize, row: [u32; BITS]| {
+        for (q, dword) in row.into_iter().enumerate() {
+            dwords[q * TILE_ROWS + r] = dword.to_le_bytes();
         }
-    }
-    for (g, tail) in tails.chunks_exact_mut(l.tail_bytes()).enumerate() {
-        pack_scales(l, codes, rows.clone(), g, tail);
+    };
+    let whole = columns.len() == SUB_COLS && columns.start.is_multiple_of(8 / BITS);
+    if packing == Packing::Msb && whole {
+        let at = columns.start / (8 / BITS);
+        for (r, bytes) in rows.iter().enumerate() {
+            write(r, interleave(&bytes[at..at + 4 * BITS]));
+        }
+    } else {
+        for (r, bytes) in rows.iter().enumerate() {
+            write(
+                r,
+                interleave(&repacked(bits, packing, bytes, columns.clone())),
+            );
+        }
     }
 }
 
@@ -151,19 +127,9 @@ fn pack_scales(l: &Layout, codes: &Codes<'_>, rows: Range<usize>, g: usize, tail
 /// The codes of row `r` of a tile, one a byte; `out` is `(cols)`.
 pub fn tile_row_codes(l: &Layout, tile: &[u8], r: usize, out: &mut [u8]) {
     if l.short {
-        for (columns, at) in l.runs() {
-            let out = &mut out[columns];
-            // From one sub-block to the next, the first of them from the column on that the run begins with.
-            let (mut done, mut skip) = (0, at % SUB_COLS);
-            for sub in tile[at / SUB_COLS * l.sub_bytes()..].chunks_exact(l.sub_bytes()) {
-                let here = (SUB_COLS - skip).min(out.len() - done);
-                let codes = &sub_codes(l, sub, r)[skip..][..here];
-                out[done..][..here].copy_from_slice(codes);
-                (done, skip) = (done + here, 0);
-                if done == out.len() {
-                    break;
-                }
-            }
+        let subs = tile.chunks_exact(l.sub_bytes());
+        for (out, sub) in out.chunks_mut(SUB_COLS).zip(subs) {
+            out.copy_from_slice(&sub_codes(l, sub, r)[..out.len()]);
         }
         return;
     }

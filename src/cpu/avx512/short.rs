@@ -2,88 +2,79 @@
 
 #![expect(
     clippy::undocumented_unsafe_blocks,
-    reason = "the contract of `Lanes`: the caller's processor has AVX-512 F, BW, VL, DQ and what `E` adds; pointers are the caller's"
+    reason = "the contract of `Lanes`: the caller's processor has AVX-512 F, BW, VL, DQ; pointers are the caller's"
 )]
 
-use super::{Dot, f32::widen, scales_of_half, zero_points_of_half};
+use super::{f32::widen, scales_of_half, zero_points_of_half};
 use crate::cpu::layout::Layout;
 use crate::cpu::short::{self, Lanes, MAGIC};
-use crate::cpu::tile::Int8Acts;
 use std::arch::x86_64::*;
-use std::marker::PhantomData;
 
-/// 16 rows, with what a set has beyond the level.
-struct Rows<E>(PhantomData<E>);
+/// 16 rows.
+struct Half;
 
 /// Both halves of a tile side by side.
 const HALVES: usize = 2;
 
 /// # Safety
-/// The contract of [`crate::cpu::tile`]; the features of `E`.
+/// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
 #[inline(always)]
-pub(super) unsafe fn int8<E: Dot, const V: usize>(
-    l: &Layout,
-    tile: *const u8,
-    acts: Int8Acts,
-    out: *mut f32,
-) {
-    // SAFETY: the caller's.
-    unsafe { short::int8::<Rows<E>, HALVES, HALVES, V>(l, tile, acts, out) }
-}
-
-/// # Safety
-/// The contract of [`crate::cpu::tile`]; the features of `E`.
-#[inline(always)]
-pub(super) unsafe fn float<E: Dot, const V: usize>(
+pub(super) unsafe fn direct<const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::float::<Rows<E>, HALVES, HALVES, V>(l, tile, x, out) }
+    unsafe { short::direct::<Half, HALVES, HALVES, V>(l, tile, x, out) }
 }
 
-impl<E: Dot> Lanes for Rows<E> {
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
+#[inline(always)]
+pub(super) unsafe fn unpack(
+    l: &Layout,
+    tile: *const u8,
+    first: usize,
+    count: usize,
+    levels: *mut f32,
+    scales: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe { short::unpack::<Half, HALVES, HALVES>(l, tile, first, count, levels, scales) }
+}
+
+/// The dwords with byte `J` lowest.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+unsafe fn byte<const J: usize>(quad: __m512i) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        match J {
+            0 => quad,
+            1 => _mm512_srli_epi32::<8>(quad),
+            2 => _mm512_srli_epi32::<16>(quad),
+            _ => _mm512_srli_epi32::<24>(quad),
+        }
+    }
+}
+
+impl Lanes for Half {
     const ROWS: usize = 16;
     type Dwords = __m512i;
     type Floats = __m512;
     type Wide = [__m512d; 2];
-    type Sums = __m512i;
 
     #[inline(always)]
-    unsafe fn splat(value: i32) -> __m512i {
-        unsafe { _mm512_set1_epi32(value) }
-    }
-
-    #[inline(always)]
-    unsafe fn shifted(at: *const u8, right: i32) -> __m512i {
-        unsafe { _mm512_rorv_epi32(_mm512_load_si512(at.cast()), _mm512_set1_epi32(right)) }
-    }
-
-    #[inline(always)]
-    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_and_si512(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn times_i16(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_madd_epi16(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn sums(start: __m512i) -> __m512i {
-        start
-    }
-
-    #[inline(always)]
-    unsafe fn add(sums: __m512i, u: __m512i, s: __m512i) -> __m512i {
-        unsafe { E::dot::<8>(sums, u, s) }
-    }
-
-    #[inline(always)]
-    unsafe fn total(sums: __m512i) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(sums) }
+    unsafe fn shifted(at: *const u8, right: u32) -> __m512i {
+        unsafe {
+            _mm512_srl_epi32(
+                _mm512_load_si512(at.cast()),
+                _mm_cvtsi32_si128(right as i32),
+            )
+        }
     }
 
     #[inline(always)]
@@ -97,13 +88,13 @@ impl<E: Dot> Lanes for Rows<E> {
     }
 
     #[inline(always)]
-    unsafe fn times(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
+    unsafe fn plus(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
     }
 
     #[inline(always)]
-    unsafe fn fused(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
+    unsafe fn times(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
@@ -112,36 +103,49 @@ impl<E: Dot> Lanes for Rows<E> {
     }
 
     #[inline(always)]
+    unsafe fn write(values: __m512, to: *mut f32) {
+        unsafe { _mm512_store_ps(to, values) }
+    }
+
+    #[inline(always)]
     unsafe fn scales(l: &Layout, tail: *const u8, part: usize) -> __m512 {
         unsafe { scales_of_half(l, tail, part) }
     }
 
     #[inline(always)]
-    unsafe fn zero_points(l: &Layout, tail: *const u8, part: usize) -> __m512i {
-        unsafe { zero_points_of_half(l, tail, part) }
-    }
-
-    #[inline(always)]
-    unsafe fn base(zero_points: __m512i) -> __m512 {
+    unsafe fn base(l: &Layout, tail: *const u8, part: usize) -> __m512 {
         unsafe {
             let magic = _mm512_castsi512_ps(_mm512_set1_epi32(MAGIC));
-            _mm512_add_ps(magic, _mm512_cvtepi32_ps(zero_points))
+            _mm512_add_ps(
+                magic,
+                _mm512_cvtepi32_ps(zero_points_of_half(l, tail, part)),
+            )
         }
     }
 
     #[inline(always)]
-    unsafe fn level<const J: usize>(quad: __m512i, mask: __m512i, base: __m512) -> __m512 {
+    unsafe fn level<const J: usize>(quad: __m512i, mask: u8, base: __m512) -> __m512 {
         unsafe {
-            let quad = match J {
-                0 => quad,
-                1 => _mm512_srli_epi32::<8>(quad),
-                2 => _mm512_srli_epi32::<16>(quad),
-                _ => _mm512_srli_epi32::<24>(quad),
-            };
-            // (quad & mask) | magic
-            let magic = _mm512_set1_epi32(MAGIC);
-            let f = _mm512_ternarylogic_epi32::<0xea>(quad, mask, magic);
+            let (mask, magic) = (_mm512_set1_epi32(mask.into()), _mm512_set1_epi32(MAGIC));
+            // (byte & mask) | magic
+            let f = _mm512_ternarylogic_epi32::<0xea>(byte::<J>(quad), mask, magic);
             _mm512_sub_ps(_mm512_castsi512_ps(f), base)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn signed<const J: usize>(quad: __m512i, scale: __m512) -> __m512 {
+        unsafe {
+            let top = match J {
+                0 => _mm512_slli_epi32::<31>(quad),
+                1 => _mm512_slli_epi32::<23>(quad),
+                2 => _mm512_slli_epi32::<15>(quad),
+                _ => _mm512_slli_epi32::<7>(quad),
+            };
+            let sign = _mm512_set1_epi32(i32::MIN);
+            // scale ^ (!top & sign)
+            let w = _mm512_ternarylogic_epi32::<0xd2>(_mm512_castps_si512(scale), top, sign);
+            _mm512_castsi512_ps(w)
         }
     }
 

@@ -8,30 +8,37 @@
 use super::{Lanes as Rows, scales, zero_points};
 use crate::cpu::layout::{Layout, TILE_ROWS};
 use crate::cpu::short::{self, Lanes};
-use crate::cpu::tile::Int8Acts;
 
 /// # Safety
 /// The contract of [`crate::cpu::tile`].
-pub(super) unsafe fn int8<const V: usize>(
-    l: &Layout,
-    tile: *const u8,
-    acts: Int8Acts,
-    out: *mut f32,
-) {
-    // SAFETY: the caller's.
-    unsafe { short::int8::<Tile, 1, 1, V>(l, tile, acts, out) }
-}
-
-/// # Safety
-/// The contract of [`crate::cpu::tile`].
-pub(super) unsafe fn float<const V: usize>(
+pub(super) unsafe fn direct<const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::float::<Tile, 1, 1, V>(l, tile, x, out) }
+    unsafe { short::direct::<Tile, 1, 1, V>(l, tile, x, out) }
+}
+
+/// # Safety
+/// The contract of [`crate::cpu::tile`].
+pub(super) unsafe fn unpack(
+    l: &Layout,
+    tile: *const u8,
+    first: usize,
+    count: usize,
+    levels: *mut f32,
+    scales: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe { short::unpack::<Tile, 1, 1>(l, tile, first, count, levels, scales) }
+}
+
+/// # Safety
+/// None; the signature is that of the table.
+pub(super) unsafe fn round<const V: usize>(x: &mut [f32], group: usize) {
+    short::round::<V>(x, group);
 }
 
 struct Tile;
@@ -42,42 +49,12 @@ fn by_row<A: Copy, B: Copy, C>(a: Rows<A>, b: Rows<B>, f: impl Fn(A, B) -> C) ->
 
 impl Lanes for Tile {
     const ROWS: usize = TILE_ROWS;
-    type Dwords = Rows<i32>;
+    type Dwords = Rows<u32>;
     type Floats = Rows<f32>;
     type Wide = Rows<f64>;
-    type Sums = Rows<i32>;
 
-    unsafe fn splat(value: i32) -> Rows<i32> {
-        [value; TILE_ROWS]
-    }
-
-    unsafe fn shifted(at: *const u8, right: i32) -> Rows<i32> {
-        let dwords = unsafe { *at.cast::<Rows<u32>>() };
-        dwords.map(|d| d.rotate_right(right.rem_euclid(32) as u32) as i32)
-    }
-
-    unsafe fn and(a: Rows<i32>, b: Rows<i32>) -> Rows<i32> {
-        by_row(a, b, |a, b| a & b)
-    }
-
-    unsafe fn times_i16(a: Rows<i32>, b: Rows<i32>) -> Rows<i32> {
-        by_row(a, b, |a, b| a * b)
-    }
-
-    unsafe fn sums(start: Rows<i32>) -> Rows<i32> {
-        start
-    }
-
-    unsafe fn add(sums: Rows<i32>, u: Rows<i32>, s: Rows<i32>) -> Rows<i32> {
-        let dot = by_row(u, s, |u, s| {
-            let pairs = u.to_le_bytes().into_iter().zip(s.to_le_bytes());
-            pairs.map(|(u, s)| u as i32 * s as i8 as i32).sum::<i32>()
-        });
-        by_row(sums, dot, |sum, dot| sum + dot)
-    }
-
-    unsafe fn total(sums: Rows<i32>) -> Rows<f32> {
-        sums.map(|s| s as f32)
+    unsafe fn shifted(at: *const u8, right: u32) -> Rows<u32> {
+        unsafe { *at.cast::<Rows<u32>>() }.map(|d| d >> right)
     }
 
     unsafe fn zero() -> Rows<f32> {
@@ -88,37 +65,42 @@ impl Lanes for Tile {
         [unsafe { *at }; TILE_ROWS]
     }
 
-    unsafe fn times(a: Rows<f32>, b: Rows<f32>) -> Rows<f32> {
-        by_row(a, b, |a, b| a * b)
+    unsafe fn plus(a: Rows<f32>, b: Rows<f32>) -> Rows<f32> {
+        by_row(a, b, |a, b| a + b)
     }
 
-    unsafe fn fused(a: Rows<f32>, b: Rows<f32>, c: Rows<f32>) -> Rows<f32> {
-        std::array::from_fn(|r| a[r].mul_add(b[r], c[r]))
+    unsafe fn times(a: Rows<f32>, b: Rows<f32>) -> Rows<f32> {
+        by_row(a, b, |a, b| a * b)
     }
 
     unsafe fn multiply_add(a: Rows<f32>, b: Rows<f32>, c: Rows<f32>) -> Rows<f32> {
         std::array::from_fn(|r| a[r] * b[r] + c[r])
     }
 
+    unsafe fn write(values: Rows<f32>, to: *mut f32) {
+        unsafe { to.cast::<Rows<f32>>().write(values) }
+    }
+
     unsafe fn scales(l: &Layout, tail: *const u8, _: usize) -> Rows<f32> {
         unsafe { scales(l, tail) }
     }
 
-    unsafe fn zero_points(l: &Layout, tail: *const u8, _: usize) -> Rows<i32> {
-        unsafe { zero_points(l, tail) }
+    unsafe fn base(l: &Layout, tail: *const u8, _: usize) -> Rows<f32> {
+        unsafe { zero_points(l, tail) }.map(|z| z as f32)
     }
 
-    unsafe fn base(zero_points: Rows<i32>) -> Rows<f32> {
-        zero_points.map(|z| z as f32)
+    unsafe fn level<const J: usize>(quad: Rows<u32>, mask: u8, base: Rows<f32>) -> Rows<f32> {
+        by_row(quad, base, |quad, base| {
+            let code = quad.to_le_bytes()[J] & mask;
+            code as f32 - base
+        })
     }
 
-    unsafe fn level<const J: usize>(
-        quad: Rows<i32>,
-        mask: Rows<i32>,
-        base: Rows<f32>,
-    ) -> Rows<f32> {
-        let code = by_row(quad, mask, |quad, mask| quad >> (8 * J) & mask);
-        by_row(code, base, |code, base| code as f32 - base)
+    unsafe fn signed<const J: usize>(quad: Rows<u32>, scale: Rows<f32>) -> Rows<f32> {
+        by_row(quad, scale, |quad, scale| match quad.to_le_bytes()[J] & 1 {
+            1 => scale,
+            _ => -scale,
+        })
     }
 
     unsafe fn zero_wide() -> Rows<f64> {

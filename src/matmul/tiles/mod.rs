@@ -2,18 +2,19 @@
 
 mod pairs;
 mod plan;
-mod short;
 mod tables;
 
-use self::plan::{DIRECT, Part, Plan, Scratch, UNPACK_SUBS};
-use super::activations::{InRange, Int8, blocks, interleaved, signs};
+use self::plan::{Part, Plan, Scratch, UNPACK_SUBS, direct};
+use super::activations::{InRange, Int8, all_finite, blocks, interleaved, round, signs};
 use super::buffer::Buffer;
 use super::pack;
 use super::tasks::{Output, members, run, run_chunks, run_with};
 use super::weights::Activations;
 use super::workspace::Workspace;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{Ahead, FLUSH_SUBS, Pairs, PairsInt8, Tables, TileKernels, WIDTHS};
+use crate::cpu::tile::{
+    Ahead, FLUSH_SUBS, Pairs, PairsInt8, SHORT_WIDTHS, Tables, TileKernels, WIDTHS,
+};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
@@ -65,9 +66,9 @@ impl Tiles {
         self.buffer.len()
     }
 
-    /// Whether [`Tiles::multiply_int8`] takes it: a block of activations that is a single column is better a float.
+    /// Whether [`Tiles::multiply_int8`] takes it: of short groups weights are floats.
     pub fn takes_int8(&self) -> bool {
-        !self.layout.short || self.layout.shape.group > 1
+        !self.layout.short
     }
 
     /// Whether every zero point is the constant `2^(bits-1)`.
@@ -178,56 +179,75 @@ impl Tiles {
         n: usize,
     ) -> Result<()> {
         assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
-        if self.layout.short {
-            return self.multiply_short(kernels, hands, activations, x, y, n);
-        }
-        if activations == Activations::Int8 {
-            let mut workspace = Workspace::default();
-            return Tiles::multiply_int8(
-                kernels,
-                hands,
-                &mut workspace,
-                x,
-                n,
-                [Some((self, y)), None, None],
-            );
-        }
-        let members = members(hands, self.nanoseconds(n));
-        let out = Output::new(y);
-        let pairs = match activations {
-            Activations::F32 => pairs::that_pay(kernels, &self.layout, n),
-            _ => None,
-        };
-        let mut plan = Plan::new(&self.layout, activations, n, members);
-        if pairs.is_some() {
-            plan = plan.in_pairs();
-        }
-        let tasks = plan.tasks();
         match activations {
-            Activations::Int8 => unreachable!("done above"),
+            Activations::Int8 if self.takes_int8() => {
+                let mut workspace = Workspace::default();
+                let products = [Some((self, y)), None, None];
+                Tiles::multiply_int8(kernels, hands, &mut workspace, x, n, products)
+            }
+            Activations::Int8 => {
+                all_finite(x, self.layout.shape.cols)?;
+                self.multiply_floats(kernels, hands, activations, x, y, n)
+            }
+            Activations::Sign if self.layout.short => {
+                let mut signs = memory::with_capacity(x.len(), "activation signs")?;
+                signs.extend(x.iter().map(|&x| if x >= 0.0 { 1.0 } else { -1.0 }));
+                self.multiply_floats(kernels, hands, Activations::F32, &signs, y, n)
+            }
             Activations::Sign => {
                 let x = signs(&self.layout, x, n)?;
-                run(hands, members, tasks, no_scratch, |(), task| {
+                let members = members(hands, self.nanoseconds(n));
+                let plan = Plan::new(&self.layout, activations, n, members);
+                let out = Output::new(y);
+                run(hands, members, plan.tasks(), no_scratch, |(), task| {
                     self.sign_task(kernels, &x, &plan, task, &out);
                 })
             }
-            Activations::F32 => {
-                let held = InRange::new(x, self.layout.shape.cols)?;
-                let x = interleaved(&self.layout, &held.x, n)?;
-                if n <= DIRECT && pairs.is_none() {
-                    run(hands, members, tasks, no_scratch, |(), task| {
-                        self.direct_task(kernels, &x, &plan, task, &out);
-                    })?;
-                } else {
-                    let scratch = || Scratch::new(&plan, pairs.map_or(1, |_| 2));
-                    run(hands, members, tasks, scratch, |scratch, task| {
-                        self.f32_task(kernels, pairs, &x, plan.task(task), scratch, &out);
-                    })?;
-                }
-                held.restore(y, self.layout.shape.rows);
-                Ok(())
-            }
+            Activations::F32 => self.multiply_floats(kernels, hands, activations, x, y, n),
         }
+    }
+
+    /// [`Tiles::multiply`] with float32 activations, or what int8 ones that are finite leave over of them.
+    fn multiply_floats(
+        &self,
+        kernels: &TileKernels,
+        hands: Hands<'_>,
+        activations: Activations,
+        x: &[f32],
+        y: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
+        let l = &self.layout;
+        let members = members(hands, self.nanoseconds(n));
+        let plan = Plan::new(l, Activations::F32, n, members);
+        let pairs = pairs::that_pay(kernels, l, n);
+        let straight = n <= direct(l) && pairs.is_none();
+        let widths: &[usize] = match straight && l.short {
+            true => &SHORT_WIDTHS,
+            false => &WIDTHS,
+        };
+        let held = InRange::new(x, l.shape.cols)?;
+        let mut x = interleaved(widths, l, &held.x, n)?;
+        if activations == Activations::Int8 {
+            x = round(kernels, widths, l, x, n)?.into();
+        }
+        let out = Output::new(y);
+        if straight {
+            run(hands, members, plan.tasks(), no_scratch, |(), task| {
+                self.direct_task(kernels, widths, &x, plan.task(task), &out);
+            })?;
+        } else {
+            let plan = match pairs {
+                Some(_) => plan.in_pairs(),
+                None => plan,
+            };
+            let scratch = || Scratch::new(&plan, pairs.map_or(1, |_| 2));
+            run(hands, members, plan.tasks(), scratch, |scratch, task| {
+                self.f32_task(kernels, pairs, &x, plan.task(task), scratch, &out);
+            })?;
+        }
+        held.restore(y, l.shape.rows);
+        Ok(())
     }
 
     /// The same with int8 activations for several matrices of one layout but for their rows: the activations are quantised once,
@@ -278,7 +298,6 @@ impl Tiles {
                 By::Pairs(k) => {
                     tiles.pairs_task(kernels, k, activations, plan.task(task), sums, out);
                 }
-                By::Short => tiles.short_int8_task(kernels, activations, plan, task, out),
                 By::Tiles => {
                     let sums = sums.floats_mut();
                     tiles.int8_tiles(kernels, activations, plan.task(task), sums, out);
@@ -411,17 +430,26 @@ impl Tiles {
     }
 
     /// For each tile, all vectors, straight from the codes.
-    fn direct_task(&self, k: &TileKernels, x: &[f32], plan: &Plan, task: usize, out: &Output<'_>) {
+    fn direct_task(
+        &self,
+        k: &TileKernels,
+        widths: &[usize],
+        x: &[f32],
+        (tiles, vectors): Part,
+        out: &Output<'_>,
+    ) {
         let l = &self.layout;
-        let (tiles, vectors) = plan.task(task);
-        let padded = l.total_subs() * SUB_COLS;
         for t in tiles {
-            for (first, width) in blocks(&WIDTHS, vectors.clone()) {
+            for (first, width) in blocks(widths, vectors.clone()) {
                 let mut values = Block::zero();
                 let tile = self.tile(t).as_ptr();
-                let x = x[first * padded..].as_ptr();
+                let x = x[first * l.padded_cols()..].as_ptr();
+                let kernel = match l.short {
+                    true => k.short_direct(width),
+                    false => k.direct(l.bits, width),
+                };
                 // SAFETY: as in `int8_tiles`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
-                unsafe { k.direct(l.bits, width)(l, tile, x, values.as_mut_ptr()) };
+                unsafe { kernel(l, tile, x, values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }
@@ -440,7 +468,11 @@ impl Tiles {
         out: &Output<'_>,
     ) {
         let l = &self.layout;
-        let padded = l.total_subs() * SUB_COLS;
+        let unpack = match l.short {
+            true => k.short_unpack(),
+            false => k.unpack(l.bits),
+        };
+        let padded = l.padded_cols();
         let cells = vectors.len() * TILE_ROWS;
         let at_a_time = pairs.map_or(1, |_| 2);
         let unpack_subs = UNPACK_SUBS / at_a_time;
@@ -463,7 +495,7 @@ impl Tiles {
                     for side in 0..sides {
                         let tile = self.tile(t + side).as_ptr();
                         // SAFETY: as in `int8_tiles`; a side of the scratch holds `unpack_subs` sub-blocks.
-                        unsafe { k.unpack(l.bits)(l, tile, s, count, levels[side], scales[side]) };
+                        unsafe { unpack(l, tile, s, count, levels[side], scales[side]) };
                     }
                     for (first, width) in blocks(&WIDTHS, vectors.clone()) {
                         let x = x[first * padded + s * SUB_COLS * width..].as_ptr();
@@ -497,7 +529,6 @@ impl Tiles {
 
 /// Which kernels a product with int8 activations takes.
 enum By {
-    Short,
     Tables(Tables),
     Pairs(PairsInt8),
     Tiles,
@@ -506,9 +537,6 @@ enum By {
 impl By {
     /// Those that suit `n` vectors.
     fn best(k: &TileKernels, l: &Layout, n: usize) -> By {
-        if l.short {
-            return By::Short;
-        }
         if let Some(k) = tables::that_pay(k, l, n) {
             return By::Tables(k);
         }
@@ -522,7 +550,7 @@ impl By {
         match self {
             By::Tables(_) => Plan::for_tables(l, n, members),
             By::Pairs(_) => Plan::new(l, Activations::Int8, n, members).in_pairs(),
-            By::Tiles | By::Short => Plan::new(l, Activations::Int8, n, members),
+            By::Tiles => Plan::new(l, Activations::Int8, n, members),
         }
     }
 
@@ -531,7 +559,7 @@ impl By {
         match self {
             By::Tables(_) => tables::scratch_floats(plan),
             By::Pairs(_) => pairs::scratch_floats(plan),
-            By::Tiles | By::Short => plan.panel * TILE_ROWS,
+            By::Tiles => plan.panel * TILE_ROWS,
         }
     }
 }

@@ -27,7 +27,7 @@ const _: () =
 
 /// The kernels to multiply `n` vectors with two tiles at a time, where there are some that pay.
 pub fn that_pay(k: &TileKernels, l: &Layout, n: usize) -> Option<Pairs> {
-    let pay = n >= FEWEST_VECTORS && l.tiles() > 1 && !l.short;
+    let pay = n >= FEWEST_VECTORS && l.tiles() > 1;
     k.pairs().filter(|_| pay)
 }
 

@@ -20,7 +20,15 @@ pub const UNPACK_SUBS: usize = 4;
 /// tile as one stream and keeps no levels; against unpacking once into the cache, with one thread on Zen 5, 4096 × 4096 from
 /// memory, ms at 8 and 4 bits: 4 vectors 0.87 for 3.5, 0.78 for 2.6; 8: 1.6 for 4.3, 1.4 for 3.1; 16: 3.1 for 5.9, 3.0 for 4.4;
 /// 64: 13.0 for 13.7, 13.0 for 12.0; 512: 99 for 102, 97 for 93.
-pub const DIRECT: usize = 48;
+const DIRECT: usize = 48;
+
+/// The same for short groups, each weight of which is scaled besides.
+const SHORT_DIRECT: usize = 4;
+
+/// Up to how many float32 vectors are multiplied straight from the codes.
+pub fn direct(l: &Layout) -> usize {
+    if l.short { SHORT_DIRECT } else { DIRECT }
+}
 
 /// Tiles of a task by tables at most: 192 KiB of sums of twelve vectors.
 const TABLE_TILES: usize = 128;
@@ -44,7 +52,6 @@ impl Plan {
         let vector_bytes = match activations {
             Activations::Sign => l.total_subs() * 4,
             Activations::Int8 => l.padded_cols() + l.blocks() * 8,
-            Activations::F32 if l.short => l.shape.cols * 4,
             Activations::F32 => l.total_subs().min(FLUSH_SUBS) * SUB_COLS * 4,
         };
         // Panels of one size: a short last one would pay for its tiles with few vectors.
@@ -57,7 +64,7 @@ impl Plan {
         let tiles_a_task = l.tiles().div_ceil(chunks);
         let tiles_a_task = match activations {
             // Their sums in float64 stay in the second-level cache.
-            Activations::F32 if n > DIRECT && !l.short => tiles_a_task.min(16),
+            Activations::F32 if n > direct(l) => tiles_a_task.min(16),
             _ => tiles_a_task,
         };
         Plan {

@@ -26,7 +26,7 @@ const FEWEST_TILES: usize = if cfg!(test) { 1 } else { 16 };
 
 /// The tables to multiply `n` vectors with, where the kernels have some that pay.
 pub fn that_pay(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
-    let pay = l.bits == Bits::One && !l.short && n >= FEWEST_VECTORS && l.tiles() >= FEWEST_TILES;
+    let pay = l.bits == Bits::One && n >= FEWEST_VECTORS && l.tiles() >= FEWEST_TILES;
     k.tables().filter(|_| pay)
 }
 
