@@ -343,11 +343,11 @@ int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t 
  * `w` (rows, cols). `options`: JSON; NULL or "" for the defaults. Keys:
  * - `"bits"`: 1, 2, 4 (default), 8; 32 keeps float32, 16 rounds to float16;
  * - `"group"`: columns a scale, 32 by default, 0 for the whole row; on the CPU groups of 16 and more that are no
- *   multiples of 32 take the memory of the next multiple, shorter ones, unless they are the whole row, that of the next multiple of 4;
+ *   multiples of 32 take the memory of the next multiple; rows of shorter ones are padded to a multiple of 32;
  * - `"symmetric"`: true (default): no zero points;
  * - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
- * - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster,
- *   adds under 1% of error; `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+ * - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster
+ *   (not in groups of less than 16 columns), adds under 1% of error; `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
  *
  * Output: `handle`, to be freed by `apl_weights_free`.
  *

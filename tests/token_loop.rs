@@ -34,13 +34,14 @@ static COUNTING: Counting = Counting;
 fn a_warm_token_loop_allocates_nothing() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
     let rt = Runtime::new(Config::from_json(r#"{"threads": 1}"#).unwrap()).unwrap();
-    for (name, options) in [
+    for (name, text) in [
         ("mistral", r#"{"bits": 4, "activations": "int8"}"#),
         ("gemma2", r#"{"bits": 8, "activations": "int8"}"#),
         ("qwen3", r#"{"bits": 1, "activations": "int8"}"#),
         ("qwen2", r#"{"bits": 2, "group": 0, "activations": "int8"}"#),
+        ("qwen2", r#"{"bits": 4, "group": 8, "activations": "int8"}"#),
     ] {
-        let options = ModelOptions::from_json(options).unwrap();
+        let options = ModelOptions::from_json(text).unwrap();
         let model = Arc::new(Model::open(&rt, &data.join(name), &options).unwrap());
         let options = r#"{"repeat_penalty": 1.1, "kv": "f16", "seed": 5}"#;
         let options = SessionOptions::from_json(options).unwrap();
@@ -54,6 +55,6 @@ fn a_warm_token_loop_allocates_nothing() {
             session.next(&rt, 100).unwrap();
         }
         let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
-        assert_eq!(made, 0, "{name}");
+        assert_eq!(made, 0, "{name} {text}");
     }
 }

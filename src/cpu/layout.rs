@@ -47,6 +47,8 @@ pub const TILE_ROWS: usize = 32;
 pub const SUB_COLS: usize = 32;
 /// Columns of a quad, the four bytes of a dword after one shift: what a dot product of bytes takes at once.
 pub const QUAD_COLS: usize = 4;
+/// Columns of a short group at most.
+pub const SHORT_COLS: usize = SUB_COLS / 2 - 1;
 /// Quads of a sub-block.
 pub const SUB_QUADS: usize = SUB_COLS / QUAD_COLS;
 
@@ -97,7 +99,7 @@ impl Layout {
             return None;
         }
         let whole_row = s.groups == 1;
-        let short = !whole_row && s.group.next_multiple_of(SUB_COLS) > 2 * s.group;
+        let short = !whole_row && s.group <= SHORT_COLS;
         let last = s.group_columns(s.groups - 1).len();
         let tile_subs = s.cols.div_ceil(SUB_COLS);
         Some(Layout {
@@ -204,13 +206,10 @@ impl Layout {
         self.group_offset(sub / self.subs) + sub % self.subs * self.sub_bytes()
     }
 
-    /// Columns of an activation block (int8), but for the last of a group.
+    /// Columns of an activation block (int8), but for the last of a group, if groups are not short.
     pub fn block_cols(&self) -> usize {
-        if self.short {
-            self.shape.group
-        } else {
-            self.block_subs * SUB_COLS
-        }
+        debug_assert!(!self.short);
+        self.block_subs * SUB_COLS
     }
 
     /// Activation blocks of a row (int8), if groups are not short.
@@ -409,10 +408,7 @@ mod tests {
     fn short_groups_share_sub_blocks() {
         let l = layout(5, 70, 7, Bits::Two).unwrap();
         assert!(l.short && !l.has_gaps());
-        assert_eq!(
-            (l.total_subs(), l.padded_cols(), l.block_cols()),
-            (3, 96, 7)
-        );
+        assert_eq!((l.total_subs(), l.padded_cols()), (3, 96));
         assert_eq!(l.tile_bytes(), 3 * 256 + 10 * 128);
         assert_eq!(l.tail_offset(2), 3 * 256 + 2 * 128);
         assert_eq!(l.runs().collect::<Vec<_>>(), [(0..70, 0)]);

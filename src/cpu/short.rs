@@ -4,7 +4,7 @@
 //! products. So every weight is scaled once, for all vectors, which then is one multiply-add each, however short the groups
 //! are. Groups begin at any column: which scale a column has is a number of the loop, and one kernel serves all widths of codes.
 
-use super::layout::{Layout, QUAD_COLS, SUB_COLS, SUB_QUADS, TILE_ROWS, ZeroKind};
+use super::layout::{Layout, QUAD_COLS, SHORT_COLS, SUB_COLS, SUB_QUADS, TILE_ROWS, ZeroKind};
 use super::tile::FLUSH_SUBS;
 use crate::quant::{Bits, TINY_AMAX, quantize_block};
 use std::ops::Range;
@@ -16,10 +16,7 @@ pub(super) const MAGIC: i32 = (127 + 23) << 23;
 /// other distance was tried.
 const AHEAD: usize = 3072;
 
-/// Columns of a group at most.
-const MOST_COLS: usize = SUB_COLS / 2 - 1;
-
-/// Columns of a chain: two of them make a sub-block.
+/// Quads of a chain: two of them make a sub-block.
 const CHAIN_QUADS: usize = SUB_QUADS / 2;
 
 /// The instructions of a level, on a *part* of the rows of a tile, side by side.
@@ -86,7 +83,8 @@ trait Columns<L: Lanes, const STEP: usize> {
     unsafe fn end_chain(&mut self);
 }
 
-/// Gives `to` the weights of `columns`, which begin with a sub-block, of the `STEP` parts from `first` on; `ONE_BIT` is that of the layout.
+/// Gives `to` the weights of `columns`, which begin with a sub-block and end with one or with the row, of the `STEP` parts from `first` on;
+/// `ONE_BIT` is that of the layout.
 ///
 /// # Safety
 /// The level of `L`; the tile has the columns; what `to` asks for.
@@ -120,6 +118,7 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
                 }
                 if tail_bytes > 64 {
                     L::prefetch(tail.wrapping_add(AHEAD + 64));
+                    L::prefetch(tail.wrapping_add(AHEAD + 128));
                 }
                 if zeros {
                     for s in 0..STEP {
@@ -220,13 +219,13 @@ impl<L: Lanes, const STEP: usize, const V: usize> Columns<L, STEP> for Chains<L,
     }
 }
 
-/// Writes them down.
-struct Levels {
+/// Writes weights down.
+struct Weights {
     /// `(columns, 32)`, from the next column and the first of the parts on.
     to: *mut f32,
 }
 
-impl<L: Lanes, const STEP: usize> Columns<L, STEP> for Levels {
+impl<L: Lanes, const STEP: usize> Columns<L, STEP> for Weights {
     #[inline(always)]
     unsafe fn column(&mut self, w: [L::Floats; STEP]) {
         for s in 0..STEP {
@@ -305,7 +304,7 @@ pub(super) unsafe fn unpack<L: Lanes, const PARTS: usize, const STEP: usize>(
     unsafe {
         for step in 0..PARTS / STEP {
             let part = STEP * step;
-            let mut to = Levels {
+            let mut to = Weights {
                 to: levels.add(L::ROWS * part),
             };
             match l.bits {
@@ -332,7 +331,7 @@ pub(super) fn round<const V: usize>(x: &mut [f32], group: usize) {
                 amax[v] = amax[v].max(row[v].abs());
             }
         }
-        if amax.iter().any(|&amax| amax < TINY_AMAX) {
+        if amax.iter().any(|&amax| amax > 0.0 && amax < TINY_AMAX) {
             for v in 0..V {
                 round_by_quotient(rows, v);
             }
@@ -340,7 +339,7 @@ pub(super) fn round<const V: usize>(x: &mut [f32], group: usize) {
         }
         let (mut inverse, mut scale) = ([0f32; V], [0f32; V]);
         for v in 0..V {
-            inverse[v] = 127.0 / amax[v];
+            inverse[v] = if amax[v] > 0.0 { 127.0 / amax[v] } else { 0.0 };
             scale[v] = amax[v] / 127.0;
         }
         for row in rows {
@@ -353,7 +352,7 @@ pub(super) fn round<const V: usize>(x: &mut [f32], group: usize) {
 
 /// One vector of a group, whatever its values.
 fn round_by_quotient<const V: usize>(rows: &mut [[f32; V]], v: usize) {
-    let (mut x, mut codes) = ([0f32; MOST_COLS], [0i8; MOST_COLS]);
+    let (mut x, mut codes) = ([0f32; SHORT_COLS], [0i8; SHORT_COLS]);
     let (x, codes) = (&mut x[..rows.len()], &mut codes[..rows.len()]);
     for (x, row) in x.iter_mut().zip(&*rows) {
         *x = row[v];

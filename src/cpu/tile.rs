@@ -38,7 +38,7 @@ use crate::quant::Bits;
 /// The numbers of vectors that a kernel takes at once, widest first. Twelve fill 24 of 32 vector registers with sums.
 pub const WIDTHS: [usize; 5] = [12, 8, 4, 2, 1];
 
-/// The same for short groups straight from the codes, whose sums share the registers with two chains.
+/// The same for short groups straight from the codes, whose sums share the registers with a chain each.
 pub const SHORT_WIDTHS: [usize; 3] = [4, 2, 1];
 
 /// Sub-blocks after which a float32 sum moves into float64.
@@ -85,7 +85,7 @@ pub type PanelFn = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32
 pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, *mut f32);
 
 /// Rounds `V` float32 vectors to what int8 activations leave over of them: `(x, group)`; `x` is `(cols, V)` and finite, and no vector
-/// comes near the largest float. Bit for bit the code times the scale of [`crate::quant::quantize_block`], for each group.
+/// comes near the largest float. The code times the scale of [`crate::quant::quantize_block`], for each group, but for the sign of zero.
 pub type RoundFn = unsafe fn(&mut [f32], usize);
 
 /// int16 sums that a vector can look up in a sub-block: four tables of 32.

@@ -3,7 +3,8 @@
 //! The vectors are cut into blocks of the widths that the kernels have. A block that begins at vector `v` begins at `v` times
 //! the size of one vector in every buffer here, whatever the widths before it.
 
-use super::tasks::{lock, members, run};
+use super::tasks::{lock, members, run, run_chunks};
+use super::weights::Activations;
 use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
 use crate::cpu::tile::{Int8Acts, TileKernels, WIDTHS};
 use crate::error::{Error, Result};
@@ -39,6 +40,9 @@ const VECTORS_A_TASK: usize = WIDTHS[0];
 
 /// Activations that a thread quantises in a nanosecond, about.
 const QUANTIZED_PER_NS: usize = 4;
+
+/// The same that it puts in order.
+const INTERLEAVED_PER_NS: usize = 1;
 
 /// Makes int8 of single vectors for matrices of one layout.
 struct Quantizer<'a> {
@@ -185,6 +189,10 @@ fn spread(from: &[i8], to: &mut [i8], v: usize, width: usize) {
 /// # Errors
 /// `ERR_RANGE` naming the vector and the column if a value is not finite.
 pub fn all_finite(x: &[f32], cols: usize) -> Result<()> {
+    // Without an early exit, so that it is done in vectors.
+    if x.iter().fold(true, |all, x| all & x.is_finite()) {
+        return Ok(());
+    }
     match x.iter().position(|x| !x.is_finite()) {
         None => Ok(()),
         Some(i) => Err(Error::range(format!(
@@ -199,11 +207,11 @@ pub fn all_finite(x: &[f32], cols: usize) -> Result<()> {
 /// Float32 activations whose chains stay in range: a kernel sums `level * x` over up to [`SUB_COLS`] columns before it applies
 /// the scale, which can leave the range of float32 though the products with the scaled weights do not.
 ///
-/// Weights of short groups are scaled first, whose chains stay in range where the products do but for what cancels; they take part all the
-/// same.
+/// Weights of short groups are scaled first, whose chains stay in range where the weights and the products do but for what cancels; they take
+/// part all the same.
 ///
 /// A vector that comes near is taken 2^32 times smaller, and its sums that much larger afterwards: powers of two, so nothing is
-/// rounded. Each vector is judged by itself, so the batch it travels in makes no difference.
+/// rounded but what is 2^200 times smaller than its largest. Each vector is judged by itself, so the batch it travels in makes no difference.
 pub struct InRange<'a> {
     /// `(n, cols)`.
     pub x: Cow<'a, [f32]>,
@@ -258,60 +266,61 @@ impl<'a> InRange<'a> {
     }
 }
 
-/// `n` float32 vectors in blocks of `(columns, width)`, each of one of `widths` and the columns those of whole sub-blocks; `x` is `(n, cols)`.
+/// `n` vectors as float32 in blocks of `(columns, width)`, the columns those of whole sub-blocks: as they are, or of short groups what int8
+/// activations leave over of them or 1 and -1 for their signs (not a number counts as negative). `x` is `(n, cols)`, and finite for
+/// int8; `to` is where they are put if they are not so already.
 ///
 /// # Errors
 /// `ERR_MEMORY`.
 pub fn interleaved<'a>(
-    widths: &[usize],
+    k: &TileKernels,
+    hands: Hands<'_>,
     l: &Layout,
+    activations: Activations,
     x: &'a [f32],
     n: usize,
-) -> Result<Cow<'a, [f32]>> {
+    to: &'a mut Vec<f32>,
+) -> Result<&'a [f32]> {
     let (cols, padded) = (l.shape.cols, l.padded_cols());
-    if n == 1 && cols == padded {
-        return Ok(Cow::Borrowed(x));
+    if n == 1 && cols == padded && activations == Activations::F32 {
+        return Ok(x);
     }
-    let mut out = memory::filled(n * padded, 0.0, "interleaved activations")?;
-    for (first, width) in blocks(widths, 0..n) {
-        let block = &mut out[first * padded..(first + width) * padded];
-        for (columns, at) in l.runs() {
-            for (c, to) in columns.zip(block[at * width..].chunks_exact_mut(width)) {
-                for (v, to) in to.iter_mut().enumerate() {
-                    *to = x[(first + v) * cols + c];
+    memory::resize(to, n * padded, "interleaved activations")?;
+    let value = |x: f32| match activations {
+        Activations::Sign => [-1.0, 1.0][(x >= 0.0) as usize],
+        _ => x,
+    };
+    let some = |first: usize, to: &mut [f32]| {
+        if cols != padded {
+            to.fill(0.0);
+        }
+        for (v, width) in blocks(&WIDTHS, 0..to.len() / padded) {
+            let x = &x[(first + v) * cols..][..width * cols];
+            let block = &mut to[v * padded..][..width * padded];
+            for (columns, at) in l.runs() {
+                for (c, to) in columns.zip(block[at * width..].chunks_exact_mut(width)) {
+                    for (to, x) in to.iter_mut().zip(x[c..].iter().step_by(cols)) {
+                        *to = value(*x);
+                    }
                 }
             }
-        }
-    }
-    Ok(Cow::Owned(out))
-}
-
-/// Turns the vectors that [`interleaved`] gave into what int8 activations leave over of them, in blocks of the groups, which are short.
-///
-/// # Errors
-/// `ERR_MEMORY`.
-pub fn round(
-    k: &TileKernels,
-    widths: &[usize],
-    l: &Layout,
-    x: Cow<'_, [f32]>,
-    n: usize,
-) -> Result<Vec<f32>> {
-    let mut x = match x {
-        Cow::Owned(x) => x,
-        Cow::Borrowed(x) => {
-            let mut copy = memory::with_capacity(x.len(), "the quantised activations")?;
-            copy.extend_from_slice(x);
-            copy
+            if activations == Activations::Int8 {
+                // SAFETY: `k` exists, so the processor has its features.
+                unsafe { k.short_round(width)(&mut block[..cols * width], l.shape.group) };
+            }
         }
     };
-    let padded = l.padded_cols();
-    for (first, width) in blocks(widths, 0..n) {
-        let x = &mut x[first * padded..][..l.shape.cols * width];
-        // SAFETY: `k` exists, so the processor has its features.
-        unsafe { k.short_round(width)(x, l.shape.group) };
+    if n == 1 {
+        some(0, to);
+    } else {
+        let members = members(hands, x.len() / INTERLEAVED_PER_NS);
+        let chunks = (&mut to[..], VECTORS_A_TASK * padded);
+        let none = || Ok(());
+        run_chunks(hands, members, chunks, none, |(), i, to| {
+            some(i * VECTORS_A_TASK, to)
+        })?;
     }
-    Ok(x)
+    Ok(to)
 }
 
 /// The signs of `n` vectors in blocks of `(subs, width)` dwords; `x` is `(n, cols)`. Not a number counts as negative.

@@ -379,9 +379,7 @@ impl Weights {
     /// The tiles, if these are what is multiplied with int8 activations.
     fn int8_tiles(&self) -> Option<&Tiles> {
         match &self.form {
-            Form::Tiles(tiles) if self.activations == Activations::Int8 => {
-                Some(tiles).filter(|t| t.takes_int8())
-            }
+            Form::Tiles(tiles) if self.activations == Activations::Int8 => Some(tiles),
             _ => None,
         }
     }

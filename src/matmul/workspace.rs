@@ -12,6 +12,8 @@ use std::sync::Mutex;
 #[derive(Default)]
 pub struct Workspace {
     pub(super) activations: Int8,
+    /// What is left of them as floats, for short groups.
+    pub(super) floats: Vec<f32>,
     /// For each thread the sums of the tile that it works on.
     pub(super) sums: Vec<Mutex<Aligned>>,
 }

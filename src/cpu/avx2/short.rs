@@ -24,7 +24,7 @@ pub(super) unsafe fn direct<const V: usize>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        // Chains enough to hide how long one takes, in sixteen registers.
+        // Chains enough to hide how long one takes; the octets in two passes where one would have more of them than registers.
         match V {
             1 => short::direct::<Octet, OCTETS, 4, V>(l, tile, x, out),
             _ => short::direct::<Octet, OCTETS, 2, V>(l, tile, x, out),

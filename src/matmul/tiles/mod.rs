@@ -4,22 +4,22 @@ mod pairs;
 mod plan;
 mod tables;
 
-use self::plan::{Part, Plan, Scratch, UNPACK_SUBS, direct};
-use super::activations::{InRange, Int8, all_finite, blocks, interleaved, round, signs};
+use self::plan::{Part, Plan, Scratch, UNPACK_SUBS, most_straight};
+use super::activations::{InRange, Int8, all_finite, blocks, interleaved, signs};
+use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
 use super::tasks::{Output, members, run, run_chunks, run_with};
 use super::weights::Activations;
 use super::workspace::Workspace;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{
-    Ahead, FLUSH_SUBS, Pairs, PairsInt8, SHORT_WIDTHS, Tables, TileKernels, WIDTHS,
-};
+use crate::cpu::tile::{Ahead, FLUSH_SUBS, Pairs, PairsInt8, Tables, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
 use crate::runtime::Hands;
 use half::f16;
+use std::sync::Mutex;
 
 /// A matrix in tiles.
 pub struct Tiles {
@@ -64,11 +64,6 @@ impl Tiles {
     /// Bytes of the tiles.
     pub fn bytes(&self) -> usize {
         self.buffer.len()
-    }
-
-    /// Whether [`Tiles::multiply_int8`] takes it: of short groups weights are floats.
-    pub fn takes_int8(&self) -> bool {
-        !self.layout.short
     }
 
     /// Whether every zero point is the constant `2^(bits-1)`.
@@ -179,79 +174,95 @@ impl Tiles {
         n: usize,
     ) -> Result<()> {
         assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
+        let l = &self.layout;
+        let mut workspace = Workspace::default();
         match activations {
-            Activations::Int8 if self.takes_int8() => {
-                let mut workspace = Workspace::default();
+            Activations::Int8 => {
                 let products = [Some((self, y)), None, None];
                 Tiles::multiply_int8(kernels, hands, &mut workspace, x, n, products)
             }
-            Activations::Int8 => {
-                all_finite(x, self.layout.shape.cols)?;
-                self.multiply_floats(kernels, hands, activations, x, y, n)
-            }
-            Activations::Sign if self.layout.short => {
-                let mut signs = memory::with_capacity(x.len(), "activation signs")?;
-                signs.extend(x.iter().map(|&x| if x >= 0.0 { 1.0 } else { -1.0 }));
-                self.multiply_floats(kernels, hands, Activations::F32, &signs, y, n)
-            }
-            Activations::Sign => {
-                let x = signs(&self.layout, x, n)?;
+            Activations::Sign if !l.short => {
+                let x = signs(l, x, n)?;
                 let members = members(hands, self.nanoseconds(n));
-                let plan = Plan::new(&self.layout, activations, n, members);
+                let plan = Plan::new(l, activations, n, members);
                 let out = Output::new(y);
                 run(hands, members, plan.tasks(), no_scratch, |(), task| {
                     self.sign_task(kernels, &x, &plan, task, &out);
                 })
             }
-            Activations::F32 => self.multiply_floats(kernels, hands, activations, x, y, n),
+            Activations::Sign => {
+                let Workspace { floats, sums, .. } = &mut workspace;
+                let x = interleaved(kernels, hands, l, activations, x, n, floats)?;
+                self.multiply_floats(kernels, hands, x, y, n, sums)
+            }
+            Activations::F32 => {
+                let Workspace { floats, sums, .. } = &mut workspace;
+                let held = InRange::new(x, l.shape.cols)?;
+                let x = interleaved(kernels, hands, l, activations, &held.x, n, floats)?;
+                self.multiply_floats(kernels, hands, x, y, n, sums)?;
+                held.restore(y, l.shape.rows);
+                Ok(())
+            }
         }
     }
 
-    /// [`Tiles::multiply`] with float32 activations, or what int8 ones that are finite leave over of them.
+    /// [`Tiles::multiply`] for float32 activations that are [`interleaved`]. A few vectors allocate nothing that `scratch` has already.
     fn multiply_floats(
         &self,
         kernels: &TileKernels,
         hands: Hands<'_>,
-        activations: Activations,
         x: &[f32],
         y: &mut [f32],
         n: usize,
+        scratch: &mut Vec<Mutex<Aligned>>,
     ) -> Result<()> {
         let l = &self.layout;
         let members = members(hands, self.nanoseconds(n));
         let plan = Plan::new(l, Activations::F32, n, members);
         let pairs = pairs::that_pay(kernels, l, n);
-        let straight = n <= direct(l) && pairs.is_none();
-        let widths: &[usize] = match straight && l.short {
-            true => &SHORT_WIDTHS,
-            false => &WIDTHS,
-        };
-        let held = InRange::new(x, l.shape.cols)?;
-        let mut x = interleaved(widths, l, &held.x, n)?;
-        if activations == Activations::Int8 {
-            x = round(kernels, widths, l, x, n)?.into();
-        }
         let out = Output::new(y);
-        if straight {
-            run(hands, members, plan.tasks(), no_scratch, |(), task| {
-                self.direct_task(kernels, widths, &x, plan.task(task), &out);
-            })?;
-        } else {
-            let plan = match pairs {
-                Some(_) => plan.in_pairs(),
-                None => plan,
-            };
-            let scratch = || Scratch::new(&plan, pairs.map_or(1, |_| 2));
-            run(hands, members, plan.tasks(), scratch, |scratch, task| {
-                self.f32_task(kernels, pairs, &x, plan.task(task), scratch, &out);
-            })?;
+        if n <= most_straight(l) && pairs.is_none() {
+            let none = Workspace::sums(scratch, members, 0)?;
+            run_with(hands, none, plan.tasks(), |_, task| {
+                self.direct_task(kernels, x, plan.task(task), &out);
+            });
+            return Ok(());
         }
-        held.restore(y, l.shape.rows);
+        let plan = plan.with_unpacked_sums();
+        let plan = match pairs {
+            Some(_) => plan.in_pairs(),
+            None => plan,
+        };
+        let scratch = || Scratch::new(&plan, pairs.map_or(1, |_| 2));
+        run(hands, members, plan.tasks(), scratch, |scratch, task| {
+            self.f32_task(kernels, pairs, x, plan.task(task), scratch, &out);
+        })
+    }
+
+    /// [`Tiles::multiply_int8`] for short groups, whose weights are floats: product after product with what is left of the activations.
+    fn multiply_rounded(
+        kernels: &TileKernels,
+        hands: Hands<'_>,
+        workspace: &mut Workspace,
+        x: &[f32],
+        n: usize,
+        products: [Option<(&Tiles, &mut [f32])>; TOGETHER],
+    ) -> Result<()> {
+        let Workspace { floats, sums, .. } = workspace;
+        let layout = products[0].as_ref().expect("at least one").0.layout;
+        all_finite(x, layout.shape.cols)?;
+        let held = InRange::new(x, layout.shape.cols)?;
+        let int8 = Activations::Int8;
+        let x = interleaved(kernels, hands, &layout, int8, &held.x, n, floats)?;
+        for (tiles, y) in products.into_iter().flatten() {
+            tiles.multiply_floats(kernels, hands, x, y, n, sums)?;
+            held.restore(y, tiles.layout.shape.rows);
+        }
         Ok(())
     }
 
     /// The same with int8 activations for several matrices of one layout but for their rows: the activations are quantised once,
-    /// and the matrices are one run of tasks. Each comes with its `y`.
+    /// and the matrices are one run of tasks, unless groups are short. Each comes with its `y`.
     ///
     /// # Errors
     /// As [`Tiles::multiply`].
@@ -268,16 +279,22 @@ impl Tiles {
     ) -> Result<()> {
         let layout = products[0].as_ref().expect("at least one").0.layout;
         assert_eq!(x.len(), n * layout.shape.cols);
+        assert!(products.iter().flatten().all(|(tiles, y)| {
+            y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout)
+        }));
+        if layout.short {
+            return Tiles::multiply_rounded(kernels, hands, workspace, x, n, products);
+        }
         let time = products.iter().flatten().map(|(t, _)| t.nanoseconds(n));
         let members = members(hands, time.fold(0, usize::saturating_add));
-        let Workspace { activations, sums } = workspace;
+        let Workspace {
+            activations, sums, ..
+        } = workspace;
         activations.set(kernels, hands, &layout, x, n)?;
 
         let mut tasks = 0;
         let parts = products.map(|product| {
             let (tiles, y) = product?;
-            assert!(y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout));
-            debug_assert!(tiles.takes_int8());
             let by = By::best(kernels, &tiles.layout, n);
             let plan = by.plan(&tiles.layout, n, members);
             let first = tasks;
@@ -430,17 +447,10 @@ impl Tiles {
     }
 
     /// For each tile, all vectors, straight from the codes.
-    fn direct_task(
-        &self,
-        k: &TileKernels,
-        widths: &[usize],
-        x: &[f32],
-        (tiles, vectors): Part,
-        out: &Output<'_>,
-    ) {
+    fn direct_task(&self, k: &TileKernels, x: &[f32], (tiles, vectors): Part, out: &Output<'_>) {
         let l = &self.layout;
         for t in tiles {
-            for (first, width) in blocks(widths, vectors.clone()) {
+            for (first, width) in blocks(&WIDTHS, vectors.clone()) {
                 let mut values = Block::zero();
                 let tile = self.tile(t).as_ptr();
                 let x = x[first * l.padded_cols()..].as_ptr();

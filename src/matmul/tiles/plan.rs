@@ -1,7 +1,7 @@
 //! How a product of tiles is cut into tasks, and what a task with many float32 vectors works in.
 
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{FLUSH_SUBS, WIDTHS};
+use crate::cpu::tile::{FLUSH_SUBS, SHORT_WIDTHS, WIDTHS};
 use crate::error::Result;
 use crate::matmul::aligned::Aligned;
 use crate::matmul::weights::Activations;
@@ -16,19 +16,23 @@ const PANEL_BYTES: usize = 512 << 10;
 /// bits and lost 1 to 3% at 8 (Zen 4, 512 vectors).
 pub const UNPACK_SUBS: usize = 4;
 
-/// Up to how many float32 vectors are multiplied straight from the codes. Each block of them unpacks the codes again, but reads the
+/// Up to how many float32 vectors are multiplied straight from the codes, unless groups are short. Each block of them unpacks the codes again, but reads the
 /// tile as one stream and keeps no levels; against unpacking once into the cache, with one thread on Zen 5, 4096 × 4096 from
 /// memory, ms at 8 and 4 bits: 4 vectors 0.87 for 3.5, 0.78 for 2.6; 8: 1.6 for 4.3, 1.4 for 3.1; 16: 3.1 for 5.9, 3.0 for 4.4;
 /// 64: 13.0 for 13.7, 13.0 for 12.0; 512: 99 for 102, 97 for 93.
 const DIRECT: usize = 48;
 
-/// The same for short groups, each weight of which is scaled besides.
-const SHORT_DIRECT: usize = 4;
+/// The same for short groups, whose weights are scaled besides: as many as one pass takes. In the first-level cache a column of 32 rows in
+/// groups of 7 took 10 cycles with four vectors and 20 with eight, which unpacked take 5 and 11 (4 bits, Ice Lake).
+const SHORT_DIRECT: usize = SHORT_WIDTHS[0];
 
 /// Up to how many float32 vectors are multiplied straight from the codes.
-pub fn direct(l: &Layout) -> usize {
+pub fn most_straight(l: &Layout) -> usize {
     if l.short { SHORT_DIRECT } else { DIRECT }
 }
+
+/// Tiles of a task with float32 and many vectors at most.
+const UNPACKED_TILES: usize = 16;
 
 /// Tiles of a task by tables at most: 192 KiB of sums of twelve vectors.
 const TABLE_TILES: usize = 128;
@@ -61,15 +65,9 @@ impl Plan {
         let panel = panel.next_multiple_of(widest).clamp(1, n.max(1));
         // Four tasks a member even out what the machine takes from one of them.
         let chunks = if members == 1 { 1 } else { 4 * members };
-        let tiles_a_task = l.tiles().div_ceil(chunks);
-        let tiles_a_task = match activations {
-            // Their sums in float64 stay in the second-level cache.
-            Activations::F32 if n > direct(l) => tiles_a_task.min(16),
-            _ => tiles_a_task,
-        };
         Plan {
             tiles: l.tiles(),
-            tiles_a_task,
+            tiles_a_task: l.tiles().div_ceil(chunks),
             vectors: n,
             panel,
         }
@@ -86,6 +84,14 @@ impl Plan {
             tiles_a_task: l.tiles().div_ceil(runs).min(TABLE_TILES),
             vectors: n,
             panel,
+        }
+    }
+
+    /// With so few tiles in a task that their sums in float64 stay in the second-level cache.
+    pub fn with_unpacked_sums(self) -> Plan {
+        Plan {
+            tiles_a_task: self.tiles_a_task.min(UNPACKED_TILES),
+            ..self
         }
     }
 

@@ -37,7 +37,8 @@ const SHAPES: [(usize, usize, usize); 28] = [
     (31, 65, 13),
     (2, 1100, 15),
 ];
-const VECTORS: [usize; 8] = [1, 2, 3, 5, 8, 13, 31, 61];
+/// One, those of each width of the kernels, those from which another path is taken, and mixtures.
+const VECTORS: [usize; 11] = [1, 2, 3, 4, 5, 8, 12, 13, 24, 31, 61];
 
 fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
     let codes = m.as_codes();
@@ -89,17 +90,17 @@ fn run(
 /// Each batch gives the bits that its vectors give alone.
 fn assert_batch_invariant(name: &str, k: &TileKernels, t: &Tiles, a: Activations, r: &mut Random) {
     let (rows, cols) = (t.layout.shape.rows, t.layout.shape.cols);
+    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    let most = VECTORS.into_iter().max().expect("some");
+    let x = r.gaussian(most * cols);
+    let alone: Vec<_> = x
+        .chunks(cols)
+        .map(|x| bits(&run(k, t, a, x, 1, 1)))
+        .collect();
     for n in VECTORS {
-        let x = r.gaussian(n * cols);
-        let y = run(k, t, a, &x, n, 1);
-        for v in 0..n {
-            let alone = run(k, t, a, &x[v * cols..(v + 1) * cols], 1, 1);
-            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
-            assert_eq!(
-                bits(&y[v * rows..(v + 1) * rows]),
-                bits(&alone),
-                "{name} {a:?}: vector {v} of {n}"
-            );
+        let y = run(k, t, a, &x[..n * cols], n, 1);
+        for (v, (y, alone)) in y.chunks(rows).zip(&alone).enumerate() {
+            assert_eq!(bits(y), *alone, "{name} {a:?}: vector {v} of {n}");
         }
     }
 }
@@ -129,15 +130,18 @@ fn float32_has_the_same_bits_at_every_level_with_fused_multiply_add() {
         if !others.iter().any(|other| other.name() == k.name()) {
             return;
         }
-        for n in [1, 3] {
+        let short: &[_] = match (t.layout.short, m.bits) {
+            (false, _) => &[],
+            (true, Bits::One) => &[Activations::Int8, Activations::Sign],
+            (true, _) => &[Activations::Int8],
+        };
+        for n in [1, 3, 13] {
             let x = r.gaussian(n * m.shape.cols);
-            let want = run(first, t, Activations::F32, &x, n, 1);
-            assert_eq!(
-                run(k, t, Activations::F32, &x, n, 1),
-                want,
-                "{name}: {n} vectors, {}",
-                first.name()
-            );
+            for &a in short.iter().chain(&[Activations::F32]) {
+                let want = run(first, t, a, &x, n, 1);
+                let name = format!("{name}: {n} vectors, {a:?}, {}", first.name());
+                assert_eq!(run(k, t, a, &x, n, 1), want, "{name}");
+            }
         }
     });
 }
@@ -164,10 +168,11 @@ fn float32_stays_in_range_where_its_products_do() {
     // A level times an activation, and a sum of them, would leave the range of float32 before the scale is applied.
     let pool = Pool::new(1).unwrap();
     for k in TileKernels::variants() {
-        for (bits, scale) in Bits::ALL.into_iter().zip([1e-32, 1e-33, 1e-34, 1e-36]) {
-            let shape = Shape::new(33, 70, 32);
+        for (i, group) in (0..8).map(|i| (i / 2, [32, 7][i % 2])) {
+            let (bits, scale) = (Bits::ALL[i], [1e-32, 1e-33, 1e-34, 1e-36][i]);
+            let shape = Shape::new(33, 70, group);
             let mut m = random_codes(&mut Random::new(5), shape, bits, Kind::ALL[0]);
-            m.scales = ScalesBuf::F32(vec![scale; 33 * 3]);
+            m.scales = ScalesBuf::F32(vec![scale; 33 * shape.groups]);
             let t = tiles(&pool, &m);
             let ordinary = Random::new(6).gaussian(3 * 70);
             let before = run(&k, &t, Activations::F32, &ordinary, 3, 1);
@@ -178,10 +183,17 @@ fn float32_stays_in_range_where_its_products_do() {
                 }
                 let y = run(&k, &t, Activations::F32, &x, 3, 1);
                 let wide: Vec<f64> = x[70..140].iter().map(|&x| x as f64).collect();
-                let name = format!("{} {bits:?} {at}", k.name());
+                let name = format!("{} {bits:?}/{group} {at}", k.name());
                 assert_product(&name, &y[33..66], &product(&m.as_codes(), &wide), 1e-5);
                 let alone = run(&k, &t, Activations::F32, &x[70..140], 1, 1);
                 assert_eq!(alone, &y[33..66], "{name}");
+                let rounded = run(&k, &t, Activations::Int8, &x, 3, 1);
+                assert_product(
+                    &name,
+                    &rounded[33..66],
+                    &product(&m.as_codes(), &wide),
+                    1e-2,
+                );
                 assert_eq!(
                     (&y[..33], &y[66..]),
                     (&before[..33], &before[66..]),
@@ -221,12 +233,13 @@ fn int8_oracle(m: &CodesBuf, x: &[f32]) -> Vec<f32> {
         .collect()
 }
 
+/// To the bit, but where groups are short: there to the bounds of float32.
 #[test]
 fn int8_is_what_it_is_defined_to_be_at_every_level() {
     everywhere(&Bits::ALL, |name, k, m, t, r| {
         let x = r.gaussian(m.shape.cols);
         let y = run(k, t, Activations::Int8, &x, 1, 1);
-        if !t.takes_int8() {
+        if t.layout.short {
             // Multiplied as the floats that are left of them.
             let left = x.chunks(m.shape.group).flat_map(|x| {
                 let mut q = vec![0; x.len()];
@@ -391,7 +404,7 @@ fn activations_of_short_groups_are_rounded_alike_at_every_level() {
                 let vectors: Vec<Vec<f32>> = (0..width)
                     .map(|_| {
                         let x = (0..cols).map(|_| r.gauss() * size);
-                        x.map(|x| if case % 3 == 0 { x.min(0.0) } else { x })
+                        x.map(|x| if case % 3 == 0 { x.max(0.0) } else { x })
                             .collect()
                     })
                     .collect();
