@@ -4,7 +4,6 @@
 //! the size of one vector in every buffer here, whatever the widths before it.
 
 use super::tasks::{lock, members, run, run_chunks};
-use super::weights::Activations;
 use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
 use crate::cpu::tile::{Int8Acts, TileKernels, WIDTHS};
 use crate::error::{Error, Result};
@@ -14,6 +13,28 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How the activations of a product are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// As they are.
+    F32,
+    /// Quantised to 8 bits, one scale a block.
+    Int8,
+    /// Their signs (1-bit weights only).
+    Sign,
+}
+
+impl Activations {
+    /// As options spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activations::F32 => "f32",
+            Activations::Int8 => "int8",
+            Activations::Sign => "sign",
+        }
+    }
+}
 
 /// The blocks of `vectors`: first vector and width of each, one of `widths`, which come widest first.
 pub fn blocks(widths: &[usize], vectors: Range<usize>) -> impl Iterator<Item = (usize, usize)> {

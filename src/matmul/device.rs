@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::weights::Activations;
+use super::activations::Activations;
 use crate::cuda::{self, Gpu, Mode};
 use crate::error::{Result, Status};
 use crate::quant::{Codes, CodesBuf};

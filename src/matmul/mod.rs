@@ -11,9 +11,10 @@ mod tiles;
 mod weights;
 mod workspace;
 
+pub use activations::Activations;
 pub use buffer::Floats;
 pub use tasks::Output;
-pub use weights::{Activations, Weights};
+pub use weights::Weights;
 pub use workspace::Workspace;
 
 use crate::cpu::rows::RowSource;

@@ -1,6 +1,6 @@
 //! The weight object: a matrix converted once for multiplication.
 
-use super::activations::all_finite;
+use super::activations::{Activations, all_finite};
 use super::device::OnDevice;
 use super::rows;
 use super::tiles::{TOGETHER, Tiles};
@@ -15,28 +15,6 @@ use crate::quant::{
 };
 use crate::runtime::{Backend, Hands, Runtime};
 use half::f16;
-
-/// How the activations of a product are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activations {
-    /// As they are.
-    F32,
-    /// Quantised to 8 bits, one scale a block.
-    Int8,
-    /// Their signs (1-bit weights only).
-    Sign,
-}
-
-impl Activations {
-    /// As options spell it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Activations::F32 => "f32",
-            Activations::Int8 => "int8",
-            Activations::Sign => "sign",
-        }
-    }
-}
 
 /// A matrix converted once for multiplication.
 pub struct Weights {
@@ -494,6 +472,12 @@ mod tests {
                     matrix(100, 700, 64, Bits::Two, int8),
                     matrix(40, 700, 128, Bits::Two, int8),
                     matrix(33, 700, 9, Bits::Two, int8),
+                ],
+                // Short groups alike.
+                [
+                    matrix(100, 700, 9, Bits::Four, int8),
+                    matrix(40, 700, 9, Bits::Four, int8),
+                    matrix(33, 700, 9, Bits::Four, int8),
                 ],
                 [
                     matrix(64, 700, 0, Bits::One, int8),

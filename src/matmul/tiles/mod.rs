@@ -5,12 +5,11 @@ mod plan;
 mod tables;
 
 use self::plan::{Part, Plan, Scratch, UNPACK_SUBS, most_straight};
-use super::activations::{InRange, Int8, all_finite, blocks, interleaved, signs};
+use super::activations::{Activations, InRange, Int8, all_finite, blocks, interleaved, signs};
 use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
 use super::tasks::{Output, members, run, run_chunks, run_with};
-use super::weights::Activations;
 use super::workspace::Workspace;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, FLUSH_SUBS, Pairs, PairsInt8, Tables, TileKernels, WIDTHS};

@@ -3,28 +3,28 @@
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::{FLUSH_SUBS, SHORT_WIDTHS, WIDTHS};
 use crate::error::Result;
+use crate::matmul::activations::Activations;
 use crate::matmul::aligned::Aligned;
-use crate::matmul::weights::Activations;
 use crate::memory;
 use std::ops::Range;
 
 /// Vectors that go through the kernels together, so that their activations stay in the second-level cache
-/// while a tile passes: this many bytes of them. 896 KiB gained nothing where that cache has 1.25 MB (prompts of 512 at 8 and 1 bits, pairs of
-/// tiles, Ice Lake).
+/// while a tile passes: this many bytes of them. 896 KiB gained nothing where that cache has 1.25 MB (prompts of 512 at 8 and 1
+/// bits, pairs of tiles, Ice Lake).
 const PANEL_BYTES: usize = 512 << 10;
 
 /// Sub-blocks unpacked at once for float32 and many vectors: 128 columns, 16 KiB of levels. Two and four times as many changed nothing at 4
 /// bits and lost 1 to 3% at 8 (Zen 4, 512 vectors).
 pub const UNPACK_SUBS: usize = 4;
 
-/// Up to how many float32 vectors are multiplied straight from the codes, unless groups are short. Each block of them unpacks the codes again, but reads the
-/// tile as one stream and keeps no levels; against unpacking once into the cache, with one thread on Zen 5, 4096 × 4096 from
-/// memory, ms at 8 and 4 bits: 4 vectors 0.87 for 3.5, 0.78 for 2.6; 8: 1.6 for 4.3, 1.4 for 3.1; 16: 3.1 for 5.9, 3.0 for 4.4;
+/// Up to how many float32 vectors are multiplied straight from the codes, unless groups are short. Each block of them unpacks
+/// the codes again, but reads the tile as one stream and keeps no levels; against unpacking once into the cache, with one thread
+/// on Zen 5, 4096 × 4096 from memory, ms at 8 and 4 bits: 4 vectors 0.87 for 3.5, 0.78 for 2.6; 8: 1.6 for 4.3, 1.4 for 3.1; 16: 3.1 for 5.9, 3.0 for 4.4;
 /// 64: 13.0 for 13.7, 13.0 for 12.0; 512: 99 for 102, 97 for 93.
 const DIRECT: usize = 48;
 
-/// The same for short groups, whose weights are scaled besides: as many as one pass takes. In the first-level cache a column of 32 rows in
-/// groups of 7 took 10 cycles with four vectors and 20 with eight, which unpacked take 5 and 11 (4 bits, Ice Lake).
+/// The same for short groups, whose weights are scaled besides: as many as one pass takes. A column of 32 rows in groups of 7 took
+/// 10 cycles a pass of four vectors, 16 a pass of eight; unpacked, 5 and 11 for eight (4 bits, from a near cache, Ice Lake).
 const SHORT_DIRECT: usize = SHORT_WIDTHS[0];
 
 /// Up to how many float32 vectors are multiplied straight from the codes.
