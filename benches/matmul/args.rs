@@ -22,6 +22,7 @@ Each option that filters takes several values with commas between them.
   --threads 1,0             threads; 0 is every processor this process may use
   --from memory,cache       weights rotated through memory, or the same ones again and again
   --isa scalar|avx2|avx512  the instruction-set level; default: the best
+  --no-amx                  AVX-512 without AMX
   --rotate-mib 1024         memory to rotate through: more than the last-level cache
   --quick                   fewer rounds, and 4096x4096 at 1, 8 and 512 vectors unless asked otherwise
   --latency                 the cost of a call, and of loading the library, instead of products
@@ -75,6 +76,8 @@ pub struct Args {
     pub places: Vec<Place>,
     /// The instruction-set level.
     pub isa: Isa,
+    /// Whether AMX may be used.
+    pub amx: bool,
     /// Bytes to rotate through.
     pub rotate: usize,
     /// Rounds of one case.
@@ -105,6 +108,7 @@ impl Args {
             threads: if all == 1 { vec![1] } else { vec![1, all] },
             places: vec![Place::Memory, Place::Cache],
             isa: Isa::best(),
+            amx: true,
             rotate: 1 << 30,
             rounds: 15,
             latency: false,
@@ -132,6 +136,7 @@ impl Args {
                 }
                 "--from" => args.places = list(&value()?, place)?,
                 "--isa" => args.isa = one(&value()?, Isa::from_name)?,
+                "--no-amx" => args.amx = false,
                 "--rotate-mib" => {
                     args.rotate = one(&value()?, |s| number(s)?.checked_mul(1 << 20))?
                 }

@@ -63,6 +63,7 @@ fn products(args: &Args) -> Result<()> {
                 backend: BackendChoice::Cpu,
                 threads,
                 isa: Some(args.isa),
+                amx: args.amx,
                 ..Config::default()
             })
         })

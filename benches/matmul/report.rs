@@ -58,7 +58,7 @@ impl Report {
         );
         Report {
             head: json!({
-                "isa": args.isa.name(), "rotate_bytes": args.rotate,
+                "isa": args.isa.name(), "amx": args.amx, "rotate_bytes": args.rotate,
                 "integer_ceiling": ceilings.peak_name(Arithmetic::Integer),
                 "float_ceiling": ceilings.peak_name(Arithmetic::Float),
                 "ceilings_at_start": at_start,

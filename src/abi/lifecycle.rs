@@ -107,6 +107,7 @@ fn info() -> String {
         "backend_reason": runtime.map(|rt| &rt.resolved().reason),
         "isa": runtime.map(|rt| rt.isa().name()),
         "isa_available": isa_available,
+        "amx": runtime.map(|rt| rt.resolved().amx),
         "threads": runtime.map(|rt| rt.pool().threads()),
         "cuda": devices.first(),
         "devices": devices,

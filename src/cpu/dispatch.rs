@@ -56,6 +56,7 @@ pub struct Features {
     avx_vnni: bool,
     avx512_vnni: bool,
     avx512_ice: bool,
+    amx: bool,
     amd: bool,
 }
 
@@ -71,12 +72,14 @@ impl Features {
         let avx512 =
             avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq");
         let avx512_vnni = avx512 && has!("avx512vnni");
+        let avx512_ice = avx512_vnni && has!("avx512vbmi") && has!("avx512vpopcntdq");
         Features {
             avx2,
             avx512,
             avx_vnni: avx2 && has!("avxvnni"),
             avx512_vnni,
-            avx512_ice: avx512_vnni && has!("avx512vbmi") && has!("avx512vpopcntdq"),
+            avx512_ice,
+            amx: avx512_ice && amx(),
             amd: vendor() == *b"AuthenticAMD",
         }
     }
@@ -90,6 +93,7 @@ impl Features {
             avx_vnni: false,
             avx512_vnni: false,
             avx512_ice: false,
+            amx: false,
             amd: false,
         }
     }
@@ -118,10 +122,48 @@ impl Features {
         self.avx512_ice
     }
 
+    /// What came with Sapphire Rapids besides: AMX with products of bytes, which a process may use once [`permit_amx`] said so.
+    pub fn amx(&self) -> bool {
+        self.amx
+    }
+
     /// Whether it is made by AMD: no feature bit tells what a core is good at.
     pub fn amd(&self) -> bool {
         self.amd
     }
+}
+
+/// Whether the processor has AMX-TILE and AMX-INT8. No macro of the stable toolchain asks.
+#[cfg(target_arch = "x86_64")]
+fn amx() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    let (tile, int8) = (1 << 24, 1 << 25);
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (tile | int8) == tile | int8
+}
+
+/// Asks Linux to let this process use AMX, whose registers it saves only for those that asked; whether the processor has it and it may. The answer of
+/// another system is no.
+///
+/// What it changes for the process: a signal's frame has room for 8 KiB of registers more if they are in use when it comes, and the system
+/// refuses alternative signal stacks (`sigaltstack`) that are too small for that, be they set before, when it refuses this, or later. Threads
+/// inherit the permission.
+pub fn permit_amx() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    {
+        const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+        // SAFETY: it takes two numbers and touches no memory of the caller's.
+        let ask = || unsafe {
+            libc::syscall(
+                libc::SYS_arch_prctl,
+                ARCH_REQ_XCOMP_PERM,
+                XFEATURE_XTILEDATA,
+            )
+        };
+        Features::detect().amx() && ask() == 0
+    }
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    false
 }
 
 /// Who made this processor: the twelve letters of `cpuid`.

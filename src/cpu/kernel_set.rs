@@ -132,6 +132,7 @@ macro_rules! kernel_set {
                 quantize,
                 tables: None,
                 pairs: None,
+                amx: None,
             };
         }
         $(#[$doc])*

@@ -136,6 +136,11 @@ impl Layout {
         })
     }
 
+    /// Whether every code less its zero point is between -128 and 127.
+    pub fn levels_fit_bytes(&self) -> bool {
+        self.bits != Bits::Eight || self.zero == ZeroKind::Constant(128)
+    }
+
     /// Tiles of the matrix.
     pub fn tiles(&self) -> usize {
         self.shape.rows.div_ceil(TILE_ROWS)

@@ -16,7 +16,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-pub use dispatch::{Features, Isa};
+pub use dispatch::{Features, Isa, permit_amx};
 
 /// The kernels of one level; that a value exists proves that the processor has it.
 #[derive(Clone, Copy)]
@@ -30,10 +30,10 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// The kernels of a level, or `None` where the processor lacks it.
-    pub fn for_isa(isa: Isa) -> Option<Kernels> {
+    /// The kernels of a level, or `None` where the processor lacks it; with `amx`, and those of AMX, if this process may use it.
+    pub fn for_isa(isa: Isa, amx: bool) -> Option<Kernels> {
         Some(Kernels {
-            tiles: tile::TileKernels::for_isa(isa)?,
+            tiles: tile::TileKernels::for_isa(isa, amx)?,
             rows: rows::RowKernels::for_isa(isa)?,
             vector: vector::VectorKernels::for_isa(isa)?,
         })

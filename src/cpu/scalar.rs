@@ -34,6 +34,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     quantize,
     tables: None,
     pairs: None,
+    amx: None,
 };
 
 type Lanes<T> = [T; TILE_ROWS];

@@ -31,7 +31,7 @@
 //!
 //! Exactly the tile and the activations described. Prefetches may name any address.
 
-use super::dispatch::{Features, Isa};
+use super::dispatch::{Features, Isa, permit_amx};
 use super::layout::Layout;
 use crate::quant::Bits;
 
@@ -183,6 +183,63 @@ impl PairsInt8 {
     }
 }
 
+/// The vectors that [`Amx`] takes at once.
+pub const AMX_VECTORS: usize = 16;
+
+/// Sub-blocks of one tile as levels, codes less zero points: where they are.
+#[derive(Clone, Copy)]
+pub struct Levels {
+    /// `(count, 16, 64)` in the order of a sub-block of 8 bits (see [`super::layout`]); of one bit 1 and -1. An odd count has one more behind
+    /// it, of any values.
+    pub codes: *mut i8,
+    /// `(count, 32)`: the scales of its group, for each sub-block.
+    pub scales: *mut f32,
+}
+
+/// Unpacks sub-blocks `first..first + count` of a tile to levels: `(layout, tile, first, count, to)`; all of `to` is aligned to 64 bytes. For layouts
+/// of which [`Layout::levels_fit_bytes`].
+pub type LevelsFn = unsafe fn(&Layout, *const u8, usize, usize, Levels);
+
+/// Activations of any number of vectors for [`Amx`], in blocks of [`AMX_VECTORS`] and a last one of what is left, `V`.
+#[derive(Clone, Copy)]
+pub struct AmxActs {
+    /// How many vectors, at least one.
+    pub vectors: usize,
+    /// Of a block `(subs, V, 32)`, or `(subs / 2, V, 64)` where blocks of activations are longer than a sub-block; vector `v` is the first of a
+    /// block that begins at `v * vector_codes`.
+    pub codes: *const i8,
+    /// Codes of a vector.
+    pub vector_codes: usize,
+    /// Of a block `(blocks, V)`.
+    pub scales: *const f32,
+    /// Scales of a vector.
+    pub vector_blocks: usize,
+}
+
+/// int8 with AMX: `(layout, first, count, levels, activations, ahead, out)`: the levels of sub-blocks `first..first + count`, which are
+/// whole blocks of activations, **added** to the `(vectors, 32)` of `out`. For every 16 vectors and block, what the caller wants next is called
+/// for twice.
+pub type AmxFn = unsafe fn(&Layout, usize, usize, Levels, AmxActs, Ahead, *mut f32);
+
+/// One tile with many vectors by AMX: the bits of [`Int8Fn`], sooner.
+#[derive(Clone, Copy)]
+pub struct Amx {
+    pub(super) levels: [LevelsFn; 4],
+    pub(super) multiply: AmxFn,
+}
+
+impl Amx {
+    /// The unpacker for [`Amx::multiply`].
+    pub fn levels(&self, bits: Bits) -> LevelsFn {
+        self.levels[by_bits(bits)]
+    }
+
+    /// The kernel.
+    pub fn multiply(&self) -> AmxFn {
+        self.multiply
+    }
+}
+
 /// Quantises one vector in blocks of `block` columns, the last one short: `(x, block, codes, scales, sums)`, with `sums` those
 /// of the codes of each block. `codes` is as long as `x`, `scales` and `sums` have an element a block. Bit for bit
 /// [`crate::quant::quantize_block`]; false, and anything in the outputs, if a value is not finite.
@@ -205,6 +262,7 @@ pub struct TileKernels {
     pub(super) quantize: QuantizeFn,
     pub(super) tables: Option<Tables>,
     pub(super) pairs: Option<Pairs>,
+    pub(super) amx: Option<Amx>,
 }
 
 /// The row of a table by bits: 1, 2, 4, 8.
@@ -219,17 +277,20 @@ fn by_width(widths: &[usize], width: usize) -> usize {
 }
 
 impl TileKernels {
-    /// The best kernels of a level, or `None` where the processor lacks it.
-    pub fn for_isa(isa: Isa) -> Option<TileKernels> {
-        TileKernels::variants()
-            .into_iter()
-            .rev()
-            .find(|k| k.isa == isa)
+    /// The best kernels of a level, or `None` where the processor lacks it; with `amx`, and those of AMX, if this process may use it.
+    pub fn for_isa(isa: Isa, amx: bool) -> Option<TileKernels> {
+        let sets = TileKernels::sets(amx && isa == Isa::Avx512);
+        sets.into_iter().rev().find(|k| k.isa == isa)
     }
 
     /// Every set of kernels that this processor can run, the reference first: a level may have more than one, the best of which is
     /// the last.
     pub fn variants() -> Vec<TileKernels> {
+        TileKernels::sets(true)
+    }
+
+    /// The same; AMX is asked for if `amx`.
+    fn sets(amx: bool) -> Vec<TileKernels> {
         #[allow(unused_mut, reason = "other architectures have the scalar set only")]
         let mut all = vec![super::scalar::KERNELS];
         #[cfg(target_arch = "x86_64")]
@@ -237,6 +298,7 @@ impl TileKernels {
             let features = Features::detect();
             let avx512 = features.isa() >= Isa::Avx512;
             let (vnni, ice) = (features.avx512_vnni(), features.avx512_ice());
+            let amx = amx && permit_amx();
             all.extend(
                 [
                     (features.isa() >= Isa::Avx2, super::avx2::BASE),
@@ -247,6 +309,7 @@ impl TileKernels {
                     (vnni, super::avx512::VNNI_PAIRS),
                     (ice, super::avx512::ICE_PAIRS),
                     (ice, super::avx512::ICE_TABLES),
+                    (amx, super::avx512::AMX),
                 ]
                 .into_iter()
                 .filter(|(has, _)| *has)
@@ -321,6 +384,11 @@ impl TileKernels {
     /// The products of two tiles at a time, where this set has them.
     pub fn pairs(&self) -> Option<Pairs> {
         self.pairs
+    }
+
+    /// The products by AMX, where this set has them.
+    pub fn amx(&self) -> Option<Amx> {
+        self.amx
     }
 
     /// The activation quantiser.

@@ -3,9 +3,10 @@
 //! The vectors are cut into blocks of the widths that the kernels have. A block that begins at vector `v` begins at `v` times
 //! the size of one vector in every buffer here, whatever the widths before it.
 
+use super::aligned::Aligned;
 use super::tasks::{lock, members, run, run_chunks};
 use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
-use crate::cpu::tile::{Int8Acts, TileKernels, WIDTHS};
+use crate::cpu::tile::{AMX_VECTORS, AmxActs, Int8Acts, TileKernels, WIDTHS};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::runtime::Hands;
@@ -46,18 +47,52 @@ pub fn blocks(widths: &[usize], vectors: Range<usize>) -> impl Iterator<Item = (
     })
 }
 
+/// How the codes of int8 vectors lie beside each other.
+#[derive(Clone, Copy)]
+pub struct Interleave {
+    /// The blocks that vectors are cut into, widest first.
+    pub widths: &'static [usize],
+    /// Columns of a vector before it is another vector's turn: those of a sub-block or of two.
+    pub columns: usize,
+}
+
+impl Interleave {
+    /// That of [`crate::cpu::tile::Int8Acts`].
+    pub const KERNELS: Interleave = Interleave {
+        widths: &WIDTHS,
+        columns: SUB_COLS,
+    };
+
+    /// That of [`AmxActs`].
+    pub fn amx(l: &Layout) -> Interleave {
+        Interleave {
+            widths: &AMX_BLOCKS,
+            columns: l.block_subs.min(2) * SUB_COLS,
+        }
+    }
+}
+
+/// What blocks of [`AMX_VECTORS`] leave over is a block too, whatever its width.
+const AMX_BLOCKS: [usize; AMX_VECTORS] = {
+    let mut widths = [0; AMX_VECTORS];
+    let mut i = 0;
+    while i < AMX_VECTORS {
+        widths[i] = AMX_VECTORS - i;
+        i += 1;
+    }
+    widths
+};
+
 /// int8 activations; memory that one product needed serves the next.
 #[derive(Default)]
 pub struct Int8 {
-    codes: Vec<i8>,
+    /// Bytes: AMX loads rows of them, which should not straddle lines.
+    codes: Aligned,
     scales: Vec<f32>,
     corrections: Vec<i32>,
     vector_codes: usize,
     vector_blocks: usize,
 }
-
-/// Vectors that are quantised by one task: the widest block, so that what a task writes is contiguous.
-const VECTORS_A_TASK: usize = WIDTHS[0];
 
 /// Activations that a thread quantises in a nanosecond, about.
 const QUANTIZED_PER_NS: usize = 4;
@@ -113,10 +148,11 @@ impl Int8 {
         k: &TileKernels,
         hands: Hands<'_>,
         l: &Layout,
+        order: Interleave,
         x: &[f32],
         n: usize,
     ) -> Result<()> {
-        match self.fill(&Quantizer { k, l }, hands, x, n)? {
+        match self.fill(&Quantizer { k, l }, hands, order, x, n)? {
             true => Ok(()),
             false => all_finite(x, l.shape.cols),
         }
@@ -127,77 +163,113 @@ impl Int8 {
         &mut self,
         quantize: &Quantizer<'_>,
         hands: Hands<'_>,
+        order: Interleave,
         x: &[f32],
         n: usize,
     ) -> Result<bool> {
         let (padded, per) = (quantize.l.padded_cols(), quantize.l.blocks());
+        let padded = padded.next_multiple_of(order.columns);
         (self.vector_codes, self.vector_blocks) = (padded, per);
-        memory::resize(&mut self.codes, n * padded, "int8 activations")?;
+        let floats = (n * padded).div_ceil(size_of::<f32>());
+        self.codes.at_least(floats, "int8 activations")?;
         memory::resize(&mut self.scales, n * per, "activation scales")?;
         memory::resize(&mut self.corrections, n * per, "activation sums")?;
+        let codes: &mut [i8] = bytemuck::cast_slice_mut(self.codes.floats_mut());
+        let outputs = (
+            &mut codes[..n * padded],
+            &mut self.scales[..],
+            &mut self.corrections[..],
+        );
         if n != 1 {
-            return self.set_many(quantize, hands, x);
+            return set_many(quantize, hands, order, x, padded, outputs);
         }
-        Ok(quantize.vector(x, &mut self.codes, &mut self.scales, &mut self.corrections))
+        Ok(quantize.vector(x, outputs.0, outputs.1, outputs.2))
     }
 
-    /// Several vectors, shared; whether all of them are finite.
-    fn set_many(&mut self, quantize: &Quantizer<'_>, hands: Hands<'_>, x: &[f32]) -> Result<bool> {
-        let (padded, per, cols) = (self.vector_codes, self.vector_blocks, quantize.l.shape.cols);
-        let inputs = x.chunks(VECTORS_A_TASK * cols);
-        let mut outputs = memory::with_capacity(inputs.len(), "the list of tasks")?;
-        outputs.extend(
-            (self.codes.chunks_mut(VECTORS_A_TASK * padded))
-                .zip(self.scales.chunks_mut(VECTORS_A_TASK * per))
-                .zip(self.corrections.chunks_mut(VECTORS_A_TASK * per))
-                .map(|((codes, scales), corrections)| Mutex::new((codes, scales, corrections))),
-        );
-        let one = || {
-            Ok((
-                memory::filled(padded, 0i8, "an activation vector")?,
-                memory::filled(per, 0f32, "the scales of a vector")?,
-                memory::filled(per, 0i32, "the sums of a vector")?,
-            ))
-        };
-        let finite = AtomicBool::new(true);
-        let members = members(hands, x.len() / QUANTIZED_PER_NS);
-        run(hands, members, outputs.len(), one, |one, task| {
-            let x = &x[task * VECTORS_A_TASK * cols..];
-            let x = &x[..x.len().min(VECTORS_A_TASK * cols)];
-            let (codes, scales, corrections) = &mut *lock(&outputs[task]);
-            for (first, width) in blocks(&WIDTHS, 0..x.len() / cols) {
-                for v in 0..width {
-                    let x = &x[(first + v) * cols..][..cols];
-                    if !quantize.vector(x, &mut one.0, &mut one.1, &mut one.2) {
-                        finite.store(false, Ordering::Relaxed);
-                    }
-                    let to = &mut codes[first * padded..(first + width) * padded];
-                    spread(&one.0, to, v, width);
-                    for b in 0..per {
-                        scales[first * per + b * width + v] = one.1[b];
-                        corrections[first * per + b * width + v] = one.2[b];
-                    }
-                }
-            }
-        })?;
-        Ok(finite.into_inner())
+    fn codes(&self) -> &[i8] {
+        bytemuck::cast_slice(self.codes.floats())
+    }
+
+    /// `vectors` for AMX, of which the first begins a block.
+    pub fn amx(&self, vectors: Range<usize>) -> AmxActs {
+        AmxActs {
+            vectors: vectors.len(),
+            codes: self.codes()[vectors.start * self.vector_codes..].as_ptr(),
+            vector_codes: self.vector_codes,
+            scales: self.scales[vectors.start * self.vector_blocks..].as_ptr(),
+            vector_blocks: self.vector_blocks,
+        }
     }
 
     /// The block of `width` vectors that begins at vector `first`, from sub-block `sub` and activation block `block` on.
     pub fn block(&self, first: usize, width: usize, sub: usize, block: usize) -> Int8Acts {
         let at = first * self.vector_blocks + block * width;
         Int8Acts {
-            codes: self.codes[first * self.vector_codes + sub * width * SUB_COLS..].as_ptr(),
+            codes: self.codes()[first * self.vector_codes + sub * width * SUB_COLS..].as_ptr(),
             scales: self.scales[at..].as_ptr(),
             corrections: self.corrections[at..].as_ptr(),
         }
     }
 }
 
-/// Writes vector `v` of the `width` that `to` interleaves, a sub-block at a time.
-fn spread(from: &[i8], to: &mut [i8], v: usize, width: usize) {
+/// Several vectors, shared; whether all of them are finite.
+fn set_many(
+    quantize: &Quantizer<'_>,
+    hands: Hands<'_>,
+    order: Interleave,
+    x: &[f32],
+    padded: usize,
+    (codes, scales, corrections): (&mut [i8], &mut [f32], &mut [i32]),
+) -> Result<bool> {
+    let (per, cols) = (quantize.l.blocks(), quantize.l.shape.cols);
+    // The widest block, so that what a task writes is contiguous.
+    let vectors = order.widths[0];
+    let inputs = x.chunks(vectors * cols);
+    let mut outputs = memory::with_capacity(inputs.len(), "the list of tasks")?;
+    outputs.extend(
+        (codes.chunks_mut(vectors * padded))
+            .zip(scales.chunks_mut(vectors * per))
+            .zip(corrections.chunks_mut(vectors * per))
+            .map(|((codes, scales), corrections)| Mutex::new((codes, scales, corrections))),
+    );
+    let one = || {
+        Ok((
+            memory::filled(padded, 0i8, "an activation vector")?,
+            memory::filled(per, 0f32, "the scales of a vector")?,
+            memory::filled(per, 0i32, "the sums of a vector")?,
+        ))
+    };
+    let finite = AtomicBool::new(true);
+    let members = members(hands, x.len() / QUANTIZED_PER_NS);
+    run(hands, members, outputs.len(), one, |one, task| {
+        let x = &x[task * vectors * cols..];
+        let x = &x[..x.len().min(vectors * cols)];
+        let (codes, scales, corrections) = &mut *lock(&outputs[task]);
+        for (first, width) in blocks(order.widths, 0..x.len() / cols) {
+            for v in 0..width {
+                let x = &x[(first + v) * cols..][..cols];
+                if !quantize.vector(x, &mut one.0, &mut one.1, &mut one.2) {
+                    finite.store(false, Ordering::Relaxed);
+                }
+                let to = &mut codes[first * padded..(first + width) * padded];
+                match order.columns {
+                    SUB_COLS => spread::<SUB_COLS>(&one.0, to, v, width),
+                    _ => spread::<{ 2 * SUB_COLS }>(&one.0, to, v, width),
+                }
+                for b in 0..per {
+                    scales[first * per + b * width + v] = one.1[b];
+                    corrections[first * per + b * width + v] = one.2[b];
+                }
+            }
+        }
+    })?;
+    Ok(finite.into_inner())
+}
+
+/// Writes vector `v` of the `width` that `to` interleaves, `COLS` columns at a time.
+fn spread<const COLS: usize>(from: &[i8], to: &mut [i8], v: usize, width: usize) {
     let to = to
-        .as_chunks_mut::<SUB_COLS>()
+        .as_chunks_mut::<COLS>()
         .0
         .iter_mut()
         .skip(v)
@@ -335,10 +407,10 @@ pub fn interleaved<'a>(
         some(0, to);
     } else {
         let members = members(hands, x.len() / INTERLEAVED_PER_NS);
-        let chunks = (&mut to[..], VECTORS_A_TASK * padded);
+        let chunks = (&mut to[..], WIDTHS[0] * padded);
         let none = || Ok(());
         run_chunks(hands, members, chunks, none, |(), i, to| {
-            some(i * VECTORS_A_TASK, to)
+            some(i * WIDTHS[0], to)
         })?;
     }
     Ok(to)

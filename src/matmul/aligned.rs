@@ -9,6 +9,7 @@ use crate::memory;
 struct Line([f32; 16]);
 
 /// A buffer of floats that starts at a cache line.
+#[derive(Default)]
 pub struct Aligned {
     lines: Vec<Line>,
 }
@@ -22,6 +23,17 @@ impl Aligned {
         Ok(Aligned {
             lines: memory::filled(len.div_ceil(16), Line([0.0; 16]), what)?,
         })
+    }
+
+    /// Makes a buffer that is written again and again at least `len` floats long, of any contents: it never shrinks.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`; `what` names the buffer in the message.
+    pub fn at_least(&mut self, len: usize, what: &str) -> Result<()> {
+        if self.floats().len() < len {
+            *self = Aligned::zeros(len, what)?;
+        }
+        Ok(())
     }
 
     /// The floats.

@@ -38,10 +38,7 @@ impl Workspace {
             *sums = list;
         }
         for one in &sums[..members] {
-            let mut one = lock(one);
-            if one.floats().len() < len {
-                *one = Aligned::zeros(len, "sums")?;
-            }
+            lock(one).at_least(len, "sums")?;
         }
         Ok(&sums[..members])
     }

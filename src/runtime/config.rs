@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::panic_scope::enter_library;
-use crate::cpu::Isa;
+use crate::cpu::{Isa, permit_amx};
 use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
 
@@ -37,6 +37,8 @@ pub struct Config {
     pub threads: usize,
     /// The instruction set; `None`: the best.
     pub isa: Option<Isa>,
+    /// Whether AMX may be used, where the instruction set is AVX-512.
+    pub amx: bool,
 }
 
 impl Default for Config {
@@ -46,6 +48,7 @@ impl Default for Config {
             devices: vec![0],
             threads: 0,
             isa: None,
+            amx: true,
         }
     }
 }
@@ -84,6 +87,8 @@ pub struct Resolved {
     pub threads: usize,
     /// The instruction set; this processor has it.
     pub isa: Isa,
+    /// Whether AMX is used beyond it; this process may.
+    pub amx: bool,
 }
 
 impl Resolved {
@@ -103,7 +108,7 @@ impl Resolved {
 
 impl PartialEq for Resolved {
     fn eq(&self, other: &Self) -> bool {
-        let key = |r: &Resolved| (r.devices(), r.demanded, r.threads, r.isa);
+        let key = |r: &Resolved| (r.devices(), r.demanded, r.threads, r.isa, r.amx);
         key(self) == key(other)
     }
 }
@@ -118,6 +123,7 @@ impl fmt::Debug for Resolved {
             .field("reason", &self.reason)
             .field("threads", &self.threads)
             .field("isa", &self.isa)
+            .field("amx", &self.amx)
             .finish()
     }
 }
@@ -127,7 +133,9 @@ const ISAS: &str = "\"auto\", \"scalar\", \"avx2\" or \"avx512\"";
 const DEVICE: &str = "an integer from 0 to 2147483647";
 const DEVICES: &str = "an array of different integers from 0 to 2147483647, at least one";
 const THREADS: &str = "an integer from 0 to 1024";
-const KEYS: &str = "backend, device, devices, threads or isa";
+const AMX: &str = "true or false";
+const AMX_IN_TEXT: &str = "0 or 1";
+const KEYS: &str = "backend, device, devices, threads, isa or amx";
 
 impl Config {
     /// From a JSON object, with the environment where a key is absent; empty text is an empty object.
@@ -159,6 +167,7 @@ impl Config {
             ("backend", "APL_FFI_BACKEND"),
             ("threads", "APL_FFI_THREADS"),
             ("isa", "APL_FFI_ISA"),
+            ("amx", "APL_FFI_AMX"),
         ] {
             match env(name) {
                 Some(text) if !text.is_empty() && !object.contains_key(key) => {
@@ -196,6 +205,7 @@ impl Config {
                 let isa = value.as_str().and_then(isa_named);
                 self.isa = isa.ok_or_else(|| wrong(ISAS))?;
             }
+            "amx" => self.amx = value.as_bool().ok_or_else(|| wrong(AMX))?,
             _ => {
                 let key = abridged(key);
                 return Err(Error::config(format!(
@@ -216,6 +226,13 @@ impl Config {
         match key {
             "backend" => self.backend = backend_named(text).ok_or_else(|| wrong(BACKENDS))?,
             "isa" => self.isa = isa_named(text).ok_or_else(|| wrong(ISAS))?,
+            "amx" => {
+                self.amx = match text {
+                    "0" => false,
+                    "1" => true,
+                    _ => return Err(wrong(AMX_IN_TEXT)),
+                }
+            }
             _ => {
                 let threads = text.parse().ok().and_then(thread_count);
                 self.threads = threads.ok_or_else(|| wrong(THREADS))?;
@@ -247,6 +264,7 @@ impl Config {
                 n => n,
             },
             isa,
+            amx: self.amx && isa == Isa::Avx512 && permit_amx(),
         })
     }
 
@@ -348,20 +366,22 @@ mod tests {
             ("APL_FFI_BACKEND", ""),
             ("APL_FFI_THREADS", ""),
             ("APL_FFI_ISA", ""),
+            ("APL_FFI_AMX", ""),
         ];
         assert_eq!(parse("", &empty), Ok(Config::default()));
-        let auto = r#"{"backend": "auto", "threads": 0, "isa": "auto", "device": 0}"#;
+        let auto = r#"{"backend": "auto", "threads": 0, "isa": "auto", "amx": true, "device": 0}"#;
         assert_eq!(parse(auto, &[]), Ok(Config::default()));
     }
 
     #[test]
     fn every_key() {
-        let text = r#"{"backend": "cuda", "device": 2147483647, "threads": 1024, "isa": "scalar"}"#;
+        let text = r#"{"backend": "cuda", "device": 2147483647, "threads": 1024, "isa": "scalar", "amx": false}"#;
         let config = Config {
             backend: BackendChoice::Cuda,
             devices: vec![i32::MAX as u32],
             threads: 1024,
             isa: Some(Isa::Scalar),
+            amx: false,
         };
         assert_eq!(parse(text, &[]), Ok(config));
     }
@@ -383,19 +403,22 @@ mod tests {
             ("APL_FFI_BACKEND", "cpu"),
             ("APL_FFI_THREADS", "3"),
             ("APL_FFI_ISA", "avx2"),
+            ("APL_FFI_AMX", "0"),
         ];
         let config = Config {
             backend: BackendChoice::Cpu,
             devices: vec![0],
             threads: 3,
             isa: Some(Isa::Avx2),
+            amx: false,
         };
         assert_eq!(parse("", &env), Ok(config.clone()));
         assert_eq!(
-            parse(r#"{"threads": 5, "isa": "auto"}"#, &env),
+            parse(r#"{"threads": 5, "isa": "auto", "amx": true}"#, &env),
             Ok(Config {
                 threads: 5,
                 isa: None,
+                amx: true,
                 ..config
             })
         );
@@ -493,6 +516,12 @@ mod tests {
                 vec![("APL_FFI_ISA", "sse")],
                 vec!["APL_FFI_ISA", "sse", ISAS],
             ),
+            (r#"{"amx": 1}"#, vec![], vec![r#""amx": 1"#, AMX]),
+            (
+                "",
+                vec![("APL_FFI_AMX", "no")],
+                vec!["APL_FFI_AMX", "no", AMX_IN_TEXT],
+            ),
         ] {
             let error = parse(text, &env).expect_err(text);
             assert_eq!(error.status(), Status::Config, "{text} {env:?}");
@@ -575,5 +604,23 @@ mod tests {
                 Err(e) => assert!(!isa.available() && e.status() == Status::Unsupported, "{e}"),
             }
         }
+    }
+
+    #[test]
+    fn amx_may_be_left_alone() {
+        let resolve = |isa, amx| {
+            let config = Config {
+                backend: BackendChoice::Cpu,
+                isa,
+                amx,
+                ..Config::default()
+            };
+            config.resolve(&[]).unwrap()
+        };
+        assert_eq!(resolve(None, true).amx, permit_amx());
+        assert!(!resolve(None, false).amx);
+        assert!(!resolve(Some(Isa::Scalar), true).amx);
+        let differ = resolve(None, true) != resolve(None, false);
+        assert_eq!(differ, permit_amx());
     }
 }

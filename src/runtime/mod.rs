@@ -37,7 +37,8 @@ impl Runtime {
     /// # Errors
     /// `ERR_MEMORY` if a thread cannot be started.
     pub fn from_resolved(resolved: Resolved) -> Result<Runtime> {
-        let kernels = Kernels::for_isa(resolved.isa).expect("resolve asked the processor");
+        let kernels = Kernels::for_isa(resolved.isa, resolved.amx);
+        let kernels = kernels.expect("resolve asked the processor");
         let pool = Pool::new(resolved.threads)?;
         Ok(Runtime {
             resolved,

@@ -5,11 +5,13 @@
 //! | [`BASE`] | F, BW, VL, DQ | Skylake-X |
 //! | [`VNNI`] | and VNNI | Cascade Lake |
 //! | [`ICE_PAIRS`], [`ICE_TABLES`] | and VBMI and VPOPCNTDQ | Ice Lake, Zen 4 and later |
+//! | [`AMX`] | and AMX-INT8 | Sapphire Rapids and later |
 //!
 //! What differs is named by the traits [`Dot`] and [`Popcount`]; the generic functions carry no `target_feature` and are
 //! `inline(always)`, so that they take on the features of the entry point they end up in.
 
 mod activations;
+mod amx;
 mod f32;
 mod int8;
 mod pairs;
@@ -197,6 +199,13 @@ pub(in crate::cpu) const ICE_PAIRS: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+pairs",
     sign: by_width!(ice_sign),
     ..VNNI_PAIRS
+};
+
+/// [`ICE_PAIRS`], and AMX for many vectors: Sapphire Rapids and later.
+pub(in crate::cpu) const AMX: TileKernels = TileKernels {
+    name: "avx512+vnni+vpopcntdq+pairs+amx",
+    amx: Some(amx::KERNELS),
+    ..ICE_PAIRS
 };
 
 /// [`VNNI`] with VPOPCNTDQ, and tables for many vectors of one bit: AVX-512 as Zen 4 has it.

@@ -1,18 +1,21 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
+mod amx;
 mod pairs;
 mod plan;
 mod tables;
 
 use self::plan::{Part, Plan, Scratch, UNPACK_SUBS, most_straight};
-use super::activations::{Activations, InRange, Int8, all_finite, blocks, interleaved, signs};
+use super::activations::{
+    Activations, InRange, Int8, Interleave, all_finite, blocks, interleaved, signs,
+};
 use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
 use super::tasks::{Output, members, run, run_chunks, run_with};
 use super::workspace::Workspace;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{Ahead, FLUSH_SUBS, Pairs, PairsInt8, Tables, TileKernels, WIDTHS};
+use crate::cpu::tile::{Ahead, Amx, FLUSH_SUBS, Pairs, PairsInt8, Tables, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
@@ -289,12 +292,22 @@ impl Tiles {
         let Workspace {
             activations, sums, ..
         } = workspace;
-        activations.set(kernels, hands, &layout, x, n)?;
+        // Activations in its order are of use to nothing else.
+        let fit = (products.iter().flatten()).all(|(t, _)| t.layout.levels_fit_bytes());
+        let amx = amx::that_pays(kernels, n).filter(|_| fit);
+        let order = match amx {
+            Some(_) => Interleave::amx(&layout),
+            None => Interleave::KERNELS,
+        };
+        activations.set(kernels, hands, &layout, order, x, n)?;
 
         let mut tasks = 0;
         let parts = products.map(|product| {
             let (tiles, y) = product?;
-            let by = By::best(kernels, &tiles.layout, n);
+            let by = match amx {
+                Some(k) => By::Amx(k),
+                None => By::best(kernels, &tiles.layout, n),
+            };
             let plan = by.plan(&tiles.layout, n, members);
             let first = tasks;
             tasks += plan.tasks();
@@ -310,6 +323,7 @@ impl Tiles {
             let (first, plan, by, tiles, out) = part.expect("the first begins at 0");
             let task = task - first;
             match by {
+                By::Amx(k) => tiles.amx_task(k, activations, plan.task(task), sums, out),
                 By::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 By::Pairs(k) => {
                     tiles.pairs_task(kernels, k, activations, plan.task(task), sums, out);
@@ -538,13 +552,14 @@ impl Tiles {
 
 /// Which kernels a product with int8 activations takes.
 enum By {
+    Amx(Amx),
     Tables(Tables),
     Pairs(PairsInt8),
     Tiles,
 }
 
 impl By {
-    /// Those that suit `n` vectors.
+    /// Those that suit `n` vectors, without AMX.
     fn best(k: &TileKernels, l: &Layout, n: usize) -> By {
         if let Some(k) = tables::that_pay(k, l, n) {
             return By::Tables(k);
@@ -557,6 +572,7 @@ impl By {
 
     fn plan(&self, l: &Layout, n: usize, members: usize) -> Plan {
         match self {
+            By::Amx(_) => Plan::for_amx(l, n, members),
             By::Tables(_) => Plan::for_tables(l, n, members),
             By::Pairs(_) => Plan::new(l, Activations::Int8, n, members).in_pairs(),
             By::Tiles => Plan::new(l, Activations::Int8, n, members),
@@ -566,6 +582,7 @@ impl By {
     /// Floats that a task works in.
     fn scratch_floats(&self, plan: &Plan) -> usize {
         match self {
+            By::Amx(_) => amx::scratch_floats(plan),
             By::Tables(_) => tables::scratch_floats(plan),
             By::Pairs(_) => pairs::scratch_floats(plan),
             By::Tiles => plan.panel * TILE_ROWS,

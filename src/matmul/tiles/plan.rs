@@ -1,7 +1,7 @@
 //! How a product of tiles is cut into tasks, and what a task with many float32 vectors works in.
 
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{FLUSH_SUBS, SHORT_WIDTHS, WIDTHS};
+use crate::cpu::tile::{AMX_VECTORS, FLUSH_SUBS, SHORT_WIDTHS, WIDTHS};
 use crate::error::Result;
 use crate::matmul::activations::Activations;
 use crate::matmul::aligned::Aligned;
@@ -12,6 +12,9 @@ use std::ops::Range;
 /// while a tile passes: this many bytes of them. 896 KiB gained nothing where that cache has 1.25 MB (prompts of 512 at 8 and 1
 /// bits, pairs of tiles, Ice Lake).
 const PANEL_BYTES: usize = 512 << 10;
+
+/// The same by AMX, which comes with 2 MB of that cache.
+const AMX_PANEL_BYTES: usize = 1 << 20;
 
 /// Sub-blocks unpacked at once for float32 and many vectors: 128 columns, 16 KiB of levels. Two and four times as many changed nothing at 4
 /// bits and lost 1 to 3% at 8 (Zen 4, 512 vectors).
@@ -59,9 +62,19 @@ impl Plan {
             Activations::Int8 => l.padded_cols() + l.blocks() * 8,
             Activations::F32 => l.total_subs().min(FLUSH_SUBS) * SUB_COLS * 4,
         };
+        Plan::of_panels(l, n, members, WIDTHS[0], PANEL_BYTES / vector_bytes)
+    }
+
+    /// For `n` vectors by AMX.
+    pub fn for_amx(l: &Layout, n: usize, members: usize) -> Plan {
+        let vector_bytes = l.padded_cols() + l.blocks() * 4;
+        Plan::of_panels(l, n, members, AMX_VECTORS, AMX_PANEL_BYTES / vector_bytes)
+    }
+
+    /// With at most so many vectors a panel, or `widest`, of which panels are multiples.
+    fn of_panels(l: &Layout, n: usize, members: usize, widest: usize, most: usize) -> Plan {
         // Panels of one size: a short last one would pay for its tiles with few vectors.
-        let widest = WIDTHS[0];
-        let most = (PANEL_BYTES / vector_bytes / widest * widest).max(widest);
+        let most = (most / widest * widest).max(widest);
         let panel = n.div_ceil(n.div_ceil(most).max(1));
         let panel = panel.next_multiple_of(widest).clamp(1, n.max(1));
         // Four tasks a member even out what the machine takes from one of them.

@@ -1,0 +1,81 @@
+//! Products with many int8 vectors by AMX: see [`crate::cpu::tile::Amx`].
+//!
+//! For a few sub-blocks of a tile, unpacked to levels in the first-level cache, all vectors of a panel.
+
+use super::Tiles;
+use super::plan::{Part, Plan};
+use crate::cpu::layout::{SUB_COLS, TILE_ROWS};
+use crate::cpu::tile::{AMX_VECTORS, Ahead, Amx, Levels, TileKernels};
+use crate::matmul::activations::Int8;
+use crate::matmul::aligned::Aligned;
+use crate::matmul::tasks::Output;
+
+/// Sub-blocks that are unpacked at once: a multiple of every block of activations.
+const UNPACKED_SUBS: usize = 16;
+
+/// From how many vectors on AMX pays. Tests want it for any number.
+const FEWEST_VECTORS: usize = if cfg!(test) { 2 } else { 12 };
+
+/// The floats of unpacked sub-blocks: levels and scales.
+const LEVELS: usize = UNPACKED_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
+const SCALES: usize = UNPACKED_SUBS * TILE_ROWS;
+
+/// AMX to multiply `n` vectors with, where the kernels have it and it pays.
+pub fn that_pays(k: &TileKernels, n: usize) -> Option<Amx> {
+    k.amx().filter(|_| n >= FEWEST_VECTORS)
+}
+
+/// Floats that a task works in.
+pub fn scratch_floats(plan: &Plan) -> usize {
+    LEVELS + SCALES + plan.panel * TILE_ROWS
+}
+
+impl Tiles {
+    /// For a panel of vectors, tile after tile.
+    pub(super) fn amx_task(
+        &self,
+        k: &Amx,
+        acts: &Int8,
+        (tiles, vectors): Part,
+        scratch: &mut Aligned,
+        out: &Output<'_>,
+    ) {
+        let l = &self.layout;
+        let (unpacked, sums) = scratch.floats_mut().split_at_mut(LEVELS + SCALES);
+        let (codes, scales) = unpacked.split_at_mut(LEVELS);
+        let levels = Levels {
+            codes: codes.as_mut_ptr().cast(),
+            scales: scales.as_mut_ptr(),
+        };
+        let sums = &mut sums[..vectors.len() * TILE_ROWS];
+        let x = acts.amx(vectors.clone());
+        let calls = 2 * vectors.len().div_ceil(AMX_VECTORS);
+        let chunks = l.total_subs().div_ceil(UNPACKED_SUBS);
+        for t in tiles {
+            let tile = self.tile(t).as_ptr();
+            sums.fill(0.0);
+            for (chunk, first) in (0..l.total_subs()).step_by(UNPACKED_SUBS).enumerate() {
+                let count = UNPACKED_SUBS.min(l.total_subs() - first);
+                // SAFETY: `k` exists, so the processor has its features and the process may use them; the tile has these sub-blocks, and there is
+                // room for UNPACKED_SUBS of them, in whole lines.
+                unsafe { k.levels(l.bits)(l, tile, first, count, levels) };
+                // Rows of the output are far apart, in no near cache; chunk by chunk it is the turn of other vectors'.
+                for v in vectors.clone().skip(chunk).step_by(chunks) {
+                    out.call_for(v * l.shape.rows + t * TILE_ROWS, TILE_ROWS);
+                }
+                let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
+                let blocks = count.div_ceil(l.block_subs);
+                let ahead = Ahead {
+                    at: tile.wrapping_add(to),
+                    lines: (to - from).div_ceil(64 * blocks * calls),
+                };
+                // SAFETY: as above; the activations are those of this layout, and each vector has a row of sums, in whole lines.
+                unsafe { k.multiply()(l, first, count, levels, x, ahead, sums.as_mut_ptr()) };
+            }
+            for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
+                // SAFETY: tasks have disjoint tiles or vectors.
+                unsafe { self.store(out, v, t, sums) };
+            }
+        }
+    }
+}
