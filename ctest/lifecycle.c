@@ -3,7 +3,7 @@
  * With APL_FFI_SANITIZED in the environment (a sanitizer's name, or valgrind) the test that limits the address space is
  * skipped, and with valgrind the one of signal masks as well.
  */
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700
 
 #include <signal.h>
 #include <stdlib.h>
@@ -110,6 +110,7 @@ static void wrong_configurations(void)
         {"{\"threads\": 1.5}", "1.5"},
         {"{\"threads\": \"1\"}", "threads"},
         {"{\"isa\": \"neon\"}", "neon"},
+        {"{\"amx\": 2}", "true or false"},
         {"{\"backend\": \"gpu\"}", "gpu"},
         {"{\"device\": -1}", "device"},
     };
@@ -164,6 +165,39 @@ static void the_environment(void)
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
     unsetenv("APL_FFI_THREADS");
     unsetenv("APL_FFI_ISA");
+}
+
+#ifdef __linux__
+/* AMX needs larger frames than a small signal stack has room for: the library does without. To be run before anything configures. */
+static void a_small_signal_stack_comes_first(void)
+{
+    static char frames[4096];
+    stack_t small = {.ss_sp = frames, .ss_size = sizeof frames}, before;
+    CHECK(sigaltstack(&small, &before) == 0);
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"backend\": \"cpu\"}"));
+    CHECK(info_has("\"amx\":false"));
+    float y[2];
+    CHECK_STATUS(APL_FFI_OK, identity(y));
+    CHECK(y[0] == 3 && y[1] == -7);
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
+    CHECK(sigaltstack(&before, NULL) == 0);
+}
+#endif
+
+static void amx_may_be_left_alone(void)
+{
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"amx\": false, \"backend\": \"cpu\"}"));
+    CHECK(info_has("\"amx\":false"));
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"amx\": false, \"backend\": \"cpu\"}"));
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
+    setenv("APL_FFI_AMX", "0", 1);
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"backend\": \"cpu\"}"));
+    CHECK(info_has("\"amx\":false"));
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
+    setenv("APL_FFI_AMX", "yes", 1);
+    CHECK_STATUS(APL_FFI_ERR_CONFIG, apl_ffi_init(NULL));
+    CHECK(error_has("APL_FFI_AMX") && error_has("0 or 1"));
+    unsetenv("APL_FFI_AMX");
 }
 
 static void texts_of_every_capacity(void)
@@ -279,12 +313,17 @@ int main(void)
     unsetenv("APL_FFI_BACKEND");
     unsetenv("APL_FFI_THREADS");
     unsetenv("APL_FFI_ISA");
+    unsetenv("APL_FFI_AMX");
     test("what never initialises does not", nothing_configured);
+#ifdef __linux__
+    test("a small signal stack comes first", a_small_signal_stack_comes_first);
+#endif
     test("the same configuration again, and another one", the_same_configuration_again);
     test("defaults", defaults);
     test("a product configures the library", a_product_configures);
     test("wrong configurations are named", wrong_configurations);
     test("instruction sets", instruction_sets);
+    test("AMX may be left alone", amx_may_be_left_alone);
     test("the environment", the_environment);
     test("texts of every capacity", texts_of_every_capacity);
     test("cleanup ends handles", cleanup_ends_handles);

@@ -27,10 +27,13 @@ pub extern "C" fn apl_ffi_abi_version() -> i32 {
 /// - `"device"`: the CUDA ordinal, 0 by default; or `"devices"`: an array of ordinals, among which the layers of
 ///   a model are shared in this order;
 /// - `"threads"`: 0 (default) for the processors that this process may use, or a count;
-/// - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has.
+/// - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has;
+/// - `"amx"`: true (default) or false: whether AMX may be used beside AVX-512, where the processor has it and the system
+///   agrees. On Linux the process is then let use it for good: frames of signals become larger, and alternative
+///   signal stacks that are too small for them (about 11 KiB) are refused.
 ///
-/// Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS and APL_FFI_ISA say the
-/// same.
+/// Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS, APL_FFI_ISA and APL_FFI_AMX
+/// (1 or 0) say the same.
 /// A configuration that resolves to the same values again is OK.
 ///
 /// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_UNSUPPORTED (an instruction set the processor lacks); ERR_BACKEND
@@ -70,10 +73,10 @@ pub extern "C" fn apl_ffi_ready() -> i32 {
 
 /// What the library is and has chosen, as a JSON object.
 ///
-/// Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `threads`, `cuda` (null, or of
+/// Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `amx` (whether it is used), `threads`, `cuda` (null, or of
 /// the device `name`, `compute_capability`, `memory_total`, `memory_free`, `driver`, and `image`, what its kernels
 /// were loaded from), `devices` (the same and `ordinal` of every device in use, of which `cuda` is the first),
-/// `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa` and `threads` are null.
+/// `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa`, `amx` and `threads` are null.
 /// Handles of other threads may lengthen the text between two calls: give room to spare, or ask again. Never
 /// initialises the library and leaves the error state alone.
 ///

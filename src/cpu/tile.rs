@@ -218,7 +218,7 @@ pub struct AmxActs {
 
 /// int8 with AMX: `(layout, first, count, levels, activations, ahead, out)`: the levels of sub-blocks `first..first + count`, which are
 /// whole blocks of activations, **added** to the `(vectors, 32)` of `out`. For every 16 vectors and block, what the caller wants next is called
-/// for twice.
+/// for.
 pub type AmxFn = unsafe fn(&Layout, usize, usize, Levels, AmxActs, Ahead, *mut f32);
 
 /// One tile with many vectors by AMX: the bits of [`Int8Fn`], sooner.

@@ -14,7 +14,7 @@ use crate::matmul::tasks::Output;
 const UNPACKED_SUBS: usize = 16;
 
 /// From how many vectors on AMX pays. Tests want it for any number.
-const FEWEST_VECTORS: usize = if cfg!(test) { 2 } else { 12 };
+const FEWEST_VECTORS: usize = if cfg!(test) { 2 } else { 16 };
 
 /// The floats of unpacked sub-blocks: levels and scales.
 const LEVELS: usize = UNPACKED_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
@@ -49,7 +49,7 @@ impl Tiles {
         };
         let sums = &mut sums[..vectors.len() * TILE_ROWS];
         let x = acts.amx(vectors.clone());
-        let calls = 2 * vectors.len().div_ceil(AMX_VECTORS);
+        let calls = vectors.len().div_ceil(AMX_VECTORS);
         let chunks = l.total_subs().div_ceil(UNPACKED_SUBS);
         for t in tiles {
             let tile = self.tile(t).as_ptr();
