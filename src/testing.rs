@@ -58,7 +58,8 @@ impl Kind {
     ];
 }
 
-/// A random matrix: uniform codes, scales around 0.01.
+/// A random matrix: uniform codes, scales around 0.01 and one in eight around -0.01. Without zero points of groups there is one for the matrix,
+/// by chance the default.
 pub fn random_codes(r: &mut Random, shape: Shape, bits: Bits, kind: Kind) -> CodesBuf {
     let row_bytes = packed_row_bytes(shape.cols, bits);
     let mut bytes = vec![0; shape.rows * row_bytes];
@@ -73,17 +74,23 @@ pub fn random_codes(r: &mut Random, shape: Shape, bits: Bits, kind: Kind) -> Cod
         );
     }
     let values = shape.rows * shape.groups;
-    let scales = (0..values).map(|_| (0.005 + 0.01 * r.unit()) as f32);
+    let scales = (0..values).map(|_| {
+        let size = (0.005 + 0.01 * r.unit()) as f32;
+        if r.next() % 8 == 0 { -size } else { size }
+    });
     let scales = if kind.f16_scales {
         ScalesBuf::F16(scales.map(f16::from_f32).collect())
     } else {
         ScalesBuf::F32(scales.collect())
     };
-    let zero_points = (kind.group_zero_points && bits != Bits::One).then(|| {
-        (0..values)
-            .map(|_| (r.next() & bits.max_code() as u64) as i32)
-            .collect()
-    });
+    let one = r.next();
+    let zero_point = |z: u64| (z & bits.max_code() as u64) as i32;
+    let zero_points: Option<Vec<i32>> = match kind.group_zero_points {
+        _ if bits == Bits::One => None,
+        true => Some((0..values).map(|_| zero_point(r.next())).collect()),
+        false if one % 2 == 0 => None,
+        false => Some(vec![zero_point(one >> 1); values]),
+    };
     CodesBuf {
         shape,
         bits,

@@ -10,11 +10,11 @@ use std::ops::Range;
 
 /// Vectors that go through the kernels together, so that their activations stay in the second-level cache
 /// while a tile passes: this many bytes of them. 896 KiB gained nothing where that cache has 1.25 MB (prompts of 512 at 8 and 1
-/// bits, pairs of tiles, Ice Lake).
-const PANEL_BYTES: usize = 512 << 10;
+/// bits, pairs of tiles, Ice Lake). Tests want several panels of few vectors.
+const PANEL_BYTES: usize = if cfg!(test) { 32 << 10 } else { 512 << 10 };
 
-/// The same by AMX, which comes with 2 MB of that cache.
-const AMX_PANEL_BYTES: usize = 1 << 20;
+/// The same by AMX, which comes with 2 MB of that cache: fewer readings of the weights.
+const AMX_PANEL_BYTES: usize = 2 * PANEL_BYTES;
 
 /// Sub-blocks unpacked at once for float32 and many vectors: 128 columns, 16 KiB of levels. Two and four times as many changed nothing at 4
 /// bits and lost 1 to 3% at 8 (Zen 4, 512 vectors).
