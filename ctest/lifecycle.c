@@ -52,7 +52,7 @@ static void nothing_configured(void)
     char text[64];
     CHECK_STATUS(APL_FFI_ABI_VERSION, apl_ffi_abi_version());
     CHECK_STATUS(0, apl_ffi_ready());
-    CHECK(info_has("\"backend\":null"));
+    CHECK(info_has("\"backend\":null") && info_has("\"amx\":null"));
     CHECK(apl_ffi_describe(NULL, 0) > 0);
     CHECK(apl_ffi_last_error(text, sizeof text) >= 0);
     CHECK(strlen(apl_ffi_status_text(APL_FFI_ERR_HANDLE)) > 0);
@@ -110,7 +110,7 @@ static void wrong_configurations(void)
         {"{\"threads\": 1.5}", "1.5"},
         {"{\"threads\": \"1\"}", "threads"},
         {"{\"isa\": \"neon\"}", "neon"},
-        {"{\"amx\": 2}", "true or false"},
+        {"{\"amx\": 2}", "true, false, 1 or 0"},
         {"{\"backend\": \"gpu\"}", "gpu"},
         {"{\"device\": -1}", "device"},
     };
@@ -167,20 +167,45 @@ static void the_environment(void)
     unsetenv("APL_FFI_ISA");
 }
 
-#ifdef __linux__
+#if defined __linux__ && defined __x86_64__
 /* AMX needs larger frames than a small signal stack has room for: the library does without. To be run before anything configures. */
 static void a_small_signal_stack_comes_first(void)
 {
     static char frames[4096];
     stack_t small = {.ss_sp = frames, .ss_size = sizeof frames}, before;
-    CHECK(sigaltstack(&small, &before) == 0);
+    if (sigaltstack(&small, &before) != 0) {
+        CHECK(!"a small signal stack");
+        return;
+    }
     CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"backend\": \"cpu\"}"));
     CHECK(info_has("\"amx\":false"));
     float y[2];
     CHECK_STATUS(APL_FFI_OK, identity(y));
     CHECK(y[0] == 3 && y[1] == -7);
-    CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
     CHECK(sigaltstack(&before, NULL) == 0);
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"backend\": \"cpu\"}")); /* the same configuration still */
+    CHECK(info_has("\"amx\":false"));
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
+}
+
+/* Whether the processor and the system have AMX, as the system says. */
+static int amx_is_there(void)
+{
+    char line[8192];
+    int there = 0;
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file && !there && fgets(line, sizeof line, file))
+        there = strstr(line, " amx_tile") && strstr(line, " amx_int8");
+    if (file)
+        fclose(file);
+    return there;
+}
+
+static void amx_is_used(void)
+{
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"backend\": \"cpu\"}"));
+    CHECK(info_has("\"amx\":true"));
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
 }
 #endif
 
@@ -315,8 +340,15 @@ int main(void)
     unsetenv("APL_FFI_ISA");
     unsetenv("APL_FFI_AMX");
     test("what never initialises does not", nothing_configured);
-#ifdef __linux__
+#if defined __linux__ && defined __x86_64__
+    const char *by = getenv("APL_FFI_SANITIZED");
     test("a small signal stack comes first", a_small_signal_stack_comes_first);
+    if (!amx_is_there())
+        skipped("AMX is used", "this machine has none");
+    else if (by && strcmp(by, "valgrind") == 0)
+        skipped("AMX is used", "valgrind's processor has none");
+    else
+        test("AMX is used", amx_is_used);
 #endif
     test("the same configuration again, and another one", the_same_configuration_again);
     test("defaults", defaults);

@@ -38,28 +38,39 @@ impl Random {
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
     pub f16_scales: bool,
-    pub group_zero_points: bool,
+    pub zero_points: ZeroPoints,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum ZeroPoints {
+    Default,
+    /// One for the matrix, another one.
+    Constant,
+    Groups,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 3] = [
+    pub const ALL: [Kind; 4] = [
         Kind {
             f16_scales: true,
-            group_zero_points: false,
+            zero_points: ZeroPoints::Default,
         },
         Kind {
             f16_scales: false,
-            group_zero_points: true,
+            zero_points: ZeroPoints::Groups,
         },
         Kind {
             f16_scales: true,
-            group_zero_points: true,
+            zero_points: ZeroPoints::Groups,
+        },
+        Kind {
+            f16_scales: false,
+            zero_points: ZeroPoints::Constant,
         },
     ];
 }
 
-/// A random matrix: uniform codes, scales around 0.01 and one in eight around -0.01. Without zero points of groups there is one for the matrix,
-/// by chance the default.
+/// A random matrix: uniform codes, scales around 0.01 and one in eight around -0.01.
 pub fn random_codes(r: &mut Random, shape: Shape, bits: Bits, kind: Kind) -> CodesBuf {
     let row_bytes = packed_row_bytes(shape.cols, bits);
     let mut bytes = vec![0; shape.rows * row_bytes];
@@ -76,20 +87,26 @@ pub fn random_codes(r: &mut Random, shape: Shape, bits: Bits, kind: Kind) -> Cod
     let values = shape.rows * shape.groups;
     let scales = (0..values).map(|_| {
         let size = (0.005 + 0.01 * r.unit()) as f32;
-        if r.next() % 8 == 0 { -size } else { size }
+        if r.next().is_multiple_of(8) {
+            -size
+        } else {
+            size
+        }
     });
     let scales = if kind.f16_scales {
         ScalesBuf::F16(scales.map(f16::from_f32).collect())
     } else {
         ScalesBuf::F32(scales.collect())
     };
-    let one = r.next();
-    let zero_point = |z: u64| (z & bits.max_code() as u64) as i32;
-    let zero_points: Option<Vec<i32>> = match kind.group_zero_points {
+    let max = bits.max_code() as u64;
+    let zero_points = match kind.zero_points {
         _ if bits == Bits::One => None,
-        true => Some((0..values).map(|_| zero_point(r.next())).collect()),
-        false if one % 2 == 0 => None,
-        false => Some(vec![zero_point(one >> 1); values]),
+        ZeroPoints::Default => None,
+        ZeroPoints::Constant => {
+            let other = bits.default_zero_point() as u64 + 1 + r.next() % max;
+            Some(vec![(other & max) as i32; values])
+        }
+        ZeroPoints::Groups => Some((0..values).map(|_| (r.next() & max) as i32).collect()),
     };
     CodesBuf {
         shape,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use apl_ffi::cpu::Isa;
+use apl_ffi::cpu::{Features, Isa};
 use apl_ffi::matmul::Activations;
 use apl_ffi::quant::Bits;
 
@@ -148,6 +148,7 @@ impl Args {
         if !args.isa.available() {
             return Err(format!("this processor offers at most \"{}\"", Isa::best()));
         }
+        args.amx &= args.isa == Isa::Avx512 && Features::detect().amx();
         if !bench {
             args.smoke();
             return Ok(args);

@@ -453,6 +453,7 @@ fn life(u: &mut Unstructured<'_>) -> Result<()> {
         r#"{"threads":2,"isa":"avx2"}"#,
         r#"{"threads":2}"#,
         r#"{"threads":3,"backend":"cpu"}"#,
+        r#"{"threads":2,"amx":false}"#,
     ];
     let usual = CString::new(*u.choose(CONFIGS)?).expect("no NUL");
     let config = if u.ratio(1, 4)? {

@@ -28,9 +28,10 @@ pub extern "C" fn apl_ffi_abi_version() -> i32 {
 ///   a model are shared in this order;
 /// - `"threads"`: 0 (default) for the processors that this process may use, or a count;
 /// - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has;
-/// - `"amx"`: true (default) or false: whether AMX may be used beside AVX-512, where the processor has it and the system
-///   agrees. On Linux the process is then let use it for good: frames of signals become larger, and alternative
-///   signal stacks that are too small for them (about 11 KiB) are refused.
+/// - `"amx"`: true (default, or 1) or false (or 0): whether AMX may be used beside AVX-512, where the processor has it and
+///   the system agrees. On Linux the process is then let use it for good: frames of signals grow by 8 KiB on the threads that
+///   multiplied with it, and alternative signal stacks of less than about 12 KiB (AT_MINSIGSTKSZ) are refused; where there is
+///   such a stack already, the library does without AMX.
 ///
 /// Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS, APL_FFI_ISA and APL_FFI_AMX
 /// (1 or 0) say the same.
@@ -110,7 +111,7 @@ fn info() -> String {
         "backend_reason": runtime.map(|rt| &rt.resolved().reason),
         "isa": runtime.map(|rt| rt.isa().name()),
         "isa_available": isa_available,
-        "amx": runtime.map(|rt| rt.resolved().amx),
+        "amx": runtime.map(Runtime::amx),
         "threads": runtime.map(|rt| rt.pool().threads()),
         "cuda": devices.first(),
         "devices": devices,

@@ -144,9 +144,9 @@ fn amx() -> bool {
 /// Asks Linux to let this process use AMX, whose registers it saves only for those that asked; whether the processor has it and it may. The answer of
 /// another system is no.
 ///
-/// What it changes for the process: a signal's frame has room for 8 KiB of registers more if they are in use when it comes, and the system
-/// refuses alternative signal stacks (`sigaltstack`) that are too small for that, be they set before, when it refuses this, or later. Threads
-/// inherit the permission.
+/// What it changes for the process, for good: the frame of a signal grows by 8 KiB on every thread that has used AMX since, and the system refuses
+/// alternative signal stacks (`sigaltstack`) that are too small for that, be they set before, when it refuses this, or later. Threads
+/// and forked processes inherit the permission.
 pub fn permit_amx() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {

@@ -217,6 +217,11 @@ impl Layout {
         self.block_subs * SUB_COLS
     }
 
+    /// Sub-blocks that a multiplication by AMX takes: two where blocks of activations have as many.
+    pub fn amx_subs(&self) -> usize {
+        self.block_subs.min(2)
+    }
+
     /// Activation blocks of a row (int8), if groups are not short.
     pub fn blocks(&self) -> usize {
         debug_assert!(!self.short);

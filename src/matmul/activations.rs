@@ -67,7 +67,7 @@ impl Interleave {
     pub fn amx(l: &Layout) -> Interleave {
         Interleave {
             widths: &AMX_BLOCKS,
-            columns: l.block_subs.min(2) * SUB_COLS,
+            columns: l.amx_subs() * SUB_COLS,
         }
     }
 }

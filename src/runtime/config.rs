@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::panic_scope::enter_library;
-use crate::cpu::{Isa, permit_amx};
+use crate::cpu::{Features, Isa};
 use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
 
@@ -87,7 +87,7 @@ pub struct Resolved {
     pub threads: usize,
     /// The instruction set; this processor has it.
     pub isa: Isa,
-    /// Whether AMX is used beyond it; this process may.
+    /// Whether AMX is wanted beyond it; this processor has it.
     pub amx: bool,
 }
 
@@ -133,7 +133,7 @@ const ISAS: &str = "\"auto\", \"scalar\", \"avx2\" or \"avx512\"";
 const DEVICE: &str = "an integer from 0 to 2147483647";
 const DEVICES: &str = "an array of different integers from 0 to 2147483647, at least one";
 const THREADS: &str = "an integer from 0 to 1024";
-const AMX: &str = "true or false";
+const AMX: &str = "true, false, 1 or 0";
 const AMX_IN_TEXT: &str = "0 or 1";
 const KEYS: &str = "backend, device, devices, threads, isa or amx";
 
@@ -205,7 +205,7 @@ impl Config {
                 let isa = value.as_str().and_then(isa_named);
                 self.isa = isa.ok_or_else(|| wrong(ISAS))?;
             }
-            "amx" => self.amx = value.as_bool().ok_or_else(|| wrong(AMX))?,
+            "amx" => self.amx = truth(value).ok_or_else(|| wrong(AMX))?,
             _ => {
                 let key = abridged(key);
                 return Err(Error::config(format!(
@@ -264,7 +264,7 @@ impl Config {
                 n => n,
             },
             isa,
-            amx: self.amx && isa == Isa::Avx512 && permit_amx(),
+            amx: self.amx && isa == Isa::Avx512 && Features::detect().amx(),
         })
     }
 
@@ -297,6 +297,15 @@ impl Config {
 
 fn ordinal(gpu: &Gpu) -> u32 {
     gpu.device().about().ordinal
+}
+
+/// Also of 1 and 0, which are APL's.
+fn truth(value: &Value) -> Option<bool> {
+    match value.as_u64() {
+        Some(0) => Some(false),
+        Some(1) => Some(true),
+        _ => value.as_bool(),
+    }
 }
 
 fn device_ordinal(value: &Value) -> Option<u32> {
@@ -375,7 +384,7 @@ mod tests {
 
     #[test]
     fn every_key() {
-        let text = r#"{"backend": "cuda", "device": 2147483647, "threads": 1024, "isa": "scalar", "amx": false}"#;
+        let text = r#"{"backend": "cuda", "device": 2147483647, "threads": 1024, "isa": "scalar", "amx": 0}"#;
         let config = Config {
             backend: BackendChoice::Cuda,
             devices: vec![i32::MAX as u32],
@@ -516,7 +525,8 @@ mod tests {
                 vec![("APL_FFI_ISA", "sse")],
                 vec!["APL_FFI_ISA", "sse", ISAS],
             ),
-            (r#"{"amx": 1}"#, vec![], vec![r#""amx": 1"#, AMX]),
+            (r#"{"amx": 2}"#, vec![], vec![r#""amx": 2"#, AMX]),
+            (r#"{"amx": "1"}"#, vec![], vec![r#""amx": "1""#, AMX]),
             (
                 "",
                 vec![("APL_FFI_AMX", "no")],
@@ -617,10 +627,11 @@ mod tests {
             };
             config.resolve(&[]).unwrap()
         };
-        assert_eq!(resolve(None, true).amx, permit_amx());
+        let has = Features::detect().amx();
+        assert_eq!(resolve(None, true).amx, has);
         assert!(!resolve(None, false).amx);
         assert!(!resolve(Some(Isa::Scalar), true).amx);
         let differ = resolve(None, true) != resolve(None, false);
-        assert_eq!(differ, permit_amx());
+        assert_eq!(differ, has);
     }
 }

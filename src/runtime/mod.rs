@@ -62,6 +62,11 @@ impl Runtime {
         self.resolved.isa
     }
 
+    /// Whether AMX is used beside it.
+    pub fn amx(&self) -> bool {
+        self.kernels.tiles.amx().is_some()
+    }
+
     /// The kernels in use.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels

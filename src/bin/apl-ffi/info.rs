@@ -33,7 +33,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         println!(
             "{:#}",
             json!({"version": env!("CARGO_PKG_VERSION"), "backend": r.backend().name(), "backend_reason": r.reason, "isa": rt.isa().name(),
-                   "isa_available": available, "amx": r.amx, "threads": rt.pool().threads(), "cuda": devices.first(), "devices": devices})
+                   "isa_available": available, "amx": rt.amx(), "threads": rt.pool().threads(), "cuda": devices.first(), "devices": devices})
         );
         return Ok(());
     }
@@ -49,7 +49,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     println!(
         "instruction set {}{} (there are {})",
         rt.isa().name(),
-        if r.amx { " and AMX" } else { "" },
+        if rt.amx() { " and AMX" } else { "" },
         available.join(", ")
     );
     println!("threads {}", rt.pool().threads());

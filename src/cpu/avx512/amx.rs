@@ -128,18 +128,13 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Columns that one multiplication takes: two sub-blocks where blocks of activations have as many.
-fn step_subs(l: &Layout) -> usize {
-    l.block_subs.min(2)
-}
-
 /// Shapes the registers: 0 and 1 sums of so many vectors, 4 and 5 activations, 6 and 7 levels.
 ///
 /// # Safety
 /// AMX, which this process may use.
 #[inline(always)]
 unsafe fn configure(l: &Layout, vectors: usize) {
-    let cols = step_subs(l) * SUB_COLS;
+    let cols = l.amx_subs() * SUB_COLS;
     let (m, sums) = (vectors as u8, ROW as u16);
     let (x, w) = (cols as u16, (cols / QUAD_COLS) as u8);
     let shapes = Configuration {
@@ -332,7 +327,7 @@ struct Feed {
 
 impl Feed {
     fn new(l: &Layout, count: usize, w: *const i8, x: *const i8, vectors: usize) -> Feed {
-        let step = step_subs(l);
+        let step = l.amx_subs();
         let of_half = count.div_ceil(step);
         Feed {
             x,
@@ -362,10 +357,10 @@ impl Feed {
         }
         let steps = self.of_block.min(self.left);
         self.left -= steps;
-        // SAFETY: the caller's. Registers keep what they hold from one of these blocks of instructions to the next, since nothing else in this
-        // function uses them. A last step of one sub-block where others have two multiplies zeros with whatever follows its levels.
+        // SAFETY: the caller's. Registers are named as changed whichever is; they keep what they hold from one of these blocks of instructions to
+        // the next, since nothing else in this function uses them. A last step of one sub-block where others have two multiplies zeros with whatever follows its levels.
         unsafe {
-            asm!("tilezero tmm{t}", t = const T, options(nomem, nostack, preserves_flags));
+            asm!("tilezero tmm{t}", t = const T, out("tmm0") _, out("tmm1") _, options(nomem, nostack, preserves_flags));
             for _ in 0..steps {
                 asm!(
                     "tileloadd tmm{a}, [{x} + {xs}]",
@@ -374,6 +369,7 @@ impl Feed {
                     t = const T, a = const T + 4, b = const T + 6,
                     x = in(reg) self.x, xs = in(reg) self.x_row,
                     w = in(reg) self.w, ws = in(reg) STRIDE,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(readonly, nostack, preserves_flags),
                 );
                 self.x = self.x.wrapping_add(self.x_rows);

@@ -5,7 +5,7 @@ use crate::quant::{Bits, CodesBuf, Shape, quantize_block};
 use crate::runtime::Pool;
 use crate::testing::{Kind, Random, assert_product, product, random_codes};
 
-const SHAPES: [(usize, usize, usize); 28] = [
+const SHAPES: [(usize, usize, usize); 30] = [
     (1, 1, 0),
     (1, 31, 32),
     (3, 33, 32),
@@ -21,6 +21,8 @@ const SHAPES: [(usize, usize, usize); 28] = [
     (34, 2080, 160),
     (35, 200, 128),
     (2, 4097, 128),
+    (33, 148, 64),
+    (3, 1108, 64),
     // Groups that are padded.
     (5, 100, 16),
     (33, 172, 33),
@@ -58,6 +60,9 @@ fn everywhere(bits: &[Bits], check: impl Fn(&str, &TileKernels, &CodesBuf, &Tile
         if !isa.available() {
             eprintln!("SKIPPED: this processor lacks {isa}");
         }
+    }
+    if variants.iter().all(|k| k.amx().is_none()) {
+        eprintln!("SKIPPED: this processor lacks AMX, or may not use it");
     }
     for k in &variants {
         let mut r = Random::new(1);
@@ -276,10 +281,11 @@ fn int8_extremes() {
                     Kind::ALL[0],
                 );
                 m.bytes.fill(fill);
-                for x in [1.0f32, -1.0] {
-                    let x = vec![x; 256];
-                    let y = run(&k, &tiles(&pool, &m), Activations::Int8, &x, 1, 1);
-                    assert_eq!(y, int8_oracle(&m, &x), "{} {bits:?} {fill:x}", k.name());
+                for (x, n) in [(1.0f32, 1), (-1.0, 1), (1.0, 24), (-1.0, 24)] {
+                    let x = vec![x; n * 256];
+                    let y = run(&k, &tiles(&pool, &m), Activations::Int8, &x, n, 1);
+                    let one = int8_oracle(&m, &x[..256]);
+                    assert_eq!(y, one.repeat(n), "{} {bits:?} {fill:x} {n}", k.name());
                 }
             }
         }
@@ -516,7 +522,9 @@ fn threads_do_not_change_a_bit_of(k: &TileKernels) {
     let pool = Pool::new(1).unwrap();
     let mut r = Random::new(4);
     for bits in Bits::ALL {
-        let m = random_codes(&mut r, Shape::new(1000, 1056, 32), bits, Kind::ALL[1]);
+        // AMX takes 8 bits with the default zero point alone.
+        let kind = Kind::ALL[usize::from(bits != Bits::Eight)];
+        let m = random_codes(&mut r, Shape::new(1000, 1056, 32), bits, kind);
         let short = random_codes(&mut r, Shape::new(1000, 1056, 7), bits, Kind::ALL[1]);
         for (t, n) in [(&m, 1), (&m, 7), (&m, 61), (&short, 1), (&short, 61)] {
             let t = tiles(&pool, t);
