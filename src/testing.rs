@@ -108,6 +108,9 @@ pub fn random_codes(r: &mut Random, shape: Shape, bits: Bits, kind: Kind) -> Cod
         }
         ZeroPoints::Groups => Some((0..values).map(|_| (r.next() & max) as i32).collect()),
     };
+    // As matrices are read back.
+    let default = bits.default_zero_point();
+    let zero_points = zero_points.filter(|values: &Vec<i32>| values.iter().any(|&z| z != default));
     CodesBuf {
         shape,
         bits,
