@@ -7,7 +7,7 @@ Without a MODEL, models of TinyLlama-1.1B's shape with random weights are made u
 each type from it by llama.cpp's own quantiser; 6 GB in all). Types that this library takes over exactly (Q8_0, Q4_0, TQ2_0 and
 Q1_0) are run by both; Q4_K_M and Q2_K by llama.cpp alone, which is faster with them than with the simple types of
 as many bits. llama.cpp runs with and without flash attention, and the faster counts. Where it dies with its weights rearranged for the
-processor (built by gcc 12 it does on processors with AMX), it runs without, which is told.
+processor (built by gcc 12 it did on a processor with AMX), it runs without, which is told.
 """
 
 import argparse
