@@ -13,6 +13,8 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 20
 
 RELEASE = target/release
+# Tests of what ships, which is compiled once for all of them.
+TEST = $(CARGO) test --release
 ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
 export CC CFLAGS
@@ -40,15 +42,15 @@ $(DEMO): ctest/demo.c include/apl_ffi.h build
 	@ln -sf ../../$(RELEASE)/libapl_ffi.so $(@D)/libapl_ffi.so.$(ABI)
 	$(CC) $(CFLAGS) $(WARNINGS) -Iinclude $< -o $@ -L$(RELEASE) -lapl_ffi -lm -Wl,-rpath,'$$ORIGIN'
 
-test: ## every test: Rust, C and C++, and programs against an installed tree
-	$(CARGO) test
+test: ## every test of the release build: Rust, C and C++, and programs against an installed tree
+	$(TEST)
 	$(MAKE) --no-print-directory ctest check-installed
 
 ctest: build ## the C programs, a line a test
 	ctest/run.sh $(RELEASE) target/ctest
 
 apltest: ## the APL side alone: its source checked, ⎕NA emulated, every function called through it
-	$(CARGO) test --test apl
+	$(TEST) --test apl
 
 # An APL interpreter of others.
 LIBJAY = target/libjay
@@ -88,7 +90,7 @@ lint-kernels: ## the CUDA kernels through a second compiler: no warnings, no spi
 	$(PYTHON) tools/kernels.py lint
 
 header: ## include/apl_ffi.h, from the sources
-	APL_FFI_BLESS=1 $(CARGO) test --test header the_header_is
+	APL_FFI_BLESS=1 $(TEST) --test header the_header_is
 
 install: $(RELEASE)/libapl_ffi.so ## the library, its header, and what pkg-config and CMake ask for; PREFIX, LIBDIR, INCLUDEDIR, DESTDIR
 	@PREFIX='$(PREFIX)' LIBDIR='$(LIBDIR)' INCLUDEDIR='$(INCLUDEDIR)' DESTDIR='$(DESTDIR)' RELEASE='$(RELEASE)' \
@@ -103,13 +105,13 @@ check-installed: build ## C and C++ programs against an installed tree
 	packaging/check-installed.sh
 
 test-large: ## the test that writes and hashes 4.4 GB
-	$(CARGO) test --test formats -- --ignored
+	$(TEST) --test formats -- --ignored
 
 lint: ## formatting and clippy
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 
-asan: ## the Rust and C tests under AddressSanitizer
+asan: ## the Rust and C tests under AddressSanitizer, with assertions
 	tools/sanitize.sh address
 
 tsan: ## the tests with threads under ThreadSanitizer

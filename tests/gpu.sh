@@ -11,8 +11,8 @@ CARGO=${CARGO:-cargo}
 export APL_FFI_BACKEND=cuda
 
 suite() {
-    $CARGO test --lib cuda::
-    $CARGO test --test cuda --test abi_lifecycle --test abi_weights --test abi_calls --test formats
+    $CARGO test --release --lib cuda::
+    $CARGO test --release --test cuda --test abi_lifecycle --test abi_weights --test abi_calls --test formats
     ctest/run.sh "$library" "target/ctest-gpu" errors lifecycle oneshot quantise threads weights
 }
 

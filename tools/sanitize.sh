@@ -7,7 +7,8 @@
 # compiler and runtime are the same for GCC and LLVM (__asan_version_mismatch_check_v8 says so at link time).
 #
 # The option is unstable, which RUSTC_BOOTSTRAP=1 admits to a stable compiler. The target is named so that the options
-# reach neither build scripts nor procedural macros.
+# reach neither build scripts nor procedural macros. Profile: that of `cargo test`, with assertions and checks for overflow, which
+# `make test` is without.
 set -eu
 
 sanitizer=$1
@@ -16,18 +17,20 @@ folder=target/sanitize-$sanitizer
 symbols=$(rustc --print sysroot)/lib/rustlib/$target/lib
 
 export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$folder"
-# Read by the tests that limit the address space.
+# Read by the tests that limit the address space, and by those that would take minutes.
 export APL_FFI_SANITIZED="$sanitizer"
 # The sanitizer's checks are most of the time of compiling; full optimisation would double it.
 export CARGO_PROFILE_TEST_OPT_LEVEL=1 CARGO_PROFILE_TEST_DEBUG=line-tables-only
 case $sanitizer in
   address)
     runtime=$symbols/librustc-stable_rt.asan.a
-    export RUSTFLAGS="-Zsanitizer=address"
+    # Its own memory errors are what this crate is looked through for: dependencies go without, as the standard library does.
+    export SANITIZE="-Zsanitizer=address" RUSTC_WORKSPACE_WRAPPER="$PWD/tools/rustc-sanitized.sh"
     # Tests ask for more memory than there is, and expect NULL. Leaks count too.
     export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1:detect_stack_use_after_return=1
     export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
-    set -- --lib --test abi_calls --test abi_lifecycle --test abi_weights
+    # Without the command line, and all that it is made of.
+    set -- --no-default-features --lib --test abi_calls --test abi_lifecycle --test abi_weights --test formats
     # Minutes of arithmetic in safe Rust, whose kernels other tests reach.
     filter="--skip the_perplexity_of_a_model_falls --skip validate::"
     programs=

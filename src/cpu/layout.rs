@@ -208,7 +208,18 @@ impl Layout {
         if sub == self.total_subs() {
             return self.tile_bytes();
         }
-        self.group_offset(sub / self.subs) + sub % self.subs * self.sub_bytes()
+        self.sub_and_tail(sub).0
+    }
+
+    /// Where sub-block `sub` of a tile begins, and what follows its group: scales and zero points; if groups are not short.
+    #[inline(always)]
+    pub fn sub_and_tail(&self, sub: usize) -> (usize, usize) {
+        debug_assert!(!self.short);
+        let (g, s) = (sub / self.subs, sub % self.subs);
+        (
+            self.group_offset(g) + s * self.sub_bytes(),
+            self.tail_offset(g),
+        )
     }
 
     /// Columns of an activation block (int8), but for the last of a group, if groups are not short.

@@ -195,15 +195,14 @@ unsafe fn unpack<const BITS: usize>(
     scale_out: *mut f32,
 ) {
     for i in 0..count {
-        let (g, s) = ((first + i) / l.subs, (first + i) % l.subs);
+        let (sub, tail) = l.sub_and_tail(first + i);
         // SAFETY: the tile has sub-block first + i; the outputs hold `count` of them.
         unsafe {
-            let base = tile.add(l.group_offset(g));
-            let tail = base.add(l.group_subs(g) * l.sub_bytes());
+            let (sub, tail) = (tile.add(sub), tile.add(tail));
             let zero = zero_points(l, tail);
             *scale_out.add(i * TILE_ROWS).cast::<Lanes<f32>>() = scales(l, tail);
             for col in 0..SUB_COLS {
-                let codes = column::<BITS>(base.add(s * l.sub_bytes()), col);
+                let codes = column::<BITS>(sub, col);
                 let out = levels
                     .add((i * SUB_COLS + col) * TILE_ROWS)
                     .cast::<Lanes<f32>>();

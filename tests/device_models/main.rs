@@ -14,7 +14,7 @@ use support::root;
 
 #[test]
 fn models_on_the_driver_that_is_none() {
-    let folder = root().join("target/fake-cuda-models");
+    let folder = root().join("target/fake-cuda");
     let built = Command::new(root().join("tests/kernels/fake_cuda.sh"))
         .arg(&folder)
         .status();

@@ -226,17 +226,15 @@ pub(super) unsafe fn unpack<const BITS: usize>(
     levels: *mut f32,
     scales_out: *mut f32,
 ) {
-    let sub_bytes = 4 * SUB_COLS * BITS;
     for i in 0..count {
-        let (g, s) = ((first + i) / l.subs, (first + i) % l.subs);
+        let (sub, tail) = l.sub_and_tail(first + i);
         // SAFETY: the tile has sub-block first + i, the outputs hold `count` of them.
         unsafe {
-            let base = tile.add(l.group_offset(g));
-            let tail = base.add(l.group_subs(g) * sub_bytes);
+            let (sub, tail) = (tile.add(sub), tile.add(tail));
             for o in 0..OCTETS {
                 let out = levels.add(i * SUB_COLS * TILE_ROWS + 8 * o);
                 _mm256_storeu_ps(scales_out.add(i * TILE_ROWS + 8 * o), scales(l, tail, o));
-                let v = dwords::<BITS>(base.add(s * sub_bytes), o);
+                let v = dwords::<BITS>(sub, o);
                 let fields = Fields::new::<BITS>(zero_points(l, tail, o));
                 unroll!(I in 0..16 => {
                     const Q: usize = I / 4;

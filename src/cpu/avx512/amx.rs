@@ -46,17 +46,14 @@ unsafe fn levels<const BITS: usize>(
     count: usize,
     to: Levels,
 ) {
-    let sub_bytes = 4 * SUB_COLS * BITS;
     let four_times = _mm512_broadcast_i32x4(_mm_setr_epi8(
         0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12,
     ));
     for i in 0..count {
-        let (g, s) = ((first + i) / l.subs, (first + i) % l.subs);
+        let (sub, tail) = l.sub_and_tail(first + i);
         // SAFETY: the tile has sub-block `first + i`, the outputs have room for `count` of them.
         unsafe {
-            let group = tile.add(l.group_offset(g));
-            let sub = group.add(s * sub_bytes);
-            let tail = group.add(l.group_subs(g) * sub_bytes);
+            let (sub, tail) = (tile.add(sub), tile.add(tail));
             let zero = zero_points(l, tail).map(|z| _mm512_shuffle_epi8(z, four_times));
             let codes = to.codes.add(i * SUB);
             unroll!(K in 0..8 => {

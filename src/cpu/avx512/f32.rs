@@ -312,25 +312,21 @@ pub(super) unsafe fn unpack<const BITS: usize>(
     levels: *mut f32,
     scales_out: *mut f32,
 ) {
-    let sub_bytes = 4 * SUB_COLS * BITS;
     for i in 0..count {
-        let place = |i: usize| (i / l.subs, i % l.subs);
-        let (g, s) = place(first + i);
-        let (next_g, next_s) = place(first + i + count);
-        let next = l.group_offset(next_g) + next_s * sub_bytes;
+        let (sub, tail) = l.sub_and_tail(first + i);
+        let (next, _) = l.sub_and_tail(first + i + count);
         for line in 0..2 * BITS + 1 {
             // SAFETY: a prefetch may name any address.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(tile.wrapping_add(next + 64 * line).cast()) };
         }
         // SAFETY: the tile has sub-block first + i, the outputs hold `count` of them.
         unsafe {
-            let base = tile.add(l.group_offset(g));
-            let tail = base.add(l.group_subs(g) * sub_bytes);
+            let (sub, tail) = (tile.add(sub), tile.add(tail));
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
             let out = levels.add(i * SUB_COLS * TILE_ROWS);
             for half in 0..2 {
                 _mm512_store_ps(scales_out.add(i * TILE_ROWS + 16 * half), scale[half]);
-                let v = dwords::<BITS>(base.add(s * sub_bytes), half);
+                let v = dwords::<BITS>(sub, half);
                 let fields = Fields::new::<BITS>(zeros[half]);
                 unroll!(I in 0..16 => {
                     const Q: usize = I / 4;

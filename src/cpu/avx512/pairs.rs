@@ -50,14 +50,11 @@ unsafe fn bytes<const BITS: usize>(
     count: usize,
     to: Bytes,
 ) {
-    let sub_bytes = 4 * SUB_COLS * BITS;
     for i in 0..count {
-        let (g, s) = ((first + i) / l.subs, (first + i) % l.subs);
+        let (sub, tail) = l.sub_and_tail(first + i);
         // SAFETY: the tile has sub-block `first + i`, the outputs have room for `count` of them.
         unsafe {
-            let group = tile.add(l.group_offset(g));
-            let sub = group.add(s * sub_bytes);
-            let tail = group.add(l.group_subs(g) * sub_bytes);
+            let (sub, tail) = (tile.add(sub), tile.add(tail));
             let codes = to.codes.add(i * SUB_COLS * TILE_ROWS);
             unroll!(K in 0..8 => {
                 for half in 0..2 {
