@@ -79,7 +79,7 @@ fn layers_on_several_devices_give_the_logits_of_the_cpu() {
         let model = open(rt, &demo(), "");
         let mut s = session(rt, &model, options);
         s.eval(rt, &prompt, Logits::None).unwrap();
-        told(rt, &mut s, 40).1
+        told(rt, &mut s, 16).1
     };
     let greedy = r#"{"temperature": 0}"#;
     let one = cuda();
@@ -241,7 +241,7 @@ fn a_block_is_cancelled_between_layers() {
     for devices in ["[0]", "[0, 1]"] {
         let cuda = several(devices);
         let model = open(&cuda, &demo(), "");
-        let ids = ids(&model, 60);
+        let ids = ids(&model, 24);
         let launched = |work: &mut dyn FnMut(&mut Session)| {
             let mut s = session(&cuda, &model, "");
             let before = driver.get("LAUNCHES");
