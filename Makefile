@@ -17,7 +17,6 @@ RELEASE = target/release
 TEST = $(CARGO) test --release
 ABI = $(shell sed -n 's/^.define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 DEMO = target/ctest/demo
-export CC CFLAGS
 
 .PHONY: help build run test apltest apltest-libjay apltest-uiua ctest header install uninstall check-installed test-large lint asan tsan valgrind fuzz bench peers latency validate validate-torch results kernels test-kernels lint-kernels test-fake-gpu test-gpu
 
