@@ -130,6 +130,7 @@ macro_rules! kernel_set {
                 short_unpack,
                 short_round: by_width!(short_round),
                 quantize,
+                lookups: None,
                 tables: None,
                 pairs: None,
                 amx: None,

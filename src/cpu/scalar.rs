@@ -32,6 +32,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     short_unpack,
     short_round: by_width!(short_round),
     quantize,
+    lookups: None,
     tables: None,
     pairs: None,
     amx: None,

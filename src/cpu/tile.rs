@@ -123,6 +123,38 @@ pub struct Tables {
     pub multiply: TablesFn,
 }
 
+/// Bytes that a vector can look up in a sub-block: four tables of 64.
+pub const LOOKUP_BYTES: usize = 256;
+
+/// Makes tables for the sub-blocks of a vector: `(codes, count, tables)`; `codes` is `(count, 32)`, `tables` `(count, LOOKUP_BYTES)` aligned
+/// to 64 bytes. What is in them is between the two functions of [`Lookups`].
+pub type LookupBuildFn = unsafe fn(*const i8, usize, *mut u8);
+
+/// Activations of one vector, in tables.
+#[derive(Clone, Copy)]
+pub struct LookedUp {
+    /// `(subs, LOOKUP_BYTES)`.
+    pub tables: *const u8,
+    /// `(blocks)`.
+    pub scales: *const f32,
+    /// `(blocks)`.
+    pub corrections: *const i32,
+}
+
+/// int8 by look-ups, one vector: `(layout, tile, activations, ahead, out)`, `out` being 32 sums. What the caller wants next lies
+/// `ahead` bytes from what it wants now.
+pub type LookupFn = unsafe fn(&Layout, *const u8, LookedUp, usize, *mut f32);
+
+/// One bit with int8 activations by tables of what four columns can sum to, for one vector and many tiles: the bits of [`Int8Fn`],
+/// sooner.
+#[derive(Clone, Copy)]
+pub struct Lookups {
+    /// Makes them.
+    pub build: LookupBuildFn,
+    /// Multiplies with them.
+    pub multiply: LookupFn,
+}
+
 /// Sub-blocks of one tile as bytes: where they are.
 #[derive(Clone, Copy)]
 pub struct Bytes {
@@ -260,6 +292,7 @@ pub struct TileKernels {
     pub(super) short_unpack: UnpackFn,
     pub(super) short_round: [RoundFn; WIDTHS.len()],
     pub(super) quantize: QuantizeFn,
+    pub(super) lookups: Option<Lookups>,
     pub(super) tables: Option<Tables>,
     pub(super) pairs: Option<Pairs>,
     pub(super) amx: Option<Amx>,
@@ -374,6 +407,11 @@ impl TileKernels {
     /// The int8 activations of short groups, for a number of vectors.
     pub fn short_round(&self, width: usize) -> RoundFn {
         self.short_round[by_width(&WIDTHS, width)]
+    }
+
+    /// The product of one vector by look-ups, where this set has one.
+    pub fn lookups(&self) -> Option<Lookups> {
+        self.lookups
     }
 
     /// The product by tables, where this set has one.

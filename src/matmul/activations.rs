@@ -6,7 +6,9 @@
 use super::aligned::Aligned;
 use super::tasks::{lock, members, run, run_chunks};
 use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
-use crate::cpu::tile::{AMX_VECTORS, AmxActs, Int8Acts, TileKernels, WIDTHS};
+use crate::cpu::tile::{
+    AMX_VECTORS, AmxActs, Int8Acts, LOOKUP_BYTES, LookedUp, Lookups, TileKernels, WIDTHS,
+};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::runtime::Hands;
@@ -90,6 +92,8 @@ pub struct Int8 {
     codes: Aligned,
     scales: Vec<f32>,
     corrections: Vec<i32>,
+    /// Bytes: `(subs, LOOKUP_BYTES)` of one vector, where it was tabulated.
+    tables: Aligned,
     vector_codes: usize,
     vector_blocks: usize,
 }
@@ -184,6 +188,30 @@ impl Int8 {
             return set_many(quantize, hands, order, x, padded, outputs);
         }
         Ok(quantize.vector(x, outputs.0, outputs.1, outputs.2))
+    }
+
+    /// Makes the tables of the one vector that there is.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn tabulate(&mut self, k: &Lookups) -> Result<()> {
+        let subs = self.vector_codes / SUB_COLS;
+        let floats = subs * LOOKUP_BYTES / size_of::<f32>();
+        self.tables
+            .at_least(floats, "tables of an activation vector")?;
+        let codes = self.codes().as_ptr();
+        // SAFETY: `k` exists, so the processor has its features; a vector has codes for that many sub-blocks, for which there is room.
+        unsafe { (k.build)(codes, subs, self.tables.floats_mut().as_mut_ptr().cast()) };
+        Ok(())
+    }
+
+    /// The one vector in tables, which [`Int8::tabulate`] made.
+    pub fn looked_up(&self) -> LookedUp {
+        LookedUp {
+            tables: self.tables.floats().as_ptr().cast(),
+            scales: self.scales.as_ptr(),
+            corrections: self.corrections.as_ptr(),
+        }
     }
 
     fn codes(&self) -> &[i8] {

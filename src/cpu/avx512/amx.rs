@@ -58,7 +58,7 @@ unsafe fn levels<const BITS: usize>(
             let codes = to.codes.add(i * SUB);
             unroll!(K in 0..8 => {
                 for half in 0..2 {
-                    let four = four_columns::<BITS, 2>(sub, K, half);
+                    let four = four_columns::<BITS>(sub, K, half, false);
                     let four = _mm512_sub_epi8(four, zero[half]);
                     _mm512_store_si512(codes.add(K * STRIDE + half * ROW).cast(), four);
                 }

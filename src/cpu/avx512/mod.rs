@@ -14,6 +14,7 @@ mod activations;
 mod amx;
 mod f32;
 mod int8;
+mod lookup;
 mod pairs;
 mod short;
 mod sign;
@@ -25,8 +26,11 @@ use std::arch::x86_64::*;
 
 /// Products of bytes, summed.
 trait Dot {
+    /// Whether any bytes are multiplied as fast as few bits.
+    const ANY_BYTE: bool;
+
     /// `acc + dot(u, s)` in each dword: four products of the unsigned bytes of `u` with the signed bytes of `s`.
-    /// `BITS` bounds the bytes of `u`: `2^BITS - 1`, and 2 for one bit.
+    /// `BITS` bounds the bytes of `u`, unless it takes any: below 8, they are at most 15.
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
@@ -50,6 +54,8 @@ struct Vnni;
 struct Vpopcntdq;
 
 impl Dot for Base {
+    const ANY_BYTE: bool = false;
+
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 BW.
@@ -91,6 +97,8 @@ impl Popcount for Base {
 }
 
 impl Dot for Vnni {
+    const ANY_BYTE: bool = true;
+
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
         // SAFETY: the caller's processor has AVX-512 VNNI.
@@ -198,6 +206,7 @@ pub(in crate::cpu) const VNNI_PAIRS: TileKernels = TileKernels {
 pub(in crate::cpu) const ICE_PAIRS: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+pairs",
     sign: by_width!(ice_sign),
+    lookups: Some(lookup::KERNELS),
     ..VNNI_PAIRS
 };
 
@@ -212,6 +221,7 @@ pub(in crate::cpu) const AMX: TileKernels = TileKernels {
 pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables",
     sign: by_width!(ice_sign),
+    lookups: Some(lookup::KERNELS),
     tables: Some(tables::KERNELS),
     ..VNNI
 };

@@ -58,7 +58,7 @@ unsafe fn bytes<const BITS: usize>(
             let codes = to.codes.add(i * SUB_COLS * TILE_ROWS);
             unroll!(K in 0..8 => {
                 for half in 0..2 {
-                    let four = four_columns::<BITS, 2>(sub, K, half);
+                    let four = four_columns::<BITS>(sub, K, half, false);
                     _mm512_store_si512(codes.add((2 * K + half) * 64).cast(), four);
                 }
             });

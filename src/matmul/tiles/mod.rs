@@ -1,6 +1,7 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
 mod amx;
+mod lookups;
 mod pairs;
 mod plan;
 mod tables;
@@ -15,7 +16,9 @@ use super::pack;
 use super::tasks::{Output, members, run, run_chunks, run_with};
 use super::workspace::Workspace;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{Ahead, Amx, FLUSH_SUBS, Pairs, PairsInt8, Tables, TileKernels, WIDTHS};
+use crate::cpu::tile::{
+    Ahead, Amx, FLUSH_SUBS, Lookups, Pairs, PairsInt8, Tables, TileKernels, WIDTHS,
+};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
@@ -314,6 +317,14 @@ impl Tiles {
             Some((first, plan, by, tiles, Output::new(y)))
         });
         let parts = &parts;
+        let looks_up = parts.iter().flatten().find_map(|(_, _, by, ..)| match by {
+            By::Lookups(k) => Some(k),
+            _ => None,
+        });
+        if let Some(k) = looks_up {
+            activations.tabulate(k)?;
+        }
+        let activations = &*activations;
         let scratch = parts.iter().flatten();
         let scratch = scratch.map(|(_, plan, by, ..)| by.scratch_floats(plan));
         let sums = Workspace::sums(sums, members, scratch.max().unwrap_or(0))?;
@@ -324,6 +335,7 @@ impl Tiles {
             let task = task - first;
             match by {
                 By::Amx(k) => tiles.amx_task(k, activations, plan.task(task), sums, out),
+                By::Lookups(k) => tiles.lookups_task(k, activations, plan.task(task), out),
                 By::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 By::Pairs(k) => {
                     tiles.pairs_task(kernels, k, activations, plan.task(task), sums, out);
@@ -553,6 +565,7 @@ impl Tiles {
 /// Which kernels a product with int8 activations takes.
 enum By {
     Amx(Amx),
+    Lookups(Lookups),
     Tables(Tables),
     Pairs(PairsInt8),
     Tiles,
@@ -561,6 +574,9 @@ enum By {
 impl By {
     /// Those that suit `n` vectors, without AMX.
     fn best(k: &TileKernels, l: &Layout, n: usize) -> By {
+        if let Some(k) = lookups::that_pay(k, l, n) {
+            return By::Lookups(k);
+        }
         if let Some(k) = tables::that_pay(k, l, n) {
             return By::Tables(k);
         }
@@ -575,7 +591,7 @@ impl By {
             By::Amx(_) => Plan::for_amx(l, n, members),
             By::Tables(_) => Plan::for_tables(l, n, members),
             By::Pairs(_) => Plan::new(l, Activations::Int8, n, members).in_pairs(),
-            By::Tiles => Plan::new(l, Activations::Int8, n, members),
+            By::Lookups(_) | By::Tiles => Plan::new(l, Activations::Int8, n, members),
         }
     }
 
@@ -583,6 +599,7 @@ impl By {
     fn scratch_floats(&self, plan: &Plan) -> usize {
         match self {
             By::Amx(_) => amx::scratch_floats(plan),
+            By::Lookups(_) => 0,
             By::Tables(_) => tables::scratch_floats(plan),
             By::Pairs(_) => pairs::scratch_floats(plan),
             By::Tiles => plan.panel * TILE_ROWS,

@@ -1,0 +1,153 @@
+//! One bit, int8 activations and one vector: what four columns can sum to is looked up, 64 bytes an instruction.
+//!
+//! `vpermb` takes 64 bytes from a table of 64. A byte of a 1-bit dword (see [`crate::cpu::layout`]) is two nibbles, four columns each, and
+//! byte `j` of all dwords has its own table of 16 sums; the four of them make one of 64, and bits 4 and 5 of an index say which. A sum has no room
+//! in a byte: its lowest seven bits are looked up in one table and the rest in another, and one dot product puts those of four
+//! bytes together, `128 * high`, and another `low`. Unlike bits that are masked, looked-up sums want no dot product for each four columns:
+//! 11 instructions for 16 rows × 32 columns where dot products take 21. Making the tables costs what one tile does.
+//!
+//! Sums are of doubled bits, as [`super::int8`] sums them: the same integers, and the same order of float32 sums behind them.
+
+use super::scales_of_half;
+use crate::cpu::layout::{Layout, SUB_COLS};
+use crate::cpu::tile::{LOOKUP_BYTES, LookedUp, Lookups};
+use std::arch::x86_64::*;
+
+/// The tables as a kernel set has them.
+pub(super) const KERNELS: Lookups = Lookups { build, multiply };
+
+/// Bytes of a vector.
+#[repr(align(64))]
+struct Bytes([u8; 64]);
+
+/// Nibbles of a byte.
+const NIBBLES: usize = 2;
+
+/// For each nibble, which columns the lower two bits of an index weigh and which the upper two: of 16 bytes for byte `j` of a dword, in turns.
+static COLUMNS: [[Bytes; 2]; NIBBLES] = {
+    let mut all = [const { [const { Bytes([0; 64]) }; 2] }; NIBBLES];
+    let mut i = 0;
+    while i < NIBBLES * 2 * 64 {
+        let (nibble, pair, byte) = (i / 128, i / 64 % 2, i % 64);
+        let (j, bit) = (byte / 16, 4 * nibble + 2 * pair + byte % 2);
+        all[nibble][pair].0[byte] = (4 * bit + j) as u8;
+        i += 1;
+    }
+    all
+};
+
+/// Twice the lower two bits of the eight indices below 8, then the upper two of these, then those of the other eight.
+static BITS: [Bytes; 3] = {
+    let mut all = [const { Bytes([0; 64]) }; 3];
+    let mut i = 0;
+    while i < 3 * 64 {
+        let (which, byte) = (i / 64, i % 64);
+        let index = byte / 2 % 8 + if which == 2 { 8 } else { 0 };
+        let shift = byte % 2 + if which == 0 { 0 } else { 2 };
+        all[which].0[byte] = 2 * ((index >> shift) & 1) as u8;
+        i += 1;
+    }
+    all
+};
+
+/// The contract of [`crate::cpu::tile::LookupBuildFn`].
+///
+/// # Safety
+/// AVX-512 BW and VBMI; `codes` `(count, 32)`, `tables` `(count, LOOKUP_BYTES)` aligned to 64 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+unsafe fn build(codes: *const i8, count: usize, tables: *mut u8) {
+    // SAFETY: the statics are vectors; the rest as the caller promises.
+    unsafe {
+        let vector = |bytes: &Bytes| _mm512_load_si512(bytes.0.as_ptr().cast());
+        let lowest = _mm512_set1_epi16(127);
+        for i in 0..count {
+            let code = _mm256_loadu_si256(codes.add(i * SUB_COLS).cast());
+            let code = _mm512_broadcast_i64x4(code);
+            for (nibble, [lower, upper]) in COLUMNS.iter().enumerate() {
+                let lower = _mm512_permutexvar_epi8(vector(lower), code);
+                let upper = _mm512_permutexvar_epi8(vector(upper), code);
+                let lower = _mm512_maddubs_epi16(vector(&BITS[0]), lower);
+                // Sums of the indices below 8 of each j, and of the others.
+                let few = _mm512_maddubs_epi16(vector(&BITS[1]), upper);
+                let few = _mm512_add_epi16(lower, few);
+                let many = _mm512_maddubs_epi16(vector(&BITS[2]), upper);
+                let many = _mm512_add_epi16(lower, many);
+                let low = _mm512_packus_epi16(
+                    _mm512_and_si512(few, lowest),
+                    _mm512_and_si512(many, lowest),
+                );
+                let high =
+                    _mm512_packs_epi16(_mm512_srai_epi16::<7>(few), _mm512_srai_epi16::<7>(many));
+                let table = tables.add(i * LOOKUP_BYTES + 128 * nibble);
+                _mm512_store_si512(table.cast(), low);
+                _mm512_store_si512(table.add(64).cast(), high);
+            }
+        }
+    }
+}
+
+/// The contract of [`crate::cpu::tile::LookupFn`].
+///
+/// # Safety
+/// AVX-512 with VNNI and VBMI; what the contract says.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi")]
+unsafe fn multiply(l: &Layout, tile: *const u8, x: LookedUp, ahead: usize, out: *mut f32) {
+    let mut p = tile;
+    let LookedUp {
+        mut tables,
+        mut scales,
+        mut corrections,
+    } = x;
+    // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, which are two vectors each,
+    // its tail, the next group; four vectors of tables a sub-block; a scale and a correction a block. `out` is 32 floats.
+    // Prefetches may name any address.
+    unsafe {
+        let nibble = _mm512_set1_epi8(15);
+        let table_of_byte = _mm512_set1_epi32(0x3020_1000);
+        let ones = _mm512_set1_epi8(1);
+        let high_unit = _mm512_set1_epi8(-128);
+        let mut f = [_mm512_setzero_ps(); 2];
+        for g in 0..l.shape.groups {
+            let mut subs = l.group_subs(g);
+            let tail = p.add(subs * l.sub_bytes());
+            while subs > 0 {
+                let block = subs.min(l.block_subs);
+                subs -= block;
+                let mut sums = [_mm512_set1_epi32(*corrections); 2];
+                for _ in 0..block {
+                    let table = [0, 1, 2, 3].map(|i| _mm512_load_si512(tables.add(64 * i).cast()));
+                    for half in 0..2 {
+                        let v = _mm512_load_si512(p.add(64 * half).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + 64 * half).cast());
+                        // v & nibble | table
+                        let index = |v| _mm512_ternarylogic_epi32::<0xEA>(v, nibble, table_of_byte);
+                        let (first, second) = (index(v), index(_mm512_srli_epi16::<4>(v)));
+                        let low = _mm512_add_epi8(
+                            _mm512_permutexvar_epi8(first, table[0]),
+                            _mm512_permutexvar_epi8(second, table[2]),
+                        );
+                        let high = _mm512_add_epi8(
+                            _mm512_permutexvar_epi8(first, table[1]),
+                            _mm512_permutexvar_epi8(second, table[3]),
+                        );
+                        let sum = _mm512_dpbusd_epi32(sums[half], low, ones);
+                        sums[half] = _mm512_dpbusd_epi32(sum, high_unit, high);
+                    }
+                    p = p.add(l.sub_bytes());
+                    tables = tables.add(LOOKUP_BYTES);
+                }
+                let x = _mm512_set1_ps(*scales);
+                for half in 0..2 {
+                    let scale = _mm512_mul_ps(scales_of_half(l, tail, half), x);
+                    f[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[half]), scale, f[half]);
+                }
+                scales = scales.add(1);
+                corrections = corrections.add(1);
+            }
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+            p = p.add(l.tail_bytes());
+        }
+        _mm512_store_ps(out, f[0]);
+        _mm512_store_ps(out.add(16), f[1]);
+    }
+}
