@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use apl_ffi::error::Result;
-use apl_ffi::matmul::{Activations, Weights};
+use apl_ffi::matmul::{Activations, Arena, Weights};
 use apl_ffi::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
 use apl_ffi::model::{Logits, Model, ModelOptions, Session, SessionOptions, Tensors};
 use apl_ffi::quant::{Bits, Codes, Packing, Per, ScaleValues, Shape, packed_row_bytes};
@@ -66,6 +66,7 @@ struct Random<'a> {
     rt: &'a Runtime,
     bits: Bits,
     activations: Activations,
+    arena: Arena,
     state: RefCell<u64>,
 }
 
@@ -113,7 +114,7 @@ impl Tensors for Random<'_> {
             scale_per: Per::Group,
             zero_points: None,
         };
-        Weights::from_codes(self.rt, &codes, self.activations)
+        Weights::from_codes_in(&self.arena, self.rt, &codes, self.activations)
     }
 
     fn vector(&self, _: &str) -> Result<Vec<f32>> {
@@ -142,6 +143,7 @@ fn measure(
         rt,
         bits,
         activations,
+        arena: Arena::default(),
         state: RefCell::new(1),
     };
     let model = Arc::new(Model::new(tinyllama(), &random)?);

@@ -7,27 +7,27 @@ use half::f16;
 
 use crate::error::{Error, Result};
 use crate::formats::{self, FloatValues, FloatsView, MatrixRef, MatrixView};
-use crate::matmul::{self, Activations, Weights};
+use crate::matmul::{self, Activations, Arena, Weights};
 use crate::memory;
 use crate::options::{WeightOptions, Width};
 use crate::quant::{self, Bits, Codes, CodesBuf, Element, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
 
 /// Where weights are to live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Home {
-    /// In the memory of the host, multiplied by the CPU.
-    Host,
+#[derive(Clone, Copy)]
+pub enum Home<'a> {
+    /// In the memory of the host, beside others of this arena, multiplied by the CPU.
+    Host(&'a Arena),
     /// Where the backend of the library wants them: see [`Weights::placed`].
     Backend,
     /// On this one of the library's devices, if its kernels take the shape.
     Device(usize),
 }
 
-impl Home {
+impl Home<'_> {
     fn place(self, rt: &Runtime, codes: &Codes<'_>, activations: Activations) -> Result<Weights> {
         match self {
-            Home::Host => Weights::from_codes(rt, codes, activations),
+            Home::Host(arena) => Weights::from_codes_in(arena, rt, codes, activations),
             Home::Backend => Weights::placed(rt, codes, activations, None),
             Home::Device(device) => Weights::placed(rt, codes, activations, Some(device)),
         }
@@ -42,7 +42,7 @@ pub fn from_codes(
     rt: &Runtime,
     codes: &Codes<'_>,
     options: &WeightOptions,
-    home: Home,
+    home: Home<'_>,
 ) -> Result<Weights> {
     let activations = options.activations_for(Width::Codes(codes.bits))?;
     home.place(rt, codes, activations)
@@ -82,7 +82,7 @@ pub fn from_floats<T: Floats>(
     rows: usize,
     cols: usize,
     options: &WeightOptions,
-    home: Home,
+    home: Home<'_>,
 ) -> Result<Weights> {
     let width = options.width.unwrap_or(WeightOptions::DEFAULT_WIDTH);
     let activations = options.activations_for(width)?;
@@ -149,7 +149,7 @@ pub fn open(
     path: &Path,
     name: &str,
     options: &WeightOptions,
-    home: Home,
+    home: Home<'_>,
 ) -> Result<Weights> {
     let file = formats::open(path, options.mmap)?;
     let is_vector = file.shape(name)?.is_some_and(|shape| shape.len() == 1);
@@ -169,7 +169,7 @@ pub fn from_view(
     rt: &Runtime,
     view: MatrixView<'_>,
     options: &WeightOptions,
-    home: Home,
+    home: Home<'_>,
 ) -> Result<Weights> {
     match view {
         MatrixView::Codes(view) => {

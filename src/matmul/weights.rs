@@ -1,6 +1,7 @@
 //! The weight object: a matrix converted once for multiplication.
 
 use super::activations::{Activations, all_finite};
+use super::buffer::{Arena, Buffer};
 use super::device::OnDevice;
 use super::rows;
 use super::tiles::{TOGETHER, Tiles};
@@ -81,9 +82,35 @@ impl Weights {
         codes: &Codes<'_>,
         activations: Activations,
     ) -> Result<Weights> {
+        Weights::host(rt, codes, activations, Buffer::zeroed)
+    }
+
+    /// The same, in memory of an arena.
+    ///
+    /// # Errors
+    /// As [`Weights::from_codes`].
+    pub fn from_codes_in(
+        arena: &Arena,
+        rt: &Runtime,
+        codes: &Codes<'_>,
+        activations: Activations,
+    ) -> Result<Weights> {
+        Weights::host(rt, codes, activations, |len, what| arena.zeroed(len, what))
+    }
+
+    fn host(
+        rt: &Runtime,
+        codes: &Codes<'_>,
+        activations: Activations,
+        zeroed: impl Fn(usize, &str) -> Result<Buffer>,
+    ) -> Result<Weights> {
         check(codes, activations)?;
         let form = match Layout::new(codes) {
-            Some(layout) => Form::Tiles(Tiles::pack(Hands::Pool(rt.pool()), layout, codes)?),
+            Some(layout) => {
+                let buffer = zeroed(layout.tiles() * layout.tile_bytes(), "weights")?;
+                let hands = Hands::Pool(rt.pool());
+                Form::Tiles(Tiles::pack(hands, layout, codes, buffer)?)
+            }
             None => Form::Codes(owned(codes)?),
         };
         Ok(Weights { form, activations })

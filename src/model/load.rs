@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::matmul::Weights;
 use crate::options::WeightOptions;
 use crate::runtime::Runtime;
-use crate::weights;
+use crate::weights::{self, Home};
 
 /// `y = W x + bias`.
 pub(super) struct Linear {
@@ -92,7 +92,7 @@ pub(super) struct FromDisk<'a> {
 
 impl Tensors for FromDisk<'_> {
     fn matrix(&self, name: &str) -> Result<Weights> {
-        let make = |home| {
+        let make = |home: Home<'_>| {
             let view = self.source.matrix(name)?;
             weights::from_view(self.rt, view, self.options, home)
         };

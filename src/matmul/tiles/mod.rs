@@ -42,13 +42,18 @@ const READ_PER_NS: usize = 32;
 const PACKED_PER_NS: usize = 8;
 
 impl Tiles {
-    /// Packs a matrix, in parallel.
+    /// Packs a matrix, in parallel, into zeros of the size of its tiles.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn pack(hands: Hands<'_>, layout: Layout, codes: &Codes<'_>) -> Result<Tiles> {
+    pub fn pack(
+        hands: Hands<'_>,
+        layout: Layout,
+        codes: &Codes<'_>,
+        mut buffer: Buffer,
+    ) -> Result<Tiles> {
         let tile_bytes = layout.tile_bytes();
-        let mut buffer = Buffer::zeroed(layout.tiles() * tile_bytes, "weights")?;
+        assert_eq!(buffer.len(), layout.tiles() * tile_bytes);
         let members = members(hands, buffer.len() / PACKED_PER_NS);
         let chunks = (buffer.as_mut_slice(), tile_bytes);
         run_chunks(

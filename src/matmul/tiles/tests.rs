@@ -44,12 +44,9 @@ const VECTORS: [usize; 11] = [1, 2, 3, 4, 5, 8, 12, 13, 24, 31, 61];
 
 fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
     let codes = m.as_codes();
-    Tiles::pack(
-        Hands::Pool(pool),
-        Layout::new(&codes).expect("tiles can hold it"),
-        &codes,
-    )
-    .unwrap()
+    let layout = Layout::new(&codes).expect("tiles can hold it");
+    let buffer = Buffer::zeroed(layout.tiles() * layout.tile_bytes(), "a test").unwrap();
+    Tiles::pack(Hands::Pool(pool), layout, &codes, buffer).unwrap()
 }
 
 /// Runs `check(name, kernels, matrix, tiles, generator)` for everything. Under a sanitizer a shape has one kind at each width, another

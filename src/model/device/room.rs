@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{stage, unfit};
 use crate::error::Result;
-use crate::matmul::Weights;
+use crate::matmul::{Arena, Weights};
 use crate::model::architecture::Architecture;
 use crate::runtime::Runtime;
 use crate::weights::Home;
@@ -16,6 +16,8 @@ pub(in crate::model) struct Room<'a> {
     architecture: &'a Architecture,
     /// Tokens of a session.
     context: usize,
+    /// Where matrices on the host lie.
+    host: Arena,
     /// Where the layers of each device begin, by the plan.
     begins: Vec<usize>,
     /// Whether everything goes to the host from now on.
@@ -53,6 +55,7 @@ impl<'a> Room<'a> {
             rt,
             architecture: a,
             context,
+            host: Arena::default(),
             begins: begins(a, &free),
             closed: Cell::new(closed),
             now: RefCell::new(Now {
@@ -111,7 +114,7 @@ impl<'a> Room<'a> {
     ///
     /// # Errors
     /// Those of `make`; `ERR_BACKEND`.
-    pub fn place(&self, make: impl Fn(Home) -> Result<Weights>) -> Result<Weights> {
+    pub fn place(&self, make: impl Fn(Home<'_>) -> Result<Weights>) -> Result<Weights> {
         let now = &mut *self.now.borrow_mut();
         while !self.closed.get() {
             let made = make(Home::Device(now.device))?;
@@ -130,7 +133,7 @@ impl<'a> Room<'a> {
                 return Ok(made);
             }
         }
-        make(Home::Host)
+        make(Home::Host(&self.host))
     }
 
     fn free(&self, device: usize) -> Result<usize> {
