@@ -3,12 +3,12 @@
 //! A speed means little on its own where the clock, the neighbours and the memory change within a minute, so every
 //! product is timed alternately with the ceiling it could at best reach, and its share is taken round by round.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use apl_ffi::cpu::{Features, Isa};
+use apl_ffi::matmul::Floats;
 
 use crate::stats::median;
 
@@ -173,46 +173,20 @@ fn on_threads(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
     (end - start).as_secs_f64()
 }
 
-/// A block of memory in huge pages where the system grants them.
-struct Arena {
-    start: *mut u8,
-    layout: Layout,
-}
+/// Memory that is read: as the library's weights, in huge pages where the system grants them.
+struct Arena(Floats);
 
 impl Arena {
     fn new(bytes: usize) -> Arena {
-        const HUGE_PAGE: usize = 2 << 20;
-        let layout = Layout::from_size_align(bytes.next_multiple_of(HUGE_PAGE), HUGE_PAGE)
-            .expect("the size of the rotation fits the address space");
-        // SAFETY: the layout's size is not zero, because `bytes` is not.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
-            handle_alloc_error(layout);
-        }
-        #[cfg(target_os = "linux")]
-        // SAFETY: the range is the allocation just made, aligned to pages; the advice changes no contents.
-        unsafe {
-            libc::madvise(start.cast(), layout.size(), libc::MADV_HUGEPAGE);
-        }
+        let len = bytes.div_ceil(size_of::<f32>());
+        let mut floats = Floats::zeros(len, "the rotation").expect("memory for the rotation");
         // Untouched pages are all the one zero page, which never leaves the cache.
-        // SAFETY: the range is the allocation just made.
-        unsafe { start.write_bytes(0x55, layout.size()) };
-        Arena { start, layout }
+        floats.fill(1.0);
+        Arena(floats)
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` is an allocation of this size, initialised in `new`, and nothing writes to it after.
-        unsafe { std::slice::from_raw_parts(self.start, self.layout.size()) }
-    }
-}
-
-// SAFETY: the memory is owned, and only read once `new` has returned.
-unsafe impl Sync for Arena {}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.start, self.layout) }
+        bytemuck::cast_slice(&self.0)
     }
 }
 
