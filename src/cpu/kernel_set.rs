@@ -65,10 +65,10 @@ macro_rules! kernel_set {
 
             #[target_feature(enable = $features)]
             unsafe fn direct<const BITS: usize, const V: usize>(
-                l: &Layout, tile: *const u8, x: *const f32, out: *mut f32,
+                l: &Layout, tile: *const u8, x: *const f32, far: usize, out: *mut f32,
             ) {
                 // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
-                unsafe { super::f32::direct::<BITS, V>(l, tile, x, out) }
+                unsafe { super::f32::direct::<BITS, V>(l, tile, x, far, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -90,10 +90,10 @@ macro_rules! kernel_set {
 
             #[target_feature(enable = $features)]
             unsafe fn short_direct<const V: usize>(
-                l: &Layout, tile: *const u8, x: *const f32, out: *mut f32,
+                l: &Layout, tile: *const u8, x: *const f32, far: usize, out: *mut f32,
             ) {
                 // SAFETY: as above.
-                unsafe { super::short::direct::<V>(l, tile, x, out) }
+                unsafe { super::short::direct::<V>(l, tile, x, far, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -121,6 +121,7 @@ macro_rules! kernel_set {
             pub(super) const KERNELS: TileKernels = TileKernels {
                 name: $name,
                 isa: $crate::cpu::Isa::$isa,
+                far: 0,
                 int8: INT8,
                 direct: [by_width!(direct, 1), by_width!(direct, 2), by_width!(direct, 4), by_width!(direct, 8)],
                 unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
@@ -180,9 +181,15 @@ macro_rules! integer_kernels {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn sign<const V: usize>(l: &Layout, tile: *const u8, x: *const u32, out: *mut f32) {
+        unsafe fn sign<const V: usize>(
+            l: &Layout,
+            tile: *const u8,
+            x: *const u32,
+            far: usize,
+            out: *mut f32,
+        ) {
             // SAFETY: as above.
-            unsafe { super::sign::tile::<Ext, V>(l, tile, x, out) }
+            unsafe { super::sign::tile::<Ext, V>(l, tile, x, far, out) }
         }
 
         const INT8: [[Int8Fn; WIDTHS.len()]; 4] = [

@@ -13,6 +13,7 @@ use half::f16;
 pub(super) const KERNELS: TileKernels = TileKernels {
     name: "scalar",
     isa: Isa::Scalar,
+    far: 0,
     int8: [
         by_width!(int8, 1),
         by_width!(int8, 2),
@@ -155,6 +156,7 @@ unsafe fn direct<const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
+    _far: usize,
     out: *mut f32,
 ) {
     let mut levels = [0f32; SUB_COLS * TILE_ROWS];
@@ -256,7 +258,13 @@ unsafe fn panel<const V: usize>(
 
 /// # Safety
 /// The contract of [`super::tile`].
-unsafe fn sign<const V: usize>(l: &Layout, tile: *const u8, x: *const u32, out: *mut f32) {
+unsafe fn sign<const V: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const u32,
+    _far: usize,
+    out: *mut f32,
+) {
     debug_assert_eq!(l.bits, Bits::One);
     let mut f = [[0f32; TILE_ROWS]; V];
     let mut sum = [[0f64; TILE_ROWS]; V];

@@ -68,8 +68,8 @@ pub(super) trait Lanes {
     unsafe fn flush(sum: Self::Wide, more: Self::Floats) -> Self::Wide;
     /// Writes a part, rounded.
     unsafe fn store(values: Self::Wide, out: *mut f32);
-    /// Calls for the line at `at`, which may be any address.
-    unsafe fn prefetch(at: *const u8);
+    /// Calls for the line at `near`, and for that at `far` into the second-level cache; they may be any address.
+    unsafe fn prefetch(near: *const u8, far: *const u8);
 }
 
 /// What is done with weights, column after column.
@@ -84,7 +84,7 @@ trait Columns<L: Lanes, const STEP: usize> {
 }
 
 /// Gives `to` the weights of `columns`, which begin with a sub-block and end with one or with the row, of the `STEP` parts from `first` on;
-/// `ONE_BIT` is that of the layout.
+/// `ONE_BIT` is that of the layout, `far` as for [`super::tile::DirectFn`].
 ///
 /// # Safety
 /// The level of `L`; the tile has the columns; what `to` asks for.
@@ -94,6 +94,7 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     tile: *const u8,
     first: usize,
     columns: Range<usize>,
+    far: usize,
     to: &mut impl Columns<L, STEP>,
 ) {
     let (bits, group) = (l.bits.get(), l.shape.group);
@@ -104,6 +105,7 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     let mut left = (g + 1) * group - columns.start;
     // SAFETY: quads, scales and zero points of the columns lie in the tile; prefetches may name any address.
     unsafe {
+        let call_for = |at: *const u8| L::prefetch(at.wrapping_add(AHEAD), at.wrapping_add(far));
         let mut tail = tile.add(l.tail_offset(g));
         let mut scale = [L::zero(); STEP];
         let mut base = [L::zero(); STEP];
@@ -112,13 +114,13 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
         }
         macro_rules! read_tail {
             () => {
-                L::prefetch(tail.wrapping_add(AHEAD));
+                call_for(tail);
                 for s in 0..STEP {
                     scale[s] = L::scales(l, tail, first + s);
                 }
                 if tail_bytes > 64 {
-                    L::prefetch(tail.wrapping_add(AHEAD + 64));
-                    L::prefetch(tail.wrapping_add(AHEAD + 128));
+                    call_for(tail.wrapping_add(64));
+                    call_for(tail.wrapping_add(128));
                 }
                 if zeros {
                     for s in 0..STEP {
@@ -137,7 +139,7 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
             if k < bits {
                 // The first of the quads that these dwords hold.
                 for line in 0..(4 * L::ROWS * STEP).div_ceil(64) {
-                    L::prefetch(at.wrapping_add(AHEAD + 64 * line));
+                    call_for(at.wrapping_add(64 * line));
                 }
             }
             let right = (k - q) as u32;
@@ -248,6 +250,7 @@ pub(super) unsafe fn direct<L: Lanes, const PARTS: usize, const STEP: usize, con
     l: &Layout,
     tile: *const u8,
     x: *const f32,
+    far: usize,
     out: *mut f32,
 ) {
     const FLUSH_COLS: usize = FLUSH_SUBS * SUB_COLS;
@@ -264,8 +267,8 @@ pub(super) unsafe fn direct<L: Lanes, const PARTS: usize, const STEP: usize, con
             for start in (0..l.shape.cols).step_by(FLUSH_COLS) {
                 let columns = start..l.shape.cols.min(start + FLUSH_COLS);
                 match l.bits {
-                    Bits::One => walk::<L, STEP, true>(l, tile, first, columns, &mut chains),
-                    _ => walk::<L, STEP, false>(l, tile, first, columns, &mut chains),
+                    Bits::One => walk::<L, STEP, true>(l, tile, first, columns, far, &mut chains),
+                    _ => walk::<L, STEP, false>(l, tile, first, columns, far, &mut chains),
                 }
                 chains.end_chain();
                 for v in 0..V {
@@ -308,8 +311,8 @@ pub(super) unsafe fn unpack<L: Lanes, const PARTS: usize, const STEP: usize>(
                 to: levels.add(L::ROWS * part),
             };
             match l.bits {
-                Bits::One => walk::<L, STEP, true>(l, tile, part, columns.clone(), &mut to),
-                _ => walk::<L, STEP, false>(l, tile, part, columns.clone(), &mut to),
+                Bits::One => walk::<L, STEP, true>(l, tile, part, columns.clone(), 0, &mut to),
+                _ => walk::<L, STEP, false>(l, tile, part, columns.clone(), 0, &mut to),
             }
         }
         let missing = levels.add(columns.len() * TILE_ROWS);

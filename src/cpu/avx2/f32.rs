@@ -131,14 +131,15 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
+    far: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
     unsafe {
         match V {
-            1 => direct_by::<BITS, V, 1>(l, tile, x, out),
-            2 => direct_by::<BITS, V, 2>(l, tile, x, out),
-            _ => direct_by::<BITS, V, 4>(l, tile, x, out),
+            1 => direct_by::<BITS, V, 1>(l, tile, x, far, out),
+            2 => direct_by::<BITS, V, 2>(l, tile, x, far, out),
+            _ => direct_by::<BITS, V, 4>(l, tile, x, far, out),
         }
     }
 }
@@ -152,6 +153,7 @@ unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
+    far: usize,
     out: *mut f32,
 ) {
     debug_assert!(V.is_multiple_of(VS));
@@ -168,7 +170,7 @@ unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
             let subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
             for _ in 0..subs {
-                prefetch(p.wrapping_add(ahead), sub_bytes);
+                prefetch(p.wrapping_add(ahead), p.wrapping_add(far), sub_bytes);
                 for o in 0..OCTETS {
                     let w = dwords::<BITS>(p, o);
                     let fields = Fields::new::<BITS>(zero_points(l, tail, o));
@@ -203,7 +205,7 @@ unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
                     until_flush = FLUSH_SUBS;
                 }
             }
-            prefetch(p.wrapping_add(ahead), l.tail_bytes());
+            prefetch(p.wrapping_add(ahead), p.wrapping_add(far), l.tail_bytes());
             p = p.add(l.tail_bytes());
         }
         for (v, (f, sum)) in f.iter_mut().zip(&mut sum).enumerate() {

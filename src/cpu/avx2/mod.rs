@@ -223,15 +223,18 @@ unsafe fn zero_points(l: &Layout, tail: *const u8, octet: usize) -> __m256i {
     }
 }
 
-/// Prefetches `bytes` bytes at `ahead`, a line at a time.
+/// Calls for `bytes` bytes at `near`, a line at a time, and for as many at `far` into the second-level cache.
 ///
 /// # Safety
 /// None: a prefetch may name any address.
 #[inline(always)]
-unsafe fn prefetch(ahead: *const u8, bytes: usize) {
+unsafe fn prefetch(near: *const u8, far: *const u8, bytes: usize) {
     for line in (0..bytes).step_by(64) {
         // SAFETY: a prefetch reads nothing that the program can see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast()) };
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(far.wrapping_add(line).cast());
+            _mm_prefetch::<_MM_HINT_T0>(near.wrapping_add(line).cast());
+        }
     }
 }
 

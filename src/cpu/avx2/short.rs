@@ -20,14 +20,15 @@ pub(super) unsafe fn direct<const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
+    far: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
     unsafe {
         // Chains enough to hide how long one takes; the octets in two passes where one would have more of them than registers.
         match V {
-            1 => short::direct::<Octet, OCTETS, 4, V>(l, tile, x, out),
-            _ => short::direct::<Octet, OCTETS, 2, V>(l, tile, x, out),
+            1 => short::direct::<Octet, OCTETS, 4, V>(l, tile, x, far, out),
+            _ => short::direct::<Octet, OCTETS, 2, V>(l, tile, x, far, out),
         }
     }
 }
@@ -158,7 +159,10 @@ impl Lanes for Octet {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    unsafe fn prefetch(near: *const u8, far: *const u8) {
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(far.cast());
+            _mm_prefetch::<_MM_HINT_T0>(near.cast());
+        }
     }
 }

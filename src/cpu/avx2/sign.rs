@@ -40,6 +40,7 @@ pub(super) unsafe fn tile<E: Extensions, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,
+    far: usize,
     out: *mut f32,
 ) {
     let sub_bytes = 4 * SUB_COLS;
@@ -51,7 +52,7 @@ pub(super) unsafe fn tile<E: Extensions, const V: usize>(
         for g in 0..l.shape.groups {
             let subs = l.group_subs(g);
             let bytes = subs * sub_bytes + l.tail_bytes();
-            prefetch(p.wrapping_add(4096), bytes);
+            prefetch(p.wrapping_add(4096), p.wrapping_add(far), bytes);
             let cols = _mm256_set1_epi32(l.shape.group_columns(g).len() as i32);
             let tail = p.add(subs * sub_bytes);
             for v in 0..V {

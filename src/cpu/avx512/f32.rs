@@ -5,7 +5,7 @@
 //! any of four pipes and the subtraction beside the multiply-adds; a table look-up (`vpermps`) saves an instruction but
 //! serves neither 8 bits nor zero points of a group. One bit is moved into the sign of 1.0 instead.
 
-use super::{scales, zero_points};
+use super::{prefetch, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
@@ -169,6 +169,7 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
+    far: usize,
     out: *mut f32,
 ) {
     let sub_bytes = 4 * SUB_COLS * BITS;
@@ -184,9 +185,9 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
             for _ in 0..subs {
                 if const { V == 1 } {
-                    sub_of_one::<BITS>(p, x, &scale, &zeros, &mut f[0]);
+                    sub_of_one::<BITS>(p, x, &scale, &zeros, far, &mut f[0]);
                 } else {
-                    sub_of_few::<BITS, V>(p, x, &scale, &zeros, &mut f);
+                    sub_of_few::<BITS, V>(p, x, &scale, &zeros, far, &mut f);
                 }
                 p = p.add(sub_bytes);
                 x = x.add(SUB_COLS * V);
@@ -198,7 +199,7 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
                     until_flush = FLUSH_SUBS;
                 }
             }
-            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead(BITS)).cast());
+            prefetch(p.wrapping_add(ahead(BITS)), p.wrapping_add(far));
             p = p.add(l.tail_bytes());
         }
         for v in 0..V {
@@ -218,6 +219,7 @@ unsafe fn sub_of_one<const BITS: usize>(
     x: *const f32,
     scale: &[__m512; 2],
     zeros: &[__m512i; 2],
+    far: usize,
     f: &mut [__m512; 2],
 ) {
     // SAFETY: the caller's.
@@ -229,9 +231,10 @@ unsafe fn sub_of_one<const BITS: usize>(
             const Q: usize = I / 4;
             // Two lines in 16 / BITS columns: spread, as in the int8 kernel.
             if I.is_multiple_of(16 / BITS) {
-                let next = p.wrapping_add(ahead(BITS) + 8 * BITS * I);
-                _mm_prefetch::<_MM_HINT_T0>(next.cast());
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64).cast());
+                for line in 0..2 {
+                    let at = p.wrapping_add(8 * BITS * I + 64 * line);
+                    prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(far));
+                }
             }
             let x = [_mm512_set1_ps(*x.add(I)), _mm512_set1_ps(*x.add(I + 16))];
             for half in 0..2 {
@@ -258,6 +261,7 @@ unsafe fn sub_of_few<const BITS: usize, const V: usize>(
     x: *const f32,
     scale: &[__m512; 2],
     zeros: &[__m512i; 2],
+    far: usize,
     f: &mut [[__m512; 2]; V],
 ) {
     // SAFETY: the caller's.
@@ -271,8 +275,8 @@ unsafe fn sub_of_few<const BITS: usize, const V: usize>(
                     const COL: usize = I + $from;
                     if I.is_multiple_of(16 / BITS) {
                         let line = $from / 16 * BITS + I * BITS / 16;
-                        let next = p.wrapping_add(ahead(BITS) + 64 * line);
-                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                        let at = p.wrapping_add(64 * line);
+                        prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(far));
                     }
                     let q = COL / 4 % BITS;
                     let w = [

@@ -1,6 +1,6 @@
 //! int8 activations: exact int32 sums in each block, float32 across the blocks.
 
-use super::{Dot, scales, zero_points};
+use super::{Dot, prefetch, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Ahead, Int8Acts};
 use std::arch::x86_64::*;
@@ -167,11 +167,11 @@ unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const
                         // Spread: in a bunch at the start of a sub-block they lose a sixth or more.
                         let lines = K * BITS / 4..(K + 1) * BITS / 4;
                         for line in if CALLS { lines } else { 0..0 } {
-                            let at = next.wrapping_add(64 * line).cast();
+                            let at = next.wrapping_add(64 * line);
                             if few(V) {
-                                _mm_prefetch::<_MM_HINT_T0>(at);
+                                prefetch(at, p.wrapping_add(ahead.far + 64 * line));
                             } else if line < ahead.lines {
-                                _mm_prefetch::<_MM_HINT_T1>(at);
+                                _mm_prefetch::<_MM_HINT_T1>(at.cast());
                             }
                         }
                         let w = [
@@ -226,7 +226,7 @@ unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const
             p = p.add(tail_bytes);
             if CALLS && (few(V) || ahead.lines == 2 * BITS) {
                 // The scales are a line of the stream too.
-                _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                prefetch(next, p.wrapping_add(if few(V) { ahead.far } else { 0 }));
                 next = next.wrapping_add(tail_bytes);
             }
         }

@@ -8,13 +8,16 @@
 //!
 //! Sums are of doubled bits, as [`super::int8`] sums them: the same integers, and the same order of float32 sums behind them.
 
-use super::scales_of_half;
+use super::{prefetch, scales_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS};
 use crate::cpu::tile::{LOOKUP_BYTES, LookedUp, Lookups};
 use std::arch::x86_64::*;
 
 /// The tables as a kernel set has them.
 pub(super) const KERNELS: Lookups = Lookups { build, multiply };
+
+/// How far before what it works on the kernel calls for bytes.
+const AHEAD: usize = 5 << 10;
 
 /// Bytes of a vector.
 #[repr(align(64))]
@@ -91,7 +94,7 @@ unsafe fn build(codes: *const i8, count: usize, tables: *mut u8) {
 /// # Safety
 /// AVX-512 with VNNI and VBMI; what the contract says.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi")]
-unsafe fn multiply(l: &Layout, tile: *const u8, x: LookedUp, ahead: usize, out: *mut f32) {
+unsafe fn multiply(l: &Layout, tile: *const u8, x: LookedUp, far: usize, out: *mut f32) {
     let mut p = tile;
     let LookedUp {
         mut tables,
@@ -118,7 +121,8 @@ unsafe fn multiply(l: &Layout, tile: *const u8, x: LookedUp, ahead: usize, out: 
                     let table = [0, 1, 2, 3].map(|i| _mm512_load_si512(tables.add(64 * i).cast()));
                     for half in 0..2 {
                         let v = _mm512_load_si512(p.add(64 * half).cast());
-                        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead + 64 * half).cast());
+                        let at = p.wrapping_add(64 * half);
+                        prefetch(at.wrapping_add(AHEAD), at.wrapping_add(far));
                         // v & nibble | table
                         let index = |v| _mm512_ternarylogic_epi32::<0xEA>(v, nibble, table_of_byte);
                         let (first, second) = (index(v), index(_mm512_srli_epi16::<4>(v)));
@@ -144,7 +148,7 @@ unsafe fn multiply(l: &Layout, tile: *const u8, x: LookedUp, ahead: usize, out: 
                 scales = scales.add(1);
                 corrections = corrections.add(1);
             }
-            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast());
+            prefetch(p.wrapping_add(AHEAD), p.wrapping_add(far));
             p = p.add(l.tail_bytes());
         }
         _mm512_store_ps(out, f[0]);

@@ -122,6 +122,19 @@ impl Popcount for Vpopcntdq {
     }
 }
 
+/// Calls for the line at `near`, and for that at `far` into the second-level cache.
+///
+/// # Safety
+/// None: a prefetch may name any address.
+#[inline(always)]
+unsafe fn prefetch(near: *const u8, far: *const u8) {
+    // SAFETY: a prefetch reads nothing that the program can see.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(far.cast());
+        _mm_prefetch::<_MM_HINT_T0>(near.cast());
+    }
+}
+
 /// The two halves of the scales of a group.
 ///
 /// # Safety
@@ -231,7 +244,13 @@ pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ and VPOPCNTDQ.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vpopcntdq")]
-unsafe fn ice_sign<const V: usize>(l: &Layout, tile: *const u8, x: *const u32, out: *mut f32) {
+unsafe fn ice_sign<const V: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const u32,
+    far: usize,
+    out: *mut f32,
+) {
     // SAFETY: the caller's.
-    unsafe { sign::tile::<Vpopcntdq, V>(l, tile, x, out) }
+    unsafe { sign::tile::<Vpopcntdq, V>(l, tile, x, far, out) }
 }

@@ -23,10 +23,11 @@ pub(super) unsafe fn direct<const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
+    far: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::direct::<Half, HALVES, HALVES, V>(l, tile, x, out) }
+    unsafe { short::direct::<Half, HALVES, HALVES, V>(l, tile, x, far, out) }
 }
 
 /// # Safety
@@ -171,7 +172,10 @@ impl Lanes for Half {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    unsafe fn prefetch(near: *const u8, far: *const u8) {
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(far.cast());
+            _mm_prefetch::<_MM_HINT_T0>(near.cast());
+        }
     }
 }

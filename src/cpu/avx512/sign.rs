@@ -1,9 +1,12 @@
 //! Sign activations: exclusive or and popcount.
 
-use super::{Popcount, scales};
+use super::{Popcount, prefetch, scales};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
+
+/// How far before what it works on the kernel calls for bytes.
+const AHEAD: usize = 4096;
 
 /// One tile times the signs of `V` vectors.
 ///
@@ -14,6 +17,7 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,
+    far: usize,
     out: *mut f32,
 ) {
     let sub_bytes = 4 * SUB_COLS;
@@ -25,9 +29,9 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
         for g in 0..l.shape.groups {
             let mut differ = [[_mm512_setzero_si512(); 2]; V];
             for _ in 0..l.group_subs(g) {
-                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(4096).cast());
-                _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(4096 + 64).cast());
                 for half in 0..2 {
+                    let at = p.wrapping_add(64 * half);
+                    prefetch(at.wrapping_add(AHEAD), at.wrapping_add(far));
                     let w = _mm512_load_si512(p.add(64 * half).cast());
                     for v in 0..V {
                         let xor = _mm512_xor_si512(w, _mm512_set1_epi32(*x.add(v) as i32));
@@ -49,6 +53,7 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
                     super::f32::flush(&mut f[v], &mut sum[v]);
                 }
             }
+            prefetch(p.wrapping_add(AHEAD), p.wrapping_add(far));
             p = p.add(l.tail_bytes());
         }
         for v in 0..V {

@@ -15,10 +15,11 @@ pub(super) unsafe fn direct<const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
+    far: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::direct::<Tile, 1, 1, V>(l, tile, x, out) }
+    unsafe { short::direct::<Tile, 1, 1, V>(l, tile, x, far, out) }
 }
 
 /// # Safety
@@ -115,5 +116,5 @@ impl Lanes for Tile {
         unsafe { out.cast::<Rows<f32>>().write(values.map(|v| v as f32)) }
     }
 
-    unsafe fn prefetch(_: *const u8) {}
+    unsafe fn prefetch(_: *const u8, _: *const u8) {}
 }

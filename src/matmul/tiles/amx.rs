@@ -68,6 +68,7 @@ impl Tiles {
                 let ahead = Ahead {
                     at: tile.wrapping_add(to),
                     lines: (to - from).div_ceil(64 * blocks * calls),
+                    far: 0,
                 };
                 // SAFETY: as above; the activations are those of this layout, and each vector has a row of sums, in whole lines.
                 unsafe { k.multiply()(l, first, count, levels, x, ahead, sums.as_mut_ptr()) };

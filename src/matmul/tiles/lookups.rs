@@ -1,7 +1,7 @@
 //! Products of 1-bit matrices with one int8 vector by look-ups: see [`crate::cpu::tile::Lookups`].
 
 use super::plan::Part;
-use super::{Block, INT8_AHEAD, Tiles};
+use super::{Block, Tiles};
 use crate::cpu::layout::Layout;
 use crate::cpu::tile::{Lookups, TileKernels};
 use crate::matmul::activations::Int8;
@@ -22,6 +22,7 @@ impl Tiles {
     pub(super) fn lookups_task(
         &self,
         k: &Lookups,
+        far: usize,
         acts: &Int8,
         (tiles, _): Part,
         out: &Output<'_>,
@@ -35,7 +36,7 @@ impl Tiles {
                     &self.layout,
                     tile,
                     acts.looked_up(),
-                    INT8_AHEAD,
+                    far,
                     values.as_mut_ptr(),
                 )
             };

@@ -340,7 +340,10 @@ impl Tiles {
             let task = task - first;
             match by {
                 By::Amx(k) => tiles.amx_task(k, activations, plan.task(task), sums, out),
-                By::Lookups(k) => tiles.lookups_task(k, activations, plan.task(task), out),
+                By::Lookups(k) => {
+                    let part = plan.task(task);
+                    tiles.lookups_task(k, kernels.far(), activations, part, out);
+                }
                 By::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 By::Pairs(k) => {
                     tiles.pairs_task(kernels, k, activations, plan.task(task), sums, out);
@@ -430,12 +433,14 @@ impl Tiles {
                         Ahead {
                             at: tile.as_ptr().wrapping_add(INT8_AHEAD),
                             lines,
+                            far: k.far(),
                         }
                     } else {
                         let at = l.group_offset(first) + bytes + pass * bytes / passes;
                         Ahead {
                             at: tile.as_ptr().wrapping_add(at),
                             lines: lines.div_ceil(passes),
+                            far: 0,
                         }
                     };
                     // SAFETY: `k` exists, so the processor has its features; the tile has this layout; the
@@ -469,7 +474,7 @@ impl Tiles {
                 let x = x[first * subs..].as_ptr();
                 let tile = self.tile(t).as_ptr();
                 // SAFETY: as in `int8_tiles`.
-                unsafe { k.sign(width)(&self.layout, tile, x, values.as_mut_ptr()) };
+                unsafe { k.sign(width)(&self.layout, tile, x, k.far(), values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }
@@ -489,7 +494,7 @@ impl Tiles {
                     false => k.direct(l.bits, width),
                 };
                 // SAFETY: as in `int8_tiles`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
-                unsafe { kernel(l, tile, x, values.as_mut_ptr()) };
+                unsafe { kernel(l, tile, x, k.far(), values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }

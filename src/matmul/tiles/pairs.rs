@@ -91,6 +91,7 @@ impl Tiles {
                     let ahead = |tile: *const u8| Ahead {
                         at: tile.wrapping_add(next + pass * share),
                         lines,
+                        far: 0,
                     };
                     let ahead = [ahead(pair[0]), ahead(pair[1])];
                     // Rows of the output are far apart, in no near cache; chunk by chunk it is the turn of other vectors'.
