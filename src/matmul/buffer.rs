@@ -284,10 +284,36 @@ mod tests {
     }
 
     #[test]
+    fn an_arena_gives_zeros_side_by_side() {
+        let arena = Arena::default();
+        // More than a block, and one that is larger than a block.
+        let lens = [100, 0, 64, 5 << 20, 40 << 20, 70 << 20, 30 << 20, 1];
+        let mut buffers = lens.map(|len| arena.zeroed(len, "a test").unwrap());
+        drop(arena);
+        for (buffer, len) in buffers.iter_mut().zip(lens) {
+            assert_eq!(buffer.as_slice().as_ptr() as usize % LINE, 0);
+            assert_eq!(buffer.len(), len);
+            assert!(buffer.as_slice().iter().all(|&x| x == 0));
+            buffer.as_mut_slice().fill(1);
+        }
+        if cfg!(target_os = "linux") {
+            let at = |i: usize| buffers[i].as_slice().as_ptr() as usize;
+            assert_eq!(
+                [at(2), at(3), at(4)],
+                [at(0) + 128, at(0) + 192, at(3) + (5 << 20)]
+            );
+        }
+    }
+
+    #[test]
     fn too_much_is_an_error() {
         for len in [isize::MAX as usize - HUGE_PAGE, usize::MAX] {
-            let e = Buffer::zeroed(len, "a test").err().unwrap();
-            assert_eq!(e.status(), crate::error::Status::Memory);
+            for e in [
+                Buffer::zeroed(len, "a test"),
+                Arena::default().zeroed(len, "a test"),
+            ] {
+                assert_eq!(e.err().unwrap().status(), crate::error::Status::Memory);
+            }
         }
     }
 
