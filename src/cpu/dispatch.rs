@@ -1,6 +1,7 @@
 //! The one detector: which instruction sets this processor (and its operating system) offers.
 
 use std::fmt;
+use std::sync::LazyLock;
 
 /// An instruction-set level. A level includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,12 +62,17 @@ pub struct Features {
 }
 
 impl Features {
-    /// Asks the processor; the answer of the operating system (does it save these registers?) included.
-    ///
+    /// Asks the processor, once; the answer of the operating system (does it save these registers?) included.
+    pub fn detect() -> Features {
+        // `cpuid` leaves a virtual machine, which takes microseconds.
+        static ANSWER: LazyLock<Features> = LazyLock::new(Features::ask);
+        *ANSWER
+    }
+
     /// `is_x86_feature_detected!` reads XCR0, which a hand-made `cpuid` forgets: AVX-512 masked by a
     /// hypervisor would be an illegal instruction later.
     #[cfg(target_arch = "x86_64")]
-    pub fn detect() -> Features {
+    fn ask() -> Features {
         use std::arch::is_x86_feature_detected as has;
         let avx2 = has!("avx2") && has!("fma") && has!("f16c") && has!("popcnt");
         let avx512 =
@@ -86,7 +92,7 @@ impl Features {
 
     /// Other architectures run the scalar set.
     #[cfg(not(target_arch = "x86_64"))]
-    pub fn detect() -> Features {
+    fn ask() -> Features {
         Features {
             avx2: false,
             avx512: false,
