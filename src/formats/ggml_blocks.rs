@@ -135,8 +135,8 @@ trait ExactBlock: Pod {
 
     fn d(&self) -> [u8; 2];
 
-    /// Writes the codes, in column order; `out` is `(WEIGHTS)`.
-    fn codes(&self, out: &mut [u8]);
+    /// Writes the codes in column order, packed most significant first; `packed` is `(WEIGHTS * BITS / 8)`.
+    fn pack(&self, packed: &mut [u8]);
 }
 
 /// A block that is turned into float32.
@@ -159,12 +159,9 @@ fn take_over<B: ExactBlock>(bytes: &[u8], rows: usize, cols: usize) -> Result<Co
     let packed_bytes = B::WEIGHTS * B::BITS.get() / 8;
     let mut packed = memory::filled(blocks.len() * packed_bytes, 0, "the codes of a tensor")?;
     let mut scales = memory::with_capacity(blocks.len(), "the scales of a tensor")?;
-    let mut codes = [0; QK_K];
-    let codes = &mut codes[..B::WEIGHTS];
     // A block fills whole bytes at every width, so rows need no padding.
     for (block, packed) in blocks.iter().zip(packed.chunks_exact_mut(packed_bytes)) {
-        block.codes(codes);
-        pack_row(codes, B::BITS, packed);
+        block.pack(packed);
         scales.push(f16::from_le_bytes(block.d()));
     }
     CodesView::new(
@@ -258,8 +255,8 @@ impl ExactBlock for Q8_0 {
         self.d
     }
 
-    fn codes(&self, out: &mut [u8]) {
-        for (o, &q) in out.iter_mut().zip(&self.qs) {
+    fn pack(&self, packed: &mut [u8]) {
+        for (o, &q) in packed.iter_mut().zip(&self.qs) {
             *o = q ^ 0x80; // two's complement q, plus 128
         }
     }
@@ -273,8 +270,8 @@ impl ExactBlock for Q4_0 {
         self.d
     }
 
-    fn codes(&self, out: &mut [u8]) {
-        out.copy_from_slice(&unpacked::<32>(&self.qs, 16, 4));
+    fn pack(&self, packed: &mut [u8]) {
+        pack_row(&unpacked::<32>(&self.qs, 16, 4), Self::BITS, packed);
     }
 }
 
@@ -286,8 +283,11 @@ impl ExactBlock for Q1_0 {
         self.d
     }
 
-    fn codes(&self, out: &mut [u8]) {
-        out.copy_from_slice(&unpacked::<128>(&self.qs, 1, 1));
+    /// A weight at a time took a second for a billion of them, most of the time of opening a model.
+    fn pack(&self, packed: &mut [u8]) {
+        for (packed, bits) in packed.iter_mut().zip(self.qs) {
+            *packed = bits.reverse_bits();
+        }
     }
 }
 
@@ -300,8 +300,8 @@ impl ExactBlock for Q2_0 {
         self.d
     }
 
-    fn codes(&self, out: &mut [u8]) {
-        out.copy_from_slice(&unpacked::<64>(&self.qs, 1, 2));
+    fn pack(&self, packed: &mut [u8]) {
+        pack_row(&unpacked::<64>(&self.qs, 1, 2), Self::BITS, packed);
     }
 }
 
@@ -314,8 +314,8 @@ impl ExactBlock for Tq2_0 {
         self.d
     }
 
-    fn codes(&self, out: &mut [u8]) {
-        out.copy_from_slice(&unpacked::<QK_K>(&self.qs, 32, 2));
+    fn pack(&self, packed: &mut [u8]) {
+        pack_row(&unpacked::<QK_K>(&self.qs, 32, 2), Self::BITS, packed);
     }
 }
 
