@@ -62,7 +62,7 @@ pub struct Ahead {
     pub at: *const u8,
     /// Cache lines to call for at each sub-block.
     pub lines: usize,
-    /// As for [`DirectFn`], by up to four vectors.
+    /// As for [`DirectFn`], in kernels of up to four vectors.
     pub far: usize,
 }
 
@@ -72,7 +72,7 @@ pub struct Ahead {
 /// Calls into the first level are as many as that has buffers for lines on their way, and each holds one as long as memory takes: 16
 /// on an Emerald Rapids core, where a loop that reads 192 bytes and multiplies beside it read 12.7 to 13.0 GB/s, and 14.5 to 14.8 when lines had
 /// been called into the second level before (from 8 KB on it hardly mattered how far; reading alone was 15.5 GB/s). Products of 4096 × 4096 with one int8
-/// vector went from 83 to 90% of reading to 95 to 100 at 4 bits, from 84 to 95 at 2.
+/// vector went from 83 to 90% of reading to 95 to 100 at 4 bits, from 84 to between 86 and 96 at 2.
 const FAR: usize = 16 << 10;
 
 /// int8: `(layout, first, count, tile, activations, ahead, out)`: groups `first..first + count` of the tile, whose activations
