@@ -68,25 +68,33 @@ pub fn run_with<S: Send>(
     });
 }
 
-/// A thread for each scratch claims tasks until none is left.
+/// A thread for each scratch claims tasks until none is left: of its own run of them one after the other, because they lie so in memory and a kernel
+/// calls for what lies ahead, then what others have not begun.
 fn claim<S: Send>(
     team: &dyn Shared,
     scratches: &[Mutex<S>],
     tasks: usize,
     job: &(impl Fn(&mut S, usize) + Sync),
 ) {
-    let next = AtomicUsize::new(0);
+    let runs = scratches.len().min(RUNS);
+    let begun = [const { AtomicUsize::new(0) }; RUNS];
     team.run(scratches.len(), &|worker| {
         let mut scratch = lock(&scratches[worker]);
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
+        for run in (0..runs).map(|i| (worker + i) % runs) {
+            let (first, end) = (run * tasks / runs, (run + 1) * tasks / runs);
+            loop {
+                let task = first + begun[run].fetch_add(1, Ordering::Relaxed);
+                if task >= end {
+                    break;
+                }
+                job(&mut scratch, task);
             }
-            job(&mut scratch, task);
         }
     });
 }
+
+/// Runs of tasks at most: more threads than that share them.
+const RUNS: usize = 64;
 
 /// As [`run`], the tasks being the chunks of `len` elements of `out`, the last one perhaps short:
 /// `job(scratch, i, chunk)` for the `i`-th.
