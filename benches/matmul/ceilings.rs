@@ -32,8 +32,8 @@ const CONTEST_ROUNDS: usize = 15;
 /// The ceilings of this machine, at one instruction-set level.
 pub struct Ceilings {
     isa: Isa,
-    arena: Arena,
-    /// Where the next sample from memory starts, so that samples walk through the arena.
+    rotation: Rotation,
+    /// Where the next sample from memory starts, so that samples walk through the rotation.
     cursor: usize,
     /// The way of reading that won, by number of threads and footprint.
     winners: Vec<((usize, usize), Reader)>,
@@ -44,7 +44,7 @@ impl Ceilings {
     pub fn new(isa: Isa, bytes: usize) -> Ceilings {
         Ceilings {
             isa,
-            arena: Arena::new(bytes.max(1)),
+            rotation: Rotation::new(bytes.max(1)),
             cursor: 0,
             winners: Vec::new(),
         }
@@ -52,14 +52,14 @@ impl Ceilings {
 
     /// Bytes a second that `threads` threads read from memory.
     pub fn read_memory(&mut self, threads: usize) -> f64 {
-        let footprint = self.arena.bytes().len();
+        let footprint = self.rotation.bytes().len();
         let reader = self.reader(threads, footprint);
         median(&mut [0; SAMPLES].map(|_| self.sample_memory(threads, reader)))
     }
 
     /// Bytes a second that `threads` threads read together from the same `footprint` bytes again and again.
     pub fn read_cached(&mut self, threads: usize, footprint: usize) -> f64 {
-        let footprint = footprint.min(self.arena.bytes().len());
+        let footprint = footprint.min(self.rotation.bytes().len());
         let reader = self.reader(threads, footprint);
         median(&mut [0; SAMPLES].map(|_| self.sample_cached(threads, footprint, reader)))
     }
@@ -77,7 +77,7 @@ impl Ceilings {
         let mut rates = vec![Vec::new(); readers.len()];
         for _ in 0..CONTEST_ROUNDS {
             for (rate, &reader) in rates.iter_mut().zip(&readers) {
-                rate.push(if footprint == self.arena.bytes().len() {
+                rate.push(if footprint == self.rotation.bytes().len() {
                     self.sample_memory(threads, reader)
                 } else {
                     self.sample_cached(threads, footprint, reader)
@@ -96,11 +96,11 @@ impl Ceilings {
     }
 
     fn sample_memory(&mut self, threads: usize, reader: Reader) -> f64 {
-        let sample = READ_SAMPLE.min(self.arena.bytes().len());
-        if self.cursor + sample > self.arena.bytes().len() {
+        let sample = READ_SAMPLE.min(self.rotation.bytes().len());
+        if self.cursor + sample > self.rotation.bytes().len() {
             self.cursor = 0;
         }
-        let part = &self.arena.bytes()[self.cursor..self.cursor + sample];
+        let part = &self.rotation.bytes()[self.cursor..self.cursor + sample];
         self.cursor += sample;
         let share = whole_chunks(sample / threads);
         let seconds = on_threads(threads, &|t| {
@@ -113,7 +113,7 @@ impl Ceilings {
         let share = whole_chunks(footprint / threads);
         let passes = (READ_SAMPLE / (share * threads)).max(1);
         let seconds = on_threads(threads, &|t| {
-            let part = &self.arena.bytes()[t * share..(t + 1) * share];
+            let part = &self.rotation.bytes()[t * share..(t + 1) * share];
             for _ in 0..passes {
                 black_box(reader.read(black_box(part)));
             }
@@ -174,15 +174,15 @@ fn on_threads(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
 }
 
 /// Memory that is read: as the library's weights, in huge pages where the system grants them.
-struct Arena(Floats);
+struct Rotation(Floats);
 
-impl Arena {
-    fn new(bytes: usize) -> Arena {
-        let len = bytes.div_ceil(size_of::<f32>());
+impl Rotation {
+    fn new(bytes: usize) -> Rotation {
+        let len = bytes.next_multiple_of(1 << 20) / size_of::<f32>();
         let mut floats = Floats::zeros(len, "the rotation").expect("memory for the rotation");
         // Untouched pages are all the one zero page, which never leaves the cache.
         floats.fill(1.0);
-        Arena(floats)
+        Rotation(floats)
     }
 
     fn bytes(&self) -> &[u8] {

@@ -73,6 +73,7 @@ pub struct Ahead {
 /// on an Emerald Rapids core, where a loop that reads 192 bytes and multiplies beside it read 12.7 to 13.0 GB/s, and 14.5 to 14.8 when lines had
 /// been called into the second level before (from 8 KB on it hardly mattered how far; reading alone was 15.5 GB/s). Products of 4096 × 4096 with one int8
 /// vector went from 83 to 90% of reading to 95 to 100 at 4 bits, from 84 to between 86 and 96 at 2.
+#[cfg(target_arch = "x86_64")]
 const FAR: usize = 16 << 10;
 
 /// int8: `(layout, first, count, tile, activations, ahead, out)`: groups `first..first + count` of the tile, whose activations
@@ -81,7 +82,7 @@ const FAR: usize = 16 << 10;
 pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Ahead, *mut f32);
 
 /// float32, `V` vectors, straight from the codes: `(layout, tile, x, far, out)`. So many bytes before those that it works on are called into the
-/// second-level cache; 0 for none of them.
+/// second-level cache.
 pub type DirectFn = unsafe fn(&Layout, *const u8, *const f32, usize, *mut f32);
 
 /// Unpacks sub-blocks `first..first + count` of a tile: `(layout, tile, first, count, levels, scales)` with
@@ -367,7 +368,7 @@ impl TileKernels {
                 false => k.tables.is_none(),
             };
             all.sort_by_key(|k| (k.isa, pays(k)));
-            // Not measured on AMD, whose cores have more buffers; the second level alone lost on Zen 4.
+            // Measured on one Intel core. Not on AMD's, of which a Zen 4 lost with calls into the second level alone.
             for k in all.iter_mut().filter(|_| !features.amd()) {
                 k.far = FAR;
             }
@@ -385,7 +386,8 @@ impl TileKernels {
         self.isa
     }
 
-    /// How far ahead kernels of few vectors are to call for bytes into the second-level cache; 0: not at all.
+    /// How far ahead kernels of few vectors are to call for bytes into the second-level cache. 0: they call for what they work on, which changes
+    /// nothing.
     pub fn far(&self) -> usize {
         self.far
     }

@@ -119,7 +119,8 @@ impl Arena {
         if let Some(buffer) = block.as_mut().and_then(|block| block.take(len)) {
             return Ok(buffer);
         }
-        let mut new = Block::new(len.max(BLOCK)).ok_or_else(|| no_memory(len, what))?;
+        let new = Block::new(len.max(BLOCK)).or_else(|| Block::new(len));
+        let mut new = new.ok_or_else(|| no_memory(len, what))?;
         let buffer = new.take(len).ok_or_else(|| no_memory(len, what))?;
         // The one with more room serves the next.
         if block.as_ref().is_none_or(|old| old.room() < new.room()) {
@@ -298,6 +299,8 @@ mod tests {
         }
         if cfg!(target_os = "linux") {
             let at = |i: usize| buffers[i].as_slice().as_ptr() as usize;
+            // Of two blocks the one with more room serves the next.
+            assert_eq!(at(7), at(6) + (30 << 20));
             assert_eq!(
                 [at(2), at(3), at(4)],
                 [at(0) + 128, at(0) + 192, at(3) + (5 << 20)]

@@ -483,6 +483,13 @@ mod tests {
                 Weights::from_codes(&rt, &codes.as_codes(), activations).unwrap()
             };
             let int8 = Activations::Int8;
+            // Takes the activations of one bit, whose zero point is 1 too.
+            let two_bits = {
+                let shape = Shape::new(100, 700, 64);
+                let mut codes = random_codes(&mut Random::new(9), shape, Bits::Two, Kind::ALL[0]);
+                codes.zero_points = Some(vec![1; 100 * shape.groups]);
+                Weights::from_codes(&rt, &codes.as_codes(), int8).unwrap()
+            };
             let sets = [
                 [
                     matrix(1000, 700, 32, Bits::Four, int8),
@@ -506,6 +513,17 @@ mod tests {
                     matrix(40, 700, 9, Bits::Four, int8),
                     matrix(33, 700, 9, Bits::Four, int8),
                 ],
+                // One bit, by look-ups where the processor has them, beside what has none.
+                [
+                    matrix(1000, 700, 64, Bits::One, int8),
+                    two_bits,
+                    matrix(3, 700, 64, Bits::One, int8),
+                ],
+                [
+                    matrix(40, 700, 32, Bits::One, int8),
+                    matrix(1000, 700, 32, Bits::One, int8),
+                    matrix(33, 700, 32, Bits::One, int8),
+                ],
                 [
                     matrix(64, 700, 0, Bits::One, int8),
                     matrix(64, 700, 0, Bits::One, Activations::F32),
@@ -513,8 +531,8 @@ mod tests {
                 ],
             ];
             let mut workspace = Workspace::default();
-            for n in [1, 37, 2, 1] {
-                let x = Random::new(n as u64).gaussian(n * 700);
+            for (round, n) in [1, 37, 2, 1].into_iter().enumerate() {
+                let x = Random::new(round as u64).gaussian(n * 700);
                 for set in &sets {
                     let mut found = set.each_ref().map(|w| vec![f32::NAN; n * w.rows()]);
                     let expected = set.each_ref().map(|w| {

@@ -50,7 +50,7 @@ pub(super) unsafe fn four_columns<const BITS: usize>(
     }
 }
 
-/// Few vectors take a tile straight from memory, and prefetches go to the first-level cache.
+/// Few vectors take a tile straight from memory, and call for it into the first-level cache too.
 const fn few(v: usize) -> bool {
     v <= 4
 }
@@ -157,7 +157,7 @@ unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const
                         }
                     };
                 }
-                // The odd chain of one vector. Of one bit it has what the sums are to have, doubled bits.
+                // The odd chain of one vector. Of one bit the even one is doubled at the end, so that the corrections begin this one.
                 let mut odd = [_mm512_setzero_si512(); 2];
                 if V == 1 && BITS == 1 {
                     std::mem::swap(&mut sums[0], &mut odd);
@@ -226,7 +226,11 @@ unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const
             p = p.add(tail_bytes);
             if CALLS && (few(V) || ahead.lines == 2 * BITS) {
                 // The scales are a line of the stream too.
-                prefetch(next, p.wrapping_add(if few(V) { ahead.far } else { 0 }));
+                if few(V) {
+                    prefetch(next, tail.wrapping_add(ahead.far));
+                } else {
+                    _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                }
                 next = next.wrapping_add(tail_bytes);
             }
         }

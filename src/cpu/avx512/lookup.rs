@@ -4,7 +4,7 @@
 //! byte `j` of all dwords has its own table of 16 sums; the four of them make one of 64, and bits 4 and 5 of an index say which. A sum has no room
 //! in a byte: its lowest seven bits are looked up in one table and the rest in another, and one dot product puts those of four
 //! bytes together, `128 * high`, and another `low`. Unlike bits that are masked, looked-up sums want no dot product for each four columns:
-//! 11 instructions for 16 rows × 32 columns where dot products take 21. Making the tables costs what one tile does.
+//! 11 instructions between loads for 16 rows × 32 columns where dot products take 21. Making the tables costs what one tile does.
 //!
 //! Sums are of doubled bits, as [`super::int8`] sums them: the same integers, and the same order of float32 sums behind them.
 
@@ -26,7 +26,7 @@ struct Bytes([u8; 64]);
 /// Nibbles of a byte.
 const NIBBLES: usize = 2;
 
-/// For each nibble, which columns the lower two bits of an index weigh and which the upper two: of 16 bytes for byte `j` of a dword, in turns.
+/// For each nibble, the columns of the lower two bits of an index and those of the upper two, in turns: 16 bytes for each byte of a dword.
 static COLUMNS: [[Bytes; 2]; NIBBLES] = {
     let mut all = [const { [const { Bytes([0; 64]) }; 2] }; NIBBLES];
     let mut i = 0;

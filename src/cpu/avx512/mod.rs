@@ -30,7 +30,7 @@ trait Dot {
     const ANY_BYTE: bool;
 
     /// `acc + dot(u, s)` in each dword: four products of the unsigned bytes of `u` with the signed bytes of `s`.
-    /// `BITS` bounds the bytes of `u`, unless it takes any: below 8, they are at most 15.
+    /// Bytes of `u` are at most 15 where `BITS` is below 8, unless it takes [`Dot::ANY_BYTE`].
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
@@ -234,7 +234,6 @@ pub(in crate::cpu) const AMX: TileKernels = TileKernels {
 pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables",
     sign: by_width!(ice_sign),
-    lookups: Some(lookup::KERNELS),
     tables: Some(tables::KERNELS),
     ..VNNI
 };

@@ -173,9 +173,6 @@ impl Lanes for Half {
 
     #[inline(always)]
     unsafe fn prefetch(near: *const u8, far: *const u8) {
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(far.cast());
-            _mm_prefetch::<_MM_HINT_T0>(near.cast());
-        }
+        unsafe { super::prefetch(near, far) }
     }
 }

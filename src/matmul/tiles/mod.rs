@@ -314,7 +314,7 @@ impl Tiles {
             let (tiles, y) = product?;
             let by = match amx {
                 Some(k) => By::Amx(k),
-                None => By::best(kernels, &tiles.layout, n),
+                None => By::best(kernels, &tiles.layout, n, members),
             };
             let plan = by.plan(&tiles.layout, n, members);
             let first = tasks;
@@ -582,9 +582,9 @@ enum By {
 }
 
 impl By {
-    /// Those that suit `n` vectors, without AMX.
-    fn best(k: &TileKernels, l: &Layout, n: usize) -> By {
-        if let Some(k) = lookups::that_pay(k, l, n) {
+    /// Those that suit `n` vectors and so many threads, without AMX.
+    fn best(k: &TileKernels, l: &Layout, n: usize, members: usize) -> By {
+        if let Some(k) = lookups::that_pay(k, l, n, members) {
             return By::Lookups(k);
         }
         if let Some(k) = tables::that_pay(k, l, n) {
