@@ -55,6 +55,7 @@ macro_rules! unroll {
 
 /// Makes a set of kernels: entry points with the `target_feature` of the set, each a call of a generic `inline(always)`
 /// function of the sibling modules `int8`, `sign`, `short`, `f32` and `activations`.
+#[cfg(target_arch = "x86_64")]
 macro_rules! kernel_set {
     ($(#[$doc:meta])* $set:ident, $module:ident, $ext:ident, $isa:ident, $name:literal, $features:literal) => {
         mod $module {
@@ -161,6 +162,7 @@ macro_rules! kernel_set {
 }
 
 /// The entry points that sum integers, and the tables of them.
+#[cfg(target_arch = "x86_64")]
 macro_rules! integer_kernels {
     ($ext:ident, $features:literal) => {
         use super::super::tile::{Ahead, Int8Acts, Int8Fn, SignFn, WIDTHS};

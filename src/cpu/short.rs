@@ -10,6 +10,7 @@ use crate::quant::{Bits, TINY_AMAX, quantize_block};
 use std::ops::Range;
 
 /// The bits of 2^23: or'ed under a code they are the float 2^23 + code.
+#[cfg(target_arch = "x86_64")]
 pub(super) const MAGIC: i32 = (127 + 23) << 23;
 
 /// How far before the codes and scales it works on a kernel calls for the next ones: as the float32 kernels of other groups do, and no

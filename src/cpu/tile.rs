@@ -31,7 +31,9 @@
 //!
 //! Exactly the tile and the activations described. Prefetches may name any address.
 
-use super::dispatch::{Features, Isa, permit_amx};
+use super::dispatch::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::dispatch::{Features, permit_amx};
 use super::layout::Layout;
 use crate::quant::Bits;
 
@@ -336,8 +338,11 @@ impl TileKernels {
     }
 
     /// The same; AMX is asked for if `amx`.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, unused_mut, reason = "they have the scalar set only")
+    )]
     fn sets(amx: bool) -> Vec<TileKernels> {
-        #[allow(unused_mut, reason = "other architectures have the scalar set only")]
         let mut all = vec![super::scalar::KERNELS];
         #[cfg(target_arch = "x86_64")]
         {

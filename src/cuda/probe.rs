@@ -15,6 +15,7 @@ pub(super) struct Driver {
 }
 
 /// The oldest driver that takes the embedded images: 12.0, which is R525.
+#[cfg(unix)]
 pub(super) const OLDEST: i32 = 12000;
 
 /// Every symbol of the driver that this backend calls, as cudarc spells it.

@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A huge page of x86-64 and of most others.
+#[cfg(any(test, target_os = "linux"))]
 const HUGE_PAGE: usize = 2 << 20;
 /// A cache line, and the widest vector.
 const LINE: usize = 64;
