@@ -156,8 +156,20 @@ pub struct LookedUp {
     pub corrections: *const i32,
 }
 
-/// int8 by look-ups, one vector: `(layout, tile, activations, far, out)`, `out` being 32 sums and `far` as for [`DirectFn`].
-pub type LookupFn = unsafe fn(&Layout, *const u8, LookedUp, usize, *mut f32);
+/// What a kernel reads, and what the caller wants after that.
+#[derive(Clone, Copy)]
+pub struct Stream {
+    /// The first byte.
+    pub at: *const u8,
+    /// What comes behind the last one.
+    pub then: *const u8,
+    /// As for [`DirectFn`].
+    pub far: usize,
+}
+
+/// int8 by look-ups, one vector: `(layout, first, count, stream, activations, out)`: groups `first..first + count` of a tile, which `stream` has
+/// and with which the activations begin, **added** to the 32 sums of `out`.
+pub type LookupFn = unsafe fn(&Layout, usize, usize, Stream, LookedUp, *mut f32);
 
 /// One bit with int8 activations by tables of what four columns can sum to, for one vector and many tiles: the bits of [`Int8Fn`],
 /// sooner.

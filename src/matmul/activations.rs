@@ -205,12 +205,13 @@ impl Int8 {
         Ok(())
     }
 
-    /// The one vector in tables, which [`Int8::tabulate`] made.
-    pub fn looked_up(&self) -> LookedUp {
+    /// The one vector in tables, which [`Int8::tabulate`] made, from sub-block `sub` and activation block `block` on.
+    pub fn looked_up(&self, sub: usize, block: usize) -> LookedUp {
+        let tables: &[u8] = bytemuck::cast_slice(self.tables.floats());
         LookedUp {
-            tables: self.tables.floats().as_ptr().cast(),
-            scales: self.scales.as_ptr(),
-            corrections: self.corrections.as_ptr(),
+            tables: tables[sub * LOOKUP_BYTES..].as_ptr(),
+            scales: self.scales[block..].as_ptr(),
+            corrections: self.corrections[block..].as_ptr(),
         }
     }
 

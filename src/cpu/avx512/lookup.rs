@@ -10,7 +10,7 @@
 
 use super::{prefetch, scales_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS};
-use crate::cpu::tile::{LOOKUP_BYTES, LookedUp, Lookups};
+use crate::cpu::tile::{LOOKUP_BYTES, LookedUp, Lookups, Stream};
 use std::arch::x86_64::*;
 
 /// The tables as a kernel set has them.
@@ -94,8 +94,28 @@ unsafe fn build(codes: *const i8, count: usize, tables: *mut u8) {
 /// # Safety
 /// AVX-512 with VNNI and VBMI; what the contract says.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni,avx512vbmi")]
-unsafe fn multiply(l: &Layout, tile: *const u8, x: LookedUp, far: usize, out: *mut f32) {
-    let mut p = tile;
+unsafe fn multiply(
+    l: &Layout,
+    first: usize,
+    count: usize,
+    stream: Stream,
+    x: LookedUp,
+    out: *mut f32,
+) {
+    let mut p = stream.at;
+    let group_bytes = l.group_offset(1);
+    // What lies beyond the last group lies from `then` on.
+    let end = p.wrapping_add(count * group_bytes);
+    let gap = (stream.then as isize).wrapping_sub(end as isize);
+    let last = first + count;
+    let inside = |ahead: usize| last - count.min(ahead.div_ceil(group_bytes));
+    let (near, far) = (AHEAD as isize, stream.far as isize);
+    let (a, b) = (inside(stream.far.max(AHEAD)), inside(AHEAD));
+    let stretches = [
+        (first..a, near, far),
+        (a..b, near, far.wrapping_add(gap)),
+        (b..last, near.wrapping_add(gap), far.wrapping_add(gap)),
+    ];
     let LookedUp {
         mut tables,
         mut scales,
@@ -109,47 +129,51 @@ unsafe fn multiply(l: &Layout, tile: *const u8, x: LookedUp, far: usize, out: *m
         let table_of_byte = _mm512_set1_epi32(0x3020_1000);
         let ones = _mm512_set1_epi8(1);
         let high_unit = _mm512_set1_epi8(-128);
-        let mut f = [_mm512_setzero_ps(); 2];
-        for g in 0..l.shape.groups {
-            let mut subs = l.group_subs(g);
-            let tail = p.add(subs * l.sub_bytes());
-            while subs > 0 {
-                let block = subs.min(l.block_subs);
-                subs -= block;
-                let mut sums = [_mm512_set1_epi32(*corrections); 2];
-                for _ in 0..block {
-                    let table = [0, 1, 2, 3].map(|i| _mm512_load_si512(tables.add(64 * i).cast()));
-                    for half in 0..2 {
-                        let v = _mm512_load_si512(p.add(64 * half).cast());
-                        let at = p.wrapping_add(64 * half);
-                        prefetch(at.wrapping_add(AHEAD), at.wrapping_add(far));
-                        // v & nibble | table
-                        let index = |v| _mm512_ternarylogic_epi32::<0xEA>(v, nibble, table_of_byte);
-                        let (first, second) = (index(v), index(_mm512_srli_epi16::<4>(v)));
-                        let low = _mm512_add_epi8(
-                            _mm512_permutexvar_epi8(first, table[0]),
-                            _mm512_permutexvar_epi8(second, table[2]),
-                        );
-                        let high = _mm512_add_epi8(
-                            _mm512_permutexvar_epi8(first, table[1]),
-                            _mm512_permutexvar_epi8(second, table[3]),
-                        );
-                        let sum = _mm512_dpbusd_epi32(sums[half], low, ones);
-                        sums[half] = _mm512_dpbusd_epi32(sum, high_unit, high);
+        let mut f = [_mm512_load_ps(out), _mm512_load_ps(out.add(16))];
+        for (groups, near, far) in stretches {
+            for g in groups {
+                let mut subs = l.group_subs(g);
+                let tail = p.add(subs * l.sub_bytes());
+                while subs > 0 {
+                    let block = subs.min(l.block_subs);
+                    subs -= block;
+                    let mut sums = [_mm512_set1_epi32(*corrections); 2];
+                    for _ in 0..block {
+                        let table =
+                            [0, 1, 2, 3].map(|i| _mm512_load_si512(tables.add(64 * i).cast()));
+                        for half in 0..2 {
+                            let v = _mm512_load_si512(p.add(64 * half).cast());
+                            let at = p.wrapping_add(64 * half);
+                            prefetch(at.wrapping_offset(near), at.wrapping_offset(far));
+                            // v & nibble | table
+                            let index =
+                                |v| _mm512_ternarylogic_epi32::<0xEA>(v, nibble, table_of_byte);
+                            let (first, second) = (index(v), index(_mm512_srli_epi16::<4>(v)));
+                            let low = _mm512_add_epi8(
+                                _mm512_permutexvar_epi8(first, table[0]),
+                                _mm512_permutexvar_epi8(second, table[2]),
+                            );
+                            let high = _mm512_add_epi8(
+                                _mm512_permutexvar_epi8(first, table[1]),
+                                _mm512_permutexvar_epi8(second, table[3]),
+                            );
+                            let sum = _mm512_dpbusd_epi32(sums[half], low, ones);
+                            sums[half] = _mm512_dpbusd_epi32(sum, high_unit, high);
+                        }
+                        p = p.add(l.sub_bytes());
+                        tables = tables.add(LOOKUP_BYTES);
                     }
-                    p = p.add(l.sub_bytes());
-                    tables = tables.add(LOOKUP_BYTES);
+                    let x = _mm512_set1_ps(*scales);
+                    for half in 0..2 {
+                        let scale = _mm512_mul_ps(scales_of_half(l, tail, half), x);
+                        f[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[half]), scale, f[half]);
+                    }
+                    scales = scales.add(1);
+                    corrections = corrections.add(1);
                 }
-                let x = _mm512_set1_ps(*scales);
-                for half in 0..2 {
-                    let scale = _mm512_mul_ps(scales_of_half(l, tail, half), x);
-                    f[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[half]), scale, f[half]);
-                }
-                scales = scales.add(1);
-                corrections = corrections.add(1);
+                prefetch(p.wrapping_offset(near), p.wrapping_offset(far));
+                p = p.add(l.tail_bytes());
             }
-            prefetch(p.wrapping_add(AHEAD), p.wrapping_add(far));
-            p = p.add(l.tail_bytes());
         }
         _mm512_store_ps(out, f[0]);
         _mm512_store_ps(out.add(16), f[1]);

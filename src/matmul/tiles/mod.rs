@@ -342,7 +342,8 @@ impl Tiles {
                 By::Amx(k) => tiles.amx_task(k, activations, plan.task(task), sums, out),
                 By::Lookups(k) => {
                     let part = plan.task(task);
-                    tiles.lookups_task(k, kernels.far(), activations, part, out);
+                    let sums = sums.floats_mut();
+                    tiles.lookups_task(k, kernels.far(), activations, part, sums, out);
                 }
                 By::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 By::Pairs(k) => {
@@ -609,7 +610,7 @@ impl By {
     fn scratch_floats(&self, plan: &Plan) -> usize {
         match self {
             By::Amx(_) => amx::scratch_floats(plan),
-            By::Lookups(_) => 0,
+            By::Lookups(_) => lookups::scratch_floats(plan),
             By::Tables(_) => tables::scratch_floats(plan),
             By::Pairs(_) => pairs::scratch_floats(plan),
             By::Tiles => plan.panel * TILE_ROWS,
