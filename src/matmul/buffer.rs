@@ -2,7 +2,9 @@
 //! them (Linux).
 
 use crate::error::{Error, Result};
+use bytemuck::Pod;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 #[cfg(target_os = "linux")]
@@ -237,31 +239,53 @@ impl Drop for Map {
     }
 }
 
-/// Floats in such memory.
-pub struct Floats(Buffer);
+/// Numbers in such memory.
+pub struct Array<T> {
+    bytes: Buffer,
+    of: PhantomData<T>,
+}
 
-impl Floats {
+/// Those that activations are.
+pub type Floats = Array<f32>;
+
+impl<T: Pod> Array<T> {
     /// `len` zeros.
     ///
     /// # Errors
-    /// `ERR_MEMORY`; `what` names the buffer in the message.
-    pub fn zeros(len: usize, what: &str) -> Result<Floats> {
-        let bytes = len.saturating_mul(size_of::<f32>());
-        Ok(Floats(Buffer::zeroed(bytes, what)?))
+    /// `ERR_MEMORY`; `what` names the array in the message.
+    pub fn zeros(len: usize, what: &str) -> Result<Array<T>> {
+        Ok(Array::new(Buffer::zeroed(Array::<T>::bytes(len), what)?))
+    }
+
+    /// `len` zeros in an arena.
+    ///
+    /// # Errors
+    /// As [`Array::zeros`].
+    pub fn zeros_in(arena: &Arena, len: usize, what: &str) -> Result<Array<T>> {
+        Ok(Array::new(arena.zeroed(Array::<T>::bytes(len), what)?))
+    }
+
+    fn bytes(len: usize) -> usize {
+        len.saturating_mul(size_of::<T>())
+    }
+
+    fn new(bytes: Buffer) -> Array<T> {
+        let of = PhantomData;
+        Array { bytes, of }
     }
 }
 
-impl Deref for Floats {
-    type Target = [f32];
+impl<T: Pod> Deref for Array<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
-        bytemuck::cast_slice(self.0.as_slice())
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(self.bytes.as_slice())
     }
 }
 
-impl DerefMut for Floats {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(self.0.as_mut_slice())
+impl<T: Pod> DerefMut for Array<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(self.bytes.as_mut_slice())
     }
 }
 

@@ -12,7 +12,7 @@ mod weights;
 mod workspace;
 
 pub use activations::Activations;
-pub use buffer::{Arena, Floats};
+pub use buffer::{Arena, Array, Floats};
 pub use tasks::Output;
 pub use weights::Weights;
 pub use workspace::Workspace;

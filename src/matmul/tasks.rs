@@ -140,6 +140,14 @@ impl<'a> Output<'a> {
         self.y[i].store(value.to_bits(), Ordering::Relaxed);
     }
 
+    /// Writes as many elements from `at` on as there are values.
+    #[inline]
+    pub fn set_all(&self, at: usize, values: impl ExactSizeIterator<Item = f32>) {
+        for (y, value) in self.y[at..][..values.len()].iter().zip(values) {
+            y.store(value.to_bits(), Ordering::Relaxed);
+        }
+    }
+
     /// Writes the elements from `at` on, by vectors: 32 relaxed stores stay 32 stores.
     ///
     /// # Safety
@@ -167,9 +175,7 @@ impl<'a> Output<'a> {
     #[cold]
     #[inline(never)]
     pub fn store_few(&self, at: usize, values: &[f32]) {
-        for (i, v) in values.iter().enumerate() {
-            self.set(at + i, *v);
-        }
+        self.set_all(at, values.iter().copied());
     }
 }
 

@@ -11,11 +11,17 @@ use std::sync::{Mutex, PoisonError};
 
 use super::architecture::Architecture;
 use super::cache::Layer;
+use crate::cpu;
 use crate::cpu::vector::{BLOCK, CHUNK, Cached, Chunk, ROWS, VectorKernels};
 use crate::error::Result;
 use crate::matmul::Output;
 use crate::memory;
 use crate::runtime::Shared;
+
+/// What kernels that mix values do not call for themselves, since they call for what lies ahead.
+const BEGINNING: usize = 4096;
+
+const LINE: usize = 64;
 
 /// What attention needs beside its operands.
 pub(super) struct Scratch {
@@ -208,30 +214,32 @@ impl<T: Cached> Attention<'_, T> {
         let queries = &t.queries[..padded * a.head_dim];
         let blocks = start / BLOCK..end.div_ceil(BLOCK);
         let at = blocks.start - c * (CHUNK / BLOCK);
-        for (before, keys) in self.layer.keys(head, blocks.clone()) {
-            self.kernels.scores(queries, keys, at + before, scores);
-        }
+        let values = start - c * CHUNK..end - c * CHUNK;
+        let values = self.layer.values(head, c, values);
+        // They are wanted when there are scores.
+        let lines = values.iter().step_by(LINE / size_of::<T>());
+        lines.take(BEGINNING / LINE).for_each(|v| cpu::call_for(v));
+        let keys = self.layer.keys(head, c, at..at + blocks.len());
+        self.kernels.scores(queries, keys, at, scores);
+        let from = c * CHUNK + at * BLOCK;
         for (r, scores) in scores.iter_mut().enumerate() {
+            let scores = &mut scores.0[at * BLOCK..][..blocks.len() * BLOCK];
             let seen = match rows.start + r {
                 row if row < rows.end => seen(row),
                 _ => 0..0,
             };
             if seen.is_empty() {
-                scores.0.fill(0.0);
+                scores.fill(0.0);
                 continue;
             }
             if let Some(cap) = a.attention_softcap {
-                let scores = &mut scores.0[at * BLOCK..][..blocks.len() * BLOCK];
                 self.kernels.softcap(scores, cap);
             }
-            let seen = seen.start - c * CHUNK..seen.end - c * CHUNK;
+            let seen = seen.start - from..seen.end - from;
             (t.part.largest[r], t.part.sums[r]) = self.kernels.softmax(scores, seen);
         }
-        for (before, values) in self.layer.values(head, start..end) {
-            let mixed = &mut t.part.mixed[..padded * width];
-            self.kernels
-                .mix(scores, start - c * CHUNK + before, values, mixed);
-        }
+        let mixed = &mut t.part.mixed[..padded * width];
+        self.kernels.mix(scores, start - c * CHUNK, values, mixed);
     }
 
     /// The queries of a tile, transposed; zeros where rows are missing.
@@ -254,9 +262,7 @@ impl<T: Cached> Attention<'_, T> {
         for (r, row) in self.rows(tile).enumerate() {
             let (at, factor) = (self.at(tile, row), 1.0 / sum.sums[r]);
             let mixed = &sum.mixed[r * width..][..self.architecture.head_dim];
-            for (i, v) in mixed.iter().enumerate() {
-                out.set(at + i, v * factor);
-            }
+            out.set_all(at, mixed.iter().map(|v| v * factor));
         }
     }
 

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use bytemuck::Zeroable;
 use half::f16;
 
 use super::architecture::Architecture;
 use super::options::Precision;
-use crate::cpu::vector::{BLOCK, Cached, VectorKernels};
+use crate::cpu::vector::{BLOCK, CHUNK, Cached, VectorKernels};
 use crate::error::{Error, Result};
+use crate::matmul::{Arena, Array};
 use crate::memory;
 
 /// The cache of all layers.
@@ -22,14 +22,14 @@ pub(super) enum Cache {
 
 /// Keys and values of a layer, in the form that the kernels read (see [`crate::cpu::vector`]).
 ///
-/// A position's slot is the position modulo the number of slots, a multiple of [`BLOCK`]: a block of positions is a block of
-/// slots.
+/// A position's chunk is the position over [`CHUNK`] modulo the number of chunks. The chunks of all layers that hold the first positions lie
+/// side by side, then those of the next ones: the whole cache lies in huge pages, and in few of them as long as a sequence is short. With an
+/// allocation of the system's small pages for each layer, attention over 450 to 512 positions took 2.2 ms a token of 22 layers, and
+/// 1.6 in huge pages (one thread of an Emerald Rapids core).
 pub(super) struct Layer<T> {
-    /// `(kv_heads, slots / BLOCK, head_dim, BLOCK)`
-    keys: Vec<T>,
-    /// `(kv_heads, slots, width)`
-    values: Vec<T>,
-    slots: usize,
+    /// Of a chunk the keys `(kv_heads, CHUNK / BLOCK, head_dim, BLOCK)`, then the values `(kv_heads, CHUNK, width)`.
+    chunks: Vec<Array<T>>,
+    heads: usize,
     head_dim: usize,
     /// A head of values, rounded up to whole vectors.
     width: usize,
@@ -54,12 +54,15 @@ impl Cache {
 
     /// Slots of the layer with the fewest.
     pub fn least_slots(&self) -> usize {
-        let here = |slots: &usize| *slots > 0;
-        let slots = match self {
-            Cache::F16(layers) => layers.iter().map(|l| l.slots).filter(here).min(),
-            Cache::F32(layers) => layers.iter().map(|l| l.slots).filter(here).min(),
+        fn least<T>(layers: &[Layer<T>]) -> Option<usize> {
+            let chunks = layers.iter().map(|l| l.chunks.len());
+            chunks.filter(|chunks| *chunks > 0).min()
+        }
+        let chunks = match self {
+            Cache::F16(layers) => least(layers),
+            Cache::F32(layers) => least(layers),
         };
-        slots.unwrap_or(usize::MAX)
+        chunks.map_or(usize::MAX, |chunks| chunks * CHUNK)
     }
 
     pub fn precision(&self) -> &'static str {
@@ -84,78 +87,93 @@ pub(super) fn slots_of(window: Option<usize>, context: usize, block: usize) -> O
     slots.checked_next_multiple_of(BLOCK)
 }
 
-fn layers<T: Cached + Zeroable>(
+fn layers<T: Cached>(
     a: &Architecture,
     context: usize,
     block: usize,
     elsewhere: usize,
 ) -> Result<Vec<Layer<T>>> {
+    let none = || {
+        Error::memory(format!(
+            "no memory for keys and values of a context of {context} positions"
+        ))
+    };
     let width = a.head_dim.next_multiple_of(16);
-    let layer = |(i, window): (usize, &Option<usize>)| {
+    let mut chunks = memory::with_capacity(a.layers, "a cache")?;
+    let mut layers = memory::with_capacity(a.layers, "a cache")?;
+    for (i, window) in a.windows.iter().enumerate() {
         let slots = match i < elsewhere {
-            true => Some(0),
-            false => slots_of(*window, context, block),
+            true => 0,
+            false => slots_of(*window, context, block).ok_or_else(none)?,
         };
-        // Zeroed by the system, so that positions that are never fed cost nothing.
-        let zeroed = |width: usize| {
-            slots
-                .and_then(|slots| slots.checked_mul(a.kv_heads * width))
-                .and_then(|len| bytemuck::allocation::try_zeroed_vec(len).ok())
-                .ok_or_else(|| {
-                    Error::memory(format!(
-                        "no memory for keys and values of a context of {context} positions"
-                    ))
-                })
-        };
-        Ok(Layer {
-            keys: zeroed(a.head_dim)?,
-            values: zeroed(width)?,
-            slots: slots.expect("there was memory for so many"),
+        chunks.push(slots.div_ceil(CHUNK));
+        layers.push(Layer {
+            chunks: memory::with_capacity(slots.div_ceil(CHUNK), "a cache")?,
+            heads: a.kv_heads,
             head_dim: a.head_dim,
             width,
             narrowed: memory::filled(a.head_dim, T::zeroed(), "a narrowed key")?,
-        })
-    };
-    a.windows.iter().enumerate().map(layer).collect()
+        });
+    }
+    let arena = Arena::default();
+    let len = CHUNK * a.kv_heads * (a.head_dim + width);
+    for c in 0..chunks.iter().copied().max().unwrap_or(0) {
+        for (layer, _) in layers.iter_mut().zip(&chunks).filter(|(_, n)| c < **n) {
+            let chunk = Array::zeros_in(&arena, len, "keys and values");
+            layer.chunks.push(chunk.map_err(|_| none())?);
+        }
+    }
+    Ok(layers)
 }
 
 impl<T: Cached> Layer<T> {
     fn bytes(&self) -> usize {
-        size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())
+        self.chunks.iter().map(|c| size_of_val(&**c)).sum()
+    }
+
+    /// Elements of the keys of a chunk.
+    fn chunk_keys(&self) -> usize {
+        self.heads * CHUNK * self.head_dim
     }
 
     /// Keeps the keys and values of the positions from `first` on: `(n, kv_heads, head_dim)` each.
     pub fn keep(&mut self, k: &VectorKernels, first: usize, keys: &[f32], values: &[f32]) {
-        let (dim, heads) = (self.head_dim, self.values.len() / (self.slots * self.width));
+        let (dim, heads, width) = (self.head_dim, self.heads, self.width);
+        let chunk_keys = self.chunk_keys();
+        let chunks = self.chunks.len();
         for (i, (key, value)) in keys
             .chunks_exact(dim)
             .zip(values.chunks_exact(dim))
             .enumerate()
         {
-            let (slot, head) = ((first + i / heads) % self.slots, i % heads);
-            let to = &mut self.values[(head * self.slots + slot) * self.width..][..dim];
-            T::narrow(k, value, to);
+            let (position, head) = (first + i / heads, i % heads);
+            let at = head * CHUNK + position % CHUNK;
+            let chunk = &mut self.chunks[position / CHUNK % chunks];
+            let (keys, values) = chunk.split_at_mut(chunk_keys);
+            T::narrow(k, value, &mut values[at * width..][..dim]);
             T::narrow(k, key, &mut self.narrowed);
-            let at = (head * self.slots + slot / BLOCK * BLOCK) * dim + slot % BLOCK;
-            let to = self.keys[at..].iter_mut().step_by(BLOCK);
-            for (to, &key) in to.zip(&self.narrowed) {
-                *to = key;
+            let block = &mut keys[at / BLOCK * BLOCK * dim..][..BLOCK * dim];
+            for (column, &key) in block.chunks_exact_mut(BLOCK).zip(&self.narrowed) {
+                column[at % BLOCK] = key;
             }
         }
     }
 
-    /// Keys of a head: those of the blocks of positions in `blocks`, which are at most as many as there are slots for, in
-    /// at most two parts, with the number of blocks before each.
-    pub fn keys(&self, head: usize, blocks: Range<usize>) -> [(usize, &[T]); 2] {
-        let size = BLOCK * self.head_dim;
-        let keys = &self.keys[head * self.slots * self.head_dim..][..self.slots * self.head_dim];
-        parts(keys, size, blocks)
+    /// Keys of a head: those of some blocks of a chunk of positions.
+    pub fn keys(&self, head: usize, chunk: usize, blocks: Range<usize>) -> &[T] {
+        let block = BLOCK * self.head_dim;
+        let keys = &self.chunk(chunk)[head * CHUNK * self.head_dim..];
+        &keys[blocks.start * block..blocks.end * block]
     }
 
-    /// Values of a head, as [`Layer::keys`], by positions.
-    pub fn values(&self, head: usize, positions: Range<usize>) -> [(usize, &[T]); 2] {
-        let values = &self.values[head * self.slots * self.width..][..self.slots * self.width];
-        parts(values, self.width, positions)
+    /// Values of a head: those of some positions of a chunk.
+    pub fn values(&self, head: usize, chunk: usize, positions: Range<usize>) -> &[T] {
+        let values = &self.chunk(chunk)[self.chunk_keys() + head * CHUNK * self.width..];
+        &values[positions.start * self.width..positions.end * self.width]
+    }
+
+    fn chunk(&self, chunk: usize) -> &[T] {
+        &self.chunks[chunk % self.chunks.len()]
     }
 
     /// The width of a head of values.
@@ -164,31 +182,50 @@ impl<T: Cached> Layer<T> {
     }
 }
 
-/// The items of `range` in a ring of items of `size` elements.
-fn parts<T>(ring: &[T], size: usize, range: Range<usize>) -> [(usize, &[T]); 2] {
-    let slots = ring.len() / size;
-    let from = range.start % slots;
-    let straight = range.len().min(slots - from);
-    let rest = range.len() - straight;
-    [
-        (0, &ring[from * size..(from + straight) * size]),
-        (straight, &ring[..rest * size]),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
-    use super::parts;
+    use super::*;
+    use crate::cpu::Isa;
+
+    /// Two heads of keys 5 wide, with room for so many chunks.
+    fn layer(chunks: usize) -> Layer<f32> {
+        let (heads, head_dim, width) = (2, 5, 16);
+        let len = CHUNK * heads * (head_dim + width);
+        let chunk = |_| Array::zeros(len, "a test").unwrap();
+        Layer {
+            chunks: (0..chunks).map(chunk).collect(),
+            heads,
+            head_dim,
+            width,
+            narrowed: vec![0.0; head_dim],
+        }
+    }
 
     #[test]
-    fn a_ring_is_read_in_at_most_two_parts() {
-        let ring: Vec<usize> = (0..10).collect();
-        for start in 0..12 {
-            for len in 0..=5 {
-                let [(zero, a), (before, b)] = parts(&ring, 2, start..start + len);
-                assert_eq!((zero, before * 2), (0, a.len()));
-                let expected: Vec<usize> = (start * 2..(start + len) * 2).map(|i| i % 10).collect();
-                assert_eq!([a, b].concat(), expected);
+    fn a_ring_gives_the_positions_that_were_kept_last() {
+        let k = VectorKernels::for_isa(Isa::Scalar).unwrap();
+        let mut layer = layer(3);
+        let fed = 4 * CHUNK + 100;
+        let value = |position: usize, head: usize, i: usize| (position * 10 + head * 5 + i) as f32;
+        for first in (0..fed).step_by(70) {
+            let positions = first..fed.min(first + 70);
+            let keys: Vec<f32> = positions
+                .flat_map(|p| (0..10).map(move |i| value(p, i / 5, i % 5)))
+                .collect();
+            let values: Vec<f32> = keys.iter().map(|k| -k).collect();
+            layer.keep(&k, first, &keys, &values);
+        }
+        for position in fed - 2 * CHUNK..fed {
+            let (chunk, at) = (position / CHUNK, position % CHUNK);
+            for head in 0..2 {
+                let keys = layer.keys(head, chunk, at / BLOCK..at / BLOCK + 1);
+                let found: Vec<f32> = (0..5).map(|i| keys[i * BLOCK + at % BLOCK]).collect();
+                let expected: Vec<f32> = (0..5).map(|i| value(position, head, i)).collect();
+                assert_eq!(found, expected, "key of {position}, {head}");
+                let values = layer.values(head, chunk, at..at + 1);
+                let expected: Vec<f32> = expected.iter().map(|v| -v).collect();
+                assert_eq!(values[..5], expected, "value of {position}, {head}");
+                assert!(values[5..].iter().all(|&v| v == 0.0));
             }
         }
     }

@@ -78,9 +78,8 @@ fn products<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
 
 /// See [`super::VectorKernels::softmax`].
 #[inline(always)]
-pub(super) fn softmax<L: Lanes>(l: L, chunk: &mut Chunk, first: usize, end: usize) -> (f32, f32) {
+pub(super) fn softmax<L: Lanes>(l: L, s: &mut [f32], first: usize, end: usize) -> (f32, f32) {
     let blocks = first / BLOCK..end.div_ceil(BLOCK);
-    let s = &mut chunk.0;
     s[..blocks.start * BLOCK].fill(0.0);
     s[blocks.start * BLOCK..first].fill(f32::NEG_INFINITY);
     s[end..blocks.end * BLOCK].fill(f32::NEG_INFINITY);
@@ -102,6 +101,9 @@ pub(super) fn softmax<L: Lanes>(l: L, chunk: &mut Chunk, first: usize, end: usiz
 }
 
 /// See [`super::VectorKernels::mix`]; `B` times 16 elements and `S` rows at a time.
+///
+/// Some positions at a time, whose values then stay in the first-level cache while all elements and rows pass, each calling for those that it will
+/// want next. With all positions at a time the first pass waited for memory, and the others then calculated while memory rested.
 #[inline(always)]
 pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
     l: L,
@@ -111,22 +113,28 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: us
     out: &mut [f32],
 ) {
     let width = out.len() / R;
-    for row in (0..R).step_by(S) {
-        let p: &[Chunk; S] = p[row..].first_chunk().expect("a chunk for each row");
-        let out = &mut out[row * width..][..S * width];
-        let mut c = 0;
-        while c + 16 * B <= width {
-            columns::<L, T, S, B>(l, p, at, values, c, row == 0 && c == 0, out);
-            c += 16 * B;
-        }
-        while c < width {
-            columns::<L, T, S, 1>(l, p, at, values, c, row == 0 && c == 0, out);
-            c += 16;
+    let positions = (AHEAD / (width * size_of::<T>())).max(1);
+    for (i, values) in values.chunks(positions * width).enumerate() {
+        let at = at + i * positions;
+        for row in (0..R).step_by(S) {
+            // One row calls for what all want; the others for what they work on, which changes nothing.
+            let ahead = if row == 0 { AHEAD } else { 0 };
+            let p: &[Chunk; S] = p[row..].first_chunk().expect("a chunk for each row");
+            let out = &mut out[row * width..][..S * width];
+            let mut c = 0;
+            while c + 16 * B <= width {
+                columns::<L, T, S, B>(l, p, at, values, c, ahead, out);
+                c += 16 * B;
+            }
+            while c < width {
+                columns::<L, T, S, 1>(l, p, at, values, c, ahead, out);
+                c += 16;
+            }
         }
     }
 }
 
-/// The columns from `c` on; the `first` to pass calls for all the others too, whose turn comes when the chunk is in a cache.
+/// The columns from `c` on.
 #[inline(always)]
 fn columns<L: Lanes, T: Wide, const S: usize, const B: usize>(
     l: L,
@@ -134,11 +142,10 @@ fn columns<L: Lanes, T: Wide, const S: usize, const B: usize>(
     at: usize,
     values: &[T],
     c: usize,
-    first: bool,
+    ahead: usize,
     out: &mut [f32],
 ) {
     let width = out.len() / S;
-    let ahead = if first { width * size_of::<T>() } else { 0 };
     let mut sums = [[l.splat(0.0); S]; B];
     for b in 0..B {
         for r in 0..S {
@@ -151,11 +158,11 @@ fn columns<L: Lanes, T: Wide, const S: usize, const B: usize>(
     let positions = at..at + values.len() / width;
     assert!(positions.end <= CHUNK);
     for (i, values) in positions.zip(values.chunks_exact(width)) {
-        let next = values.as_ptr().cast::<u8>().wrapping_add(AHEAD);
-        for line in (0..ahead).step_by(LINE) {
+        let values: &[[T; 16]] = values[c..c + 16 * B].as_chunks().0;
+        let next = values.as_ptr().cast::<u8>().wrapping_add(ahead);
+        for line in (0..16 * B * size_of::<T>()).step_by(LINE) {
             l.prefetch(next.wrapping_add(line));
         }
-        let values: &[[T; 16]] = values[c..c + 16 * B].as_chunks().0;
         for b in 0..B {
             let v = T::load(l, &values[b]);
             for r in 0..S {

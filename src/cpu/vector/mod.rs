@@ -34,6 +34,7 @@ mod tests;
 use std::fmt;
 use std::ops::Range;
 
+use bytemuck::Pod;
 use half::f16;
 
 use super::Isa;
@@ -63,7 +64,7 @@ struct Table {
     isa: Isa,
     scores: ([Scores<f32>; 4], [Scores<f16>; 4]),
     mix: ([Mix<f32>; 4], [Mix<f16>; 4]),
-    softmax: unsafe fn(&mut Chunk, usize, usize) -> (f32, f32),
+    softmax: unsafe fn(&mut [f32], usize, usize) -> (f32, f32),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     silu_times: unsafe fn(&mut [f32], &[f32]),
     gelu_times: unsafe fn(&mut [f32], &[f32]),
@@ -72,7 +73,7 @@ struct Table {
 }
 
 /// What a key/value cache holds.
-pub trait Cached: Copy + Send + Sync + 'static {
+pub trait Cached: Pod + Send + Sync {
     #[doc(hidden)]
     fn scores(k: &VectorKernels, width: usize) -> Scores<Self>;
     #[doc(hidden)]
@@ -160,12 +161,13 @@ impl VectorKernels {
         unsafe { T::scores(self, width)(q, keys, at, out) }
     }
 
-    /// Turns the scores of positions `seen` of a chunk, at least one, into `exp(score - largest)`, all others into 0; gives the largest
-    /// score and the sum.
-    pub fn softmax(&self, chunk: &mut Chunk, seen: Range<usize>) -> (f32, f32) {
-        assert!(seen.start < seen.end && seen.end <= CHUNK);
+    /// Turns the scores of positions `seen`, at least one of whole blocks, into `exp(score - largest)`, all others into 0; gives the
+    /// largest score and the sum.
+    pub fn softmax(&self, scores: &mut [f32], seen: Range<usize>) -> (f32, f32) {
+        assert!(seen.start < seen.end && seen.end <= scores.len());
+        assert!(scores.len().is_multiple_of(BLOCK));
         // SAFETY: `self` exists, so the processor has the level (`for_isa`).
-        unsafe { (self.table.softmax)(chunk, seen.start, seen.end) }
+        unsafe { (self.table.softmax)(scores, seen.start, seen.end) }
     }
 
     /// Adds values weighted with probabilities: `out[r] += sum of p[r][at + i] * values[i]`.
@@ -242,8 +244,8 @@ macro_rules! vector_table {
         }
 
         $(#[$features])?
-        fn softmax(chunk: &mut Chunk, first: usize, end: usize) -> (f32, f32) {
-            attention::softmax($proof, chunk, first, end)
+        fn softmax(scores: &mut [f32], first: usize, end: usize) -> (f32, f32) {
+            attention::softmax($proof, scores, first, end)
         }
 
         $(#[$features])?

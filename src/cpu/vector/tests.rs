@@ -107,7 +107,10 @@ fn a_row_is_the_same_whatever_is_beside_it() {
                 .collect();
             let mut chunks = vec![Chunk([0.0; CHUNK]); rows];
             k.scores(&q, &keys, 0, &mut chunks);
-            let ends: Vec<_> = chunks.iter_mut().map(|c| k.softmax(c, 3..70)).collect();
+            let ends: Vec<_> = chunks
+                .iter_mut()
+                .map(|c| k.softmax(&mut c.0, 3..70))
+                .collect();
             let mut mixed = vec![0.0; rows * 32];
             // More positions than the row sees, then exactly those.
             match rows {
@@ -160,7 +163,7 @@ fn a_softmax_over_what_is_seen() {
         let expected: Vec<f64> = wide.iter().map(|s| (s - top).exp()).collect();
         for k in levels() {
             let mut p = scores;
-            let (largest, sum) = k.softmax(&mut p, seen.clone());
+            let (largest, sum) = k.softmax(&mut p.0, seen.clone());
             assert_eq!(f64::from(largest), top);
             assert!(
                 error(&p.0[seen.clone()], &expected) < 1e-6,
@@ -176,9 +179,9 @@ fn a_softmax_over_what_is_seen() {
     }
     for k in levels() {
         let mut lost = Chunk([f32::NEG_INFINITY; CHUNK]);
-        assert_eq!(k.softmax(&mut lost, 0..9).1, 0.0);
+        assert_eq!(k.softmax(&mut lost.0, 0..9).1, 0.0);
         let mut wrong = Chunk([f32::NAN; CHUNK]);
-        assert!(k.softmax(&mut wrong, 0..9).1.is_nan());
+        assert!(k.softmax(&mut wrong.0, 0..9).1.is_nan());
     }
 }
 
@@ -235,7 +238,7 @@ fn exponentials_over_the_whole_range() {
             let x = i as f32 * 0.01;
             let mut s = Chunk([x; CHUNK]);
             s.0[0] = 0.0;
-            k.softmax(&mut s, 0..20);
+            k.softmax(&mut s.0, 0..20);
             let (found, expected) = (f64::from(s.0[19]), f64::from(x).exp());
             assert!(
                 (found - expected).abs() <= 3e-7 * expected + 2e-38,
@@ -277,7 +280,7 @@ fn every_level_gives_the_same_bits() {
         let keys: Vec<f16> = x[..320].iter().map(|&v| f16::from_f32(v)).collect();
         let mut chunks = [Chunk([0.0; CHUNK]); 2];
         k.scores(&up[..40], &keys, 0, &mut chunks);
-        k.softmax(&mut chunks[0], 1..15);
+        k.softmax(&mut chunks[0].0, 1..15);
         k.mix(&chunks, 0, &keys[..256], &mut a[..32]);
         [a, b, c]
             .concat()
