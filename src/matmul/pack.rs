@@ -1,5 +1,6 @@
 //! Between the form of the ABI and tiles, both ways, a tile at a time so that threads can share the work.
 
+use crate::cpu::call_for;
 use crate::cpu::layout::{
     Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind, deinterleave, interleave,
 };
@@ -47,6 +48,9 @@ fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile
     }
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Writes a sub-block, or as many of its columns as there are; `rows` are the bytes of whole rows.
 fn pack_sub<const BITS: usize>(
     bits: Bits,
@@ -66,6 +70,11 @@ fn pack_sub<const BITS: usize>(
     if packing == Packing::Msb && whole {
         let at = columns.start / (8 / BITS);
         for (r, bytes) in rows.iter().enumerate() {
+            // The line at this place of the next tile, if rows lie one behind the other: 32 streams are more than a processor foresees. Opening
+            // 619 MB at 4 bits took 0.376 s without and 0.359 with it (medians of ten in turn).
+            if at.is_multiple_of(LINE) {
+                call_for(bytes.as_ptr().wrapping_add(at + TILE_ROWS * bytes.len()));
+            }
             write(r, interleave(&bytes[at..at + 4 * BITS]));
         }
     } else {
