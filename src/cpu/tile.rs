@@ -168,7 +168,7 @@ pub struct Stream {
 }
 
 /// int8 by look-ups, one vector: `(layout, first, count, stream, activations, out)`: groups `first..first + count` of a tile, which `stream` has
-/// and with which the activations begin, **added** to the 32 sums of `out`.
+/// and with which the activations begin, **added** to the 32 sums of `out`, which is aligned to 64 bytes.
 pub type LookupFn = unsafe fn(&Layout, usize, usize, Stream, LookedUp, *mut f32);
 
 /// One bit with int8 activations by tables of what four columns can sum to, for one vector and many tiles: the bits of [`Int8Fn`],

@@ -104,25 +104,46 @@ fn no_memory(len: usize, what: &str) -> Error {
 ///
 /// With a map for each matrix of 1 MiB and more, rounded up to huge pages, and the allocator for the others, a model of 619 MB at 4 bits
 /// took 858 MB, one of 155 MB at 1 bit 208.
-#[derive(Default)]
 pub struct Arena {
+    /// Bytes that it maps at once. Those that nobody touches take no memory.
+    #[cfg(target_os = "linux")]
+    at_once: usize,
     /// What the next buffers come from, if there is one.
     #[cfg(target_os = "linux")]
     block: Mutex<Option<Block>>,
 }
 
+impl Default for Arena {
+    fn default() -> Arena {
+        Arena::of(usize::MAX)
+    }
+}
+
 impl Arena {
+    /// For so many bytes in all, about: few have no huge page to share.
+    pub fn of(bytes: usize) -> Arena {
+        Arena {
+            #[cfg(target_os = "linux")]
+            at_once: bytes.min(BLOCK),
+            #[cfg(target_os = "linux")]
+            block: Mutex::new(None),
+        }
+    }
+
     /// `len` zero bytes, as [`Buffer::zeroed`].
     ///
     /// # Errors
     /// As there.
     #[cfg(target_os = "linux")]
     pub fn zeroed(&self, len: usize, what: &str) -> Result<Buffer> {
+        if self.at_once < HUGE_PAGE / 2 {
+            return Buffer::zeroed(len, what);
+        }
         let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(buffer) = block.as_mut().and_then(|block| block.take(len)) {
             return Ok(buffer);
         }
-        let new = Block::new(len.max(BLOCK)).or_else(|| Block::new(len));
+        let new = Block::new(len.max(self.at_once)).or_else(|| Block::new(len));
         let mut new = new.ok_or_else(|| no_memory(len, what))?;
         let buffer = new.take(len).ok_or_else(|| no_memory(len, what))?;
         // The one with more room serves the next.
@@ -142,7 +163,7 @@ impl Arena {
     }
 }
 
-/// Bytes that an arena maps at once. Those that nobody touches take no memory.
+/// Bytes that an arena maps at once at most.
 #[cfg(target_os = "linux")]
 const BLOCK: usize = 64 << 20;
 

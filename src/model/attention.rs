@@ -12,14 +12,11 @@ use std::sync::{Mutex, PoisonError};
 use super::architecture::Architecture;
 use super::cache::Layer;
 use crate::cpu;
-use crate::cpu::vector::{BLOCK, CHUNK, Cached, Chunk, ROWS, VectorKernels};
+use crate::cpu::vector::{AHEAD, BLOCK, CHUNK, Cached, Chunk, ROWS, VectorKernels};
 use crate::error::Result;
 use crate::matmul::Output;
 use crate::memory;
 use crate::runtime::Shared;
-
-/// What kernels that mix values do not call for themselves, since they call for what lies ahead.
-const BEGINNING: usize = 4096;
 
 const LINE: usize = 64;
 
@@ -217,8 +214,7 @@ impl<T: Cached> Attention<'_, T> {
         let values = start - c * CHUNK..end - c * CHUNK;
         let values = self.layer.values(head, c, values);
         // They are wanted when there are scores.
-        let lines = values.iter().step_by(LINE / size_of::<T>());
-        lines.take(BEGINNING / LINE).for_each(|v| cpu::call_for(v));
+        call_for_beginning(values);
         let keys = self.layer.keys(head, c, at..at + blocks.len());
         self.kernels.scores(queries, keys, at, scores);
         let from = c * CHUNK + at * BLOCK;
@@ -311,6 +307,12 @@ impl<T: Cached> Attention<'_, T> {
     fn least(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
+}
+
+/// Calls for what a kernel does not call for itself, since it calls for what lies ahead.
+fn call_for_beginning<T>(of: &[T]) {
+    let lines = of.iter().step_by(LINE / size_of::<T>());
+    lines.take(AHEAD / LINE).for_each(|v| cpu::call_for(v));
 }
 
 /// Runs the tasks on at most `members` threads, each with its own scratch.

@@ -23,7 +23,7 @@ pub(super) enum Cache {
 /// Keys and values of a layer, in the form that the kernels read (see [`crate::cpu::vector`]).
 ///
 /// A position's chunk is the position over [`CHUNK`] modulo the number of chunks. The chunks of all layers that hold the first positions lie
-/// side by side, then those of the next ones: the whole cache lies in huge pages, and in few of them as long as a sequence is short. With an
+/// side by side, then those of the next ones: the whole cache lies in huge pages, and in no more than a chunk has as long as a sequence is short. With an
 /// allocation of the system's small pages for each layer, attention over 450 to 512 positions took 2.2 ms a token of 22 layers, and
 /// 1.6 in huge pages (one thread of an Emerald Rapids core).
 pub(super) struct Layer<T> {
@@ -115,9 +115,15 @@ fn layers<T: Cached>(
             narrowed: memory::filled(a.head_dim, T::zeroed(), "a narrowed key")?,
         });
     }
-    let arena = Arena::default();
     let len = CHUNK * a.kv_heads * (a.head_dim + width);
-    for c in 0..chunks.iter().copied().max().unwrap_or(0) {
+    let most = chunks.iter().copied().max().unwrap_or(0);
+    // What the system does not have for a layer in one piece is refused before it is mapped in many.
+    Array::<T>::zeros(most.saturating_mul(len), "keys and values").map_err(|_| none())?;
+    let all = chunks
+        .iter()
+        .map(|n| n.saturating_mul(len * size_of::<T>()));
+    let arena = Arena::of(all.fold(0, usize::saturating_add));
+    for c in 0..most {
         for (layer, _) in layers.iter_mut().zip(&chunks).filter(|(_, n)| c < **n) {
             let chunk = Array::zeros_in(&arena, len, "keys and values");
             layer.chunks.push(chunk.map_err(|_| none())?);
@@ -186,6 +192,9 @@ impl<T: Cached> Layer<T> {
 mod tests {
     use super::*;
     use crate::cpu::Isa;
+    use crate::error::Status;
+    use crate::model::source::Source;
+    use std::path::Path;
 
     /// Two heads of keys 5 wide, with room for so many chunks.
     fn layer(chunks: usize) -> Layer<f32> {
@@ -198,6 +207,43 @@ mod tests {
             head_dim,
             width,
             narrowed: vec![0.0; head_dim],
+        }
+    }
+
+    /// A model whose layers see windows and everything in turns.
+    fn gemma2() -> Architecture {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/gemma2");
+        let source = Source::open(&folder, true).unwrap();
+        source.architecture().clone()
+    }
+
+    #[test]
+    fn layers_have_chunks_for_what_they_see() {
+        let a = gemma2();
+        assert!(a.windows.iter().any(Option::is_some) && a.windows.iter().any(Option::is_none));
+        for (context, windowed, whole) in [(1, 1, 1), (300, 2, 2), (1000, 2, 4), (1025, 2, 5)] {
+            let all = layers::<f16>(&a, context, 256, 1).unwrap();
+            assert!(all[0].chunks.is_empty());
+            for (layer, window) in all.iter().zip(&a.windows).skip(1) {
+                let expected = window.map_or(whole, |_| windowed);
+                assert_eq!(layer.chunks.len(), expected, "{context} {window:?}");
+            }
+            let cache = Cache::F16(all);
+            assert_eq!(cache.least_slots(), windowed.min(whole) * CHUNK);
+        }
+    }
+
+    #[test]
+    fn a_context_beyond_all_memory_is_refused_at_once() {
+        let mut contexts = vec![1 << 50, usize::MAX];
+        // Elsewhere the system may promise what it does not have.
+        let promises = std::fs::read_to_string("/proc/sys/vm/overcommit_memory");
+        if promises.is_ok_and(|p| p.trim() == "0") {
+            contexts.push(1 << 40);
+        }
+        for context in contexts {
+            let e = Cache::new(&gemma2(), Precision::F16, context, 256, 0);
+            assert_eq!(e.err().unwrap().status(), Status::Memory, "{context}");
         }
     }
 

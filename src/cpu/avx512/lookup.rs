@@ -104,17 +104,18 @@ unsafe fn multiply(
 ) {
     let mut p = stream.at;
     let group_bytes = l.group_offset(1);
-    // What lies beyond the last group lies from `then` on.
-    let end = p.wrapping_add(count * group_bytes);
-    let gap = (stream.then as isize).wrapping_sub(end as isize);
+    // What lies beyond the last group lies from `then` on: of whole groups, the last of which may reach into the gap.
+    let bytes = l.group_offset(first + count).min(l.tile_bytes()) - l.group_offset(first);
+    let gap = (stream.then as isize).wrapping_sub(p.wrapping_add(bytes) as isize);
     let last = first + count;
     let inside = |ahead: usize| last - count.min(ahead.div_ceil(group_bytes));
     let (near, far) = (AHEAD as isize, stream.far as isize);
+    let farther = if far == 0 { 0 } else { far.wrapping_add(gap) };
     let (a, b) = (inside(stream.far.max(AHEAD)), inside(AHEAD));
     let stretches = [
         (first..a, near, far),
-        (a..b, near, far.wrapping_add(gap)),
-        (b..last, near.wrapping_add(gap), far.wrapping_add(gap)),
+        (a..b, near, farther),
+        (b..last, near.wrapping_add(gap), farther),
     ];
     let LookedUp {
         mut tables,
@@ -122,7 +123,7 @@ unsafe fn multiply(
         mut corrections,
     } = x;
     // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, which are two vectors each,
-    // its tail, the next group; four vectors of tables a sub-block; a scale and a correction a block. `out` is 32 floats.
+    // its tail, the next group; four vectors of tables a sub-block; a scale and a correction a block. `out` is 32 floats, aligned.
     // Prefetches may name any address.
     unsafe {
         let nibble = _mm512_set1_epi8(15);

@@ -8,7 +8,7 @@ use super::{BLOCK, CHUNK, Chunk};
 
 /// Bytes that are called for ahead, or a little more: less than 2 KB comes too late, and what is called for beyond the last position
 /// is read for nothing.
-const AHEAD: usize = 4096;
+pub const AHEAD: usize = 4096;
 
 const LINE: usize = 64;
 
@@ -113,7 +113,7 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: us
     out: &mut [f32],
 ) {
     let width = out.len() / R;
-    let positions = (AHEAD / (width * size_of::<T>())).max(1);
+    let positions = (AHEAD / (width * size_of::<T>()).max(1)).max(1);
     for (i, values) in values.chunks(positions * width).enumerate() {
         let at = at + i * positions;
         for row in (0..R).step_by(S) {

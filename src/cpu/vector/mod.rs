@@ -37,6 +37,8 @@ use std::ops::Range;
 use bytemuck::Pod;
 use half::f16;
 
+pub use attention::AHEAD;
+
 use super::Isa;
 
 /// Positions whose keys are transposed together, and the granule of everything here.
