@@ -121,6 +121,10 @@ impl Default for Arena {
 
 impl Arena {
     /// For so many bytes in all, about: few have no huge page to share.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(unused_variables, reason = "the allocator serves one by one")
+    )]
     pub fn of(bytes: usize) -> Arena {
         Arena {
             #[cfg(target_os = "linux")]
