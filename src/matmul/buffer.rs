@@ -33,7 +33,7 @@ enum Origin {
     /// A map that lives as long as what lies in it. Memory of its own, because the allocator zeroes what it aligns by writing to it,
     /// and a page that was written to before the advice is a small one for good (a model of 0.6 GB had 16 MB in huge pages).
     #[cfg(target_os = "linux")]
-    #[expect(dead_code, reason = "held, not read")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "held, not read"))]
     Map(Arc<Map>),
 }
 
@@ -355,6 +355,24 @@ mod tests {
                 [at(2), at(3), at(4)],
                 [at(0) + 128, at(0) + 192, at(3) + (5 << 20)]
             );
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_arena_for_little_maps_nothing_huge() {
+        for (bytes, mapped) in [
+            (1000, None),
+            (3 << 20, Some(4 << 20)),
+            (1 << 40, Some(BLOCK)),
+        ] {
+            let arena = Arena::of(bytes);
+            let buffer = arena.zeroed(1000, "a test").unwrap();
+            let found = match &buffer.origin {
+                Origin::Heap(_) => None,
+                Origin::Map(map) => Some(map.len),
+            };
+            assert_eq!(found, mapped, "{bytes}");
         }
     }
 

@@ -11,14 +11,11 @@ use std::sync::{Mutex, PoisonError};
 
 use super::architecture::Architecture;
 use super::cache::Layer;
-use crate::cpu;
-use crate::cpu::vector::{AHEAD, BLOCK, CHUNK, Cached, Chunk, ROWS, VectorKernels};
+use crate::cpu::vector::{BLOCK, CHUNK, Cached, Chunk, ROWS, VectorKernels, call_for_beginning};
 use crate::error::Result;
 use crate::matmul::Output;
 use crate::memory;
 use crate::runtime::Shared;
-
-const LINE: usize = 64;
 
 /// What attention needs beside its operands.
 pub(super) struct Scratch {
@@ -307,12 +304,6 @@ impl<T: Cached> Attention<'_, T> {
     fn least(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
-}
-
-/// Calls for what a kernel does not call for itself, since it calls for what lies ahead.
-fn call_for_beginning<T>(of: &[T]) {
-    let lines = of.iter().step_by(LINE / size_of::<T>());
-    lines.take(AHEAD / LINE).for_each(|v| cpu::call_for(v));
 }
 
 /// Runs the tasks on at most `members` threads, each with its own scratch.

@@ -5,12 +5,19 @@
 
 use super::lanes::{Lanes, Wide};
 use super::{BLOCK, CHUNK, Chunk};
+use crate::cpu::call_for;
 
 /// Bytes that are called for ahead, or a little more: less than 2 KB comes too late, and what is called for beyond the last position
 /// is read for nothing.
-pub const AHEAD: usize = 4096;
+const AHEAD: usize = 4096;
 
 const LINE: usize = 64;
+
+/// Calls for the first of the values that will be mixed, or keys, which the kernel does not call for, since it calls for what lies ahead.
+pub fn call_for_beginning<T>(of: &[T]) {
+    let lines = of.iter().step_by(LINE / size_of::<T>());
+    lines.take(AHEAD / LINE).for_each(|v| call_for(v));
+}
 
 /// See [`super::VectorKernels::scores`]; `B` blocks of keys and `S` rows at a time.
 #[inline(always)]
@@ -113,7 +120,7 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: us
     out: &mut [f32],
 ) {
     let width = out.len() / R;
-    let positions = (AHEAD / (width * size_of::<T>()).max(1)).max(1);
+    let positions = (AHEAD / (width * size_of::<T>())).max(1);
     for (i, values) in values.chunks(positions * width).enumerate() {
         let at = at + i * positions;
         for row in (0..R).step_by(S) {

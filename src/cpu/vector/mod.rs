@@ -37,7 +37,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 use half::f16;
 
-pub use attention::AHEAD;
+pub use attention::call_for_beginning;
 
 use super::Isa;
 
@@ -174,10 +174,11 @@ impl VectorKernels {
 
     /// Adds values weighted with probabilities: `out[r] += sum of p[r][at + i] * values[i]`.
     ///
-    /// `values` is `(positions, width)`, `out` is `(rows, width)`; `width` is a multiple of 16.
+    /// `values` is `(positions, width)`, `out` is `(rows, width)`; `width` is a multiple of 16, but not 0.
     pub fn mix<T: Cached>(&self, p: &[Chunk], at: usize, values: &[T], out: &mut [f32]) {
         let rows = width(p.len());
         assert!(WIDTHS[rows] == p.len() && out.len().is_multiple_of(16 * p.len()));
+        assert!(!out.is_empty());
         // SAFETY: `self` exists, so the processor has the level (`for_isa`).
         unsafe { T::mix(self, rows)(p, at, values, out) }
     }
