@@ -4,6 +4,7 @@
 mod kernel_set;
 
 mod dispatch;
+pub mod far;
 pub mod layout;
 pub mod rows;
 mod scalar;

@@ -34,6 +34,7 @@
 use super::dispatch::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::dispatch::{Features, permit_amx};
+use super::far::{Far, Few};
 use super::layout::Layout;
 use crate::quant::Bits;
 
@@ -67,16 +68,6 @@ pub struct Ahead {
     /// As for [`DirectFn`], in kernels of up to four vectors.
     pub far: usize,
 }
-
-/// How far before what it works on a kernel of few vectors calls for bytes into the second-level cache, where that pays: see
-/// [`TileKernels::far`].
-///
-/// Calls into the first level are as many as that has buffers for lines on their way, and each holds one as long as memory takes: 16
-/// on an Emerald Rapids core, where a loop that reads 192 bytes and multiplies beside it read 12.7 to 13.0 GB/s, and 14.5 to 14.8 when lines had
-/// been called into the second level before (from 8 KB on it hardly mattered how far; reading alone was 15.5 GB/s). Products of 4096 × 4096 with one int8
-/// vector went from 83 to 90% of reading to 95 to 100 at 4 bits, from 84 to between 86 and 96 at 2.
-#[cfg(target_arch = "x86_64")]
-const FAR: usize = 16 << 10;
 
 /// int8: `(layout, first, count, tile, activations, ahead, out)`: groups `first..first + count` of the tile, whose activations
 /// begin with those groups, **added** to `out`. A driver with many vectors keeps some groups of a tile in a cache while all of
@@ -309,7 +300,7 @@ pub type QuantizeFn = unsafe fn(&[f32], usize, &mut [i8], &mut [f32], &mut [i32]
 pub struct TileKernels {
     pub(super) name: &'static str,
     pub(super) isa: Isa,
-    pub(super) far: usize,
+    pub(super) far: Far,
     pub(super) int8: [[Int8Fn; WIDTHS.len()]; 4],
     pub(super) direct: [[DirectFn; WIDTHS.len()]; 4],
     pub(super) unpack: [UnpackFn; 4],
@@ -385,9 +376,13 @@ impl TileKernels {
                 false => k.tables.is_none(),
             };
             all.sort_by_key(|k| (k.isa, pays(k)));
-            // Measured on one Intel core. Not on AMD's, of which a Zen 4 lost with calls into the second level alone.
-            for k in all.iter_mut().filter(|_| !features.amd()) {
-                k.far = FAR;
+            // Measured on one Intel core and one of AMD's.
+            for k in all.iter_mut().filter(|k| k.isa != Isa::Scalar) {
+                k.far = if features.amd() {
+                    Far::Busy
+                } else {
+                    Far::Everywhere
+                };
             }
         }
         all
@@ -403,10 +398,9 @@ impl TileKernels {
         self.isa
     }
 
-    /// How far ahead kernels of few vectors are to call for bytes into the second-level cache. 0: they call for what they work on, which changes
-    /// nothing.
-    pub fn far(&self) -> usize {
-        self.far
+    /// How far before what it works on a kernel of few vectors is to call for bytes into the second-level cache: see [`super::far`].
+    pub fn far(&self, kernel: Few, vectors: usize) -> usize {
+        self.far.distance(self.isa, kernel, vectors)
     }
 
     /// The int8 kernel for a width of codes and a number of vectors.

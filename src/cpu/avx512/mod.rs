@@ -234,6 +234,7 @@ pub(in crate::cpu) const AMX: TileKernels = TileKernels {
 pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables",
     sign: by_width!(ice_sign),
+    lookups: Some(lookup::KERNELS),
     tables: Some(tables::KERNELS),
     ..VNNI
 };

@@ -15,6 +15,7 @@ use super::buffer::Buffer;
 use super::pack;
 use super::tasks::{Output, members, run, run_chunks, run_with};
 use super::workspace::Workspace;
+use crate::cpu::far::Few;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{
     Ahead, Amx, FLUSH_SUBS, Lookups, Pairs, PairsInt8, Tables, TileKernels, WIDTHS,
@@ -343,7 +344,8 @@ impl Tiles {
                 By::Lookups(k) => {
                     let part = plan.task(task);
                     let sums = sums.floats_mut();
-                    tiles.lookups_task(k, kernels.far(), activations, part, sums, out);
+                    let far = kernels.far(Few::Lookups, 1);
+                    tiles.lookups_task(k, far, activations, part, sums, out);
                 }
                 By::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 By::Pairs(k) => {
@@ -434,7 +436,7 @@ impl Tiles {
                         Ahead {
                             at: tile.as_ptr().wrapping_add(INT8_AHEAD),
                             lines,
-                            far: k.far(),
+                            far: k.far(Few::Int8(l.bits), width),
                         }
                     } else {
                         let at = l.group_offset(first) + bytes + pass * bytes / passes;
@@ -474,8 +476,9 @@ impl Tiles {
                 let mut values = Block::zero();
                 let x = x[first * subs..].as_ptr();
                 let tile = self.tile(t).as_ptr();
+                let far = k.far(Few::Sign, width);
                 // SAFETY: as in `int8_tiles`.
-                unsafe { k.sign(width)(&self.layout, tile, x, k.far(), values.as_mut_ptr()) };
+                unsafe { k.sign(width)(&self.layout, tile, x, far, values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }
@@ -490,12 +493,13 @@ impl Tiles {
                 let mut values = Block::zero();
                 let tile = self.tile(t).as_ptr();
                 let x = x[first * l.padded_cols()..].as_ptr();
-                let kernel = match l.short {
-                    true => k.short_direct(width),
-                    false => k.direct(l.bits, width),
+                let (kernel, few) = match l.short {
+                    true => (k.short_direct(width), Few::Short),
+                    false => (k.direct(l.bits, width), Few::Float),
                 };
+                let far = k.far(few, width);
                 // SAFETY: as in `int8_tiles`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
-                unsafe { kernel(l, tile, x, k.far(), values.as_mut_ptr()) };
+                unsafe { kernel(l, tile, x, far, values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }
