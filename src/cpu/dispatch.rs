@@ -49,6 +49,22 @@ impl fmt::Display for Isa {
     }
 }
 
+/// Cores that what runs on several kinds is not equally fast on. No feature bit tells what a core is good at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Core {
+    /// What is not of the others; measured: Ice Lake, Emerald Rapids.
+    Other,
+    /// AMD's with 512-bit instructions in two passes.
+    Zen4,
+    /// AMD's but for these; measured: Zen 5.
+    Amd,
+}
+
+impl Core {
+    /// Every one.
+    pub const ALL: &[Core] = &[Core::Other, Core::Zen4, Core::Amd];
+}
+
 /// What the processor offers, by name. Only [`Features::detect`] makes one with anything in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
@@ -58,7 +74,7 @@ pub struct Features {
     avx512_vnni: bool,
     avx512_ice: bool,
     amx: bool,
-    amd: bool,
+    core: Core,
 }
 
 impl Features {
@@ -86,7 +102,7 @@ impl Features {
             avx512_vnni,
             avx512_ice,
             amx: avx512_ice && amx(),
-            amd: vendor() == *b"AuthenticAMD",
+            core: core(),
         }
     }
 
@@ -100,7 +116,7 @@ impl Features {
             avx512_vnni: false,
             avx512_ice: false,
             amx: false,
-            amd: false,
+            core: Core::Other,
         }
     }
 
@@ -133,9 +149,9 @@ impl Features {
         self.amx
     }
 
-    /// Whether it is made by AMD: no feature bit tells what a core is good at.
-    pub fn amd(&self) -> bool {
-        self.amd
+    /// Whose core it is.
+    pub fn core(&self) -> Core {
+        self.core
     }
 }
 
@@ -172,15 +188,19 @@ pub fn permit_amx() -> bool {
     false
 }
 
-/// Who made this processor: the twelve letters of `cpuid`.
+/// By the maker, the twelve letters of `cpuid`, and the family. Of family 25 (Zen 3 and 4) Zen 4 alone has AVX-512.
 #[cfg(target_arch = "x86_64")]
-fn vendor() -> [u8; 12] {
-    let id = std::arch::x86_64::__cpuid(0);
-    let mut name = [0; 12];
-    for (to, from) in name.chunks_exact_mut(4).zip([id.ebx, id.edx, id.ecx]) {
-        to.copy_from_slice(&from.to_le_bytes());
+fn core() -> Core {
+    use std::arch::x86_64::__cpuid;
+    let id = __cpuid(0);
+    let maker = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes);
+    let version = __cpuid(1).eax;
+    let family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+    match (maker.as_flattened(), family) {
+        (b"AuthenticAMD", 25) => Core::Zen4,
+        (b"AuthenticAMD", _) => Core::Amd,
+        _ => Core::Other,
     }
-    name
 }
 
 #[cfg(test)]

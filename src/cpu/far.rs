@@ -10,6 +10,8 @@
 //! four vectors of 4 bits 380 and 431, two of 2 bits 205 and 236, one float32 vector of 8 bits 689 and 941, look-ups 104 and 254.
 
 use super::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::dispatch::Core;
 use crate::quant::Bits;
 
 /// How far before what it works on a kernel calls for bytes into the second-level cache.
@@ -43,6 +45,15 @@ pub enum Few {
 }
 
 impl Far {
+    /// Where it pays on a core. Of AMD's Zen 4 alone was measured.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn of(core: Core) -> Far {
+        match core {
+            Core::Other => Far::Everywhere,
+            Core::Zen4 | Core::Amd => Far::Busy,
+        }
+    }
+
     /// How far a kernel of this level is to call, with so many vectors. 0: it calls for what it works on, which changes nothing.
     pub(super) fn distance(self, isa: Isa, kernel: Few, vectors: usize) -> usize {
         match self {

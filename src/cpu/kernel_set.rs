@@ -122,7 +122,9 @@ macro_rules! kernel_set {
             pub(super) const KERNELS: TileKernels = TileKernels {
                 name: $name,
                 isa: $crate::cpu::Isa::$isa,
+                suits: $crate::cpu::Core::ALL,
                 far: $crate::cpu::far::Far::Nowhere,
+                apart: false,
                 int8: INT8,
                 direct: [by_width!(direct, 1), by_width!(direct, 2), by_width!(direct, 4), by_width!(direct, 8)],
                 unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],

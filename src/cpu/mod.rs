@@ -17,7 +17,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-pub use dispatch::{Features, Isa, permit_amx};
+pub use dispatch::{Core, Features, Isa, permit_amx};
 
 /// The kernels of one level; that a value exists proves that the processor has it.
 #[derive(Clone, Copy)]

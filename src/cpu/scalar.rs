@@ -4,7 +4,7 @@
 mod short;
 
 use self::short::{direct as short_direct, round as short_round, unpack as short_unpack};
-use super::dispatch::Isa;
+use super::dispatch::{Core, Isa};
 use super::far::Far;
 use super::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use super::tile::{Ahead, FLUSH_SUBS, Int8Acts, TileKernels};
@@ -14,7 +14,9 @@ use half::f16;
 pub(super) const KERNELS: TileKernels = TileKernels {
     name: "scalar",
     isa: Isa::Scalar,
+    suits: Core::ALL,
     far: Far::Nowhere,
+    apart: false,
     int8: [
         by_width!(int8, 1),
         by_width!(int8, 2),

@@ -1,92 +1,16 @@
 //! float32 activations, exact.
-//!
-//! A field of a dword becomes a float without a conversion: masked into the mantissa of `2^(23 - shift)` it *is* that number
-//! plus the code, and one subtraction of `2^(23 - shift) + zero_point` leaves the level, exactly. On Zen 5 the mask runs on
-//! any of four pipes and the subtraction beside the multiply-adds; a table look-up (`vpermps`) saves an instruction but
-//! serves neither 8 bits nor zero points of a group. One bit is moved into the sign of 1.0 instead.
 
+use super::levels::{Levels, Masked};
 use super::{prefetch, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// How far before the sub-block it works on a kernel calls for the next ones. At 8 bits, where it reads most in a given time, one vector
 /// from memory reached 73 and 97% of reading with 3 KB, and 102 and 99% with 6 KB, in two runs each in turn (Zen 4, 4096 × 4096).
 const fn ahead(bits: usize) -> usize {
     if bits == 8 { 6144 } else { 3072 }
-}
-
-/// Turns the dwords of a sub-block into levels.
-#[derive(Clone, Copy)]
-struct Fields {
-    /// `2^(23 - shift) + zero_point` for the four places of a field in a 16-bit half.
-    base: [__m512; 4],
-}
-
-/// Places that a field takes before the dword is shifted: bit offsets `0, BITS, 2 BITS, 3 BITS`, or 0 and 8 at 8 bits.
-const fn places(bits: usize) -> usize {
-    if bits == 8 { 2 } else { 4 }
-}
-
-impl Fields {
-    /// # Safety
-    /// AVX-512 F.
-    #[inline(always)]
-    unsafe fn new<const BITS: usize>(zero: __m512i) -> Fields {
-        // SAFETY: AVX-512 F.
-        unsafe {
-            let zero = _mm512_cvtepi32_ps(zero);
-            let mut base = [zero; 4];
-            let mut i = 0;
-            while i < places(BITS) {
-                base[i] = _mm512_add_ps(_mm512_castsi512_ps(Self::magic::<BITS>(i)), zero);
-                i += 1;
-            }
-            Fields { base }
-        }
-    }
-
-    /// The bits of `2^(23 - shift)`.
-    ///
-    /// # Safety
-    /// AVX-512 F.
-    #[inline(always)]
-    unsafe fn magic<const BITS: usize>(place: usize) -> __m512i {
-        let exponent = 23 - BITS * place;
-        // SAFETY: AVX-512 F.
-        unsafe { _mm512_set1_epi32(((127 + exponent) << 23) as i32) }
-    }
-
-    /// The levels of column `col` of a sub-block, whose dword `q = (col / 4) % BITS` is `dword`.
-    ///
-    /// # Safety
-    /// AVX-512 F.
-    #[inline(always)]
-    unsafe fn level<const BITS: usize>(&self, dword: __m512i, col: usize) -> __m512 {
-        let bit = 8 * (col % 4) + BITS * (col / 4 / BITS);
-        let window = BITS * places(BITS);
-        let place = bit % window / BITS;
-        // SAFETY: AVX-512 F.
-        unsafe {
-            if BITS == 1 {
-                let top = _mm512_sll_epi32(dword, _mm_cvtsi32_si128(31 - bit as i32));
-                let sign = _mm512_set1_epi32(i32::MIN);
-                let one = _mm512_castps_si512(_mm512_set1_ps(1.0));
-                // one | (!top & sign)
-                return _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xae>(top, sign, one));
-            }
-            let shift = _mm_cvtsi32_si128((bit - bit % window) as i32);
-            let v = if bit < window {
-                dword
-            } else {
-                _mm512_srl_epi32(dword, shift)
-            };
-            let mask = _mm512_set1_epi32(((1 << BITS) - 1) << (BITS * place));
-            // (v & mask) | magic
-            let f = _mm512_ternarylogic_epi32::<0xea>(v, mask, Self::magic::<BITS>(place));
-            _mm512_sub_ps(_mm512_castsi512_ps(f), self.base[place])
-        }
-    }
 }
 
 /// The dword vectors of a half of a sub-block, `q` in order.
@@ -156,6 +80,22 @@ pub(super) unsafe fn store(sum: &[[__m512d; 2]; 2], out: *mut f32) {
     }
 }
 
+/// [`direct_by`] masks.
+///
+/// # Safety
+/// Its own.
+#[inline(always)]
+pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const f32,
+    far: usize,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe { direct_by::<Masked, BITS, V, false>(l, tile, x, far, out) }
+}
+
 /// One tile times `V` vectors, straight from the codes.
 ///
 /// With one vector all four chains of a sub-block run side by side: two at a time waited for themselves, and took 1.3 times as long at
@@ -165,7 +105,7 @@ pub(super) unsafe fn store(sum: &[[__m512d; 2]; 2], out: *mut f32) {
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
 #[inline(always)]
-pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
+pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, const APART: bool>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
@@ -174,6 +114,8 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
 ) {
     let sub_bytes = 4 * SUB_COLS * BITS;
     let (mut p, mut x) = (tile, x);
+    // SAFETY: AVX-512 BW.
+    let levels = unsafe { L::of_matrix::<BITS>(l) };
     let mut until_flush = FLUSH_SUBS;
     // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out.
     unsafe {
@@ -183,11 +125,24 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
             let subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
+            let levels = [
+                levels.of_group::<BITS>(zeros[0]),
+                levels.of_group::<BITS>(zeros[1]),
+            ];
             for _ in 0..subs {
                 if const { V == 1 } {
-                    sub_of_one::<BITS>(p, x, &scale, &zeros, far, &mut f[0]);
+                    sub_of_one::<L, BITS>(p, x, &scale, &levels, far, &mut f[0]);
+                } else if const { V >= 4 && APART } {
+                    for line in 0..2 * BITS {
+                        let at = p.wrapping_add(64 * line);
+                        prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(far));
+                    }
+                    half_of_few::<L, BITS, V, 0>(p, x, &scale, &levels, &mut f);
+                    loads_again();
+                    half_of_few::<L, BITS, V, 1>(p, x, &scale, &levels, &mut f);
+                    loads_again();
                 } else {
-                    sub_of_few::<BITS, V>(p, x, &scale, &zeros, far, &mut f);
+                    sub_of_few::<L, BITS, V>(p, x, &scale, &levels, far, &mut f);
                 }
                 p = p.add(sub_bytes);
                 x = x.add(SUB_COLS * V);
@@ -214,18 +169,17 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
 /// # Safety
 /// AVX-512 F; `p` is a sub-block, `x` its 32 activations.
 #[inline(always)]
-unsafe fn sub_of_one<const BITS: usize>(
+unsafe fn sub_of_one<L: Levels, const BITS: usize>(
     p: *const u8,
     x: *const f32,
     scale: &[__m512; 2],
-    zeros: &[__m512i; 2],
+    levels: &[L; 2],
     far: usize,
     f: &mut [__m512; 2],
 ) {
     // SAFETY: the caller's.
     unsafe {
         let v = [dwords::<BITS>(p, 0), dwords::<BITS>(p, 1)];
-        let fields = [Fields::new::<BITS>(zeros[0]), Fields::new::<BITS>(zeros[1])];
         let mut chain = [[_mm512_setzero_ps(); 2]; 2];
         unroll!(I in 0..16 => {
             const Q: usize = I / 4;
@@ -238,9 +192,9 @@ unsafe fn sub_of_one<const BITS: usize>(
             }
             let x = [_mm512_set1_ps(*x.add(I)), _mm512_set1_ps(*x.add(I + 16))];
             for half in 0..2 {
-                let w = fields[half].level::<BITS>(v[half][Q % BITS], I);
+                let w = levels[half].level::<BITS>(v[half][Q % BITS], I);
                 chain[0][half] = _mm512_fmadd_ps(w, x[0], chain[0][half]);
-                let w = fields[half].level::<BITS>(v[half][(Q + 4) % BITS], I + 16);
+                let w = levels[half].level::<BITS>(v[half][(Q + 4) % BITS], I + 16);
                 chain[1][half] = _mm512_fmadd_ps(w, x[1], chain[1][half]);
             }
         });
@@ -256,18 +210,17 @@ unsafe fn sub_of_one<const BITS: usize>(
 /// # Safety
 /// AVX-512 F; `p` is a sub-block, `x` `(32, V)`.
 #[inline(always)]
-unsafe fn sub_of_few<const BITS: usize, const V: usize>(
+unsafe fn sub_of_few<L: Levels, const BITS: usize, const V: usize>(
     p: *const u8,
     x: *const f32,
     scale: &[__m512; 2],
-    zeros: &[__m512i; 2],
+    levels: &[L; 2],
     far: usize,
     f: &mut [[__m512; 2]; V],
 ) {
     // SAFETY: the caller's.
     unsafe {
         let dword = |q: usize, half: usize| _mm512_load_si512(p.add((2 * q + half) * 64).cast());
-        let fields = [Fields::new::<BITS>(zeros[0]), Fields::new::<BITS>(zeros[1])];
         macro_rules! chain {
             ($from:literal) => {
                 let mut chain = [[_mm512_setzero_ps(); 2]; V];
@@ -280,8 +233,8 @@ unsafe fn sub_of_few<const BITS: usize, const V: usize>(
                     }
                     let q = COL / 4 % BITS;
                     let w = [
-                        fields[0].level::<BITS>(dword(q, 0), COL),
-                        fields[1].level::<BITS>(dword(q, 1), COL),
+                        levels[0].level::<BITS>(dword(q, 0), COL),
+                        levels[1].level::<BITS>(dword(q, 1), COL),
                     ];
                     for v in 0..V {
                         let xv = _mm512_set1_ps(*x.add(COL * V + v));
@@ -302,11 +255,53 @@ unsafe fn sub_of_few<const BITS: usize, const V: usize>(
     }
 }
 
-/// Unpacks sub-blocks for [`panel`], and calls for those that the next call will unpack: while all vectors pass, they arrive.
-/// Without it a cold tile took a tenth of the product (Zen 4, 512 vectors).
+/// A half of a sub-block times `V` vectors, added to its part of `f`.
 ///
 /// # Safety
-/// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
+/// As for [`sub_of_few`].
+#[inline(always)]
+unsafe fn half_of_few<L: Levels, const BITS: usize, const V: usize, const HALF: usize>(
+    p: *const u8,
+    x: *const f32,
+    scale: &[__m512; 2],
+    levels: &[L; 2],
+    f: &mut [[__m512; 2]; V],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        macro_rules! chain {
+            ($from:literal) => {
+                let mut chain = [_mm512_setzero_ps(); V];
+                unroll!(I in 0..16 => {
+                    const COL: usize = I + $from;
+                    let q = COL / 4 % BITS;
+                    let dword = _mm512_load_si512(p.add((2 * q + HALF) * 64).cast());
+                    let w = levels[HALF].level::<BITS>(dword, COL);
+                    for v in 0..V {
+                        let xv = _mm512_set1_ps(*x.add(COL * V + v));
+                        chain[v] = _mm512_fmadd_ps(w, xv, chain[v]);
+                    }
+                });
+                for v in 0..V {
+                    f[v][HALF] = _mm512_fmadd_ps(chain[v], scale[HALF], f[v][HALF]);
+                }
+            };
+        }
+        chain!(0);
+        chain!(16);
+    }
+}
+
+/// Behind it what was loaded before is loaded again, as an operand of each multiply-add that takes it.
+#[inline(always)]
+fn loads_again() {
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// [`unpack_by`] masks.
+///
+/// # Safety
+/// Its own.
 #[inline(always)]
 pub(super) unsafe fn unpack<const BITS: usize>(
     l: &Layout,
@@ -314,8 +309,28 @@ pub(super) unsafe fn unpack<const BITS: usize>(
     first: usize,
     count: usize,
     levels: *mut f32,
+    scales: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe { unpack_by::<Masked, BITS>(l, tile, first, count, levels, scales) }
+}
+
+/// Unpacks sub-blocks for [`panel`], and calls for those that the next call will unpack: while all vectors pass, they arrive.
+/// Without it a cold tile took a tenth of the product (Zen 4, 512 vectors).
+///
+/// # Safety
+/// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
+#[inline(always)]
+pub(super) unsafe fn unpack_by<L: Levels, const BITS: usize>(
+    l: &Layout,
+    tile: *const u8,
+    first: usize,
+    count: usize,
+    levels_out: *mut f32,
     scales_out: *mut f32,
 ) {
+    // SAFETY: AVX-512 BW.
+    let levels = unsafe { L::of_matrix::<BITS>(l) };
     for i in 0..count {
         let (sub, tail) = l.sub_and_tail(first + i);
         let (next, _) = l.sub_and_tail(first + i + count);
@@ -327,16 +342,16 @@ pub(super) unsafe fn unpack<const BITS: usize>(
         unsafe {
             let (sub, tail) = (tile.add(sub), tile.add(tail));
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
-            let out = levels.add(i * SUB_COLS * TILE_ROWS);
+            let out = levels_out.add(i * SUB_COLS * TILE_ROWS);
             for half in 0..2 {
                 _mm512_store_ps(scales_out.add(i * TILE_ROWS + 16 * half), scale[half]);
                 let v = dwords::<BITS>(sub, half);
-                let fields = Fields::new::<BITS>(zeros[half]);
+                let levels = levels.of_group::<BITS>(zeros[half]);
                 unroll!(I in 0..16 => {
                     const Q: usize = I / 4;
-                    let w = fields.level::<BITS>(v[Q % BITS], I);
+                    let w = levels.level::<BITS>(v[Q % BITS], I);
                     _mm512_store_ps(out.add(I * TILE_ROWS + 16 * half), w);
-                    let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
+                    let w = levels.level::<BITS>(v[(Q + 4) % BITS], I + 16);
                     _mm512_store_ps(out.add((I + 16) * TILE_ROWS + 16 * half), w);
                 });
             }
@@ -364,24 +379,46 @@ pub(super) unsafe fn panel<const V: usize>(
     unsafe {
         match V {
             12 => {
-                panel_walk::<V, 6>(levels, scales, count, x, f);
-                panel_walk::<V, 6>(levels, scales, count, x.add(6), f.add(6 * TILE_ROWS));
+                panel_walk::<V, 6, 0, 2>(levels, scales, count, x, f);
+                panel_walk::<V, 6, 0, 2>(levels, scales, count, x.add(6), f.add(6 * TILE_ROWS));
             }
             8 => {
-                panel_walk::<V, 4>(levels, scales, count, x, f);
-                panel_walk::<V, 4>(levels, scales, count, x.add(4), f.add(4 * TILE_ROWS));
+                panel_walk::<V, 4, 0, 2>(levels, scales, count, x, f);
+                panel_walk::<V, 4, 0, 2>(levels, scales, count, x.add(4), f.add(4 * TILE_ROWS));
             }
-            _ => panel_walk::<V, V>(levels, scales, count, x, f),
+            _ => panel_walk::<V, V, 0, 2>(levels, scales, count, x, f),
         }
     }
 }
 
-/// Unpacked sub-blocks times `VS` of the `V` vectors that `x` interleaves.
+/// The halves of unpacked sub-blocks one after the other, times `V` vectors, added to `f`.
+///
+/// # Safety
+/// Those of [`panel`].
+#[inline(always)]
+pub(super) unsafe fn panel_apart<const V: usize>(
+    levels: *const f32,
+    scales: *const f32,
+    count: usize,
+    x: *const f32,
+    f: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        if const { V < 4 } {
+            return panel::<V>(levels, scales, count, x, f);
+        }
+        panel_walk::<V, V, 0, 1>(levels, scales, count, x, f);
+        panel_walk::<V, V, 1, 1>(levels, scales, count, x, f);
+    }
+}
+
+/// Some halves of unpacked sub-blocks times `VS` of the `V` vectors that `x` interleaves.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`], but that `x` and `f` begin with the first of the `VS` vectors; AVX-512 F.
 #[inline(always)]
-unsafe fn panel_walk<const V: usize, const VS: usize>(
+unsafe fn panel_walk<const V: usize, const VS: usize, const FROM: usize, const HALVES: usize>(
     levels: *const f32,
     scales: *const f32,
     count: usize,
@@ -391,37 +428,41 @@ unsafe fn panel_walk<const V: usize, const VS: usize>(
     let (mut w, mut x) = (levels, x);
     // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (VS, 32).
     unsafe {
-        let at = |v: usize, half: usize| f.add(v * TILE_ROWS + 16 * half);
-        let mut sums = [[_mm512_setzero_ps(); 2]; VS];
+        let at = |v: usize, h: usize| f.add(v * TILE_ROWS + 16 * (FROM + h));
+        let mut sums = [[_mm512_setzero_ps(); HALVES]; VS];
         for v in 0..VS {
-            sums[v] = [_mm512_load_ps(at(v, 0)), _mm512_load_ps(at(v, 1))];
+            for h in 0..HALVES {
+                sums[v][h] = _mm512_load_ps(at(v, h));
+            }
         }
-        for s in 0..count {
-            let scale = scales.add(s * TILE_ROWS);
-            let scale = [_mm512_load_ps(scale), _mm512_load_ps(scale.add(16))];
-            for _ in 0..2 {
-                let mut chain = [[_mm512_setzero_ps(); 2]; VS];
-                for _ in 0..16 {
-                    let column = [_mm512_load_ps(w), _mm512_load_ps(w.add(16))];
-                    for v in 0..VS {
-                        let xv = _mm512_set1_ps(*x.add(v));
-                        for half in 0..2 {
-                            chain[v][half] = _mm512_fmadd_ps(column[half], xv, chain[v][half]);
-                        }
-                    }
-                    w = w.add(TILE_ROWS);
-                    x = x.add(V);
+        // One loop: of a loop of two inside another the chains of both would be kept until the end, and sums leave the registers.
+        for chains in 0..2 * count {
+            let mut chain = [[_mm512_setzero_ps(); HALVES]; VS];
+            for _ in 0..16 {
+                let mut column = [_mm512_setzero_ps(); HALVES];
+                for h in 0..HALVES {
+                    column[h] = _mm512_load_ps(w.add(16 * (FROM + h)));
                 }
                 for v in 0..VS {
-                    for half in 0..2 {
-                        sums[v][half] = _mm512_fmadd_ps(chain[v][half], scale[half], sums[v][half]);
+                    let xv = _mm512_set1_ps(*x.add(v));
+                    for h in 0..HALVES {
+                        chain[v][h] = _mm512_fmadd_ps(column[h], xv, chain[v][h]);
                     }
+                }
+                w = w.add(TILE_ROWS);
+                x = x.add(V);
+            }
+            for h in 0..HALVES {
+                let scale = scales.add(chains / 2 * TILE_ROWS + 16 * (FROM + h));
+                let scale = _mm512_load_ps(scale);
+                for v in 0..VS {
+                    sums[v][h] = _mm512_fmadd_ps(chain[v][h], scale, sums[v][h]);
                 }
             }
         }
         for v in 0..VS {
-            for half in 0..2 {
-                _mm512_store_ps(at(v, half), sums[v][half]);
+            for h in 0..HALVES {
+                _mm512_store_ps(at(v, h), sums[v][h]);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! int8 activations: exact int32 sums in each block, float32 across the blocks.
 
-use super::{Dot, prefetch, scales, zero_points};
+use super::{Dot, prefetch, scales_of_half, zero_points_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{Ahead, Int8Acts};
+use crate::cpu::tile::{APART, Ahead, Int8Acts};
 use std::arch::x86_64::*;
 
 /// Whether the columns `4k..4k + 4` of a sub-block are summed in the odd one of the two chains of one vector: every other code of a byte.
@@ -55,9 +55,9 @@ const fn few(v: usize) -> bool {
     v <= 4
 }
 
-/// Whether the float32 sums of `v` vectors have registers of their own beside the integer sums.
-const fn in_registers(v: usize) -> bool {
-    v <= 6
+/// Whether the float32 sums of `v` vectors and so many halves have registers of their own beside the integer sums.
+const fn in_registers(v: usize, halves: usize) -> bool {
+    v * halves <= 12
 }
 
 /// One tile times `V` vectors.
@@ -80,19 +80,32 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
 ) {
     // SAFETY: as the caller promises; the second six of twelve vectors lie behind the first in each sub-block, block and `out`.
     unsafe {
-        // `const`, or every width of codes and vectors would have functions for both ways made, of which one is never called: two
+        // `const`, or every width of codes and vectors would have functions for all ways made, of which one is called: two
         // thirds of the code of this file, before it is optimised.
-        if const { V == 12 && BITS < 8 } {
-            walk::<E, BITS, V, 6, true>(l, first, count, tile, acts, ahead, out);
+        if const { V >= APART && E::HALVES_APART } {
+            let lines = match BITS {
+                8 => ahead.lines.div_ceil(2),
+                _ => ahead.lines,
+            };
+            let here = Ahead { lines, ..ahead };
+            let then = Ahead {
+                at: ahead.at.wrapping_add(64 * lines * count * l.subs),
+                lines: ahead.lines - lines,
+                ..ahead
+            };
+            walk::<E, BITS, V, V, 0, 1, true>(l, first, count, tile, acts, here, out);
+            walk::<E, BITS, V, V, 1, 1, true>(l, first, count, tile, acts, then, out);
+        } else if const { V == 12 && BITS < 8 } {
+            walk::<E, BITS, V, 6, 0, 2, true>(l, first, count, tile, acts, ahead, out);
             let acts = Int8Acts {
                 codes: acts.codes.add(6 * SUB_COLS),
                 scales: acts.scales.add(6),
                 corrections: acts.corrections.add(6),
             };
             let out = out.add(6 * TILE_ROWS);
-            walk::<E, BITS, V, 6, false>(l, first, count, tile, acts, ahead, out);
+            walk::<E, BITS, V, 6, 0, 2, false>(l, first, count, tile, acts, ahead, out);
         } else {
-            walk::<E, BITS, V, V, true>(l, first, count, tile, acts, ahead, out);
+            walk::<E, BITS, V, V, 0, 2, true>(l, first, count, tile, acts, ahead, out);
         }
     }
 }
@@ -110,7 +123,15 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
 /// The contract of [`crate::cpu::tile`], but that activations and `out` begin with the first of the `VS` vectors; the features
 /// of `E`.
 #[inline(always)]
-unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const CALLS: bool>(
+unsafe fn walk<
+    E: Dot,
+    const BITS: usize,
+    const V: usize,
+    const VS: usize,
+    const FROM: usize,
+    const HALVES: usize,
+    const CALLS: bool,
+>(
     l: &Layout,
     first: usize,
     count: usize,
@@ -130,43 +151,50 @@ unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const
     // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. `out` is (VS, 32).
     // Prefetches may name any address.
     unsafe {
-        let mut f = [[_mm512_setzero_ps(); 2]; VS];
-        if in_registers(VS) {
+        let mut f = [[_mm512_setzero_ps(); HALVES]; VS];
+        if in_registers(VS, HALVES) {
             for v in 0..VS {
-                f[v] = [
-                    _mm512_load_ps(out.add(v * TILE_ROWS)),
-                    _mm512_load_ps(out.add(v * TILE_ROWS + 16)),
-                ];
+                for h in 0..HALVES {
+                    f[v][h] = _mm512_load_ps(out.add(v * TILE_ROWS + 16 * (FROM + h)));
+                }
             }
         }
         for g in first..first + count {
             let mut subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
-            let zero = zero_points(l, tail);
+            let mut zero = [_mm512_setzero_si512(); HALVES];
+            for h in 0..HALVES {
+                zero[h] = zero_points_of_half(l, tail, FROM + h);
+            }
             while subs > 0 {
                 let block = subs.min(l.block_subs);
                 subs -= block;
-                let mut sums = [[_mm512_setzero_si512(); 2]; VS];
+                let mut sums = [[_mm512_setzero_si512(); HALVES]; VS];
                 for v in 0..VS {
                     let c = _mm512_set1_epi32(*corr.add(v));
-                    sums[v] = match l.zero {
-                        ZeroKind::Constant(_) => [c; 2],
-                        // Both factors fit 16 bits, and the high words of the zero points are 0.
-                        ZeroKind::PerGroup => {
-                            [_mm512_madd_epi16(zero[0], c), _mm512_madd_epi16(zero[1], c)]
-                        }
-                    };
+                    for h in 0..HALVES {
+                        sums[v][h] = match l.zero {
+                            ZeroKind::Constant(_) => c,
+                            // Both factors fit 16 bits, and the high words of the zero points are 0.
+                            ZeroKind::PerGroup => _mm512_madd_epi16(zero[h], c),
+                        };
+                    }
                 }
                 // The odd chain of one vector. Of one bit the even one is doubled at the end, so that the corrections begin this one.
-                let mut odd = [_mm512_setzero_si512(); 2];
+                let mut odd = [_mm512_setzero_si512(); HALVES];
                 if V == 1 && BITS == 1 {
                     std::mem::swap(&mut sums[0], &mut odd);
                 }
                 for _ in 0..block {
+                    if CALLS && HALVES == 1 {
+                        for line in 0..ahead.lines {
+                            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast());
+                        }
+                    }
                     unroll!(K in 0..8 => {
                         // Spread: in a bunch at the start of a sub-block they lose a sixth or more.
                         let lines = K * BITS / 4..(K + 1) * BITS / 4;
-                        for line in if CALLS { lines } else { 0..0 } {
+                        for line in if CALLS && HALVES == 2 { lines } else { 0..0 } {
                             let at = next.wrapping_add(64 * line);
                             if few(V) {
                                 prefetch(at, p.wrapping_add(ahead.far + 64 * line));
@@ -174,20 +202,20 @@ unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const
                                 _mm_prefetch::<_MM_HINT_T1>(at.cast());
                             }
                         }
-                        let w = [
-                            four_columns::<BITS>(p, K, 0, in_place),
-                            four_columns::<BITS>(p, K, 1, in_place),
-                        ];
+                        let mut w = [_mm512_setzero_si512(); HALVES];
+                        for h in 0..HALVES {
+                            w[h] = four_columns::<BITS>(p, K, FROM + h, in_place);
+                        }
                         for v in 0..VS {
                             let four = x.add(v * SUB_COLS + 4 * K).cast::<i32>().read_unaligned();
                             let four = _mm512_set1_epi32(four);
-                            for half in 0..2 {
+                            for h in 0..HALVES {
                                 let sum = if V == 1 && in_odd_chain(BITS, in_place, K) {
-                                    &mut odd[half]
+                                    &mut odd[h]
                                 } else {
-                                    &mut sums[v][half]
+                                    &mut sums[v][h]
                                 };
-                                *sum = E::dot::<BITS>(*sum, w[half], four);
+                                *sum = E::dot::<BITS>(*sum, w[h], four);
                             }
                         }
                     });
@@ -206,17 +234,20 @@ unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const
                         *sum = _mm512_add_epi32(even, odd);
                     }
                 }
-                let scale = scales(l, tail);
+                let mut scale = [_mm512_setzero_ps(); HALVES];
+                for h in 0..HALVES {
+                    scale[h] = scales_of_half(l, tail, FROM + h);
+                }
                 for v in 0..VS {
                     let s = _mm512_set1_ps(*sx.add(v));
-                    for half in 0..2 {
-                        let sum = _mm512_cvtepi32_ps(sums[v][half]);
-                        let s = _mm512_mul_ps(scale[half], s);
-                        if !in_registers(VS) {
-                            let at = out.add(v * TILE_ROWS + 16 * half);
+                    for h in 0..HALVES {
+                        let sum = _mm512_cvtepi32_ps(sums[v][h]);
+                        let s = _mm512_mul_ps(scale[h], s);
+                        if !in_registers(VS, HALVES) {
+                            let at = out.add(v * TILE_ROWS + 16 * (FROM + h));
                             _mm512_store_ps(at, _mm512_fmadd_ps(sum, s, _mm512_load_ps(at)));
                         } else {
-                            f[v][half] = _mm512_fmadd_ps(sum, s, f[v][half]);
+                            f[v][h] = _mm512_fmadd_ps(sum, s, f[v][h]);
                         }
                     }
                 }
@@ -234,10 +265,11 @@ unsafe fn walk<E: Dot, const BITS: usize, const V: usize, const VS: usize, const
                 next = next.wrapping_add(tail_bytes);
             }
         }
-        if in_registers(VS) {
+        if in_registers(VS, HALVES) {
             for v in 0..VS {
-                _mm512_store_ps(out.add(v * TILE_ROWS), f[v][0]);
-                _mm512_store_ps(out.add(v * TILE_ROWS + 16), f[v][1]);
+                for h in 0..HALVES {
+                    _mm512_store_ps(out.add(v * TILE_ROWS + 16 * (FROM + h)), f[v][h]);
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`BASE`] | F, BW, VL, DQ | Skylake-X |
 //! | [`VNNI`] | and VNNI | Cascade Lake |
-//! | [`ICE_PAIRS`], [`ICE_TABLES`] | and VBMI and VPOPCNTDQ | Ice Lake, Zen 4 and later |
+//! | [`ICE_PAIRS`], [`ICE_TABLES`], [`ZEN4`] | and VBMI and VPOPCNTDQ | Ice Lake, Zen 4 and later |
 //! | [`AMX`] | and AMX-INT8 | Sapphire Rapids and later |
 //!
 //! What differs is named by the traits [`Dot`] and [`Popcount`]; the generic functions carry no `target_feature` and are
@@ -14,12 +14,16 @@ mod activations;
 mod amx;
 mod f32;
 mod int8;
+mod levels;
 mod lookup;
 mod pairs;
 mod short;
 mod sign;
 mod tables;
+mod zen4;
 
+pub(in crate::cpu) use self::zen4::ZEN4;
+use super::dispatch::Core;
 use super::layout::{Layout, ScaleKind, ZeroKind};
 use super::tile::TileKernels;
 use std::arch::x86_64::*;
@@ -28,6 +32,9 @@ use std::arch::x86_64::*;
 trait Dot {
     /// Whether any bytes are multiplied as fast as few bits.
     const ANY_BYTE: bool;
+
+    /// Whether many vectors take the halves of a tile one after the other: see [`zen4`].
+    const HALVES_APART: bool;
 
     /// `acc + dot(u, s)` in each dword: four products of the unsigned bytes of `u` with the signed bytes of `s`.
     /// Bytes of `u` are at most 15 where `BITS` is below 8, unless it takes [`Dot::ANY_BYTE`].
@@ -55,6 +62,7 @@ struct Vpopcntdq;
 
 impl Dot for Base {
     const ANY_BYTE: bool = false;
+    const HALVES_APART: bool = false;
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
@@ -98,6 +106,7 @@ impl Popcount for Base {
 
 impl Dot for Vnni {
     const ANY_BYTE: bool = true;
+    const HALVES_APART: bool = false;
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
@@ -204,6 +213,7 @@ kernel_set! {
 /// [`BASE`], and pairs of tiles for many float32 vectors.
 pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {
     name: "avx512+pairs",
+    suits: &[Core::Other],
     pairs: Some(pairs::BASE),
     ..BASE
 };
@@ -211,6 +221,7 @@ pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {
 /// [`VNNI`], and pairs of tiles for many vectors.
 pub(in crate::cpu) const VNNI_PAIRS: TileKernels = TileKernels {
     name: "avx512+vnni+pairs",
+    suits: &[Core::Other],
     pairs: Some(pairs::VNNI),
     ..VNNI
 };
@@ -230,9 +241,10 @@ pub(in crate::cpu) const AMX: TileKernels = TileKernels {
     ..ICE_PAIRS
 };
 
-/// [`VNNI`] with VPOPCNTDQ, and tables for many vectors of one bit: AVX-512 as Zen 4 has it.
+/// [`VNNI`] with VPOPCNTDQ, and tables for many vectors of one bit: AVX-512 as AMD has it.
 pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables",
+    suits: &[Core::Amd],
     sign: by_width!(ice_sign),
     lookups: Some(lookup::KERNELS),
     tables: Some(tables::KERNELS),

@@ -40,6 +40,8 @@ use half::f16;
 pub use attention::call_for_beginning;
 
 use super::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::dispatch::{Core, Features};
 
 /// Positions whose keys are transposed together, and the granule of everything here.
 pub const BLOCK: usize = 16;
@@ -141,11 +143,25 @@ impl VectorKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &avx2::TABLE,
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if Features::detect().core() == Core::Zen4 => &avx512::ZEN4,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::TABLE,
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => return None,
         };
         Some(VectorKernels { table })
+    }
+
+    /// Those of every level that the processor has, and of every kind of core.
+    #[cfg(test)]
+    fn variants() -> Vec<VectorKernels> {
+        let levels = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+        let mut all: Vec<_> = levels.into_iter().filter_map(Self::for_isa).collect();
+        #[cfg(target_arch = "x86_64")]
+        if Isa::Avx512.available() {
+            all.extend([&avx512::TABLE, &avx512::ZEN4].map(|table| VectorKernels { table }));
+        }
+        all
     }
 
     /// The rows that so many are padded to: 1, 2, 4 or 8.
@@ -276,7 +292,7 @@ macro_rules! vector_table {
             elementwise::narrow($proof, from, to)
         }
 
-        pub(super) static TABLE: Table = Table {
+        pub(super) const TABLE: Table = Table {
             isa: $isa,
             scores: (by_rows!(scores, f32, $blocks), by_rows!(scores, f16, $blocks)),
             mix: (by_rows!(mix, f32, $blocks), by_rows!(mix, f16, $blocks)),

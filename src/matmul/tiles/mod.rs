@@ -416,11 +416,10 @@ impl Tiles {
     ) {
         let l = &self.layout;
         let passes = blocks(&WIDTHS, vectors.clone()).count();
-        let lines = l.sub_bytes() / 64;
-        let step = if passes == 1 {
-            l.shape.groups
-        } else {
-            CACHED_BYTES.div_ceil(l.group_offset(1))
+        let once = passes == 1 && !k.passes_twice(l.bits, vectors.len());
+        let step = match once {
+            true => l.shape.groups,
+            false => CACHED_BYTES.div_ceil(l.group_offset(1)),
         };
         for t in tiles {
             let tile = self.tile(t);
@@ -432,17 +431,17 @@ impl Tiles {
                 for (pass, (v, width)) in blocks(&WIDTHS, vectors.clone()).enumerate() {
                     // One pass wants what lies a little ahead of it; of several passes, each calls for its share of the
                     // groups that follow.
-                    let ahead = if passes == 1 {
+                    let ahead = if once {
                         Ahead {
                             at: tile.as_ptr().wrapping_add(INT8_AHEAD),
-                            lines,
+                            lines: l.sub_bytes() / 64,
                             far: k.far(Few::Int8(l.bits), width),
                         }
                     } else {
                         let at = l.group_offset(first) + bytes + pass * bytes / passes;
                         Ahead {
                             at: tile.as_ptr().wrapping_add(at),
-                            lines: lines.div_ceil(passes),
+                            lines: l.group_offset(1).div_ceil(64 * l.subs * passes),
                             far: 0,
                         }
                     };
