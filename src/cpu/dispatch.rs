@@ -49,14 +49,14 @@ impl fmt::Display for Isa {
     }
 }
 
-/// Cores that what runs on several kinds is not equally fast on. No feature bit tells what a core is good at.
+/// Kinds of cores that differ in which of two kernels is the faster. No feature bit tells what a core is good at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Core {
-    /// What is not of the others; measured: Ice Lake, Emerald Rapids.
+    /// Not one of these. Measured: Ice Lake, Emerald Rapids.
     Other,
-    /// AMD's with 512-bit instructions in two passes.
+    /// Zen 4 (and Zen 3, which has no AVX-512): 512-bit instructions are two passes of 256 bits.
     Zen4,
-    /// AMD's but for these; measured: Zen 5.
+    /// Others by AMD. Measured: Zen 5.
     Amd,
 }
 
@@ -149,7 +149,7 @@ impl Features {
         self.amx
     }
 
-    /// Whose core it is.
+    /// Which kind of core it is.
     pub fn core(&self) -> Core {
         self.core
     }
@@ -188,15 +188,20 @@ pub fn permit_amx() -> bool {
     false
 }
 
-/// By the maker, the twelve letters of `cpuid`, and the family. Of family 25 (Zen 3 and 4) Zen 4 alone has AVX-512.
+/// Asks for the maker, the twelve letters of `cpuid`, and the family.
 #[cfg(target_arch = "x86_64")]
 fn core() -> Core {
     use std::arch::x86_64::__cpuid;
     let id = __cpuid(0);
     let maker = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes);
-    let version = __cpuid(1).eax;
-    let family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
-    match (maker.as_flattened(), family) {
+    core_of(maker.as_flattened(), __cpuid(1).eax)
+}
+
+/// The core of a maker, with the family in its version.
+#[cfg(target_arch = "x86_64")]
+fn core_of(maker: &[u8], version: u32) -> Core {
+    let (family, extended) = (version >> 8 & 0xf, version >> 20 & 0xff);
+    match (maker, family + extended) {
         (b"AuthenticAMD", 25) => Core::Zen4,
         (b"AuthenticAMD", _) => Core::Amd,
         _ => Core::Other,
@@ -213,6 +218,15 @@ mod tests {
             assert_eq!(Isa::from_name(isa.name()), Some(isa));
         }
         assert_eq!(Isa::from_name("AVX2"), None);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn cores_are_told_by_maker_and_family() {
+        // Genoa, Turin, Ice Lake.
+        assert_eq!(core_of(b"AuthenticAMD", 0x00a1_0f11), Core::Zen4);
+        assert_eq!(core_of(b"AuthenticAMD", 0x00b0_0f21), Core::Amd);
+        assert_eq!(core_of(b"GenuineIntel", 0x0006_06a6), Core::Other);
     }
 
     #[test]

@@ -65,12 +65,12 @@ pub struct Ahead {
     pub at: *const u8,
     /// Cache lines to call for at each sub-block.
     pub lines: usize,
-    /// As for [`DirectFn`], in kernels of up to four vectors.
+    /// As for [`DirectFn`], in kernels of up to four vectors; with AVX2, of any number.
     pub far: usize,
 }
 
 /// From how many int8 vectors on kernels that take the halves of a tile one after the other do so.
-pub const APART: usize = 8;
+pub const APART_VECTORS: usize = 8;
 
 /// int8: `(layout, first, count, tile, activations, ahead, out)`: groups `first..first + count` of the tile, whose activations
 /// begin with those groups, **added** to `out`. A driver with many vectors keeps some groups of a tile in a cache while all of
@@ -303,10 +303,14 @@ pub type QuantizeFn = unsafe fn(&[f32], usize, &mut [i8], &mut [f32], &mut [i32]
 pub struct TileKernels {
     pub(super) name: &'static str,
     pub(super) isa: Isa,
-    /// The cores that have no faster set of this level but those behind it in [`TileKernels::sets`].
+    /// The cores that it is for: of the sets of a level, the last one in [`TileKernels::sets`] that is for a core is the fastest there.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "they have the scalar set only")
+    )]
     pub(super) suits: &'static [Core],
     pub(super) far: Far,
-    /// Whether int8 kernels of [`APART`] vectors and more take the halves of a tile one after the other.
+    /// Whether int8 kernels of [`APART_VECTORS`] and more take the halves of a tile one after the other.
     pub(super) apart: bool,
     pub(super) int8: [[Int8Fn; WIDTHS.len()]; 4],
     pub(super) direct: [[DirectFn; WIDTHS.len()]; 4],
@@ -371,13 +375,17 @@ impl TileKernels {
                     (ice, super::avx512::ICE_PAIRS),
                     (ice, super::avx512::ICE_TABLES),
                     (ice, super::avx512::ZEN4),
+                    // With tables, no test would multiply many vectors of one bit by its dot products.
+                    #[cfg(test)]
+                    (ice, super::avx512::ZEN4_UNTABLED),
                     (amx, super::avx512::AMX),
                 ]
                 .into_iter()
                 .filter(|(has, _)| *has)
                 .map(|(_, k)| k),
             );
-            // Last those that suit this core.
+            // Last those that suit this core. Tables: `vpermw` leaves room for additions beside it on Zen 4 and 5, and lost on an
+            // Intel core of the same features (422 Gop/s against 472). Pairs lost on Zen 4 (see `avx512/zen4.rs`).
             let core = features.core();
             all.sort_by_key(|k| (k.isa, k.suits.contains(&core)));
             for k in all.iter_mut().filter(|k| k.isa != Isa::Scalar) {
@@ -407,10 +415,11 @@ impl TileKernels {
         self.int8[by_bits(bits)][by_width(&WIDTHS, width)]
     }
 
-    /// Whether its int8 kernel for so many vectors passes over a tile twice, and calls for half of what follows each time. (Below 8 bits
-    /// the first time has enough to do to wait for memory: calls all through both took 0 to 4% longer for 8 and 12 vectors on Zen 4, of bytes 25% and 7% less.)
-    pub fn passes_twice(&self, bits: Bits, width: usize) -> bool {
-        self.apart && width >= APART && bits == Bits::Eight
+    /// Whether its int8 kernel for so many vectors passes over a tile twice, and calls for half of [`Ahead::lines`] each time. Below 8 bits it passes twice and calls
+    /// once: with so much to do for each byte the first pass need not wait for memory. (On Zen 4 calls in both took 0 to 4% longer
+    /// there, and 25% and 7% less at 8 bits with 8 and 12 vectors.)
+    pub fn calls_twice(&self, bits: Bits, width: usize) -> bool {
+        self.apart && width >= APART_VECTORS && bits == Bits::Eight
     }
 
     /// The float32 kernel for few vectors.
@@ -471,5 +480,19 @@ impl TileKernels {
     /// The activation quantiser.
     pub fn quantize(&self) -> QuantizeFn {
         self.quantize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_set_of_a_level_is_for_this_core() {
+        for k in Isa::ALL.map(|isa| TileKernels::for_isa(isa, true)) {
+            let Some(k) = k else { continue };
+            let core = crate::cpu::Features::detect().core();
+            assert!(k.suits.contains(&core), "{} on {core:?}", k.name);
+        }
     }
 }

@@ -100,7 +100,8 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
 ///
 /// With one vector all four chains of a sub-block run side by side: two at a time waited for themselves, and took 1.3 times as long at
 /// 4 bits, 1.5 times at 2 and 1.05 times at 8 (Zen 4, from cache). With more vectors there are chains enough, and those of 16
-/// columns are taken one after the other so that they stay in registers. Either way a chain is the same sum.
+/// columns are taken one after the other so that they stay in registers. Either way a chain is the same sum. `APART`: two vectors and more take one half of the
+/// tile after the other.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
@@ -114,7 +115,7 @@ pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, con
 ) {
     let sub_bytes = 4 * SUB_COLS * BITS;
     let (mut p, mut x) = (tile, x);
-    // SAFETY: AVX-512 BW.
+    // SAFETY: AVX-512 F and BW.
     let levels = unsafe { L::of_matrix::<BITS>(l) };
     let mut until_flush = FLUSH_SUBS;
     // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out.
@@ -132,7 +133,7 @@ pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, con
             for _ in 0..subs {
                 if const { V == 1 } {
                     sub_of_one::<L, BITS>(p, x, &scale, &levels, far, &mut f[0]);
-                } else if const { V >= 4 && APART } {
+                } else if const { V >= 2 && APART } {
                     for line in 0..2 * BITS {
                         let at = p.wrapping_add(64 * line);
                         prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(far));
@@ -140,7 +141,6 @@ pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, con
                     half_of_few::<L, BITS, V, 0>(p, x, &scale, &levels, &mut f);
                     loads_again();
                     half_of_few::<L, BITS, V, 1>(p, x, &scale, &levels, &mut f);
-                    loads_again();
                 } else {
                     sub_of_few::<L, BITS, V>(p, x, &scale, &levels, far, &mut f);
                 }
@@ -329,7 +329,7 @@ pub(super) unsafe fn unpack_by<L: Levels, const BITS: usize>(
     levels_out: *mut f32,
     scales_out: *mut f32,
 ) {
-    // SAFETY: AVX-512 BW.
+    // SAFETY: AVX-512 F and BW.
     let levels = unsafe { L::of_matrix::<BITS>(l) };
     for i in 0..count {
         let (sub, tail) = l.sub_and_tail(first + i);
@@ -436,7 +436,7 @@ unsafe fn panel_walk<const V: usize, const VS: usize, const FROM: usize, const H
             }
         }
         // One loop: of a loop of two inside another the chains of both would be kept until the end, and sums leave the registers.
-        for chains in 0..2 * count {
+        for i in 0..2 * count {
             let mut chain = [[_mm512_setzero_ps(); HALVES]; VS];
             for _ in 0..16 {
                 let mut column = [_mm512_setzero_ps(); HALVES];
@@ -453,7 +453,7 @@ unsafe fn panel_walk<const V: usize, const VS: usize, const FROM: usize, const H
                 x = x.add(V);
             }
             for h in 0..HALVES {
-                let scale = scales.add(chains / 2 * TILE_ROWS + 16 * (FROM + h));
+                let scale = scales.add(i / 2 * TILE_ROWS + 16 * (FROM + h));
                 let scale = _mm512_load_ps(scale);
                 for v in 0..VS {
                     sums[v][h] = _mm512_fmadd_ps(chain[v][h], scale, sums[v][h]);

@@ -2,7 +2,7 @@
 
 use super::{Dot, prefetch, scales_of_half, zero_points_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{APART, Ahead, Int8Acts};
+use crate::cpu::tile::{APART_VECTORS, Ahead, Int8Acts};
 use std::arch::x86_64::*;
 
 /// Whether the columns `4k..4k + 4` of a sub-block are summed in the odd one of the two chains of one vector: every other code of a byte.
@@ -64,7 +64,8 @@ const fn in_registers(v: usize, halves: usize) -> bool {
 ///
 /// Twelve vectors below 8 bits are two walks of six, whose float32 sums stay in registers: 512 vectors went from 54 to 60-62% of
 /// the `vpdpbusd` rate at 4, 2 and 1 bits (Zen 5, 4096 × 4096, groups of 32). At 8 bits the second walk costs more than it
-/// gains (45-56 to 41%), and so do two walks of four for eight vectors (0.8 of the rate).
+/// gains (45-56 to 41%), and so do two walks of four for eight vectors (0.8 of the rate). With [`Dot::HALVES_APART`] a walk has one half of the tile
+/// and all vectors, of [`APART_VECTORS`] or more, at every width.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
@@ -82,7 +83,8 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
     unsafe {
         // `const`, or every width of codes and vectors would have functions for all ways made, of which one is called: two
         // thirds of the code of this file, before it is optimised.
-        if const { V >= APART && E::HALVES_APART } {
+        if const { V >= APART_VECTORS && E::HALVES_APART } {
+            // At 8 bits each walk calls for its share: see [`crate::cpu::tile::TileKernels::calls_twice`].
             let lines = match BITS {
                 8 => ahead.lines.div_ceil(2),
                 _ => ahead.lines,
@@ -110,7 +112,7 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
     }
 }
 
-/// One tile times `VS` of the `V` vectors that the activations interleave; whether it `CALLS` for the bytes of `ahead`.
+/// `HALVES` of a tile from `FROM` on, times `VS` of the `V` vectors that the activations interleave; whether it `CALLS` for the bytes of `ahead`.
 ///
 /// Integer sums of all `VS` vectors stay in registers (24 of 32 for twelve); the codes of four columns are unpacked once
 /// for all of them. Float32 sums that have no registers live in `out`, in the first-level cache: they are touched once a
@@ -186,13 +188,14 @@ unsafe fn walk<
                     std::mem::swap(&mut sums[0], &mut odd);
                 }
                 for _ in 0..block {
+                    // Of one half in a bunch: between its loads they kept the compiler from making broadcasts operands, and it spilled (8 bits).
                     if CALLS && HALVES == 1 {
                         for line in 0..ahead.lines {
                             _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast());
                         }
                     }
                     unroll!(K in 0..8 => {
-                        // Spread: in a bunch at the start of a sub-block they lose a sixth or more.
+                        // Of both halves they are spread: in a bunch at the start of a sub-block they lose a sixth or more.
                         let lines = K * BITS / 4..(K + 1) * BITS / 4;
                         for line in if CALLS && HALVES == 2 { lines } else { 0..0 } {
                             let at = next.wrapping_add(64 * line);

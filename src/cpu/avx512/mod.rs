@@ -23,6 +23,8 @@ mod tables;
 mod zen4;
 
 pub(in crate::cpu) use self::zen4::ZEN4;
+#[cfg(test)]
+pub(in crate::cpu) use self::zen4::ZEN4_UNTABLED;
 use super::dispatch::Core;
 use super::layout::{Layout, ScaleKind, ZeroKind};
 use super::tile::TileKernels;
@@ -246,7 +248,6 @@ pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables",
     suits: &[Core::Amd],
     sign: by_width!(ice_sign),
-    lookups: Some(lookup::KERNELS),
     tables: Some(tables::KERNELS),
     ..VNNI
 };

@@ -1,24 +1,28 @@
 //! The kernels as Zen 4 is fastest with them.
 //!
-//! Its 512-bit instructions are two passes of a pipe each, of which there are four. Measured, cycles of eight and eight independent ones:
+//! Its 512-bit instructions are two passes of a pipe each, of which there are four. Cycles that eight dot products (or multiply-adds) and eight other
+//! instructions take, all of them independent; the dot products alone take 8:
 //!
-//! | beside 8 multiply-adds or dot products (8 cycles) | cycles |
+//! | the others | cycles |
 //! |---|---|
-//! | 8 and, or, add, shift | 8 |
-//! | 8 `vpermw`, `vpermb`, `vpshufb` | 10.7 |
-//! | 8 broadcasts from memory into registers | 10.7 |
-//! | the same broadcasts as their operands (`{1to16}`) | 8 |
-//! | 8 `vpternlogd` | 16 |
+//! | and, or, add, shift | 8 |
+//! | `vpermw`, `vpermb`, `vpshufb` | 10.7 |
+//! | broadcasts from memory into registers | 10.7 |
+//! | none, but each has a broadcast from memory as an operand (`{1to16}`) | 8 |
+//! | `vpternlogd` | 16 |
 //!
 //! - **Halves apart.** A broadcast that two halves of a tile share is an instruction of its own, and takes a pipe. One half at a time each
-//!   has one use, of which the compiler makes an operand; and the sums of twelve vectors, integer and float, fit the registers. 512 int8 vectors went from 73 to 75%
-//!   of the `vpdpbusd` rate at 2 bits, 71 to 74 at 4, 66 to 71 at 8; float32 from 82 to 85% of FMA, four vectors from 68 to 82 to 84 (4096 × 4096, groups of 32).
+//!   has one use, and the compiler makes it an operand; and the sums of twelve vectors, integer and float, fit the registers. 512 int8 vectors
+//!   went from 73 to 75% of the `vpdpbusd` rate at 2 bits, from 71 to 74 at 4, from 66 to 72 at 8; 512 float32 vectors from 82 to 84 or 85% of FMA,
+//!   four of them from 69 to 84 (4096 × 4096, groups of 32, in turns).
 //! - **Levels shuffled**: see [`super::levels::Shuffled`].
 //!
-//! Two tiles at a time ([`super::pairs`]) took 1.07 times as long at 2 and 4 bits and in float32, as long at 8.
+//! - **Look-ups** of one vector of 1 bit ([`super::lookup`]): from cache 134 µs by dot products, 97 so; from memory 147 and 104.
+//!
+//! Two tiles at a time ([`super::pairs`]) took 1.07 times as long at 2 and 4 bits and up to as much in float32; at 8 bits it made no difference.
 
 use super::levels::{Masked, Shuffled};
-use super::{Dot, f32 as floats, int8};
+use super::{Dot, f32 as floats, int8, lookup};
 use crate::cpu::dispatch::Core;
 use crate::cpu::layout::{Layout, ZeroKind};
 use crate::cpu::tile::{Ahead, Int8Acts, TileKernels};
@@ -28,7 +32,7 @@ use std::arch::x86_64::*;
 pub(in crate::cpu) const ZEN4: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables+zen4",
     suits: &[Core::Zen4],
-    apart: true,
+    apart: Apart::HALVES_APART,
     int8: [
         by_width!(dot_products, 1),
         by_width!(dot_products, 2),
@@ -43,7 +47,17 @@ pub(in crate::cpu) const ZEN4: TileKernels = TileKernels {
     ],
     unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
     panel: by_width!(panel),
+    lookups: Some(lookup::KERNELS),
     ..super::ICE_TABLES
+};
+
+/// [`ZEN4`] without tables.
+#[cfg(test)]
+pub(in crate::cpu) const ZEN4_UNTABLED: TileKernels = TileKernels {
+    name: "avx512+vnni+vpopcntdq+zen4",
+    suits: &[],
+    tables: None,
+    ..ZEN4
 };
 
 /// VNNI, halves apart.

@@ -155,13 +155,17 @@ impl VectorKernels {
     /// Those of every level that the processor has, and of every kind of core.
     #[cfg(test)]
     fn variants() -> Vec<VectorKernels> {
-        let levels = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
-        let mut all: Vec<_> = levels.into_iter().filter_map(Self::for_isa).collect();
-        #[cfg(target_arch = "x86_64")]
-        if Isa::Avx512.available() {
-            all.extend([&avx512::TABLE, &avx512::ZEN4].map(|table| VectorKernels { table }));
-        }
-        all
+        let tables = [
+            &scalar::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            &avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            &avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            &avx512::ZEN4,
+        ];
+        let there = tables.into_iter().filter(|table| table.isa.available());
+        there.map(|table| VectorKernels { table }).collect()
     }
 
     /// The rows that so many are padded to: 1, 2, 4 or 8.

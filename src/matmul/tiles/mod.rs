@@ -416,10 +416,15 @@ impl Tiles {
     ) {
         let l = &self.layout;
         let passes = blocks(&WIDTHS, vectors.clone()).count();
-        let once = passes == 1 && !k.passes_twice(l.bits, vectors.len());
-        let step = match once {
+        let lines = l.sub_bytes() / 64;
+        let calls_twice = passes == 1 && k.calls_twice(l.bits, vectors.len());
+        let step = match passes == 1 && !calls_twice {
             true => l.shape.groups,
-            false => CACHED_BYTES.div_ceil(l.group_offset(1)),
+            // Of one size: what follows is as much as what is called for.
+            false => {
+                let steps = (l.shape.groups * l.group_offset(1)).div_ceil(CACHED_BYTES);
+                l.shape.groups.div_ceil(steps)
+            }
         };
         for t in tiles {
             let tile = self.tile(t);
@@ -429,19 +434,25 @@ impl Tiles {
                 let count = step.min(l.shape.groups - first);
                 let bytes = count * l.group_offset(1);
                 for (pass, (v, width)) in blocks(&WIDTHS, vectors.clone()).enumerate() {
-                    // One pass wants what lies a little ahead of it; of several passes, each calls for its share of the
-                    // groups that follow.
-                    let ahead = if once {
+                    // One pass wants what lies a little ahead of it; of several, and of one that is two, each calls for its share of
+                    // the groups that follow.
+                    let ahead = if calls_twice {
+                        Ahead {
+                            at: tile.as_ptr().wrapping_add(l.group_offset(first) + bytes),
+                            lines: l.group_offset(1).div_ceil(64 * l.subs),
+                            far: 0,
+                        }
+                    } else if passes == 1 {
                         Ahead {
                             at: tile.as_ptr().wrapping_add(INT8_AHEAD),
-                            lines: l.sub_bytes() / 64,
+                            lines,
                             far: k.far(Few::Int8(l.bits), width),
                         }
                     } else {
                         let at = l.group_offset(first) + bytes + pass * bytes / passes;
                         Ahead {
                             at: tile.as_ptr().wrapping_add(at),
-                            lines: l.group_offset(1).div_ceil(64 * l.subs * passes),
+                            lines: lines.div_ceil(passes),
                             far: 0,
                         }
                     };
@@ -626,8 +637,8 @@ impl By {
 /// Twelve vectors want the 1.4 KB of a sub-block of 8 bits and its activations in some 200 cycles, which that cache gives with
 /// ease; what costs is to begin with other vectors, about 800 cycles. With 16 KB, of the first-level cache, 512 vectors reached 62, 67 and
 /// 70% of `vpdpbusd` at 8, 4 and 2 bits, with 64 KB 66, 69 and 72, with 128 KB 66, 70 and 72, with 256 KB 66 at 8 bits (Zen 4 with
-/// 1 MB of it a core, 4096 × 4096, groups of 32, in turns). Where it is smaller than a panel of activations, these come from the third level already.
-const CACHED_BYTES: usize = 128 << 10;
+/// 1 MB of it a core, 4096 × 4096, groups of 32, in turns). Where it is smaller than a panel of activations, these come from the third level already. Tests want several parts.
+const CACHED_BYTES: usize = if cfg!(test) { 8 << 10 } else { 128 << 10 };
 
 /// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
 ///

@@ -40,7 +40,7 @@ const SHAPES: [(usize, usize, usize); 30] = [
     (2, 1100, 15),
 ];
 /// One, those of each width of the kernels, those from which another path is taken, and mixtures.
-const VECTORS: [usize; 11] = [1, 2, 3, 4, 5, 8, 12, 13, 24, 31, 61];
+const VECTORS: [usize; 13] = [1, 2, 3, 4, 5, 8, 12, 13, 24, 31, 52, 56, 61];
 
 fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
     let codes = m.as_codes();
