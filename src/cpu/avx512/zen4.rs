@@ -16,7 +16,6 @@
 //!   went from 73 to 75% of the `vpdpbusd` rate at 2 bits, from 71 to 74 at 4, from 66 to 72 at 8; 512 float32 vectors from 82 to 84 or 85% of FMA,
 //!   four of them from 69 to 84 (4096 × 4096, groups of 32, in turns).
 //! - **Levels shuffled**: see [`super::levels::Shuffled`].
-//!
 //! - **Look-ups** of one vector of 1 bit ([`super::lookup`]): from cache 134 µs by dot products, 97 so; from memory 147 and 104.
 //!
 //! Two tiles at a time ([`super::pairs`]) took 1.07 times as long at 2 and 4 bits and up to as much in float32; at 8 bits it made no difference.
