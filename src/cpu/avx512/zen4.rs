@@ -21,7 +21,7 @@
 //! Two tiles at a time ([`super::pairs`]) took 1.07 times as long at 2 and 4 bits and up to as much in float32; at 8 bits it made no difference.
 
 use super::levels::{Masked, Shuffled};
-use super::{Dot, f32 as floats, int8, lookup};
+use super::{Dot, Vnni, f32 as floats, int8, lookup};
 use crate::cpu::dispatch::Core;
 use crate::cpu::layout::{Layout, ZeroKind};
 use crate::cpu::tile::{Ahead, Int8Acts, TileKernels};
@@ -59,17 +59,17 @@ pub(in crate::cpu) const ZEN4_UNTABLED: TileKernels = TileKernels {
     ..ZEN4
 };
 
-/// VNNI, halves apart.
+/// [`Vnni`], halves apart.
 struct Apart;
 
 impl Dot for Apart {
-    const ANY_BYTE: bool = true;
+    const ANY_BYTE: bool = Vnni::ANY_BYTE;
     const HALVES_APART: bool = true;
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
-        // SAFETY: the caller's processor has AVX-512 VNNI.
-        unsafe { _mm512_dpbusd_epi32(acc, u, s) }
+        // SAFETY: the caller's.
+        unsafe { Vnni::dot::<BITS>(acc, u, s) }
     }
 }
 
