@@ -30,12 +30,12 @@ HERE = Path(__file__).resolve().parent
 NAMESPACE = HERE.parent / "AplFfi.apln"
 SKIPPED = {
     "Init", "Info", "Candidates", "InFolder", "LibraryName", "Assets", "SourceFolder", "Associate", "Dissociate", "About",
-    "State", "Chat", "Summary", "Declarations",
+    "State", "Chat", "Plain", "Literals", "Summary", "Declarations",
 }
 
 PRELUDE = """
 DRBITS←{(((≢⍵),8÷⍨⊃⌽⍴⍵)⍴(128>k)×k)+((≢⍵),8÷⍨⊃⌽⍴⍵)⍴(128≤k)×(k←{2⊥⍵}⍤1⊢((8÷⍨×/⍴⍵),8)⍴⍵)-256}
-DRTYPE←{1<|≡⍵:326 ⋄ ' '≡⊃0⍴,⍵:80 ⋄ ∨/{' '≡⊃0⍴⍵}¨,⍵:326 ⋄ ∧/(,⍵)∊0 1:11 ⋄ ~∧/(,⍵)=⌊,⍵:645 ⋄ 83}
+DRTYPE←{1<|≡⍵:326 ⋄ (0∊⍴⍵)∧' '≡⊃0⍴,⍵:80 ⋄ (~0∊⍴⍵)∧∧/c←{' '≡⊃0⍴⍵}¨,⍵:80 ⋄ ∨/c:326 ⋄ ∧/(,⍵)∊0 1:11 ⋄ ~∧/(,⍵)=⌊,⍵:645 ⋄ 83}
 DR←{⍺←¯1 ⋄ ⍺=83:DRBITS ⍵ ⋄ DRTYPE ⍵}
 SENDITEM←{' '≡⊃0⍴,⍵:{k←⎕←'T',(⍕≢⍵),' ',⍕⎕UCS ⍵ ⋄ 0},⍵ ⋄ k←⎕←'N',(⍕≢⍴⍵),' ',¯17⍕,⍵ ⋄ 0}
 CALL←{k←⎕←'C',⍺ ⋄ k←SENDITEM¨⍵ ⋄ k←⎕←'E' ⋄ r←⎕ ⋄ r}
@@ -61,7 +61,7 @@ def outside_quotes(line, change):
 
 
 def stand_ins(line):
-    line = line.replace("9=⎕NC'⍵'", "0").replace("1 ⎕JSON ⍵", "''").replace("3=⎕NC'apl_ffi_ready'", "1")
+    line = line.replace("9=⎕NC'⍵'", "0").replace("Literals 1 ⎕JSON ⍵", "''").replace("3=⎕NC'apl_ffi_ready'", "1")
     line = re.sub(r"^(\s*):If 0=⎕NC'\w+' ⋄ .* ⋄ :EndIf$", "", line)
     line = line.replace("3=⎕NC'apl_ffi_cleanup'", "1").replace("apl_ffi_cleanup", "apl_ffi_cleanup ⍬")
     line = re.sub(r"\(⎕JSON (.*)\)\.(\w+)", r"((\1)GET'\2')", line).replace("⎕JSON ", "")
@@ -191,7 +191,7 @@ class Session:
         self.lines = []
         dialect = replace(APL.Dialect.dyalog, index_base=0)
         self.compiler = APL.create_compiler(dialect)
-        constants = [l for l in map(strip_comment, self.text.splitlines()) if re.match(r"    [A-Z]+←\d+$", l)]
+        constants = [l for l in map(strip_comment, self.text.splitlines()) if re.match(r"    [A-Z]+←(\d+|⍬)$", l)]
         # A CALL is one for a niladic function too: its argument is then an item that nobody reads.
         calls = [f"{name}←{{'{name}' CALL ⍵}}" for name in self.library.declared]
         self.functions = functions(self.text)

@@ -155,7 +155,7 @@ pub fn structure_faults(text: &str) -> Vec<String> {
 
 /// System names that the source may use: those of the interpreter that are used on purpose.
 const SYSTEM: &str =
-    "⎕ ⎕IO ⎕ML ⎕NA ⎕NC ⎕EX ⎕DR ⎕TID ⎕SIGNAL ⎕DMX ⎕JSON ⎕NS ⎕NQ ⎕WG ⎕NINFO ⎕NPARTS ⎕THIS";
+    "⎕ ⎕IO ⎕ML ⎕NA ⎕NC ⎕EX ⎕DR ⎕TID ⎕SIGNAL ⎕DMX ⎕JSON ⎕NS ⎕NL ⎕R ⎕NQ ⎕WG ⎕NINFO ⎕NPARTS ⎕THIS";
 
 /// What Tatin puts beside a package.
 const FOREIGN: &str = "TatinVars";
@@ -228,7 +228,7 @@ pub fn namespace_faults(space: &Namespace, declared: &BTreeSet<String>) -> Vec<S
                 .flat_map(|l| outside_dfns(&l.words))
                 .collect();
             for name in &assigned {
-                if !f.locals.contains(name) {
+                if !f.locals.contains(name) && !space.variables.contains(name) {
                     fault(format!("{name} is not localised"));
                 }
             }
