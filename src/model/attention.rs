@@ -199,8 +199,9 @@ impl<T: Cached> Attention<'_, T> {
             first..end.max(first)
         };
         t.part.clear();
-        // What any of the rows sees.
-        let (start, end) = (seen(rows.start).start, seen(rows.end - 1).end);
+        // What any of the rows sees: where windows end within a tile, the last row may see nothing of the chunk, and the first all to its end.
+        let start = seen(rows.start).start;
+        let end = seen(rows.end - 1).end.min((c + 1) * CHUNK);
         if start >= end {
             return;
         }
@@ -336,3 +337,6 @@ fn share(
 
 /// Products of elements below which the calling thread works alone: some 5 µs.
 const ALONE: usize = 1 << 15;
+
+#[cfg(test)]
+mod tests;
