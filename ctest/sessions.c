@@ -239,6 +239,37 @@ static void cancelled(void)
     CHECK_STATUS(APL_FFI_OK, apl_model_close(model));
 }
 
+static void *cleaned(void *argument)
+{
+    (void)argument;
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
+    return NULL;
+}
+
+/* While cleanup waits for a call, that can still be cancelled. */
+static void cancelled_before_cleanup(void)
+{
+    int caught = 0;
+    for (int tries = 0; tries < 500 && !caught; tries++) {
+        int32_t model = opened(MODELS "gemma2", "");
+        struct run run = {.session = session_of(model, "")};
+        atomic_int done = 0;
+        pthread_t running, cleaning;
+        run.done = &done;
+        CHECK(pthread_create(&running, NULL, evaluated, &run) == 0);
+        nanosleep(&(struct timespec){0, 200000}, NULL);
+        CHECK(pthread_create(&cleaning, NULL, cleaned, NULL) == 0);
+        nanosleep(&(struct timespec){0, 200000}, NULL);
+        while (!atomic_load(&done))
+            apl_session_cancel(run.session);
+        CHECK(pthread_join(running, NULL) == 0);
+        CHECK(pthread_join(cleaning, NULL) == 0);
+        caught = run.status == APL_FFI_ERR_STATE;
+        CHECK(caught || run.status == APL_FFI_OK || run.status == APL_FFI_ERR_HANDLE);
+    }
+    CHECK(caught);
+}
+
 int main(void)
 {
     test("feeding one by one, together, and again after going back", feeding);
@@ -247,6 +278,7 @@ int main(void)
     test("what is refused", refused);
     test("a session a thread", from_many_threads);
     test("cancelled by another thread", cancelled);
+    test("cancelled while cleanup waits", cancelled_before_cleanup);
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
     return finish();
 }

@@ -12,7 +12,8 @@
 //! Kinds start at 1, so 0 is never a handle.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::{Error, Result};
 
@@ -21,6 +22,12 @@ const GENERATION_BITS: u32 = 13;
 const KIND_SHIFT: u32 = INDEX_BITS + GENERATION_BITS;
 const CAPACITY: usize = 1 << INDEX_BITS;
 const GENERATIONS: u32 = 1 << GENERATION_BITS;
+
+/// The generation that slots of this process begin with: a handle of another process, kept in a saved workspace, is none here but by chance.
+fn first_generation() -> u32 {
+    static FIRST: OnceLock<u32> = OnceLock::new();
+    *FIRST.get_or_init(|| RandomState::new().hash_one(std::process::id()) as u32 % GENERATIONS)
+}
 
 /// How many freed slots wait before one is used again.
 const REST: usize = 1024;
@@ -105,6 +112,17 @@ impl<T> Table<T> {
             .ok_or_else(|| self.not_live(handle))
     }
 
+    /// What `f` sees of the object of a live handle, which is not kept alive for longer.
+    ///
+    /// # Errors
+    /// `ERR_HANDLE`.
+    pub(super) fn look<R>(&self, handle: i32, f: impl FnOnce(&T) -> R) -> Result<R> {
+        let slots = self.read();
+        let index = slots.find(self.kind, handle);
+        let object = index.and_then(|index| slots.all[index].object.as_deref());
+        object.map(f).ok_or_else(|| self.not_live(handle))
+    }
+
     /// Ends a handle and gives its object back.
     ///
     /// # Errors
@@ -165,7 +183,7 @@ impl<T> Slots<T> {
             .try_reserve(self.all.len() + 1 - self.free.len())
             .map_err(refused)?;
         self.all.push(Slot {
-            generation: 0,
+            generation: first_generation(),
             object: None,
         });
         Ok(self.all.len() as u32 - 1)

@@ -32,11 +32,11 @@ impl Shared {
 ///
 /// `options`: JSON; NULL or "" for the defaults. Keys: `"context"` (the model's), `"temperature"` 0.8 (0 is greedy), `"top_k"` 40
 /// (0: all), `"top_p"` 0.95, `"min_p"` 0.05, `"repeat_penalty"` 1.0 (over the last 64 tokens), `"seed"` 0 (the same seed gives
-/// the same text), `"kv"`: `"f16"` (default; `"f32"` where the model keeps float32 weights).
+/// the same text), `"kv"`: `"f16"` (default) or `"f32"`; where the model keeps float32 weights it is `"f32"` whatever is asked for.
 /// Output: `session`, to be closed by `apl_session_close`. Calls on one session from several threads come one after the other.
 ///
-/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_STATE (no handle is
-/// left).
+/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_BACKEND; ERR_STATE (no
+/// handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_open(
     model: i32,
@@ -69,8 +69,8 @@ pub unsafe extern "C" fn apl_session_open(
 /// (ids_len, V); 0: none. Without tokens, `logits_len` = V gives the latest again.
 ///
 /// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (an id that is none of the vocabulary, misaligned or
-/// overlapping arrays); ERR_STATE (tokens beyond the context, a call that was cancelled, no logits yet); ERR_MEMORY. Nothing is fed,
-/// and `logits` is not written, unless it is OK.
+/// overlapping arrays); ERR_STATE (tokens beyond the context, a call that was cancelled, no logits yet); ERR_MEMORY; ERR_BACKEND. Nothing is
+/// fed, and `logits` is not written, unless it is OK.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_eval(
     session: i32,
@@ -118,7 +118,7 @@ pub unsafe extern "C" fn apl_session_eval(
 /// Returns: the bytes of the piece without the NUL; APL_FFI_END, which is no error, at a token that ends the text (`id` has it; it
 /// is not fed) and where the context is full (`id` is -1), with an empty piece; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
 /// ERR_NULL; ERR_RANGE (misaligned); ERR_STATE (no logits: feed something first; or the call was cancelled); ERR_UNSUPPORTED (the
-/// model has no tokenizer); ERR_MEMORY.
+/// model has no tokenizer); ERR_MEMORY; ERR_BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_next(
     session: i32,
@@ -147,8 +147,10 @@ pub unsafe extern "C" fn apl_session_next(
 
 /// Keeps the first `position` tokens and forgets the others; the logits of the last kept token are the latest again.
 ///
-/// Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond what was fed); ERR_STATE (a sliding window has forgotten what
-/// those tokens see; the message has the least position that is left; 0 always is); ERR_MEMORY.
+/// Where a sliding window has overwritten what those tokens see, they are fed again, which takes as long as it did before.
+///
+/// Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond what was fed); ERR_STATE (the call was cancelled); ERR_MEMORY;
+/// ERR_BACKEND. Nothing changes unless it is OK.
 #[unsafe(no_mangle)]
 pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
     guard("apl_session_rewind", || {
@@ -184,8 +186,9 @@ pub unsafe extern "C" fn apl_session_info(session: i32, json: *mut c_char, capac
 #[unsafe(no_mangle)]
 pub extern "C" fn apl_session_cancel(session: i32) -> i32 {
     guard("apl_session_cancel", || {
-        let (_held, shared) = live(session)?;
-        shared.canceller.cancel();
+        // Without holding the library: where `cleanup` waits for the call that is to end, whoever asks for it waits for `cleanup`.
+        let canceller = TABLE.look(session, |shared| shared.canceller.clone());
+        canceller.map_err(|e| called(e, "session"))?.cancel();
         Ok(APL_FFI_OK)
     })
 }

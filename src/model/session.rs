@@ -19,7 +19,8 @@ pub struct Session {
     context: usize,
     /// What was fed: `(position)`, room for the context.
     tokens: Vec<u32>,
-    /// The most tokens that were ever fed: what lies more than a window before them may be overwritten.
+    /// The most tokens that were fed, whether that succeeded or not: what lies more than a window before them may be overwritten.
+    /// `usize::MAX`: everything may be.
     farthest: usize,
     engine: Engine,
     /// Those of the last token `(vocabulary)`, if they are [`Latest::Here`].
@@ -72,7 +73,10 @@ impl Session {
         } else {
             Precision::F16
         };
-        let precision = options.kv.unwrap_or(default);
+        let precision = match default {
+            Precision::F32 => default,
+            Precision::F16 => options.kv.unwrap_or(default),
+        };
         Ok(Session {
             context,
             tokens: memory::with_capacity(context, "the tokens of a session")?,
@@ -209,6 +213,8 @@ impl Session {
         Ok(())
     }
 
+    /// Feeds tokens behind those that were fed. If it fails, nothing was: the latest logits are what they were, unless they
+    /// were left on a device, and tokens whose keys and values were overwritten are fed again by the next call.
     fn feed(
         &mut self,
         rt: &Runtime,
@@ -217,9 +223,15 @@ impl Session {
         observer: Option<&mut dyn Observer>,
     ) -> Result<()> {
         let first = self.tokens.len();
+        if self.has_forgotten(first) {
+            self.feed_again(rt)?;
+        }
+        let before = std::mem::replace(&mut self.latest, Latest::None);
         // From here on slots are overwritten, whether this succeeds or not.
-        self.farthest = self.farthest.max(first + ids.len());
-        self.latest = Latest::None;
+        self.farthest = match first {
+            0 => ids.len(),
+            _ => self.farthest.max(first + ids.len()),
+        };
         let feed = Feed {
             rt,
             model: &self.model,
@@ -228,10 +240,45 @@ impl Session {
             ids,
             greedy: self.sampler.is_greedy(),
         };
+        let fed = self.engine.feed(&feed, logits, &mut self.logits, observer);
+        match fed {
+            Ok(latest) => self.latest = latest,
+            Err(e) => {
+                if before == Latest::Here {
+                    self.latest = before;
+                }
+                return Err(e);
+            }
+        }
+        self.tokens.extend_from_slice(ids);
+        Ok(())
+    }
+
+    /// Whether keys or values that a token at this position sees may be overwritten: those of a sliding window lie in a ring.
+    fn has_forgotten(&self, position: usize) -> bool {
+        let windows = self.model.architecture.windows.iter().flatten();
+        let oldest = self.farthest.saturating_sub(self.engine.least_slots());
+        position > 0
+            && windows
+                .max()
+                .is_some_and(|w| (position + 1).saturating_sub(*w) < oldest)
+    }
+
+    /// Feeds the tokens from the first one on once more.
+    fn feed_again(&mut self, rt: &Runtime) -> Result<()> {
+        self.farthest = usize::MAX;
+        let feed = Feed {
+            rt,
+            model: &self.model,
+            cancelled: &self.cancelled,
+            first: 0,
+            ids: &self.tokens,
+            greedy: false,
+        };
         self.latest = self
             .engine
-            .feed(&feed, logits, &mut self.logits, observer)?;
-        self.tokens.extend_from_slice(ids);
+            .feed(&feed, Logits::None, &mut self.logits, None)?;
+        self.farthest = self.tokens.len();
         Ok(())
     }
 
@@ -277,11 +324,11 @@ impl Session {
         })
     }
 
-    /// Keeps the first `position` tokens; the logits of the last of them are the latest again.
+    /// Keeps the first `position` tokens; the logits of the last of them are the latest again. Where a sliding window has overwritten
+    /// what they see, all of them are fed once more.
     ///
     /// # Errors
-    /// `ERR_RANGE` beyond the tokens that were fed; `ERR_STATE` where a sliding window has lost what those tokens see, and
-    /// where the call was cancelled; then nothing changes.
+    /// `ERR_RANGE` beyond the tokens that were fed; `ERR_STATE` where the call was cancelled; then nothing changes.
     pub fn rewind(&mut self, rt: &Runtime, position: usize) -> Result<()> {
         let now = self.position();
         if position > now {
@@ -292,28 +339,21 @@ impl Session {
         if position == now && (self.has_logits() || now == 0) {
             return Ok(());
         }
-        // The last kept token is fed again, for its logits; it sees a window before itself.
-        let windows = self.model.architecture.windows.iter().flatten();
-        let window = windows.max().copied().unwrap_or(0);
-        let oldest = self.farthest.saturating_sub(self.engine.least_slots());
-        if position > 0 && window > 0 && position.saturating_sub(window) < oldest {
-            return Err(Error::state(format!(
-                "position is {position}, expected {} or more, or 0: a window of {window} has forgotten what lies before",
-                oldest + window
-            )));
-        }
+        // The last kept token is fed again, for its logits.
         let last = position.checked_sub(1).map(|i| self.tokens[i]);
         let kept = self.tokens.split_off(position.saturating_sub(1));
-        self.latest = Latest::None;
-        if let Some(last) = last {
-            self.cancelled.store(false, Ordering::Relaxed);
-            if let Err(e) = self.feed(rt, &[last], Logits::None, None) {
-                self.tokens.truncate(position - 1);
-                self.tokens.extend(kept);
-                return Err(e);
+        match last {
+            None => self.latest = Latest::None,
+            Some(last) => {
+                self.cancelled.store(false, Ordering::Relaxed);
+                if let Err(e) = self.feed(rt, &[last], Logits::None, None) {
+                    self.tokens.truncate(position - 1);
+                    self.tokens.extend(kept);
+                    // What was fed again is not what these tokens need.
+                    self.farthest = usize::MAX;
+                    return Err(e);
+                }
             }
-        } else {
-            self.farthest = 0;
         }
         if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
             pieces.restart(tokenizer, position == 0);

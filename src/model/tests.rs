@@ -265,3 +265,66 @@ fn what_a_session_refuses() {
         "options has \"context\": 129, expected at most 128, that of the model"
     );
 }
+
+/// The model of the tests whose layers see windows, made for long contexts.
+fn long_windows(name: &str, window: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(data().join(name)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["max_position_embeddings"] = 4096.into();
+    config["sliding_window"] = window.into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+/// Cancels the call after so many products.
+struct After(usize, Canceller);
+
+impl Observer for After {
+    fn input(&mut self, _: &str, _: &[f32], _: usize) {
+        match self.0 {
+            0 => self.1.cancel(),
+            _ => self.0 -= 1,
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_call_leaves_what_a_window_sees() {
+    let rt = runtime(r#"{"threads": 2}"#);
+    for name in ["mistral", "gemma2"] {
+        let folder = long_windows(name, 100);
+        let model = open(&rt, folder.path(), "");
+        let ids: Vec<u32> = (0..2000).map(|i| 1 + i * 7 % 63).collect();
+        let vocabulary = model.architecture().vocabulary;
+        let logits = |s: &mut Session, ids: &[u32]| {
+            let mut out = vec![0.0; vocabulary];
+            s.eval(&rt, ids, Logits::Last(&mut out)).unwrap();
+            out
+        };
+        let mut whole = session(&rt, &model, "");
+        let at_700 = logits(&mut whole, &ids[..700]);
+        let at_701 = logits(&mut whole, &ids[700..701]);
+
+        let mut s = session(&rt, &model, "");
+        logits(&mut s, &ids[..700]);
+        // In the fourth block of 256, when the first ones have gone over what the window saw.
+        let products = 7 * model.architecture().layers;
+        let mut after = After(3 * products + 2, s.canceller());
+        let e = s.eval_observed(&rt, &ids[700..], Logits::None, Some(&mut after));
+        assert_eq!(e.unwrap_err().status(), Status::State);
+        assert_eq!(s.position(), 700);
+        assert_eq!(logits(&mut s, &[]), at_700, "{name}: the latest logits");
+        assert_eq!(logits(&mut s, &ids[700..701]), at_701, "{name}");
+
+        // Back to where the window has gone on from.
+        logits(&mut s, &ids[701..]);
+        s.rewind(&rt, 700).unwrap();
+        assert_eq!(logits(&mut s, &[]), at_700, "{name}");
+        assert_eq!(logits(&mut s, &ids[700..701]), at_701, "{name}");
+    }
+}
