@@ -97,6 +97,13 @@ static void refused(void)
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_model_detokenize(model, ids, 2, text, sizeof text));
     CHECK_STATUS(APL_FFI_ERR_UNSUPPORTED, apl_model_chat(model, "[]", text, sizeof text));
     CHECK(error_has("no chat template"));
+    /* Lengths before NULL, NULL before contents, whatever else is wrong. */
+    CHECK_STATUS(APL_FFI_ERR_LENGTH, apl_model_detokenize(model, ids, 2, text, -1));
+    CHECK_STATUS(APL_FFI_ERR_LENGTH, apl_model_detokenize(model, NULL, 2, text, -1));
+    CHECK_STATUS(APL_FFI_ERR_NULL, apl_model_detokenize(model, ids, 2, NULL, 10));
+    CHECK_STATUS(APL_FFI_ERR_LENGTH, apl_model_chat(model, NULL, text, -1));
+    CHECK_STATUS(APL_FFI_ERR_LENGTH, apl_model_chat(model, "[]", text, -1));
+    CHECK_STATUS(APL_FFI_ERR_NULL, apl_model_chat(model, "[]", NULL, 10));
     CHECK(strcmp(text, "same") == 0);
     CHECK_STATUS(APL_FFI_OK, apl_model_close(model));
     CHECK_STATUS(APL_FFI_ERR_HANDLE, apl_model_close(model));

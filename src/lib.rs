@@ -9,6 +9,7 @@ pub mod cuda;
 pub mod error;
 pub mod formats;
 pub mod matmul;
+mod members;
 pub mod memory;
 pub mod model;
 pub mod options;

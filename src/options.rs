@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::matmul::Activations;
+use crate::members::{abridged, members};
 use crate::quant::{Bits, Method};
 
 /// How weights are kept.
@@ -81,11 +82,7 @@ impl WeightOptions {
     /// outside its domain: the message names the key, what was found and what was expected.
     pub fn from_json(text: &str, source: Source) -> Result<WeightOptions> {
         let mut options = WeightOptions::default();
-        if text.trim().is_empty() {
-            return Ok(options);
-        }
-        let object = object(text)?;
-        options.set_all(&object, source)?;
+        options.set_all(&members("options", text)?, source)?;
         Ok(options)
     }
 
@@ -147,7 +144,8 @@ impl WeightOptions {
             "mmap" => self.mmap = value.as_bool().ok_or_else(|| wrong("true or false"))?,
             _ => {
                 return Err(Error::config(format!(
-                    "options has the unknown key \"{key}\", expected {}",
+                    "options has the unknown key \"{}\", expected {}",
+                    abridged(key),
                     match source {
                         Source::Codes => "activations",
                         Source::Floats => "bits, group, symmetric, method or activations",
@@ -180,20 +178,9 @@ impl WeightOptions {
 /// `ERR_CONFIG` for an option whose value is not what it may be.
 pub(crate) fn wrong_value(key: &str, found: &Value, expected: &str) -> Error {
     Error::config(format!(
-        "options has \"{key}\": {found}, expected {expected}"
+        "options has \"{key}\": {}, expected {expected}",
+        abridged(&found.to_string())
     ))
-}
-
-/// The members of an option text; empty text has none.
-///
-/// # Errors
-/// `ERR_CONFIG` if it is not a JSON object.
-pub(crate) fn object(text: &str) -> Result<Map<String, Value>> {
-    if text.trim().is_empty() {
-        return Ok(Map::new());
-    }
-    serde_json::from_str(text)
-        .map_err(|e| Error::config(format!("options is not a JSON object: {e}")))
 }
 
 #[cfg(test)]

@@ -56,6 +56,26 @@ pub(super) unsafe fn text<'a>(name: &str, text: *const c_char) -> Result<Option<
     })
 }
 
+/// A text that names a file, or something in one.
+///
+/// # Errors
+/// As [`text`]; `ERR_RANGE` if no file could have such a name.
+///
+/// # Safety
+/// As for [`text`].
+pub(super) unsafe fn name<'a>(what: &str, given: *const c_char) -> Result<Option<&'a str>> {
+    const MOST: usize = 1 << 16;
+    // SAFETY: this function's own contract.
+    let found = unsafe { text(what, given)? };
+    match found {
+        Some(long) if long.len() > MOST => Err(Error::range(format!(
+            "{what} has {} bytes, expected at most {MOST}",
+            long.len()
+        ))),
+        found => Ok(found),
+    }
+}
+
 /// Writes `text` to a caller's buffer by the rule of the contract: at most `capacity` bytes with the NUL,
 /// no character split. Gives the bytes that the whole text needs, without the NUL.
 ///

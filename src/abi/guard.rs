@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use super::last_error;
+use crate::cpu::Ieee;
 use crate::error::{Error, Result};
 use crate::runtime::{enter_library, in_library};
 
@@ -48,6 +49,8 @@ const PANICS_KEPT: usize = 16;
 fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     silence_own_panics();
     let _inside = enter_library();
+    // Threads that a call starts begin with its mode.
+    let _floats = Ieee::enter();
     // Unwind safety: a body writes the caller's buffers only as its last step, and every lock of the library is
     // taken whether poisoned or not, because what it protects is changed by single assignments.
     panic::catch_unwind(AssertUnwindSafe(body))

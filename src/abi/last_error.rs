@@ -14,6 +14,11 @@ static OF_PROCESS: Mutex<String> = Mutex::new(String::new());
 
 /// Keeps the message of a failed call.
 pub(super) fn record_failure(message: String) {
+    // What a caller's text or a file brought in would end the sentence for who reads it up to the NUL.
+    let message = match message.contains('\0') {
+        true => message.replace('\0', "\u{fffd}"),
+        false => message,
+    };
     OF_PROCESS
         .lock()
         .unwrap_or_else(PoisonError::into_inner)

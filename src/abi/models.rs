@@ -4,12 +4,13 @@ use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::args::{Arrays, Length, arg, fill, text};
+use super::args::{self, Arrays, Length, arg, fill, text};
 use super::guard::guard;
 use super::handles::{Kind, Table};
 use super::state::{self, Held};
 use super::status::APL_FFI_OK;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::model::{Model, ModelOptions};
 
 /// The live model handles. A session keeps its model alive beyond its handle.
@@ -26,7 +27,7 @@ pub(super) static TABLE: Table<Arc<Model>> = Table::new(Kind::Model);
 ///
 /// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite); ERR_IO;
 /// ERR_FORMAT; ERR_UNSUPPORTED (also an architecture that is not known; the message lists those that are); ERR_MEMORY;
-/// ERR_STATE (no handle is left).
+/// ERR_BACKEND; ERR_STATE (no handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_open(
     path: *const c_char,
@@ -35,7 +36,7 @@ pub unsafe extern "C" fn apl_model_open(
 ) -> i32 {
     guard("apl_model_open", || {
         // SAFETY: the contract of `abi`.
-        let (path, options) = unsafe { (text("path", path)?, text("options", options)?) };
+        let (path, options) = unsafe { (args::name("path", path)?, text("options", options)?) };
         let options = ModelOptions::from_json(options.unwrap_or_default())?;
         let mut arrays = Arrays::default();
         let path = arrays.required("path", path);
@@ -100,11 +101,15 @@ pub unsafe extern "C" fn apl_model_tokenize(
     guard("apl_model_tokenize", || {
         let (_held, model) = live(model)?;
         // SAFETY: the contract of `abi`.
-        let text = unsafe { super::args::text("text", text)? };
+        let text = unsafe { args::text("text", text)? };
         let mut arrays = Arrays::default();
         let text = arrays.required("text", text);
         let ids = arrays.output(arg("ids", ids, i64::from(capacity)), Length::Capacity);
         arrays.check()?;
+        memory::room_for(
+            text.len().saturating_mul(TOKENIZING),
+            "the tokens of a text",
+        )?;
         let found = model.tokenizer()?.encode(text, add_bos != 0)?;
         let needed = i32::try_from(found.len())
             .map_err(|_| Error::unsupported("text has more tokens than an int32 counts"))?;
@@ -135,9 +140,10 @@ pub unsafe extern "C" fn apl_model_chat(
     guard("apl_model_chat", || {
         let (_held, model) = live(model)?;
         // SAFETY: the contract of `abi`.
-        let messages = unsafe { super::args::text("messages", messages)? };
+        let messages = unsafe { args::text("messages", messages)? };
         let mut arrays = Arrays::default();
         let messages = arrays.required("messages", messages);
+        room(&mut arrays, text, capacity);
         arrays.check()?;
         let chat = model.tokenizer()?.chat(messages)?;
         // SAFETY: the contract of `abi`.
@@ -167,13 +173,25 @@ pub unsafe extern "C" fn apl_model_detokenize(
             arg("ids", ids, i64::from(ids_len)),
             Length::Product(&[("ids_len", len)]),
         );
+        room(&mut arrays, text, capacity);
         arrays.check()?;
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
         let ids = as_ids(unsafe { ids.slice() })?;
+        memory::room_for(ids.len().saturating_mul(DETOKENIZING), "the text of tokens")?;
         let decoded = model.tokenizer()?.decode(ids)?;
         // SAFETY: the contract of `abi`.
         unsafe { fill("text", text, capacity, &decoded) }
     })
+}
+
+/// Bytes that tokenizing takes of memory for each of the text, about, and detokenizing for each token.
+const TOKENIZING: usize = 128;
+const DETOKENIZING: usize = 64;
+
+/// Declares the room for a text, so that what is wrong with it has its turn among the arrays; [`fill`] writes it.
+fn room(arrays: &mut Arrays, text: *mut c_char, capacity: i32) {
+    let bytes = arg("text", text.cast::<u8>(), i64::from(capacity));
+    arrays.output(bytes, Length::Capacity);
 }
 
 /// A live handle's model, and the library that it lives in.

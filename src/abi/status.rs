@@ -29,7 +29,7 @@ pub const APL_FFI_ERR_UNSUPPORTED: i32 = -8;
 pub const APL_FFI_ERR_MEMORY: i32 = -9;
 /// The CUDA backend was demanded and cannot be used, or failed while running.
 pub const APL_FFI_ERR_BACKEND: i32 = -10;
-/// Not possible now: configured otherwise already, or no handle is left.
+/// Not possible now: configured otherwise already, no handle is left, the context is full, no logits, or the call was cancelled.
 pub const APL_FFI_ERR_STATE: i32 = -11;
 /// Text is not UTF-8.
 pub const APL_FFI_ERR_ENCODING: i32 = -12;
@@ -129,6 +129,9 @@ const _: () = {
 
 /// The text of a status; a number that is no status has one too.
 pub(super) fn text(status: i32) -> &'static CStr {
+    if status == APL_FFI_END {
+        return c"no error: the text ends";
+    }
     TABLE
         .iter()
         .find(|row| row.number == status)
@@ -149,5 +152,6 @@ mod tests {
             assert_eq!(text(row.number), row.text);
         }
         assert_eq!(text(1), text(-13));
+        assert_ne!(text(APL_FFI_END), text(1));
     }
 }

@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::args::{Arg, Arrays, Length, arg, count, fill, text};
+use super::args::{self, Arg, Arrays, Length, arg, count, fill, text};
 use super::code_args::{ALL_BITS, Format, code_args};
 use super::guard::guard;
 use super::handles::{Kind, Table};
 use super::state::{self, Held};
 use super::status::APL_FFI_OK;
 use super::vectors::Vectors;
-use crate::error::{Error, Result};
-use crate::matmul::Weights;
+use crate::error::Result;
+use crate::matmul::{Weights, narrowed, widen};
 use crate::memory;
 use crate::options::{Source, WeightOptions, Width};
+use crate::runtime::Hands;
 use crate::weights::{self, Floats, Home};
 
 /// The live weight handles. It changes only while a [`Held`] lives, and `cleanup` empties it.
@@ -154,8 +155,8 @@ pub unsafe extern "C" fn apl_weights_open(
         // SAFETY: the contract of `abi`.
         let (path, name, options) = unsafe {
             (
-                text("path", path)?,
-                text("name", name)?,
+                args::name("path", path)?,
+                args::name("name", name)?,
                 text("options", options)?,
             )
         };
@@ -232,7 +233,7 @@ pub unsafe extern "C" fn apl_weights_save(
     guard("apl_weights_save", || {
         let (runtime, weights) = live(handle)?;
         // SAFETY: the contract of `abi`.
-        let (path, name) = unsafe { (text("path", path)?, text("name", name)?) };
+        let (path, name) = unsafe { (args::name("path", path)?, args::name("name", name)?) };
         let mut arrays = Arrays::default();
         let path = arrays.required("path", path);
         let name = arrays.required("name", name);
@@ -310,12 +311,11 @@ pub unsafe extern "C" fn apl_matmul_f64(
         arrays.check()?;
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
         let (x, y) = unsafe { (x.slice(), y.slice()) };
-        let x = narrowed(x)?;
-        let mut sums = memory::filled(y.len(), 0f32, "the sums in float32")?;
+        let hands = Hands::Pool(runtime.pool());
+        let x = narrowed(hands, x)?;
+        let mut sums = memory::zeroed(y.len(), "the sums in float32")?;
         weights.multiply(&runtime, &x, &mut sums, n)?;
-        for (y, sum) in y.iter_mut().zip(sums) {
-            *y = sum.into();
-        }
+        widen(hands, &sums, y)?;
         Ok(APL_FFI_OK)
     })
 }
@@ -361,25 +361,6 @@ unsafe fn from_floats<T: Floats>(
     let runtime = state::runtime()?;
     let weights = weights::from_floats(&runtime, w, rows, cols, &options, Home::Backend)?;
     register(weights, &runtime, handle)
-}
-
-/// `x` rounded to float32.
-///
-/// # Errors `ERR_RANGE` where a finite number has no finite float32; `ERR_MEMORY`.
-fn narrowed(x: &[f64]) -> Result<Vec<f32>> {
-    let mut narrow = memory::with_capacity(x.len(), "x in float32")?;
-    narrow.extend(x.iter().map(|&v| v as f32));
-    match x
-        .iter()
-        .zip(&narrow)
-        .position(|(x, n)| x.is_finite() && !n.is_finite())
-    {
-        None => Ok(narrow),
-        Some(i) => Err(Error::range(format!(
-            "x[{i}] is {:e}, expected a number within the range of float32",
-            x[i]
-        ))),
-    }
 }
 
 fn info(weights: &Weights, runtime: &Held) -> String {

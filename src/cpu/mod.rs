@@ -5,6 +5,7 @@ mod kernel_set;
 
 mod dispatch;
 pub mod far;
+mod float_mode;
 pub mod layout;
 pub mod rows;
 mod scalar;
@@ -18,6 +19,7 @@ mod avx2;
 mod avx512;
 
 pub use dispatch::{Core, Features, Isa, permit_amx};
+pub use float_mode::Ieee;
 
 /// The kernels of one level; that a value exists proves that the processor has it.
 #[derive(Clone, Copy)]

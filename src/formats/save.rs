@@ -167,7 +167,8 @@ impl ManifestWriter {
             );
         }
         target.put(&self.path, &manifest)?;
-        target.remove_older(&npz)
+        target.remove_older(&npz);
+        Ok(())
     }
 }
 
@@ -282,11 +283,10 @@ impl Target {
         Ok(())
     }
 
-    /// Removes the npz files of this name but the one that the manifest now names.
-    fn remove_older(&self, current: &str) -> Result<()> {
-        let failed = |e| io_error(&self.folder, "cannot be cleaned up", &e);
-        for entry in fs::read_dir(&self.folder).map_err(failed)? {
-            let file = entry.map_err(failed)?.file_name();
+    /// Removes the npz files of this name but the one that the manifest now names. It is in place: what cannot be removed is left to the next time.
+    fn remove_older(&self, current: &str) {
+        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for file in files.map(|entry| entry.file_name()) {
             let Some(file) = file.to_str() else { continue };
             let digits = file
                 .strip_prefix(&self.name)
@@ -295,10 +295,9 @@ impl Target {
                 d.len() == HASH_DIGITS && d.bytes().all(|b| b.is_ascii_hexdigit())
             });
             if is_ours && file != current {
-                fs::remove_file(self.beside(file)).map_err(failed)?;
+                let _ = fs::remove_file(self.beside(file));
             }
         }
-        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ mod activations;
 mod aligned;
 mod buffer;
 mod device;
+mod doubles;
 mod pack;
 mod rows;
 mod tasks;
@@ -13,6 +14,7 @@ mod workspace;
 
 pub use activations::Activations;
 pub use buffer::{Arena, Array, Floats};
+pub use doubles::{narrowed, widen};
 pub use tasks::Output;
 pub use weights::Weights;
 pub use workspace::Workspace;

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::options::{Source, WeightOptions, object, wrong_value};
+use crate::members::{abridged, members};
+use crate::options::{Source, WeightOptions, wrong_value};
 
 /// What the options of a model ask for.
 #[derive(Clone, Debug, Default)]
@@ -20,7 +21,7 @@ impl ModelOptions {
     /// # Errors
     /// `ERR_CONFIG`, naming the key, what was found and what was expected.
     pub fn from_json(text: &str) -> Result<ModelOptions> {
-        let mut object = object(text)?;
+        let mut object = members("options", text)?;
         let context = object.remove("context");
         let mut options = ModelOptions {
             context: context.map(|v| count("context", &v)).transpose()?,
@@ -115,7 +116,7 @@ impl SessionOptions {
     /// `ERR_CONFIG`, naming the key, what was found and what was expected.
     pub fn from_json(text: &str) -> Result<SessionOptions> {
         let mut options = SessionOptions::default();
-        for (key, value) in &object(text)? {
+        for (key, value) in &members("options", text)? {
             options.set(key, value)?;
         }
         Ok(options)
@@ -143,8 +144,9 @@ impl SessionOptions {
             }
             _ => {
                 return Err(Error::config(format!(
-                    "options has the unknown key \"{key}\", expected context, temperature, top_k, top_p, min_p, \
-                     repeat_penalty, seed or kv"
+                    "options has the unknown key \"{}\", expected context, temperature, top_k, top_p, min_p, \
+                     repeat_penalty, seed or kv",
+                    abridged(key)
                 )));
             }
         }

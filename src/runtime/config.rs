@@ -5,12 +5,13 @@ use std::ffi::OsString;
 use std::fmt;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::panic_scope::enter_library;
 use crate::cpu::{Features, Isa};
 use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
+use crate::members::{abridged, members};
 
 /// The most threads that can be asked for. Beyond it lies a mistake rather than a machine.
 pub const MAX_THREADS: usize = 1024;
@@ -149,11 +150,7 @@ impl Config {
 
     /// The same with a given environment.
     fn from_json_and(text: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<Config> {
-        let object: Map<String, Value> = match text.trim() {
-            "" => Map::new(),
-            text => serde_json::from_str(text)
-                .map_err(|e| Error::config(format!("config is not a JSON object: {e}")))?,
-        };
+        let object = members("config", text)?;
         let mut config = Config::default();
         for (key, value) in &object {
             config.set(key, value)?;
@@ -343,15 +340,6 @@ fn isa_named(name: &str) -> Option<Option<Isa>> {
 
 fn thread_count(n: u64) -> Option<usize> {
     usize::try_from(n).ok().filter(|&n| n <= MAX_THREADS)
-}
-
-/// Text of a caller, short enough for a message.
-fn abridged(text: &str) -> String {
-    const CHARS: usize = 60;
-    match text.char_indices().nth(CHARS) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}…", &text[..end]),
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,105 @@
+//! Vectors of float64, as interpreters have them, to and from those of float32 that products take and give.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::tasks::{members, run_chunks};
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::runtime::Hands;
+
+/// Elements of a task.
+const CHUNK: usize = 1 << 15;
+
+/// `x` rounded to float32.
+///
+/// # Errors
+/// `ERR_RANGE` where a finite number has no finite float32; `ERR_MEMORY`.
+pub fn narrowed(hands: Hands<'_>, x: &[f64]) -> Result<Vec<f32>> {
+    let mut narrow = memory::zeroed(x.len(), "x in float32")?;
+    let first_beyond = AtomicUsize::new(usize::MAX);
+    each_chunk(hands, &mut narrow, |i, narrow| {
+        let x = &x[i * CHUNK..][..narrow.len()];
+        // Without an end to it, so that it is done a vector at a time.
+        let mut finite = true;
+        for (n, x) in narrow.iter_mut().zip(x) {
+            *n = *x as f32;
+            finite &= n.is_finite();
+        }
+        if !finite {
+            let beyond = |(x, n): (&f64, &f32)| x.is_finite() && !n.is_finite();
+            if let Some(at) = x.iter().zip(&*narrow).position(beyond) {
+                first_beyond.fetch_min(i * CHUNK + at, Ordering::Relaxed);
+            }
+        }
+    })?;
+    match first_beyond.into_inner() {
+        usize::MAX => Ok(narrow),
+        i => Err(Error::range(format!(
+            "x[{i}] is {:e}, expected a number within the range of float32",
+            x[i]
+        ))),
+    }
+}
+
+/// Writes `y` as float64.
+///
+/// # Errors
+/// `ERR_MEMORY`; nothing is written then.
+pub fn widen(hands: Hands<'_>, y: &[f32], out: &mut [f64]) -> Result<()> {
+    each_chunk(hands, out, |i, out| {
+        for (wide, y) in out.iter_mut().zip(&y[i * CHUNK..]) {
+            *wide = (*y).into();
+        }
+    })
+}
+
+fn each_chunk<T: Send>(
+    hands: Hands<'_>,
+    out: &mut [T],
+    job: impl Fn(usize, &mut [T]) + Sync,
+) -> Result<()> {
+    // An element takes about a nanosecond, most of it memory that the system has to find.
+    let members = members(hands, out.len());
+    run_chunks(
+        hands,
+        members,
+        (out, CHUNK),
+        || Ok(()),
+        |(), i, chunk| job(i, chunk),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+    use crate::runtime::Pool;
+
+    #[test]
+    fn there_and_back_on_any_number_of_threads() {
+        for threads in [1, 3] {
+            let pool = Pool::new(threads).unwrap();
+            for len in [0, 1, CHUNK - 1, CHUNK, 3 * CHUNK + 7] {
+                let x: Vec<f64> = (0..len).map(|i| i as f64 * 0.1 - 7.0).collect();
+                let narrow = narrowed(Hands::Pool(&pool), &x).unwrap();
+                let mut wide = vec![0.0; len];
+                widen(Hands::Pool(&pool), &narrow, &mut wide).unwrap();
+                for ((x, n), w) in x.iter().zip(&narrow).zip(&wide) {
+                    assert_eq!((*n, *w), (*x as f32, f64::from(*x as f32)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_number_beyond_float32_is_named() {
+        let pool = Pool::new(2).unwrap();
+        let mut x = vec![1.0; 3 * CHUNK];
+        (x[5], x[6]) = (f64::NAN, f64::INFINITY);
+        assert!(narrowed(Hands::Pool(&pool), &x).is_ok());
+        (x[2 * CHUNK + 1], x[CHUNK + 3]) = (1e300, -4e38);
+        let e = narrowed(Hands::Pool(&pool), &x).unwrap_err();
+        let expected = "x[32771] is -4e38, expected a number within the range of float32";
+        assert_eq!((e.status(), e.message()), (Status::Range, expected));
+    }
+}

@@ -1,0 +1,111 @@
+//! The JSON objects that callers give: options and configuration.
+
+use std::fmt;
+
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Bytes of a text at most: what it says fits a line, and what is read of it takes many times its bytes.
+const MOST: usize = 1 << 16;
+
+/// The members of a text, which `what` names; empty text has none.
+///
+/// # Errors
+/// `ERR_CONFIG` if it is not a JSON object, has a key twice, or is longer than anything that it could say.
+pub(crate) fn members(what: &str, text: &str) -> Result<Map<String, Value>> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(Map::new());
+    }
+    if text.len() > MOST {
+        return Err(Error::config(format!(
+            "{what} has {} bytes, expected at most {MOST}",
+            text.len()
+        )));
+    }
+    let object: Object = serde_json::from_str(text)
+        .map_err(|e| Error::config(format!("{what} is not a JSON object: {e}")))?;
+    Ok(object.0)
+}
+
+/// Text of a caller, short enough for a message and in one line.
+pub(crate) fn abridged(text: &str) -> String {
+    const CHARS: usize = 60;
+    let (start, more) = match text.char_indices().nth(CHARS) {
+        None => (text, ""),
+        Some((end, _)) => (&text[..end], "…"),
+    };
+    let shown = start.chars().map(|c| match c {
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    });
+    shown.chain(more.chars()).collect()
+}
+
+/// An object without a key that comes twice: which of them counts would be anybody's guess.
+struct Object(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Object, D::Error> {
+        d.deserialize_map(Object(Map::new()))
+    }
+}
+
+impl<'de> Visitor<'de> for Object {
+    type Value = Object;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<Object, A::Error> {
+        while let Some((key, value)) = map.next_entry::<String, Value>()? {
+            if self.0.contains_key(&key) {
+                return Err(A::Error::custom(format_args!(
+                    "the key \"{}\" comes twice",
+                    abridged(&key)
+                )));
+            }
+            self.0.insert(key, value);
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+
+    #[test]
+    fn objects_and_what_is_none() {
+        for nothing in ["", " \n", "{}"] {
+            assert!(members("options", nothing).unwrap().is_empty());
+        }
+        assert_eq!(members("options", r#"{"a": 1}"#).unwrap()["a"], 1);
+        let long = format!("{{\"{}\": 1}}", "a".repeat(MOST));
+        for (text, expected) in [
+            ("[]", "options is not a JSON object: "),
+            (r#"{"a": 1} x"#, "options is not a JSON object: "),
+            (
+                r#"{"a": 1, "a": 2}"#,
+                "options is not a JSON object: the key \"a\" comes twice",
+            ),
+            (&long, "options has 65543 bytes, expected at most 65536"),
+        ] {
+            let e = members("options", text).unwrap_err();
+            assert_eq!(e.status(), Status::Config);
+            assert!(e.message().starts_with(expected), "{e}");
+        }
+    }
+
+    #[test]
+    fn callers_text_in_messages() {
+        assert_eq!(abridged("Ŵ a"), "Ŵ a");
+        assert_eq!(abridged("a\0b\nc"), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(abridged(&"é".repeat(61)), "é".repeat(60) + "…");
+    }
+}
