@@ -18,6 +18,12 @@ pub(super) struct Rotary {
     sin: Vec<f32>,
 }
 
+/// What YaRN multiplies cosines and sines with, for a context that is stretched so much: `0.1 scale ln(factor) + 1` (Peng et al. 2023, equation 22, where
+/// `scale` is 1).
+pub(super) fn yarn_attention_factor(factor: f64, scale: f64) -> f64 {
+    0.1 * scale * factor.max(1.0).ln() + 1.0
+}
+
 impl Rotary {
     /// `block`: positions that are prepared at once, at most.
     pub fn new(rope: &Rope, head_dim: usize, block: usize) -> Result<Rotary> {
@@ -75,11 +81,7 @@ impl Rotary {
                     let divided = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
                     *f *= divided / factor + (1.0 - divided);
                 }
-                amplitude = attention_factor.unwrap_or(if factor <= 1.0 {
-                    1.0
-                } else {
-                    0.1 * factor.ln() + 1.0
-                });
+                amplitude = attention_factor.unwrap_or(yarn_attention_factor(factor, 1.0));
             }
         }
         Ok(Rotary {

@@ -5,6 +5,7 @@ use crate::formats::gguf::{Gguf, Value};
 use crate::model::architecture::{
     self, Activation, Architecture, Family, Pairing, Rope, RopeScaling,
 };
+use crate::model::rope::yarn_attention_factor;
 use crate::model::source::fields::MOST;
 
 /// Metadata under the name of the architecture: `llama.block_count`.
@@ -163,6 +164,12 @@ fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<
         Some(_) => return Err(keys.wrong("rope.scaling.type", "text")),
     };
     let need_factor = || factor.ok_or_else(|| Error::format("rope.scaling.factor is missing"));
+    let attention = keys.positive("rope.scaling.attn_factor")?;
+    if kind != "yarn" && attention.is_some_and(|a| a != 1.0) {
+        return Err(Error::unsupported(
+            "rope.scaling.attn_factor without yarn, which alone is known with it",
+        ));
+    }
     let scaling = match kind {
         "none" => match file.vector("rope_freqs.weight") {
             None => RopeScaling::None,
@@ -185,7 +192,11 @@ fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<
                 .positive("rope.scaling.yarn_beta_fast")?
                 .unwrap_or(32.0),
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-            attention_factor: keys.positive("rope.scaling.attn_factor")?,
+            // There it comes on top of YaRN's own.
+            attention_factor: match attention {
+                None => None,
+                Some(a) => Some(a * yarn_attention_factor(need_factor()?, 1.0)),
+            },
         },
         other => {
             return Err(Error::unsupported(format!(

@@ -6,6 +6,7 @@ use super::fields::{Fields, MOST};
 use crate::error::{Error, Result};
 use crate::formats::limits;
 use crate::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
+use crate::model::rope::yarn_attention_factor;
 
 /// Reads the architecture out of a `config.json`.
 pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
@@ -36,9 +37,15 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
         _ => (head_dim as f64).powf(-0.5),
     };
     let rope = rope(&f, context)?;
-    // Said of the model before it was stretched, in this case alone.
+    // What is said of these may be of the model before it was stretched, as Qwen's documentation does it for YaRN.
+    let stretched = |from: usize, factor: f64| ((from as f64 * factor) as usize).min(MOST);
     let context = match rope.scaling {
-        RopeScaling::Dynamic { factor, .. } => ((context as f64 * factor) as usize).min(MOST),
+        RopeScaling::Dynamic { factor, .. } => stretched(context, factor),
+        RopeScaling::Yarn {
+            factor,
+            original_context,
+            ..
+        } => context.max(stretched(original_context, factor)),
         _ => context,
     };
     let attention_bias = f.flag("attention_bias")?.unwrap_or(false);
@@ -195,13 +202,23 @@ fn scaling_of(s: &Fields<'_>, f: &Fields<'_>, context: usize) -> Result<RopeScal
             factor: s.need_positive("factor")?,
             original_context,
         },
-        "yarn" => RopeScaling::Yarn {
-            factor: s.need_positive("factor")?,
-            original_context,
-            beta_fast: s.positive("beta_fast")?.unwrap_or(32.0),
-            beta_slow: s.positive("beta_slow")?.unwrap_or(1.0),
-            attention_factor: s.positive("attention_factor")?,
-        },
+        "yarn" => {
+            let factor = s.need_positive("factor")?;
+            let scales = (s.positive("mscale")?, s.positive("mscale_all_dim")?);
+            RopeScaling::Yarn {
+                factor,
+                original_context,
+                beta_fast: s.positive("beta_fast")?.unwrap_or(32.0),
+                beta_slow: s.positive("beta_slow")?.unwrap_or(1.0),
+                attention_factor: match (s.positive("attention_factor")?, scales) {
+                    (None, (Some(scale), Some(of_all))) => Some(
+                        yarn_attention_factor(factor, scale)
+                            / yarn_attention_factor(factor, of_all),
+                    ),
+                    (given, _) => given,
+                },
+            }
+        }
         "llama3" => RopeScaling::Llama3 {
             factor: s.need_positive("factor")?,
             low_freq_factor: s.need_positive("low_freq_factor")?,

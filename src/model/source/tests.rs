@@ -184,6 +184,32 @@ fn configurations_that_are_wrong_say_what() {
 }
 
 #[test]
+fn yarn_stretches_the_context_and_has_its_factor() {
+    let of = |scaling: &str| {
+        let to = format!("1e-5, \"rope_scaling\": {{\"type\": \"yarn\", \"factor\": 4{scaling}}}");
+        let a = hf::architecture(CONFIG.replace("1e-5", &to).as_bytes()).unwrap();
+        match a.rope.scaling {
+            RopeScaling::Yarn {
+                attention_factor, ..
+            } => (a.context, attention_factor),
+            _ => panic!("{:?}", a.rope.scaling),
+        }
+    };
+    let plain = hf::architecture(CONFIG.as_bytes()).unwrap().context;
+    assert_eq!(of(""), (4 * plain, None));
+    let quarter = format!(", \"original_max_position_embeddings\": {}", plain / 4);
+    assert_eq!(of(&quarter).0, plain);
+    assert_eq!(of(r#", "mscale": 1.0, "mscale_all_dim": 1.0"#).1, Some(1.0));
+    let expected = (0.1 * 0.707 * 4f64.ln() + 1.0) / (0.1 * 4f64.ln() + 1.0);
+    let found = of(r#", "mscale": 0.707, "mscale_all_dim": 1.0"#).1.unwrap();
+    assert!((found - expected).abs() < 1e-12, "{found}");
+    assert_eq!(
+        of(r#", "mscale": 1.0, "attention_factor": 1.5"#).1,
+        Some(1.5)
+    );
+}
+
+#[test]
 fn soft_caps_that_are_null_are_none() {
     let gemma2 = CONFIG.replace("LlamaForCausalLM", "Gemma2ForCausalLM");
     let caps = |text: &str| {
