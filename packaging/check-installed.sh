@@ -27,15 +27,19 @@ fi
 staged=$scratch/staged
 make --no-print-directory install PREFIX=/usr LIBDIR=/usr/lib/deep DESTDIR="$staged"
 mv "$staged/usr" "$scratch/moved"
+apart=$scratch/apart
+make --no-print-directory install PREFIX="$apart" LIBDIR="$scratch/libs" INCLUDEDIR="$apart/include/apl_ffi"
 # CMake looks in lib by itself; a library folder of another name has to be told.
-for where in "CMAKE_PREFIX_PATH=$prefix" "apl_ffi_DIR=$scratch/moved/lib/deep/cmake/apl_ffi"; do
+builds=0
+for where in "CMAKE_PREFIX_PATH=$prefix" "apl_ffi_DIR=$scratch/moved/lib/deep/cmake/apl_ffi" "apl_ffi_DIR=$scratch/libs/cmake/apl_ffi"; do
   if command -v cmake > /dev/null; then
-    build=$scratch/build-${where%%=*}
+    builds=$((builds + 1))
+    build=$scratch/build-$builds
     cmake -S "$sources" -B "$build" "-D$where" > "$scratch/log" 2>&1 \
       && cmake --build "$build" >> "$scratch/log" 2>&1 || { cat "$scratch/log"; exit 1; }
     "$build/use_c"
     "$build/use_cpp"
-    echo "ok - installed tree through CMake and ${where%%=*}"
+    echo "ok - installed tree through CMake and ${where%%=*} ($builds)"
   else
     echo "SKIPPED - cmake is not here: the installed CMake package is not tested"
   fi

@@ -1,14 +1,21 @@
 #!/bin/sh
 # Installs the built library, its header, and what pkg-config and CMake ask for. Called by `make install`, which sets
-# PREFIX, LIBDIR, INCLUDEDIR (below PREFIX), DESTDIR and RELEASE (where the built library lies).
+# PREFIX, LIBDIR, INCLUDEDIR, DESTDIR and RELEASE (where the built library lies).
 set -eu
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 abi=$(sed -n 's/^#define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 real=libapl_ffi.so.$version
 soname=libapl_ffi.so.$abi
-# The way from the library's folder back to the prefix: lib -> .., lib/x86_64-linux-gnu -> ../..
-up=$(printf '%s' "${LIBDIR#"$PREFIX"/}" | sed 's|[^/][^/]*|..|g')
+# The header's folder as CMake finds it: from the library's folder back to the prefix (lib -> .., lib/x86_64-linux-gnu -> ../..) and down again, or
+# where it is, if one of the two is not below the prefix.
+case $LIBDIR:$INCLUDEDIR in
+  "$PREFIX"/*:"$PREFIX"/*)
+    up=$(printf '%s' "${LIBDIR#"$PREFIX"/}" | sed 's|[^/][^/]*|..|g')
+    include="\${_apl_ffi_libdir}/$up/${INCLUDEDIR#"$PREFIX"/}"
+    ;;
+  *) include=$INCLUDEDIR ;;
+esac
 
 lib=$DESTDIR$LIBDIR
 install -d "$lib/pkgconfig" "$lib/cmake/apl_ffi" "$DESTDIR$INCLUDEDIR"
@@ -21,7 +28,7 @@ fill() {
   sed -e "s|@prefix@|$PREFIX|g" -e "s|@libdir@|$LIBDIR|g" -e "s|@includedir@|$INCLUDEDIR|g" \
       -e "s|@version@|$version|g" -e "s|@major@|${version%%.*}|g" \
       -e "s|@minor@|$(printf '%s' "$version" | cut -d. -f2)|g" \
-      -e "s|@file@|$real|g" -e "s|@soname@|$soname|g" -e "s|@up@|$up|g" \
+      -e "s|@file@|$real|g" -e "s|@soname@|$soname|g" -e "s|@include@|$include|g" \
       "packaging/$1.in" > "$2/$1"
   chmod 644 "$2/$1"
 }

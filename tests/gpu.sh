@@ -27,10 +27,16 @@ if [ -n "$driver" ]; then
     exit
 fi
 
-# The reason is the last line, whichever way it went.
+# Only a machine without a driver or a device is passed over.
 if ! said=$("$library/apl-ffi" info 2>&1); then
-    echo "SKIPPED - $said"
-    exit
+    case $said in
+        *'no CUDA driver'* | *'no CUDA device'*)
+            echo "SKIPPED - $said"
+            exit
+            ;;
+    esac
+    echo "$said" >&2
+    exit 1
 fi
 echo "$said"
 echo "kernels that were compiled before"

@@ -70,7 +70,7 @@ impl Calibration {
             "huggingface" => source.path().parent().unwrap_or(source.path()),
             _ => source.path(),
         };
-        let model = Model::open(rt, path, &options)?;
+        let model = Model::open_on_cpu(rt, path, &options)?;
         let window = WINDOW.min(model.context());
         let ids = windows(&model, text, window)?;
         let tied = source.architecture().tied;

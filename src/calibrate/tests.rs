@@ -13,12 +13,13 @@ use crate::options::{WeightOptions, Width};
 use crate::perplexity::perplexity;
 use crate::quant::{Bits, Method};
 use crate::runtime::{Config, Runtime};
+use crate::testing::skipped;
 
 fn shared() -> Option<(PathBuf, String)> {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let text = shared.join("corpus/tinystories.txt");
     if !text.is_file() {
-        eprintln!("SKIPPED: {} is not here", text.display());
+        skipped(format_args!("{} is not here", text.display()));
         return None;
     }
     let text = std::fs::read(text).unwrap();

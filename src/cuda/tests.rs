@@ -4,7 +4,7 @@ use super::*;
 use crate::error::Status;
 use crate::quant::{Bits, CodesBuf, Shape};
 use crate::runtime::enter_library;
-use crate::testing::{Kind, Random, assert_product, product, random_codes};
+use crate::testing::{Kind, Random, assert_product, product, random_codes, skipped};
 
 fn gpu() -> Option<Arc<Gpu>> {
     let _inside = enter_library();
@@ -14,7 +14,7 @@ fn gpu() -> Option<Arc<Gpu>> {
             // A run that was meant to test it must not pass by skipping.
             let demanded = std::env::var_os("APL_FFI_BACKEND").is_some_and(|b| b == "cuda");
             assert!(!demanded, "CUDA is demanded: {why}");
-            eprintln!("SKIPPED: {why}");
+            skipped(&why);
             None
         }
     }

@@ -66,6 +66,23 @@ impl Model {
     /// Those of [`Source::open`] and of the tokenizer; `ERR_RANGE` for a weight that is not finite; `ERR_CONFIG` for a
     /// context beyond the model's; `ERR_MEMORY`.
     pub fn open(rt: &Runtime, path: &Path, options: &ModelOptions) -> Result<Model> {
+        Model::open_where(rt, path, options, true)
+    }
+
+    /// The same, on the CPU: there the inputs of its products can be observed.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`].
+    pub fn open_on_cpu(rt: &Runtime, path: &Path, options: &ModelOptions) -> Result<Model> {
+        Model::open_where(rt, path, options, false)
+    }
+
+    fn open_where(
+        rt: &Runtime,
+        path: &Path,
+        options: &ModelOptions,
+        devices: bool,
+    ) -> Result<Model> {
         let source = Source::open(path, options.weights.mmap)?;
         let architecture = source.architecture().clone();
         check_heads(&architecture)?;
@@ -91,11 +108,14 @@ impl Model {
             rt,
             source: &source,
             options: &options.weights,
-            room: Room::new(rt, &architecture, context)?,
+            room: Room::new(rt, &architecture, context, devices)?,
         };
         let mut parameters =
             Parameters::load(&architecture, &tensors).map_err(|e| e.within(path.display()))?;
-        let placement = Placement::of(rt, &architecture, &mut parameters);
+        let placement = match devices {
+            true => Placement::of(rt, &architecture, &mut parameters),
+            false => Ok(Placement::Host("it was opened for the CPU".to_owned())),
+        };
         let floats = parameters.embedding.bits() == 32;
         let sampling = Sampling::advised(&source.generation()?);
         Ok(Model {

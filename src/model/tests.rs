@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::*;
 use crate::error::Status;
 use crate::runtime::Config;
+use crate::testing::skipped;
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models")
@@ -14,7 +15,7 @@ fn data() -> PathBuf {
 fn shared() -> Option<PathBuf> {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models");
     if !shared.is_dir() {
-        eprintln!("SKIPPED: {} is not here", shared.display());
+        skipped(format_args!("{} is not here", shared.display()));
         return None;
     }
     Some(shared)

@@ -2,11 +2,12 @@ use std::path::Path;
 
 use super::*;
 use crate::formats::{self, WeightFile};
+use crate::testing::skipped;
 
 fn shared() -> Option<std::path::PathBuf> {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     if !shared.is_dir() {
-        eprintln!("SKIPPED: {} is not here", shared.display());
+        skipped(format_args!("{} is not here", shared.display()));
         return None;
     }
     Some(shared)

@@ -8,6 +8,7 @@ use super::report::Outcome;
 use super::scenario::{Scenario, VECTORS};
 use super::{
     Baselines, Check, MARGIN, Plan, backend_name, kernel_tolerance, named_tolerance, relative,
+    worse,
 };
 use crate::error::Result;
 use crate::matmul::Activations;
@@ -105,7 +106,7 @@ impl<'a> Dense<'a> {
                     group,
                     activations,
                     backend: backend_name(rt),
-                    kernel_error: y.iter().zip(&exact).map(error).fold(0.0, f64::max),
+                    kernel_error: y.iter().zip(&exact).map(error).fold(0.0, worse),
                     kernel_tolerance: kernel_tolerance(self.w.cols),
                     relative_error: relative(&y, baseline),
                     expected,

@@ -1,5 +1,7 @@
 //! Where weights lie between the codes.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::network::Matrix;
@@ -38,7 +40,8 @@ impl Distribution {
         };
         let count = (2.0 * reach * f64::from(bins)) as usize;
         let mut weights = vec![0u64; count];
-        let mut codes = vec![0u64; 1 << bits.get()];
+        let levels = (0..1u16 << bits.get()).map(|code| bits.level(code as u8, half));
+        let mut codes: BTreeMap<i32, u64> = levels.map(|level| (level, 0)).collect();
         let mut all = 0u64;
         for (w, quantised) in matrices {
             let c = quantised.as_codes();
@@ -46,10 +49,10 @@ impl Distribution {
             for (r, w) in w.values.chunks_exact(w.cols.max(1)).enumerate() {
                 c.row_codes(r, &mut row_codes);
                 for g in 0..c.shape.groups {
-                    let scale = f64::from(c.scale(r, g));
+                    let (scale, zero) = (f64::from(c.scale(r, g)), c.zero_point(r, g));
                     for i in c.shape.group_columns(g) {
                         all += 1;
-                        codes[usize::from(row_codes[i])] += 1;
+                        *codes.entry(bits.level(row_codes[i], zero)).or_default() += 1;
                         let at = (f64::from(w[i]) / scale + reach) * f64::from(bins);
                         if at >= 0.0 && (at as usize) < count {
                             weights[at as usize] += 1;
@@ -63,10 +66,7 @@ impl Distribution {
             let position = (i as f64 + 0.5) / f64::from(bins) - reach;
             (position, share(n) * f64::from(bins))
         });
-        let codes = codes
-            .into_iter()
-            .enumerate()
-            .map(|(code, n)| (bits.level(code as u8, half), share(n)));
+        let codes = codes.into_iter().map(|(level, n)| (level, share(n)));
         Distribution {
             of: of.to_owned(),
             bits,

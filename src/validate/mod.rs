@@ -128,8 +128,23 @@ pub fn kernel_tolerance(cols: usize) -> f64 {
     (32 + 32 + 8 + cols.div_ceil(32)) as f64 * f64::from(f32::EPSILON / 2.0)
 }
 
+/// The backends that run a model which was made in memory: devices run those that are opened.
+fn processors(plan: &Plan) -> impl Iterator<Item = &Runtime> {
+    let on_cpu = |rt: &&Runtime| rt.resolved().backend() == Backend::Cpu;
+    plan.backends.iter().filter(on_cpu)
+}
+
+/// The larger one; NaN if either is, so that no error of it passes.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() {
+        return f64::NAN;
+    }
+    a.max(b)
+}
+
 /// `norm(a - b) / norm(b)`
 fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "nothing is left out");
     let squares: f64 = b.iter().map(|&b| f64::from(b).powi(2)).sum();
     let differences = a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b));
     (differences.map(|d| d * d).sum::<f64>() / squares.max(f64::MIN_POSITIVE)).sqrt()

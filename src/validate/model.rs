@@ -12,7 +12,9 @@ use super::network::Network;
 use super::quantised::{Given, Quantised};
 use super::report::Outcome;
 use super::transformer::{self, Place, Target};
-use super::{Baselines, Check, DEEP_MARGIN, Plan, backend_name, named_tolerance, relative};
+use super::{
+    Baselines, Check, DEEP_MARGIN, Plan, backend_name, named_tolerance, processors, relative,
+};
 use crate::agreement::{Agreement, agreement};
 use crate::error::{Error, Result};
 use crate::formats::MatrixView;
@@ -184,7 +186,7 @@ impl Subject {
         };
         let targets: Vec<Target<'_>> = layers.chain([logits]).collect();
         let mut found = transformer::outcomes(plan, form, self.looked_at(), &targets)?;
-        let Some(rt) = plan.backends.last() else {
+        let Some(rt) = processors(plan).last() else {
             return Ok(found);
         };
         // What is expected at the end is what the noise does there, with int8 activations as much more as it was at the logits.

@@ -75,7 +75,8 @@ impl Quantised {
             let groups = optimum::groups(&w.values, w.cols, group, codes.bits);
             let back = Matrix {
                 values: dequantised_values(&codes.as_codes())?,
-                group: Some(group),
+                // Not `group`: one that is longer than a row leaves blocks of activations at 32 columns.
+                group: Some(codes.shape.group),
                 ..*w
             };
             for (w, b) in w.values.iter().zip(&back.values) {
@@ -83,7 +84,7 @@ impl Quantised {
                 lost += (f64::from(*w) - f64::from(*b)).powi(2);
             }
             let mut noise = channel::through(w, group, &groups, 100 + seed as u64);
-            noise.group = Some(group);
+            noise.group = Some(codes.shape.group);
             noisy.matrices.insert(name.clone(), noise);
             dequantised.matrices.insert(name.clone(), back);
             all.extend(groups);

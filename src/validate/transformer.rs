@@ -6,7 +6,7 @@ use super::forward::{Forward, Inputs, Taps};
 use super::network::Network;
 use super::quantised::Quantised;
 use super::report::Outcome;
-use super::{DEEP_MARGIN, Plan, backend_name, named_tolerance, relative};
+use super::{DEEP_MARGIN, Plan, backend_name, named_tolerance, processors, relative, worse};
 use crate::error::Result;
 use crate::matmul::Activations;
 use crate::memory;
@@ -54,7 +54,7 @@ pub fn outcomes(
     ids: &[u32],
     targets: &[Target<'_>],
 ) -> Result<Vec<Outcome>> {
-    let Some(best) = plan.backends.last() else {
+    let Some(best) = processors(plan).last() else {
         return Ok(Vec::new());
     };
     let mut found = Vec::new();
@@ -68,7 +68,7 @@ pub fn outcomes(
             heard: None,
         };
         let noisy = free.run(ids)?;
-        for rt in &plan.backends {
+        for rt in processors(plan) {
             let (taps, inputs) = observed(rt, form, activations, ids)?;
             let heard = Some(&inputs).filter(|_| activations == Activations::Int8);
             let of_codes = |shaken| Forward {
@@ -80,8 +80,11 @@ pub fn outcomes(
             let (exact, shaken) = (of_codes(false).run(ids)?, of_codes(true).run(ids)?);
             for t in targets {
                 let ours = t.place.of(&taps);
-                let kernel_error = relative(ours, t.place.of(&exact)).max(exact.apart);
-                let loss = relative(t.place.of(&shaken), t.place.of(&exact)).max(shaken.apart);
+                let kernel_error = worse(relative(ours, t.place.of(&exact)), exact.apart);
+                let loss = worse(
+                    relative(t.place.of(&shaken), t.place.of(&exact)),
+                    shaken.apart,
+                );
                 let expected = relative(t.place.of(&noisy), t.baseline);
                 let sample = |y: &[f32]| y[..8.min(y.len())].to_vec();
                 found.push(Outcome {

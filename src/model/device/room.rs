@@ -41,12 +41,17 @@ struct Now {
 const SLACK: usize = 64 << 20;
 
 impl<'a> Room<'a> {
-    /// For a model whose sessions are of `context` tokens.
+    /// For a model whose sessions are of `context` tokens; without `devices` everything goes to the host.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
-    pub fn new(rt: &'a Runtime, a: &'a Architecture, context: usize) -> Result<Room<'a>> {
-        let closed = unfit(rt, a).is_some();
+    pub fn new(
+        rt: &'a Runtime,
+        a: &'a Architecture,
+        context: usize,
+        devices: bool,
+    ) -> Result<Room<'a>> {
+        let closed = !devices || unfit(rt, a).is_some();
         let mut free = Vec::new();
         for gpu in rt.gpus().iter().filter(|_| !closed) {
             free.push(gpu.device().memory_free()?);

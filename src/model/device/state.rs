@@ -266,7 +266,8 @@ impl State {
             pass.logits(i * ROWS, count, logits)?;
             kept.stream.read(bytemuck::cast_slice_mut(out), logits)?;
         }
-        Ok(())
+        // What the output itself was multiplied with.
+        self.stages[head].found().map(drop)
     }
 
     /// The control block up to every device; ids are read by the first only.

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::error::Status;
 use crate::model::architecture::{Family, Pairing, RopeScaling};
+use crate::testing::skipped;
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models")
@@ -280,7 +281,7 @@ fn what_is_not_a_model() {
 fn real_models() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models");
     if !shared.is_dir() {
-        eprintln!("SKIPPED: {} is not here", shared.display());
+        skipped(format_args!("{} is not here", shared.display()));
         return;
     }
     let a = Source::open(&shared.join("stories260K/stories260K.gguf"), true).unwrap();
