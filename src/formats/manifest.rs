@@ -432,25 +432,37 @@ fn packing_of(len: usize, rows: usize, cols: usize, bits: Bits, preferred: Packi
     }
 }
 
-/// The path of a file named by another file in `folder`, if it stays there.
+/// The path of a file named by a manifest in `folder`, if it stays there.
 ///
 /// # Errors
-/// `ERR_FORMAT` for an absolute path, one with `..`, and a symbolic link that leads out.
-pub(super) fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
-    let leads_out = || Error::format(format!("the path {name:?} leads out of the folder"));
-    let mut parts = Path::new(name).components().peekable();
-    if parts.peek().is_none() || !parts.all(|p| matches!(p, Component::Normal(_))) {
-        return Err(leads_out());
-    }
+/// Those of [`beneath`], and `ERR_FORMAT` for a symbolic link that leads out.
+fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = beneath(folder, name)?;
     let folder = if folder.as_os_str().is_empty() {
         Path::new(".")
     } else {
         folder
     };
-    let path = folder.join(name);
     match (folder.canonicalize(), path.canonicalize()) {
-        (Ok(folder), Ok(target)) if !target.starts_with(&folder) => Err(leads_out()),
+        (Ok(folder), Ok(target)) if !target.starts_with(&folder) => Err(leads_out(name)),
         // A file that is not there is reported by whoever opens it.
         _ => Ok(path),
     }
+}
+
+/// The path of a file that another file in `folder` names, by the name alone: it may be a symbolic link to anywhere, since who put
+/// links into the folder is not who wrote the name.
+///
+/// # Errors
+/// `ERR_FORMAT` for an absolute path and one with `..`.
+pub(super) fn beneath(folder: &Path, name: &str) -> Result<PathBuf> {
+    let mut parts = Path::new(name).components().peekable();
+    if parts.peek().is_none() || !parts.all(|p| matches!(p, Component::Normal(_))) {
+        return Err(leads_out(name));
+    }
+    Ok(folder.join(name))
+}
+
+fn leads_out(name: &str) -> Error {
+    Error::format(format!("the path {name:?} leads out of the folder"))
 }

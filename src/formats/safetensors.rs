@@ -269,7 +269,8 @@ impl Sharded {
         if let Some(opened) = shard.get() {
             return Ok(opened);
         }
-        let path = super::manifest::inside(&self.folder, file)?;
+        // In the cache of the hub every file is a link into a folder beside that of the model.
+        let path = super::manifest::beneath(&self.folder, file)?;
         let opened = FileBytes::open(&path, self.mmap)
             .and_then(|bytes| SafeTensors::new(bytes).map_err(|e| e.within(file)))?;
         // Two threads may have opened it; either copy serves.

@@ -8,6 +8,11 @@ use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
+use serde_json::{Value, json};
+
+/// A repository whose weights are behind an index, and the one file that its index names.
+const SHARDED: (&str, &str) = ("some/sharded", "model-00001-of-00001.safetensors");
+
 /// The file that breaks off when it is first sent, after so many bytes.
 const BROKEN: (&str, usize) = ("model.safetensors", 5000);
 
@@ -68,7 +73,13 @@ fn answer(
         );
     }
     if path.starts_with("/api/") {
-        let list = r#"{"sha": "main", "siblings": [{"rfilename": "config.json"}, {"rfilename": "tokenizer.json"}, {"rfilename": "model.safetensors"}]}"#;
+        let weights = match repository.trim_start_matches('/') {
+            name if name == SHARDED.0 => vec![INDEX, SHARDED.1],
+            _ => vec!["model.safetensors"],
+        };
+        let names = ["config.json", "tokenizer.json"].into_iter().chain(weights);
+        let siblings: Vec<Value> = names.map(|n| json!({"rfilename": n})).collect();
+        let list = json!({"sha": "main", "siblings": siblings}).to_string();
         return write!(
             stream,
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{list}",
@@ -77,7 +88,11 @@ fn answer(
     }
     let name = path.rsplit('/').next().unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/llama-linear");
-    let bytes = fs::read(folder.join(name))?;
+    let bytes = match name {
+        INDEX => index(&fs::read(folder.join("model.safetensors"))?),
+        name if name == SHARDED.1 => fs::read(folder.join("model.safetensors"))?,
+        name => fs::read(folder.join(name))?,
+    };
     let (first, last) = range.unwrap_or((0, None));
     let end = last.map_or(bytes.len(), |last| last + 1);
     write!(
@@ -96,6 +111,20 @@ fn answer(
         return stream.write_all(&bytes[..BROKEN.1]);
     }
     stream.write_all(&bytes[first..])
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The index that puts every tensor of a safetensors file into the one shard.
+fn index(safetensors: &[u8]) -> Vec<u8> {
+    let (len, rest) = safetensors.split_first_chunk::<8>().unwrap();
+    let header = &rest[..u64::from_le_bytes(*len) as usize];
+    let header: serde_json::Map<String, Value> = serde_json::from_slice(header).unwrap();
+    let tensors = header.keys().filter(|name| *name != "__metadata__");
+    let map: serde_json::Map<String, Value> = tensors
+        .map(|name| (name.clone(), json!(SHARDED.1)))
+        .collect();
+    json!({ "weight_map": map }).to_string().into_bytes()
 }
 
 fn convert(hub: &str, home: &Path, repository: &str) -> Output {
@@ -127,6 +156,17 @@ fn a_download_that_breaks_off_goes_on_where_it_stopped() {
         .map(|(_, first)| first)
         .collect();
     assert_eq!(asked, [0, BROKEN.1]);
+}
+
+/// Large models are in several files behind an index, and the cache of the hub holds nothing but links.
+#[test]
+fn a_model_in_shards() {
+    let (hub, _told) = hub();
+    let home = tempfile::tempdir().unwrap();
+    let output = convert(&hub, home.path(), SHARDED.0);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert!(home.path().join("out/sharded.json").is_file());
 }
 
 #[test]

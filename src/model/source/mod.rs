@@ -107,7 +107,7 @@ impl Source {
     /// Every tensor that the architecture needs is there with its shape.
     fn check_tensors(&self) -> Result<()> {
         for spec in self.tensors() {
-            let stored = self.stored_name(&spec.name);
+            let stored = self.stored_name(&spec.name)?;
             let Some(shape) = self.weights.shape(&stored)? else {
                 return Err(Error::format(format!(
                     "there is no tensor {stored}, which {} has",
@@ -139,7 +139,7 @@ impl Source {
     /// # Errors
     /// Those of [`WeightFile::matrix`].
     pub fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
-        self.weights.matrix(&self.stored_name(name))
+        self.weights.matrix(&self.stored_name(name)?)
     }
 
     /// A norm or a bias by its canonical name, as float32.
@@ -147,7 +147,7 @@ impl Source {
     /// # Errors
     /// Those of [`WeightFile::vector`]; `ERR_FORMAT` for a value that is not finite.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
-        let view = self.weights.vector(&self.stored_name(name))?;
+        let view = self.weights.vector(&self.stored_name(name)?)?;
         let mut out = memory::filled(view.shape().1, 0.0, "a norm or bias")?;
         view.row(0, &mut out);
         match out.iter().position(|v| !v.is_finite()) {
@@ -198,19 +198,16 @@ impl Source {
     }
 
     /// What the file calls a tensor.
-    fn stored_name(&self, name: &str) -> String {
-        match &self.weights {
-            WeightFile::Gguf(_) => names::gguf(name, self.architecture.sandwich),
-            // Of tied matrices some writers keep the other one.
-            weights
-                if name == EMBEDDING
-                    && self.architecture.tied
-                    && !matches!(weights.shape(name), Ok(Some(_))) =>
-            {
-                "lm_head.weight".to_owned()
-            }
-            _ => name.to_owned(),
+    fn stored_name(&self, name: &str) -> Result<String> {
+        if let WeightFile::Gguf(_) = self.weights {
+            return Ok(names::gguf(name, self.architecture.sandwich));
         }
+        // Of tied matrices some writers keep the other one.
+        let other = "lm_head.weight";
+        let tied = name == EMBEDDING && self.architecture.tied;
+        let is_other =
+            tied && self.weights.shape(name)?.is_none() && self.weights.shape(other)?.is_some();
+        Ok(if is_other { other } else { name }.to_owned())
     }
 }
 

@@ -253,6 +253,54 @@ fn tensors_are_checked_at_open() {
     );
 }
 
+/// The weights of `from` behind an index that has them all in `file`.
+fn sharded(folder: &Path, from: &Path, file: &str) {
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(from.join(name), folder.join(name)).unwrap();
+    }
+    let weights = formats::open(&from.join("model.safetensors"), true).unwrap();
+    let map: Map<String, Value> = weights
+        .names()
+        .map(|name| (name.to_owned(), Value::from(file)))
+        .collect();
+    let index = serde_json::json!({ "weight_map": map }).to_string();
+    std::fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn shards_may_be_links_and_their_names_lead_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = data().join("llama-linear");
+    let (blobs, snapshot) = (folder.path().join("blobs"), folder.path().join("snapshot"));
+    std::fs::create_dir(&blobs).unwrap();
+    std::fs::create_dir(&snapshot).unwrap();
+    std::fs::copy(from.join("model.safetensors"), blobs.join("0a1b")).unwrap();
+    std::os::unix::fs::symlink("../blobs/0a1b", snapshot.join("shard.safetensors")).unwrap();
+    sharded(&snapshot, &from, "shard.safetensors");
+    Source::open(&snapshot, true).unwrap();
+    let absolute = blobs.join("0a1b");
+    for name in ["../blobs/0a1b", absolute.to_str().unwrap(), ".", ""] {
+        sharded(&snapshot, &from, name);
+        let e = Source::open(&snapshot, true).err().unwrap();
+        assert_eq!(e.status(), Status::Format);
+        assert!(e.message().contains("leads out of the folder"), "{e}");
+    }
+}
+
+/// Looking for the matrix that others tie to the embedding hides nothing about a shard that cannot be opened.
+#[test]
+fn a_shard_that_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    sharded(folder.path(), &data().join("gemma"), "none.safetensors");
+    let e = Source::open(folder.path(), true).err().unwrap();
+    assert_eq!(e.status(), Status::Io, "{e}");
+    assert!(
+        e.message().contains("none.safetensors cannot be opened"),
+        "{e}"
+    );
+}
+
 #[test]
 fn what_is_not_a_model() {
     let folder = tempfile::tempdir().unwrap();
