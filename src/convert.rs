@@ -2,6 +2,8 @@
 //!
 //! Tensors go through one at a time, so that the memory it takes is that of the largest matrix as float32 and its codes.
 
+mod destination;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +19,13 @@ use crate::formats::{
 use crate::matmul;
 use crate::memory;
 use crate::model::source::{Role, Source, architecture_to_json};
-use crate::model::{Model, ModelOptions, open_tokenizer};
+use crate::model::{Model, ModelOptions};
 use crate::options::{WeightOptions, Width};
 use crate::quant::{Bits, Codes, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
 use crate::weights;
+
+pub use destination::refuse;
 
 /// The text on which a converted model is compared with its source.
 pub const SAMPLE: &str = "Once upon a time there was a small boat that lived in a harbour by the sea. Every morning the \
@@ -94,13 +98,16 @@ pub enum Progress<'a> {
 ///
 /// Weights that are quantised already are taken over code by code, unless the options ask for another width. When
 /// `cancelled` becomes true it ends at the next tensor. An error, or an end of the process at any moment, leaves the model that was
-/// there before or the new one.
+/// there before or the new one; where the new one has another tokenizer, an end between the last renamings leaves none.
+///
+/// A tokenizer's files have fixed names: the folder may have other ones only of the model that is replaced, see [`refuse`].
 ///
 /// With a `calibration`, which is of the same source, matrices are quantised for the inputs that it gathers; `options.method` then
 /// does not matter.
 ///
 /// # Errors
-/// `ERR_IO`, `ERR_FORMAT` for a tensor that is not finite or not what was promised, `ERR_MEMORY`, `ERR_STATE` if cancelled.
+/// Those of [`refuse`]; `ERR_IO`, `ERR_FORMAT` for a tensor that is not finite or not what was promised, `ERR_MEMORY`, `ERR_STATE`
+/// if cancelled.
 pub fn convert(
     rt: &Runtime,
     source: &Source,
@@ -110,10 +117,13 @@ pub fn convert(
     progress: &mut dyn FnMut(Progress<'_>),
     cancelled: &AtomicBool,
 ) -> Result<Report> {
-    std::fs::create_dir_all(out)
-        .map_err(|e| Error::io(format!("{} cannot be made: {e}", out.display())))?;
+    let companions = destination::companions(source)?;
+    destination::check(source, (out, name), &companions)?;
+    let _made = destination::Made::folders(out)?;
     let manifest = out.join(format!("{name}.json"));
     let mut writer = ManifestWriter::create(&manifest)?;
+    // Again, now that other writers wait.
+    destination::check(source, (out, name), &companions)?;
     let specs = source.tensors();
     progress(Progress::Begin {
         tensors: specs.len(),
@@ -167,7 +177,6 @@ pub fn convert(
         done.push(converted);
     }
     progress(Progress::Writing);
-    save_tokenizer(source, out)?;
     let weights: usize = done.iter().map(|m| m.rows * m.cols).sum();
     let bytes: usize = done.iter().map(|m| m.bytes).sum();
     let mut report = Report {
@@ -178,7 +187,7 @@ pub fn convert(
         matrices: done,
     };
     let (model, fields) = described(source, method_name, &report, quantization);
-    writer.finish(model, fields)?;
+    writer.finish(model, fields, &companions)?;
     progress(Progress::Checking);
     check(&report)?;
     let floats: u64 = specs.iter().map(|s| 4 * elements(&s.shape)).sum();
@@ -431,14 +440,6 @@ fn described(
         },
     }));
     (model, fields)
-}
-
-/// Puts the tokenizer beside the manifest, if the model has one.
-fn save_tokenizer(source: &Source, out: &Path) -> Result<()> {
-    match open_tokenizer(source)? {
-        Some(tokenizer) => tokenizer.save(out, source.generation()?),
-        None => Ok(()),
-    }
 }
 
 /// Opens what was written: every tensor in its shape and readable, the npz as its sha256 says.

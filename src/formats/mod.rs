@@ -26,7 +26,7 @@ mod save;
 
 pub use bytes::FileBytes;
 pub use matrix::{CodesView, FloatValues, FloatsView, MatrixRef, MatrixView};
-pub use save::{ManifestWriter, amend, save_manifest};
+pub use save::{Companion, ManifestWriter, amend, has_arrays, save_manifest};
 
 use std::borrow::Cow;
 use std::path::Path;

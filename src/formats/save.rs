@@ -1,9 +1,12 @@
 //! The writer of our own format.
 //!
-//! Order of writing: the npz under a temporary name, synced and renamed to the name that its contents
-//! give it; the manifest that names it likewise, over the old one; then the npz files that no manifest
+//! Order of writing: everything under temporary names, synced; the npz renamed to the name that its contents
+//! give it; the manifest that names it over the old one; then the npz files that no manifest
 //! names any more are removed. A kill at any moment leaves the old weights or the new ones, and what it
 //! left over has a name that the next run takes or removes.
+//!
+//! Companions have fixed names, so that of several no renaming replaces all at once. Where they change, the old manifest is
+//! removed first: a kill between that and the last renaming leaves no model, rather than one with another's tokenizer.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
@@ -37,7 +40,31 @@ pub fn save_manifest(path: &Path, name: &str, matrix: &MatrixRef<'_>) -> Result<
     let mut writer = ManifestWriter::create(path)?;
     let quantization = writer.matrix(name, matrix, Map::new())?;
     let fields = Map::from_iter([("quantization".to_owned(), quantization)]);
-    writer.finish(Map::new(), fields)
+    writer.finish(Map::new(), fields, &[])
+}
+
+/// A file beside a manifest that belongs to its model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Companion {
+    /// Its name.
+    pub name: &'static str,
+    /// What it holds; `None`: it is not there.
+    pub text: Option<String>,
+}
+
+impl Companion {
+    /// Whether the folder has it as it is to be.
+    ///
+    /// # Errors
+    /// `ERR_IO` for what is no file, or cannot be read.
+    pub fn is_in(&self, folder: &Path) -> Result<bool> {
+        let path = folder.join(self.name);
+        match fs::read(&path) {
+            Ok(found) => Ok(self.text.as_ref().is_some_and(|t| t.as_bytes() == found)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(self.text.is_none()),
+            Err(e) => Err(io_error(&path, "cannot be read", &e)),
+        }
+    }
 }
 
 /// A manifest and its npz under way. Dropped before [`ManifestWriter::finish`], it leaves what was there.
@@ -133,15 +160,16 @@ impl ManifestWriter {
         write(npz).map_err(|e| refused(&self.temporary, &e))
     }
 
-    /// Puts the npz in place, then the manifest that names it, then removes the npz that no manifest names any more.
-    /// `model` are further fields of the manifest's `model`, `fields` of the manifest itself.
+    /// Puts the npz in place, then the companions, then the manifest that names it, then removes the npz that no manifest names
+    /// any more. `model` are further fields of the manifest's `model`, `fields` of the manifest itself.
     ///
     /// # Errors
-    /// `ERR_IO`; what was there before is there still.
+    /// `ERR_IO`; what was there before is there still, unless a renaming in the same folder fails.
     pub fn finish(
         mut self,
         mut model: Map<String, Value>,
         fields: Map<String, Value>,
+        companions: &[Companion],
     ) -> Result<()> {
         let npz = self.npz.take().expect("not finished");
         let sealed = || -> io::Result<String> {
@@ -154,7 +182,10 @@ impl ManifestWriter {
             .map_err(|e| refused(&self.temporary, &e))?;
         let target = &self.target;
         let npz = format!("{}-{}.npz", target.name, &sha256[..HASH_DIGITS]);
-        target.rename(&self.temporary, &target.beside(&npz))?;
+        let sealed = Staged {
+            temporary: self.temporary.clone(),
+            path: target.beside(&npz),
+        };
 
         model.insert("source_npz".to_owned(), json!(npz));
         model.insert("sha256".to_owned(), json!(sha256));
@@ -166,8 +197,20 @@ impl ManifestWriter {
                 Value::Object(mem::take(&mut self.weights)),
             );
         }
-        target.put(&self.path, &manifest)?;
-        target.remove_older(&npz);
+        let manifest = target.stage_manifest(&self.path, &manifest)?;
+        let changes = target.stage_changes(companions)?;
+        target.place(&sealed)?;
+        if !changes.is_empty() {
+            remove(&self.path)?;
+        }
+        for change in &changes {
+            match change {
+                Change::Put(staged) => target.place(staged)?,
+                Change::Remove(path) => remove(path)?,
+            }
+        }
+        target.place(&manifest)?;
+        target.remove_older(&npz, &self.path);
         Ok(())
     }
 }
@@ -197,7 +240,48 @@ pub fn amend(path: &Path, field: &str, more: Map<String, Value>) -> Result<()> {
         return Err(no_manifest(format!("{field} is {entry}")));
     };
     entry.extend(more);
-    target.put(path, &Value::Object(manifest))
+    let manifest = target.stage_manifest(path, &Value::Object(manifest))?;
+    target.place(&manifest)
+}
+
+/// A file that is written, under a temporary name. It is removed where it is not put in place.
+struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// What becomes of a companion that is not as it is to be.
+enum Change {
+    Put(Staged),
+    Remove(PathBuf),
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(io_error(path, "cannot be removed", &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a folder has an npz of the manifest `NAME.json`, be that there or not.
+///
+/// # Errors
+/// `ERR_IO`.
+pub fn has_arrays(folder: &Path, name: &str) -> Result<bool> {
+    let target = Target {
+        folder: folder.to_owned(),
+        name: name.to_owned(),
+    };
+    Ok(!target.arrays()?.is_empty())
 }
 
 /// The error of a file that cannot be written.
@@ -261,20 +345,40 @@ impl Target {
         }
     }
 
-    /// Puts a manifest in place, all of it or nothing.
-    fn put(&self, path: &Path, manifest: &Value) -> Result<()> {
-        let temporary = self.beside(&format!(".{}.json.tmp", self.name));
-        written(&temporary, |mut file| {
-            file.write_all(format!("{manifest:#}\n").as_bytes())
-        })?;
-        self.rename(&temporary, path)
+    /// Writes a file under a temporary name.
+    fn stage(&self, path: &Path, temporary: &str, text: &str) -> Result<Staged> {
+        let temporary = self.beside(temporary);
+        written(&temporary, |mut file| file.write_all(text.as_bytes()))?;
+        Ok(Staged {
+            temporary,
+            path: path.to_owned(),
+        })
     }
 
-    /// Renames, and makes the renaming last.
-    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        fs::rename(from, to)
-            .inspect_err(|_| drop(fs::remove_file(from)))
-            .map_err(|e| io_error(to, "cannot be written", &e))?;
+    fn stage_manifest(&self, path: &Path, manifest: &Value) -> Result<Staged> {
+        let temporary = format!(".{}.json.tmp", self.name);
+        self.stage(path, &temporary, &format!("{manifest:#}\n"))
+    }
+
+    /// Writes the companions that are not there as they are to be, and removes what a crash left of others.
+    fn stage_changes(&self, companions: &[Companion]) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        for companion in companions {
+            let path = self.beside(companion.name);
+            let temporary = format!(".{}.tmp", companion.name);
+            match &companion.text {
+                _ if companion.is_in(&self.folder)? => remove(&self.beside(&temporary))?,
+                Some(text) => changes.push(Change::Put(self.stage(&path, &temporary, text)?)),
+                None => changes.push(Change::Remove(path)),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Puts a file in place, all of it or nothing, and makes that last.
+    fn place(&self, staged: &Staged) -> Result<()> {
+        fs::rename(&staged.temporary, &staged.path)
+            .map_err(|e| io_error(&staged.path, "cannot be written", &e))?;
         if cfg!(unix) {
             File::open(&self.folder)
                 .and_then(|folder| folder.sync_all())
@@ -283,10 +387,34 @@ impl Target {
         Ok(())
     }
 
-    /// Removes the npz files of this name but the one that the manifest now names. It is in place: what cannot be removed is left to the next time.
-    fn remove_older(&self, current: &str) {
+    /// Removes the npz files of this name but the one that the manifest now names, and those that a copy of an older one names. The manifest is in place:
+    /// what cannot be removed is left to the next time.
+    fn remove_older(&self, current: &str, manifest: &Path) {
+        let older = self.arrays().unwrap_or_default();
+        let mut older: Vec<_> = older.into_iter().filter(|f| f != current).collect();
+        if older.is_empty() {
+            return;
+        }
         let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        for file in files.map(|entry| entry.file_name()) {
+        let others = files.map(|entry| entry.path()).filter(|path| {
+            path.extension().is_some_and(|e| e == "json")
+                && path.file_name() != manifest.file_name()
+                && fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= limits::JSON_BYTES)
+        });
+        for text in others.filter_map(|path| fs::read_to_string(path).ok()) {
+            older.retain(|file| !text.contains(file.as_str()));
+        }
+        for file in older {
+            let _ = remove(&self.beside(&file));
+        }
+    }
+
+    /// The npz files of this name.
+    fn arrays(&self) -> Result<Vec<String>> {
+        let failed = |e| io_error(&self.folder, "cannot be read", &e);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let file = entry.map_err(failed)?.file_name();
             let Some(file) = file.to_str() else { continue };
             let digits = file
                 .strip_prefix(&self.name)
@@ -294,10 +422,11 @@ impl Target {
             let is_ours = digits.is_some_and(|d| {
                 d.len() == HASH_DIGITS && d.bytes().all(|b| b.is_ascii_hexdigit())
             });
-            if is_ours && file != current {
-                let _ = fs::remove_file(self.beside(file));
+            if is_ours {
+                found.push(file.to_owned());
             }
         }
+        Ok(found)
     }
 }
 

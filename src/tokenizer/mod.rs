@@ -19,7 +19,6 @@ mod vocabulary;
 
 pub use pieces::Pieces;
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -57,6 +56,13 @@ const TURN_ENDS: [&str; 6] = [
 ];
 
 impl Tokenizer {
+    /// The files beside a manifest that make its tokenizer.
+    pub const FILES: [&str; 3] = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ];
+
     /// From a folder in the Hugging Face layout: `tokenizer.json`, and what `tokenizer_config.json`,
     /// `generation_config.json` and `config.json` say about special tokens and the chat template.
     ///
@@ -118,12 +124,12 @@ impl Tokenizer {
         })
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`, which [`Tokenizer::from_folder`] reads
-    /// back. `generation` is what the last of them shall say beside the tokens that begin and end a text.
+    /// What the files [`Tokenizer::FILES`] are to hold, in their order, so that [`Tokenizer::from_folder`] reads it back.
+    /// `generation` is what the last of them shall say beside the tokens that begin and end a text.
     ///
     /// # Errors
     /// `ERR_IO`.
-    pub fn save(&self, folder: &Path, generation: Map<String, Value>) -> Result<()> {
+    pub fn texts(&self, generation: Map<String, Value>) -> Result<[String; 3]> {
         let name = |id: u32| self.engine.id_to_token(id);
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -140,18 +146,11 @@ impl Tokenizer {
         let mut generation = Value::Object(generation);
         generation["bos_token_id"] = json!(self.special.bos);
         generation["eos_token_id"] = json!(self.special.ends);
-        for (file, text) in [
-            ("tokenizer.json", tokenizer),
-            ("tokenizer_config.json", format!("{config:#}\n")),
-            ("generation_config.json", format!("{generation:#}\n")),
-        ] {
-            // An interruption leaves the old file or the new one.
-            let (path, temporary) = (folder.join(file), folder.join(format!(".{file}.tmp")));
-            fs::write(&temporary, text)
-                .and_then(|()| fs::rename(&temporary, &path))
-                .map_err(|e| Error::io(format!("{} cannot be written: {e}", path.display())))?;
-        }
-        Ok(())
+        Ok([
+            tokenizer,
+            format!("{config:#}\n"),
+            format!("{generation:#}\n"),
+        ])
     }
 
     /// Tokens in the vocabulary, those that were added included.

@@ -3,6 +3,7 @@
 #[cfg(unix)]
 mod beside;
 mod downloads;
+mod folders;
 mod readme;
 mod validation;
 

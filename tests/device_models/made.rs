@@ -98,7 +98,7 @@ fn made(name: &str, seed: u64, s: Sizes, group_of: impl Fn(&str) -> usize) -> Pa
     });
     let model = Map::from_iter([("primary_family".to_owned(), json!("llama"))]);
     let fields = Map::from_iter([("architecture".to_owned(), architecture)]);
-    writer.finish(model, fields).unwrap();
+    writer.finish(model, fields, &[]).unwrap();
     path
 }
 

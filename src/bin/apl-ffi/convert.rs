@@ -41,7 +41,8 @@ pub struct Arguments {
     /// weights, at 1 and 2 bits above all.
     #[arg(long, value_name = "STEPS", requires = "calibrate")]
     tune: Option<usize>,
-    /// The folder to write to. Without it, models/NAME.
+    /// The folder to write to. Without it, models/NAME. A folder that has a model with another tokenizer is refused, unless it has
+    /// no other than the one that is replaced; so is one with a model in the Hugging Face layout, that of the source above all.
     #[arg(long)]
     out: Option<PathBuf>,
     /// The report as JSON on stdout.
@@ -76,6 +77,10 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         .clone()
         .unwrap_or_else(|| PathBuf::from("models").join(&name));
     let source = Source::open(&path, true)?;
+    if a.calibrate.is_some() {
+        // Before hours of reading; a conversion begins with it anyway.
+        apl_ffi::convert::refuse(&source, (&out, &name))?;
+    }
     let options = WeightOptions {
         width: a.bits,
         group: a.group,
@@ -177,7 +182,8 @@ fn tune(
     Ok(())
 }
 
-/// The name of the manifest: what the source is called, in letters that every file system takes.
+/// The name of the manifest: what the source is called, in letters that every file system takes, and none of the names that files
+/// beside a manifest have.
 fn name_of(source: &str) -> String {
     let last = source
         .trim_end_matches(['/', '\\'])
@@ -198,10 +204,13 @@ fn name_of(source: &str) -> String {
             }
         })
         .collect();
-    if safe.trim_matches('.').is_empty() {
-        "model".to_owned()
-    } else {
-        safe.to_lowercase()
+    let safe = safe.to_lowercase();
+    match safe.as_str() {
+        "config" | "tokenizer" | "tokenizer_config" | "generation_config" => {
+            format!("{safe}-model")
+        }
+        _ if safe.trim_matches('.').is_empty() => "model".to_owned(),
+        _ => safe,
     }
 }
 

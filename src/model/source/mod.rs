@@ -183,6 +183,11 @@ impl Source {
         }
     }
 
+    /// The folder that it lies in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The file that names the weights: a safetensors file or index, a GGUF file, a manifest.
     pub fn path(&self) -> &Path {
         &self.path
@@ -239,16 +244,22 @@ fn safetensors_in(folder: &Path) -> Result<PathBuf> {
     }
 }
 
+/// The manifests of a folder, in the order of their names.
+///
+/// # Errors
+/// `ERR_IO` for a folder that cannot be read.
+pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut manifests = files_in(folder, |name| name.ends_with(".json"))?;
+    manifests.retain(|path| {
+        let small = fs::metadata(path).is_ok_and(|m| m.len() <= limits::JSON_BYTES);
+        small && fs::read(path).is_ok_and(|text| manifest::is_manifest(&text))
+    });
+    Ok(manifests)
+}
+
 /// The one manifest of a folder.
 fn only_manifest(folder: &Path) -> Result<PathBuf> {
-    let mut manifests = Vec::new();
-    for path in files_in(folder, |name| name.ends_with(".json"))? {
-        let small = fs::metadata(&path).is_ok_and(|m| m.len() <= limits::JSON_BYTES);
-        if small && fs::read(&path).is_ok_and(|text| manifest::is_manifest(&text)) {
-            manifests.push(path);
-        }
-    }
-    match &manifests[..] {
+    match &manifests(folder)?[..] {
         [one] => Ok(one.clone()),
         [] => Err(Error::format(format!(
             "{} has neither a config.json nor a manifest",

@@ -1,0 +1,127 @@
+//! Where a converted model goes: a folder in which it takes nothing from another model and loses nothing of one.
+//!
+//! The files of a tokenizer have fixed names, so that two models with different ones cannot lie in one folder; and a
+//! `config.json` makes the folder a model in the Hugging Face layout, whatever else is there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::formats::{self, Companion};
+use crate::model::open_tokenizer;
+use crate::model::source::{self, Source};
+use crate::tokenizer::Tokenizer;
+
+/// Refuses a folder that [`super::convert`] would refuse, before work that comes before it.
+///
+/// # Errors
+/// `ERR_RANGE` for the folder of the source (but for a `.gguf` file's), for one with a model in the Hugging Face layout, for one in
+/// which `NAME.json` is no manifest, and for one whose tokenizer is another than the source's, unless its only manifest is the
+/// one that is replaced; `ERR_IO`; those of the tokenizer.
+pub fn refuse(source: &Source, target: (&Path, &str)) -> Result<()> {
+    check(source, target, &companions(source)?)
+}
+
+/// The files beside the manifest, as the tokenizer of the source has them.
+pub(super) fn companions(source: &Source) -> Result<Vec<Companion>> {
+    let texts = match open_tokenizer(source)? {
+        Some(tokenizer) => tokenizer.texts(source.generation()?)?.map(Some),
+        None => [const { None }; 3],
+    };
+    let files = Tokenizer::FILES.into_iter().zip(texts);
+    Ok(files.map(|(name, text)| Companion { name, text }).collect())
+}
+
+/// See [`refuse`].
+pub(super) fn check(
+    source: &Source,
+    (out, name): (&Path, &str),
+    companions: &[Companion],
+) -> Result<()> {
+    let refused = |why: String| {
+        Err(Error::range(format!(
+            "{} {why}: write elsewhere",
+            out.display()
+        )))
+    };
+    if !out.exists() {
+        return Ok(());
+    }
+    if source.kind() != "gguf" && is_same(out, source.folder()) {
+        return refused("is the folder of the source".to_owned());
+    }
+    let manifests = source::manifests(out)?;
+    let manifest = out.join(format!("{name}.json"));
+    let replaces = manifests.contains(&manifest);
+    if !replaces && manifest.exists() {
+        return refused(format!("has a {name}.json that is no manifest"));
+    }
+    if let Some(file) = of_another_layout(out)? {
+        return refused(format!("has {file}, of a model in the Hugging Face layout"));
+    }
+    let mut other = None;
+    for companion in companions {
+        if !companion.is_in(out)? {
+            other = other.or(Some(companion.name).filter(|n| out.join(n).exists()));
+        }
+    }
+    let Some(file) = other else { return Ok(()) };
+    let another = "which is another than that of the model to be written";
+    match manifests.iter().find(|m| **m != manifest) {
+        Some(owner) => refused(format!("has a {file} of {}, {another}", owner.display())),
+        // A crash may have left the npz and a part of the tokenizer.
+        None if replaces || formats::has_arrays(out, name)? => Ok(()),
+        None => refused(format!("has a {file} of no manifest, {another}")),
+    }
+}
+
+/// A file that readers of the folder would take for the model's own, or that says whose the folder is.
+fn of_another_layout(folder: &Path) -> Result<Option<String>> {
+    let refused =
+        |e: std::io::Error| Error::io(format!("{} cannot be read: {e}", folder.display()));
+    for entry in fs::read_dir(folder).map_err(refused)? {
+        let name = entry.map_err(refused)?.file_name();
+        let name = name.to_string_lossy();
+        if matches!(&*name, "config.json" | "chat_template.jinja") || name.ends_with(".safetensors")
+        {
+            return Ok(Some(name.into_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    let b = if b.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        b
+    };
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Folders that were made for a model. Those that are empty in the end are removed again: nothing was written.
+pub(super) struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// Makes a folder and those above it.
+    ///
+    /// # Errors
+    /// `ERR_IO`.
+    pub fn folders(folder: &Path) -> Result<Made> {
+        let missing = folder.ancestors().take_while(|f| !f.exists());
+        let missing = missing.filter(|f| !f.as_os_str().is_empty());
+        let made = Made(missing.map(Path::to_owned).collect());
+        fs::create_dir_all(folder)
+            .map_err(|e| Error::io(format!("{} cannot be made: {e}", folder.display())))?;
+        Ok(made)
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // The innermost first; one with something in it stays, and so do those around it.
+        for folder in &self.0 {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
