@@ -200,9 +200,11 @@ pub fn convert(
 
 /// Compares what was written with its source, and notes the outcome in the manifest. `None` without a tokenizer.
 fn compared(rt: &Runtime, source: &Source, manifest: &Path) -> Result<Option<Agreement>> {
+    // What was written as it was written, float or not.
     let open = |path: &Path, width: Option<Width>| {
         let mut options = ModelOptions::default();
         options.weights.width = width;
+        options.weights.keep_floats = true;
         Model::open(rt, path, &options).map(Arc::new)
     };
     let model = open(manifest, None)?;

@@ -56,6 +56,9 @@ pub struct WeightOptions {
     pub activations: Activations,
     /// `mmap`: whether a file is mapped (default) or read.
     pub mmap: bool,
+    /// Whether floats of a file stay float32 where no width is asked for. Not by default, and no key: for who measures a file as it
+    /// is.
+    pub keep_floats: bool,
 }
 
 impl Default for WeightOptions {
@@ -67,6 +70,7 @@ impl Default for WeightOptions {
             method: Method::Nearest,
             activations: Activations::F32,
             mmap: true,
+            keep_floats: false,
         }
     }
 }
@@ -215,6 +219,7 @@ mod tests {
             method: Method::Search,
             activations: Activations::Int8,
             mmap: false,
+            keep_floats: false,
         };
         assert_eq!(parse(all), expected);
         assert_eq!(parse(r#"{"bits":16}"#).width, Some(Width::F16));

@@ -186,7 +186,12 @@ pub fn from_view(
             from_floats(rt, &w, rows, cols, options, home)
         }
         MatrixView::Floats(view) => {
-            from_floats(rt, &view.to_f32()?, view.rows, view.cols, options, home)
+            let kept = options.keep_floats.then_some(Width::F32);
+            let options = WeightOptions {
+                width: options.width.or(kept),
+                ..options.clone()
+            };
+            from_floats(rt, &view.to_f32()?, view.rows, view.cols, &options, home)
         }
     }
 }

@@ -9,8 +9,8 @@ use std::ops::Range;
 use super::bytes::{FileBytes, numbers};
 use super::cursor::{Cursor, refuse_overlap};
 use super::ggml_blocks::{Content, GgmlType};
-use super::limits;
 use super::matrix::{FloatValues, FloatsView, MatrixView};
+use super::{Stored, limits};
 use crate::error::{Error, Result};
 use crate::memory;
 
@@ -161,6 +161,16 @@ impl Gguf {
     /// The shape of a tensor, slowest dimension first.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(&self.tensors[*self.index.get(name)?].shape)
+    }
+
+    /// How a tensor is kept.
+    pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        let tensor = &self.tensors[*self.index.get(name)?];
+        Some(Stored {
+            kind: tensor.kind.name,
+            codes: matches!(tensor.kind.content, Content::Codes(_)),
+            bytes: tensor.data.len(),
+        })
     }
 
     /// The elements of an array of texts.

@@ -48,6 +48,17 @@ pub enum WeightFile {
     Gguf(Gguf),
 }
 
+/// How a file keeps a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored<'a> {
+    /// The file's own name of the type: `Q5_1`, `BF16`.
+    pub kind: &'a str,
+    /// Whether its codes are taken over as they are; else readers see floats.
+    pub codes: bool,
+    /// Bytes of it in the file.
+    pub bytes: usize,
+}
+
 /// Opens a manifest, a safetensors file, the index of a sharded set of them, or a GGUF file: which of
 /// them it is, its content says. With `mmap` false files are read instead of mapped.
 ///
@@ -171,6 +182,20 @@ impl WeightFile {
             WeightFile::SafeTensors(f) => Ok(f.shape(name).map(Cow::Borrowed)),
             WeightFile::Sharded(f) => Ok(f.shape(name).transpose()?.map(Cow::Borrowed)),
             WeightFile::Gguf(f) => Ok(f.shape(name).map(Cow::Borrowed)),
+        }
+    }
+
+    /// How the file keeps a tensor, where it has a type of its own for it; `None` if there is none of that name, and in manifests,
+    /// whose arrays say all there is.
+    ///
+    /// # Errors
+    /// As [`WeightFile::shape`].
+    pub fn stored(&self, name: &str) -> Result<Option<Stored<'_>>> {
+        match self {
+            WeightFile::Manifest(_) => Ok(None),
+            WeightFile::SafeTensors(f) => Ok(f.stored(name)),
+            WeightFile::Sharded(f) => f.stored(name).transpose(),
+            WeightFile::Gguf(f) => Ok(f.stored(name)),
         }
     }
 

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use super::bytes::{FileBytes, numbers};
 use super::cursor::{Cursor, refuse_overlap};
 use super::json::{self, Entries};
-use super::limits;
 use super::matrix::{FloatValues, FloatsView, MatrixView};
+use super::{Stored, limits};
 use crate::error::{Error, Result};
 
 /// An opened safetensors file.
@@ -112,6 +112,16 @@ impl SafeTensors {
     /// The shape of a tensor, slowest dimension first.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(&self.tensors[*self.index.get(name)?].1.shape)
+    }
+
+    /// How a tensor is kept.
+    pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        let (_, tensor) = &self.tensors[*self.index.get(name)?];
+        Some(Stored {
+            kind: &tensor.dtype,
+            codes: false,
+            bytes: tensor.data.len(),
+        })
     }
 
     fn seen_as(&self, name: &str, sides: super::Sides) -> Option<Result<MatrixView<'_>>> {
@@ -238,6 +248,14 @@ impl Sharded {
     /// `ERR_IO` where its shard cannot be opened, `ERR_FORMAT` where that does not hold it.
     pub fn shape(&self, name: &str) -> Option<Result<&[usize]>> {
         self.in_shard(name, |shard| shard.shape(name).map(Ok))
+    }
+
+    /// How a tensor is kept; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// As [`Sharded::shape`].
+    pub fn stored(&self, name: &str) -> Option<Result<Stored<'_>>> {
+        self.in_shard(name, |shard| shard.stored(name).map(Ok))
     }
 
     /// See [`super::WeightFile::forget`].

@@ -4,6 +4,7 @@
 mod beside;
 mod downloads;
 mod folders;
+mod measures;
 mod readme;
 mod validation;
 

@@ -20,6 +20,9 @@ fn every_ggml_type_has_the_values_of_its_reference() {
             let wanted = floats_of(&expected, name);
             assert_eq!((rows, cols), (2, 256));
             assert_eq!(bits_of(&found), bits_of(&wanted.2), "{name}");
+            // Each tensor has its type for a name.
+            let stored = blocks.stored(name).unwrap().unwrap();
+            assert_eq!(&stored.kind, name);
         }
         names.push("vector");
         assert_eq!(blocks.names().collect::<Vec<_>>(), names);
@@ -45,6 +48,7 @@ fn exact_types_keep_their_codes() {
         assert_eq!(codes.zero_point(1, 0), zero_point, "{name}");
         assert!(matches!(codes.scales, ScaleValues::F16(_)), "{name}");
         assert_eq!(codes.packing, Packing::Msb, "{name}");
+        assert!(blocks.stored(name).unwrap().unwrap().codes, "{name}");
     }
 }
 

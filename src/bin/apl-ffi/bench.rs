@@ -31,7 +31,8 @@ pub struct Arguments {
     /// Times; the median is told.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Quantise float weights to so many bits while loading; 32 for none.
+    /// Quantise weights to so many bits while loading; 16 and 32 keep floats. Without it, codes of a width of ours stay as they are,
+    /// and all others become 4 bits.
     #[arg(long)]
     bits: Option<u8>,
     /// int8 or f32 (exact).
@@ -58,7 +59,8 @@ struct Round {
 /// Does it.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let begun = Instant::now();
-    let model = run::open(rt, &a.model, a.bits, &a.activations, None)?;
+    let asked = (a.bits, run::Floats::Quantised);
+    let model = run::open(rt, &a.model, asked, &a.activations, None)?;
     let opened = begun.elapsed().as_secs_f64();
     let shape = Shape {
         prompt: a.prompt.clamp(1, model.context().saturating_sub(1).max(1)),

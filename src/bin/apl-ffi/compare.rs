@@ -27,7 +27,8 @@ pub struct Arguments {
     /// Tokens of a window.
     #[arg(long, default_value_t = 256)]
     window: usize,
-    /// Quantise float weights of the model to so many bits while loading; 32 for none.
+    /// Quantise the weights of the model to so many bits while loading. Without it the model is compared as it is: codes as they
+    /// are, all others as the floats that they stand for.
     #[arg(long)]
     bits: Option<u8>,
     /// Of the model: f32 (exact) or int8.
@@ -45,8 +46,9 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", path.display())))?,
         None => apl_ffi::convert::SAMPLE.into(),
     };
-    let model = run::open(rt, &a.model, a.bits, &a.activations, None)?;
-    let reference = run::open(rt, &a.reference, Some(32), "f32", None)?;
+    let asked = |bits| (bits, run::Floats::Kept);
+    let model = run::open(rt, &a.model, asked(a.bits), &a.activations, None)?;
+    let reference = run::open(rt, &a.reference, asked(Some(32)), "f32", None)?;
     let tokenizer = model.tokenizer()?;
     let ids = tokenizer.encode(&String::from_utf8_lossy(&text), true)?;
     let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");

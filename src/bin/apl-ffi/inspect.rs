@@ -47,11 +47,7 @@ pub fn run(a: &Arguments) -> Outcome {
                 group: None,
                 bytes: 4 * spec.shape[0],
             },
-            Role::Matrix => described(
-                spec.name.clone(),
-                spec.shape.clone(),
-                &source.matrix(&spec.name)?,
-            ),
+            Role::Matrix => matrix(&source, &spec.name, &spec.shape)?,
         });
     }
     if a.verify {
@@ -113,7 +109,31 @@ pub fn run(a: &Arguments) -> Outcome {
     Ok(())
 }
 
-fn described(name: String, shape: Vec<usize>, view: &MatrixView<'_>) -> Stored {
+/// A matrix as the file has it: what readers make of a type that is not ours is not looked at.
+fn matrix(source: &Source, name: &str, shape: &[usize]) -> Outcome<Stored> {
+    let Some(stored) = source.stored(name)? else {
+        return Ok(described(name, shape, &source.matrix(name)?));
+    };
+    let kind = match stored.kind {
+        "F32" => "float32".into(),
+        "F16" => "float16".into(),
+        "BF16" => "bfloat16".into(),
+        kind => kind.to_owned().into(),
+    };
+    let group = match stored.codes {
+        true => described(name, shape, &source.matrix(name)?).group,
+        false => None,
+    };
+    Ok(Stored {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        kind,
+        group,
+        bytes: stored.bytes,
+    })
+}
+
+fn described(name: &str, shape: &[usize], view: &MatrixView<'_>) -> Stored {
     let weights: usize = shape.iter().product();
     let (kind, group, bytes): (Cow<'static, str>, _, _) = match view {
         MatrixView::Codes(c) => {
@@ -141,8 +161,8 @@ fn described(name: String, shape: Vec<usize>, view: &MatrixView<'_>) -> Stored {
         },
     };
     Stored {
-        name,
-        shape,
+        name: name.to_owned(),
+        shape: shape.to_vec(),
         kind,
         group,
         bytes,

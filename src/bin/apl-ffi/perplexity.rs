@@ -26,7 +26,8 @@ pub struct Arguments {
     /// Only so many bytes from its beginning.
     #[arg(long)]
     bytes: Option<usize>,
-    /// Quantise float weights to so many bits while loading; 32 for none.
+    /// Quantise weights to so many bits while loading. Without it the file is measured as it is: codes as they are, all others as
+    /// the floats that they stand for.
     #[arg(long)]
     bits: Option<u8>,
     /// f32 (exact) or int8.
@@ -43,7 +44,8 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", a.text.display())))?;
     let end = a.bytes.unwrap_or(text.len()).min(text.len());
     let text = String::from_utf8_lossy(&text[..end]);
-    let model = run::open(rt, &a.model, a.bits, &a.activations, None)?;
+    let asked = (a.bits, run::Floats::Kept);
+    let model = run::open(rt, &a.model, asked, &a.activations, None)?;
     let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");
     let mut progress = |done: usize, all: usize| {
         bar.set_length(all as u64);

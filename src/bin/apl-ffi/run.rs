@@ -10,8 +10,9 @@ use serde_json::json;
 
 use apl_ffi::error::Error;
 use apl_ffi::matmul::Activations;
+use apl_ffi::model::source::Source;
 use apl_ffi::model::{Logits, Model, ModelOptions, Sampling, Session, SessionOptions};
-use apl_ffi::options::Width;
+use apl_ffi::options::{WeightOptions, Width};
 use apl_ffi::quant::Bits;
 use apl_ffi::runtime::Runtime;
 
@@ -51,7 +52,8 @@ pub struct Arguments {
     /// The same seed tells the same story.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Float weights (Hugging Face, F16 GGUF) are quantised to so many bits while loading: 1, 2, 4, 8, or 32 for none.
+    /// Quantise weights to so many bits while loading: 1, 2, 4, 8; 16 and 32 keep floats. Without it, codes of a width of ours stay
+    /// as they are, and all others (Hugging Face, F16, Q5_0, K-quants …) become 4 bits.
     #[arg(long)]
     pub bits: Option<u8>,
     /// How products take their inputs: int8 (fast, under 1% of error) or f32 (exact).
@@ -65,11 +67,20 @@ pub struct Arguments {
     pub quiet: bool,
 }
 
+/// What becomes of weights that are no codes of ours, where no width is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Floats {
+    /// They are quantised by the library's default, which is told: for speed.
+    Quantised,
+    /// They stay floats: for a measurement of the file.
+    Kept,
+}
+
 /// Opens a model as the arguments ask.
 pub fn open(
     rt: &Runtime,
     model: &str,
-    bits: Option<u8>,
+    (bits, floats): (Option<u8>, Floats),
     activations: &str,
     context: Option<usize>,
 ) -> Outcome<Arc<Model>> {
@@ -78,6 +89,7 @@ pub fn open(
         context,
         ..ModelOptions::default()
     };
+    options.weights.keep_floats = floats == Floats::Kept;
     options.weights.width = match bits {
         None => None,
         Some(16) => Some(Width::F16),
@@ -91,13 +103,34 @@ pub fn open(
     } else {
         Activations::Int8
     };
-    Ok(Arc::new(Model::open(rt, Path::new(&path), &options)?))
+    if bits.is_none() && floats == Floats::Quantised {
+        tell_requantised(&path)?;
+    }
+    Ok(Arc::new(Model::open(rt, &path, &options)?))
+}
+
+/// Says what the default does to weights that are no codes of ours, if the model has any.
+fn tell_requantised(path: &Path) -> Outcome {
+    let types = Source::open(path, true)?.float_types()?;
+    if let (false, Width::Codes(bits)) = (types.is_empty(), WeightOptions::DEFAULT_WIDTH) {
+        let floats = types
+            .iter()
+            .all(|t| ["F32", "F16", "BF16"].contains(&t.as_str()));
+        eprintln!(
+            "{} weights {} to {} bits; --bits 32 keeps them",
+            types.join(", "),
+            if floats { "quantised" } else { "requantised" },
+            bits.get()
+        );
+    }
+    Ok(())
 }
 
 /// Does it.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let begun = Instant::now();
-    let model = open(rt, &a.model, a.bits, &a.activations, a.context)?;
+    let asked = (a.bits, Floats::Quantised);
+    let model = open(rt, &a.model, asked, &a.activations, a.context)?;
     let opened = begun.elapsed();
     if a.chat && !model.tokenizer()?.has_chat_template() {
         return Err(Failure::new(

@@ -26,7 +26,9 @@ use serde_json::{Map, Value};
 
 use super::architecture::Architecture;
 use crate::error::{Error, Result};
-use crate::formats::{self, FileBytes, MatrixView, WeightFile, gguf::Gguf, limits};
+use crate::formats::{
+    self, FileBytes, FloatValues, MatrixView, Stored, WeightFile, gguf::Gguf, limits,
+};
 use crate::memory;
 
 /// The matrix of embeddings.
@@ -157,6 +159,41 @@ impl Source {
                 out[i]
             ))),
         }
+    }
+
+    /// How the file keeps a tensor, by its canonical name; see [`WeightFile::stored`].
+    ///
+    /// # Errors
+    /// Those of [`WeightFile::stored`].
+    pub fn stored(&self, name: &str) -> Result<Option<Stored<'_>>> {
+        self.weights.stored(&self.stored_name(name)?)
+    }
+
+    /// The types of the matrices that are no codes which are taken over, as the file calls them, in the order of the layers:
+    /// unless a width is asked for, opening the model quantises these.
+    ///
+    /// # Errors
+    /// Those of [`WeightFile::matrix`].
+    pub fn float_types(&self) -> Result<Vec<String>> {
+        let mut types: Vec<String> = Vec::new();
+        for spec in self.tensors().iter().filter(|s| s.role == Role::Matrix) {
+            let kind = match self.stored(&spec.name)? {
+                Some(stored) if stored.codes => continue,
+                Some(stored) => stored.kind,
+                None => match self.matrix(&spec.name)? {
+                    MatrixView::Codes(_) => continue,
+                    MatrixView::Floats(f) => match f.values {
+                        FloatValues::F32(_) => "F32",
+                        FloatValues::F16(_) => "F16",
+                        FloatValues::BF16(_) => "BF16",
+                    },
+                },
+            };
+            if !types.iter().any(|t| t == kind) {
+                types.push(kind.to_owned());
+            }
+        }
+        Ok(types)
     }
 
     /// The tensors of the file, whatever the architecture makes of them.
