@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::{Logits, Model, Session, SessionOptions};
+use crate::model::{Logits, Model, Session, SessionOptions, not_finite};
 use crate::runtime::Runtime;
 
 /// Two models that read the same tokens, compared at every token but the last of each window: what they say comes next.
@@ -39,7 +39,7 @@ impl Agreement {
 ///
 /// # Errors
 /// `ERR_RANGE` for fewer than two tokens, a window that is not in 2 to the shorter context, and vocabularies that differ;
-/// those of [`Session::eval`].
+/// `ERR_FORMAT` for logits that are not finite; those of [`Session::eval`].
 pub fn agreement(
     rt: &Runtime,
     model: &Arc<Model>,
@@ -85,6 +85,10 @@ pub fn agreement(
             session.rewind(rt, 0)?;
             let all = &mut logits[..ids.len() * vocabulary];
             session.eval(rt, ids, Logits::All(all))?;
+            let all = &logits[..ids.len() * vocabulary];
+            if !all.iter().all(|l| l.is_finite()) {
+                return Err(not_finite("the logits"));
+            }
         }
         let [ours, theirs] = &logits;
         let places = ours

@@ -189,11 +189,16 @@ pub fn convert(
     let (model, fields) = described(source, method_name, &report, quantization);
     writer.finish(model, fields, &companions)?;
     progress(Progress::Checking);
-    check(&report)?;
+    verify(&Source::open(&manifest, true)?)?;
     let floats: u64 = specs.iter().map(|s| 4 * elements(&s.shape)).sum();
     if floats <= MOST_COMPARED {
         progress(Progress::Comparing);
-        report.agreement = compared(rt, source, &manifest)?;
+        report.agreement = compared(rt, source, &manifest).map_err(|e| {
+            e.within(format_args!(
+                "{} is written, and compared with its source",
+                manifest.display()
+            ))
+        })?;
     }
     Ok(report)
 }
@@ -254,6 +259,7 @@ impl Matrix<'_> {
         view: MatrixView<'_>,
     ) -> Result<(Converted, Norms, Value)> {
         let (rows, cols) = view.shape();
+        finite(&view)?;
         let floats = match view {
             MatrixView::Codes(view) => {
                 let codes = view.as_codes();
@@ -369,12 +375,6 @@ impl Matrix<'_> {
         (rows, cols): (usize, usize),
         kept: Width,
     ) -> Result<(Converted, Norms, Value)> {
-        if let Some(i) = w.iter().position(|v| !v.is_finite()) {
-            return Err(Error::format(format!(
-                "weight {i} is {}, expected a finite number",
-                w[i]
-            )));
-        }
         let (mut squares, mut differences) = (0.0, 0.0);
         let (values, bits) = if kept == Width::F16 {
             let half: Vec<half::f16> = w.iter().map(|&v| half::f16::from_f32(v)).collect();
@@ -444,26 +444,33 @@ fn described(
     (model, fields)
 }
 
-/// Opens what was written: every tensor in its shape and readable, the npz as its sha256 says.
-fn check(report: &Report) -> Result<()> {
-    let written = Source::open(&report.manifest, true)?;
-    verify(written.weights())?;
-    for spec in written.tensors() {
+/// Reads all of a model: every tensor is readable and finite, and the npz of a manifest the one that was written, by its sha256.
+///
+/// # Errors
+/// `ERR_FORMAT` if not; `ERR_UNSUPPORTED` for a type that is not read; `ERR_IO`; `ERR_MEMORY`.
+pub fn verify(source: &Source) -> Result<()> {
+    if let WeightFile::Manifest(manifest) = source.weights() {
+        manifest.verify()?;
+    }
+    for spec in source.tensors() {
         match spec.role {
-            Role::Vector => drop(written.vector(&spec.name)?),
-            Role::Matrix => drop(written.matrix(&spec.name)?),
+            Role::Vector => drop(source.vector(&spec.name)?),
+            Role::Matrix => {
+                finite(&source.matrix(&spec.name)?).map_err(|e| e.within(&spec.name))?
+            }
         }
+        source.weights().forget();
     }
     Ok(())
 }
 
-/// Whether the npz of a manifest is the one that was written, by its sha256.
-///
-/// # Errors
-/// `ERR_FORMAT` if not; `ERR_IO`. Other formats have none, and pass.
-pub fn verify(file: &WeightFile) -> Result<()> {
-    match file {
-        WeightFile::Manifest(manifest) => manifest.verify(),
+/// `ERR_FORMAT` for a matrix with a weight that is no number.
+fn finite(view: &MatrixView<'_>) -> Result<()> {
+    match view {
+        MatrixView::Floats(view) if !view.is_finite() => Err(Error::format(
+            "a weight is not finite, expected finite numbers",
+        )),
+        // The scales of codes were looked at when they were opened.
         _ => Ok(()),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::{Logits, Model, Session, SessionOptions};
+use crate::model::{Logits, Model, Session, SessionOptions, not_finite};
 use crate::runtime::Runtime;
 
 /// The outcome.
@@ -29,7 +29,7 @@ impl Perplexity {
 /// `progress(done, windows)` is called after each window.
 ///
 /// # Errors
-/// `ERR_RANGE` if the text has fewer tokens than a window; those of [`Session::eval`].
+/// `ERR_RANGE` if the text has fewer tokens than a window; `ERR_FORMAT` for logits that are not finite; those of [`Session::eval`].
 pub fn perplexity(
     rt: &Runtime,
     model: &Arc<Model>,
@@ -69,6 +69,9 @@ pub fn perplexity(
         for t in window / 2..window - 1 {
             sum += surprise(&logits[t * vocabulary..][..vocabulary], ids[t + 1]);
             tokens += 1;
+        }
+        if !sum.is_finite() {
+            return Err(not_finite("the logits"));
         }
         progress(i + 1, windows);
     }

@@ -69,8 +69,9 @@ pub unsafe extern "C" fn apl_session_open(
 /// (ids_len, V); 0: none. Without tokens, `logits_len` = V gives the latest again.
 ///
 /// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (an id that is none of the vocabulary, misaligned or
-/// overlapping arrays); ERR_STATE (tokens beyond the context, a call that was cancelled, no logits yet); ERR_MEMORY; ERR_BACKEND. Nothing is
-/// fed, and `logits` is not written, unless it is OK.
+/// overlapping arrays); ERR_STATE (tokens beyond the context, a call that was cancelled, no logits yet); ERR_FORMAT (activations are
+/// int8, and one inside the model is not finite); ERR_MEMORY; ERR_BACKEND. Nothing is fed, and `logits` is not written, unless
+/// it is OK.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_eval(
     session: i32,
@@ -117,8 +118,8 @@ pub unsafe extern "C" fn apl_session_eval(
 ///
 /// Returns: the bytes of the piece without the NUL; APL_FFI_END, which is no error, at a token that ends the text (`id` has it; it
 /// is not fed) and where the context is full (`id` is -1), with an empty piece; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
-/// ERR_NULL; ERR_RANGE (misaligned); ERR_STATE (no logits: feed something first; or the call was cancelled); ERR_UNSUPPORTED (the
-/// model has no tokenizer); ERR_MEMORY; ERR_BACKEND.
+/// ERR_NULL; ERR_RANGE (misaligned); ERR_STATE (no logits: feed something first; or the call was cancelled); ERR_FORMAT (the logits
+/// are not finite); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY; ERR_BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_next(
     session: i32,

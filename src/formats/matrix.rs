@@ -66,6 +66,15 @@ impl FloatValues<'_> {
 }
 
 impl FloatsView<'_> {
+    /// Whether every weight is a number.
+    pub fn is_finite(&self) -> bool {
+        match &self.values {
+            FloatValues::F32(v) => v.iter().all(|v| v.is_finite()),
+            FloatValues::F16(v) => v.iter().all(|v| v.is_finite()),
+            FloatValues::BF16(v) => v.iter().all(|v| v.is_finite()),
+        }
+    }
+
     /// Writes one row, widened; `out` is `(cols)`.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         let columns = row * self.cols..(row + 1) * self.cols;

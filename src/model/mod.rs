@@ -29,6 +29,7 @@ pub mod source;
 pub use decoder::{Logits, Observer};
 pub use load::Tensors;
 pub use options::{ModelOptions, Precision, Sampling, SessionOptions};
+pub(crate) use session::not_finite;
 pub use session::{Canceller, Session, Step};
 
 use std::path::Path;

@@ -8,7 +8,7 @@ use super::decoder::{Logits, Observer};
 use super::engine::{Engine, Feed, Latest};
 use super::options::{Precision, SessionOptions};
 use super::sampler::Sampler;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::memory;
 use crate::runtime::Runtime;
 use crate::tokenizer::Pieces;
@@ -29,6 +29,11 @@ pub struct Session {
     sampler: Sampler,
     pieces: Option<Pieces>,
     cancelled: Arc<AtomicBool>,
+}
+
+/// Without an end to it, so that it is done a vector at a time.
+fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |all, v| all & v.is_finite())
 }
 
 /// What [`Session::next`] brought.
@@ -52,6 +57,13 @@ impl Canceller {
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// `ERR_FORMAT`: what a model computes is no number.
+pub(crate) fn not_finite(what: &str) -> Error {
+    Error::format(format!(
+        "{what} are not finite: the weights of the model are damaged, or too large"
+    ))
 }
 
 impl Session {
@@ -157,7 +169,7 @@ impl Session {
     ///
     /// # Errors
     /// `ERR_RANGE` for an id beyond the vocabulary; `ERR_STATE` for tokens beyond the context, and where the call was
-    /// cancelled; `ERR_MEMORY`. Nothing is fed then.
+    /// cancelled; `ERR_FORMAT` where activations are int8 and one is not finite; `ERR_MEMORY`. Nothing is fed then.
     pub fn eval(&mut self, rt: &Runtime, ids: &[u32], logits: Logits<'_>) -> Result<()> {
         self.eval_observed(rt, ids, logits, None)
     }
@@ -247,7 +259,11 @@ impl Session {
                 if before == Latest::Here {
                     self.latest = before;
                 }
-                return Err(e);
+                return Err(match e.status() {
+                    // The ids are those of the vocabulary: what is out of its range is inside the model.
+                    Status::Range => not_finite("activations"),
+                    _ => e,
+                });
             }
         }
         self.tokens.extend_from_slice(ids);
@@ -288,7 +304,8 @@ impl Session {
     /// the next piece.
     ///
     /// # Errors
-    /// `ERR_STATE` if there are no logits, or the call was cancelled; `ERR_UNSUPPORTED` if the model has no tokenizer.
+    /// `ERR_STATE` if there are no logits, or the call was cancelled; `ERR_FORMAT` if they are not finite; `ERR_UNSUPPORTED` if the
+    /// model has no tokenizer.
     pub fn next(&mut self, rt: &Runtime, room: usize) -> Result<Step<'_>> {
         if !self.has_logits() {
             return Err(Error::state(
@@ -301,6 +318,9 @@ impl Session {
         let id = match self.latest {
             // Left there because the sampler is greedy.
             Latest::OnDevice(id) => id,
+            _ if !all_finite(&self.logits) => {
+                return Err(not_finite("the logits"));
+            }
             _ => self.sampler.sample(&self.logits, &self.tokens),
         };
         let ends = self.model.tokenizer.as_ref().is_some_and(|t| t.is_end(id));

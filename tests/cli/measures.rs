@@ -1,8 +1,11 @@
 //! What the verbs that measure do to a file before they measure it: nothing, unless asked to.
 
+use std::fs;
+use std::path::Path;
+
 use serde_json::Value;
 
-use super::{apl_ffi, succeeds};
+use super::{apl_ffi, fails, succeeds};
 
 fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&succeeds(&[arguments, &["--json"]].concat())).unwrap()
@@ -65,4 +68,70 @@ fn what_running_does_to_floats_is_told() {
     );
     assert_eq!(told(&["models/stories", "--bits", "4"]), "");
     assert_eq!(told(&["demo"]), "");
+}
+
+/// The float model with a tensor whose values are all this one, of bfloat16.
+fn damaged(folder: &Path, tensor: &str, value: u16) -> String {
+    let model = folder.join("damaged");
+    fs::create_dir_all(&model).unwrap();
+    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories");
+    for entry in fs::read_dir(stories).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let path = model.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..data]).unwrap();
+    assert_eq!(header[tensor]["dtype"], "F16");
+    header[tensor]["dtype"] = "BF16".into();
+    let offset = |i: usize| header[tensor]["data_offsets"][i].as_u64().unwrap() as usize;
+    let (begin, end) = (offset(0), offset(1));
+    let header = header.to_string();
+    let len = (header.len() as u64).to_le_bytes();
+    let mut bytes = [&len, header.as_bytes(), &bytes[data..]].concat();
+    for element in bytes[8 + header.len()..][begin..end].chunks_exact_mut(2) {
+        element.copy_from_slice(&value.to_le_bytes());
+    }
+    fs::write(&path, bytes).unwrap();
+    model.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = &damaged(folder.path(), "model.layers.1.mlp.up_proj.weight", 0x7fc0);
+    let out = folder.path().join("out");
+    succeeds(&["inspect", model]);
+    for arguments in [
+        &["inspect", model, "--verify"][..],
+        &["run", model],
+        &["run", model, "--bits", "32"],
+        &["perplexity", model, "README.md"],
+        &["compare", model, "demo"],
+        &["convert", model, "--out", out.to_str().unwrap()],
+    ] {
+        let error = fails(4, arguments);
+        assert!(error.contains("finite"), "{error}");
+        assert_eq!(error.lines().last().unwrap().matches("apl-ffi").count(), 1);
+    }
+    assert!(!out.exists());
+}
+
+/// Finite weights whose products are not.
+#[test]
+fn logits_that_are_no_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = &damaged(folder.path(), "model.norm.weight", 0x7f00);
+    let out = folder.path().join("out");
+    succeeds(&["inspect", model, "--verify"]);
+    for arguments in [
+        &["run", model, "Once"][..],
+        &["run", model, "Once", "--activations", "f32"],
+        &["perplexity", model, "README.md"],
+        &["compare", model, model],
+        &["convert", model, "--out", out.to_str().unwrap()],
+    ] {
+        let error = fails(4, arguments);
+        assert!(error.contains("not finite"), "{error}");
+    }
 }

@@ -16,7 +16,7 @@ use crate::{Outcome, catalogue};
 pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
     model: String,
-    /// Read everything and compare it with the sha256 and the checksums that are stored.
+    /// Read everything: every tensor has to be finite, and what has a sha256 and checksums has to be as these say.
     #[arg(long)]
     verify: bool,
     /// As JSON.
@@ -51,7 +51,7 @@ pub fn run(a: &Arguments) -> Outcome {
         });
     }
     if a.verify {
-        apl_ffi::convert::verify(source.weights())?;
+        apl_ffi::convert::verify(&source)?;
     }
     let architecture = source.architecture();
     let total: usize = stored.iter().map(|s| s.bytes).sum();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::json;
 
-use apl_ffi::error::Error;
+use apl_ffi::error::{Error, Status};
 use apl_ffi::matmul::Activations;
 use apl_ffi::model::source::Source;
 use apl_ffi::model::{Logits, Model, ModelOptions, Sampling, Session, SessionOptions};
@@ -106,7 +106,13 @@ pub fn open(
     if bits.is_none() && floats == Floats::Quantised {
         tell_requantised(&path)?;
     }
-    Ok(Arc::new(Model::open(rt, &path, &options)?))
+    match Model::open(rt, &path, &options) {
+        // No argument is out of its range but a width that weights do not fit: the file has weights that are no numbers.
+        Err(e) if e.status() == Status::Range && bits != Some(16) => {
+            Err(Failure::new(4, e.message()))
+        }
+        opened => Ok(Arc::new(opened?)),
+    }
 }
 
 /// Says what the default does to weights that are no codes of ours, if the model has any.
