@@ -85,6 +85,38 @@ impl Sampling {
     }
 }
 
+/// The sampler's numbers that are no integers, with the least and the most that they may be.
+const DOMAINS: [(&str, f64, f64); 4] = [
+    ("temperature", 0.0, f32::MAX as f64),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repeat_penalty", 0.1, 10.0),
+];
+
+impl Sampling {
+    /// Whether every number is in its domain, as option texts are checked.
+    ///
+    /// # Errors
+    /// `ERR_RANGE`, naming the number, what it is and what was expected.
+    pub fn check(&self) -> Result<()> {
+        let values = [
+            self.temperature,
+            self.top_p,
+            self.min_p,
+            self.repeat_penalty,
+        ];
+        for ((name, least, most), value) in DOMAINS.into_iter().zip(values) {
+            if !(least..=most).contains(&f64::from(value)) {
+                return Err(Error::range(format!(
+                    "{name} is {value}, expected {}",
+                    expected(least, most)
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Default for Sampling {
     fn default() -> Sampling {
         Sampling {
@@ -126,11 +158,11 @@ impl SessionOptions {
         let s = &mut self.sampling;
         match key {
             "context" => self.context = Some(count(key, value)?),
-            "temperature" => s.temperature = number(key, value, 0.0, f64::from(f32::MAX))?,
+            "temperature" => s.temperature = number(key, value)?,
             "top_k" => s.top_k = natural(key, value)?,
-            "top_p" => s.top_p = number(key, value, 0.0, 1.0)?,
-            "min_p" => s.min_p = number(key, value, 0.0, 1.0)?,
-            "repeat_penalty" => s.repeat_penalty = number(key, value, 0.1, 10.0)?,
+            "top_p" => s.top_p = number(key, value)?,
+            "min_p" => s.min_p = number(key, value)?,
+            "repeat_penalty" => s.repeat_penalty = number(key, value)?,
             "seed" => {
                 let seed = value.as_u64();
                 s.seed = seed.ok_or_else(|| wrong_value(key, value, "an integer from 0"))?;
@@ -168,15 +200,20 @@ fn natural(key: &str, value: &Value) -> Result<usize> {
     Ok(n as usize)
 }
 
-fn number(key: &str, value: &Value, least: f64, most: f64) -> Result<f32> {
+/// A number of the sampler, in its domain.
+fn number(key: &str, value: &Value) -> Result<f32> {
+    let domain = DOMAINS.into_iter().find(|(name, ..)| *name == key);
+    let (_, least, most) = domain.expect("the key of such a number");
     match value.as_f64() {
         Some(x) if (least..=most).contains(&x) => Ok(x as f32),
-        _ if most > 1e30 => Err(wrong_value(key, value, &format!("a number from {least}"))),
-        _ => Err(wrong_value(
-            key,
-            value,
-            &format!("a number from {least} to {most}"),
-        )),
+        _ => Err(wrong_value(key, value, &expected(least, most))),
+    }
+}
+
+fn expected(least: f64, most: f64) -> String {
+    match most {
+        _ if most > 1e30 => format!("a number from {least}"),
+        _ => format!("a number from {least} to {most}"),
     }
 }
 
@@ -219,6 +256,44 @@ mod tests {
             e.message(),
             "generation_config.json has \"top_p\": 2, which no sampler takes"
         );
+    }
+
+    #[test]
+    fn numbers_are_checked_as_texts_are() {
+        let plain = Sampling::default();
+        plain.check().unwrap();
+        for (sampling, message) in [
+            (
+                Sampling {
+                    temperature: f32::NAN,
+                    ..plain.clone()
+                },
+                "temperature is NaN, expected a number from 0",
+            ),
+            (
+                Sampling {
+                    temperature: f32::INFINITY,
+                    ..plain.clone()
+                },
+                "temperature is inf, expected a number from 0",
+            ),
+            (
+                Sampling {
+                    min_p: 2.0,
+                    ..plain.clone()
+                },
+                "min_p is 2, expected a number from 0 to 1",
+            ),
+            (
+                Sampling {
+                    repeat_penalty: 0.0,
+                    ..plain.clone()
+                },
+                "repeat_penalty is 0, expected a number from 0.1 to 10",
+            ),
+        ] {
+            assert_eq!(sampling.check().unwrap_err().message(), message);
+        }
     }
 
     #[test]
