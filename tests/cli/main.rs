@@ -6,6 +6,7 @@ mod downloads;
 mod folders;
 mod measures;
 mod readme;
+mod running;
 mod validation;
 
 use std::fs;

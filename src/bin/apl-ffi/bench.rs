@@ -11,7 +11,7 @@ use apl_ffi::model::{Logits, Model, Session, SessionOptions};
 use apl_ffi::runtime::Runtime;
 
 use crate::peer::{self, Peer};
-use crate::terminal::{bar, bytes, table};
+use crate::terminal::{bar, bytes, say, table};
 use crate::{Failure, Outcome, bench_page, catalogue, run};
 
 /// Measure a model on this machine: size, memory, time to the first token, tokens a second of prompt and of text.
@@ -105,9 +105,9 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             .map_err(|e| Failure::new(3, format!("{} cannot be written: {e}", path.display())))?;
     }
     if a.json {
-        println!("{json:#}");
+        say!("{json:#}")?;
     } else {
-        report.print(rt, a, &model, &shape);
+        report.print(rt, a, &model, &shape)?;
     }
     Ok(())
 }
@@ -151,28 +151,28 @@ impl Report {
                "isa": rt.isa().name(), "rounds": rounds(&self.rounds), "llama.cpp": peer})
     }
 
-    fn print(&self, rt: &Runtime, a: &Arguments, model: &Model, shape: &Shape) {
+    fn print(&self, rt: &Runtime, a: &Arguments, model: &Model, shape: &Shape) -> Outcome {
         let (all, read) = model.weight_bytes();
-        println!(
+        say!(
             "{}: {:.1} million weights, {} activations, {} threads, {}",
             a.model,
             model.info()["parameters"].as_f64().unwrap_or(0.0) / 1e6,
             a.activations,
             shape.threads,
             rt.isa().name()
-        );
-        println!(
+        )?;
+        say!(
             "weights {} ({:.2} bits a weight, scales included), peak memory {}",
             bytes(all),
             bits_a_weight(model),
             peak_memory().map_or("unknown".into(), bytes)
-        );
-        println!(
+        )?;
+        say!(
             "opened in {:.3} s, first token {:.1} ms after a prompt of {}\n",
             self.opened,
             1e3 * self.first,
             shape.prompt
-        );
+        )?;
         let mut rows = vec![vec![String::new(), "tokens a second".into()]];
         rows.push(vec![
             format!("prompt of {}", shape.prompt),
@@ -190,12 +190,13 @@ impl Report {
             ]);
             rows[2].extend([format!("{text:.1}"), format!("{:.2}", self.text / text)]);
         }
-        table(&rows);
-        println!(
+        table(&rows)?;
+        say!(
             "\nThe text reads {:.1} GB/s of weights: {} a token.",
             self.text * read as f64 / 1e9,
             bytes(read)
-        );
+        )?;
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use serde_json::json;
 
-use crate::terminal::table;
+use crate::terminal::{say, table};
 use crate::{Failure, Outcome};
 
 /// List the models that have a short name, with their size and licence.
@@ -145,7 +145,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
             .iter()
             .map(|e| json!({"name": e.name, "repository": e.repository, "billions": e.billions, "licence": e.licence, "gated": e.gated}))
             .collect();
-        println!("{:#}", json!(list));
+        say!("{:#}", json!(list))?;
         return Ok(());
     }
     let mut rows = vec![
@@ -162,10 +162,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
             e.repository.to_owned(),
         ]
     }));
-    table(&rows);
-    println!(
+    table(&rows)?;
+    say!(
         "\nGated: accept the licence on the model's page and set HF_TOKEN. `demo` comes with this project."
-    );
+    )?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use apl_ffi::agreement::{Agreement, agreement};
 use apl_ffi::runtime::Runtime;
 
-use crate::terminal::{bar, table};
+use crate::terminal::{bar, say, table};
 use crate::{Failure, Outcome, run};
 
 /// Compare a quantised model with the one that it was made of: what both say comes next, token by token of a text.
@@ -60,14 +60,14 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let found = agreement(rt, &model, &reference, &ids, window, &mut progress)?;
     bar.finish_and_clear();
     if a.json {
-        println!("{:#}", found.to_json());
+        say!("{:#}", found.to_json())?;
     } else {
-        print(&found);
+        print(&found)?;
     }
     Ok(())
 }
 
-fn print(a: &Agreement) {
+fn print(a: &Agreement) -> Outcome {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     table(&[
         row("tokens compared", a.tokens.to_string()),
@@ -85,5 +85,5 @@ fn print(a: &Agreement) {
             "perplexity of the reference",
             format!("{:.3}", a.reference_perplexity),
         ),
-    ]);
+    ])
 }

@@ -13,7 +13,7 @@ use apl_ffi::options::{WeightOptions, Width};
 use apl_ffi::quant::{Bits, Method};
 use apl_ffi::runtime::Runtime;
 
-use crate::terminal::{self, INTERRUPTED, bar, bytes};
+use crate::terminal::{self, INTERRUPTED, bar, bytes, say};
 use crate::{Failure, Outcome, catalogue};
 
 /// Convert a model: fetch it if need be, quantise, write a manifest and its npz, check what was written.
@@ -144,8 +144,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         }
         report => report?,
     };
-    tell(a, &report, &source);
-    Ok(())
+    tell(a, &report, &source)
 }
 
 /// Opens the model for reading the calibration text.
@@ -217,7 +216,7 @@ fn name_of(source: &str) -> String {
 /// Nats of divergence from which a conversion is told how to come closer.
 const FAR: f64 = 0.1;
 
-fn tell(a: &Arguments, report: &Report, source: &Source) {
+fn tell(a: &Arguments, report: &Report, source: &Source) -> Outcome {
     let weights: usize = report.matrices.iter().map(|m| m.rows * m.cols).sum();
     let size: usize = report.matrices.iter().map(|m| m.bytes).sum();
     if a.json {
@@ -226,14 +225,14 @@ fn tell(a: &Arguments, report: &Report, source: &Source) {
             .iter()
             .map(|m| json!({"name": m.name, "shape": [m.rows, m.cols], "bits": m.bits, "bytes": m.bytes, "relative_error": m.relative_error}))
             .collect();
-        println!(
+        say!(
             "{:#}",
             json!({"manifest": report.manifest, "bits_a_weight": report.bits_a_weight, "relative_error": report.relative_error,
                    "compared": report.agreement.map(|a| a.to_json()), "matrices": matrices})
-        );
-        return;
+        )?;
+        return Ok(());
     }
-    println!(
+    say!(
         "{} ({}): {} matrices, {:.1} million weights in {}, {:.2} bits each with their scales",
         report.manifest.display(),
         source.architecture().family.name(),
@@ -241,44 +240,45 @@ fn tell(a: &Arguments, report: &Report, source: &Source) {
         weights as f64 / 1e6,
         bytes(size),
         report.bits_a_weight
-    );
+    )?;
     let worst = report
         .matrices
         .iter()
         .max_by(|a, b| a.relative_error.total_cmp(&b.relative_error));
-    println!(
+    say!(
         "relative error of the weights {:.4}{}; opened again, every tensor and the sha256 are right",
         report.relative_error,
         worst.map_or(String::new(), |m| format!(
             ", at most {:.4} ({})",
             m.relative_error, m.name
         ))
-    );
+    )?;
     match report.agreement {
         Some(c) => {
-            println!(
+            say!(
                 "beside the source on a short text: the same likeliest token at {:.0}% of {} places, {:.4} nats of divergence, perplexity {:.2} for {:.2}",
                 100.0 * c.same_top,
                 c.tokens,
                 c.kl,
                 c.perplexity,
                 c.reference_perplexity
-            );
+            )?;
             if c.kl > FAR && a.calibrate.is_none() {
-                println!(
+                say!(
                     "to come closer: more bits, or --calibrate TEXT with a text like that which the model is for"
-                );
+                )?;
             }
         }
-        None => println!(
+        None => say!(
             "not compared with the source, which is large or has no tokenizer: apl-ffi compare {} {}",
             report.manifest.display(),
             a.source
-        ),
+        )?,
     }
-    println!(
+    say!(
         "next: apl-ffi run {0} \"Once upon a time\", apl-ffi validate {0} --reference {1}",
         report.manifest.display(),
         a.source
-    );
+    )?;
+    Ok(())
 }

@@ -7,6 +7,7 @@ use apl_ffi::cpu::Isa;
 use apl_ffi::runtime::Runtime;
 
 use crate::Outcome;
+use crate::terminal::say;
 
 /// Show what this build is, and what it uses on this machine.
 #[derive(Args)]
@@ -30,28 +31,30 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         .map(|gpu| gpu.device().describe())
         .collect();
     if a.json {
-        println!(
+        say!(
             "{:#}",
             json!({"version": env!("CARGO_PKG_VERSION"), "backend": r.backend().name(), "backend_reason": r.reason, "isa": rt.isa().name(),
                    "isa_available": available, "amx": rt.amx(), "threads": rt.pool().threads(), "cuda": devices.first(), "devices": devices})
-        );
+        )?;
         return Ok(());
     }
-    println!("apl_ffi {}", env!("CARGO_PKG_VERSION"));
-    println!("backend {} ({})", r.backend().name(), r.reason);
+    say!("apl_ffi {}", env!("CARGO_PKG_VERSION"))?;
+    say!("backend {} ({})", r.backend().name(), r.reason)?;
     for gpu in rt.gpus() {
         let about = gpu.device().about();
-        println!(
+        say!(
             "device {}, {}, kernels for {}",
-            about.ordinal, about.name, about.image
-        );
+            about.ordinal,
+            about.name,
+            about.image
+        )?;
     }
-    println!(
+    say!(
         "instruction set {}{} (there are {})",
         rt.isa().name(),
         if rt.amx() { " and AMX" } else { "" },
         available.join(", ")
-    );
-    println!("threads {}", rt.pool().threads());
+    )?;
+    say!("threads {}", rt.pool().threads())?;
     Ok(())
 }

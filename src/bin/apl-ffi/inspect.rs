@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use apl_ffi::formats::{FloatValues, MatrixView};
 use apl_ffi::model::source::{Role, Source, architecture_to_json};
 
-use crate::terminal::{bytes, table};
+use crate::terminal::{bytes, say, table};
 use crate::{Outcome, catalogue};
 
 /// Show what is in a model: its architecture, and every tensor with its shape, bits and size.
@@ -64,14 +64,14 @@ pub fn run(a: &Arguments) -> Outcome {
             .iter()
             .map(|s| json!({"name": s.name, "shape": s.shape, "type": s.kind, "group": s.group, "bytes": s.bytes}))
             .collect();
-        println!(
+        say!(
             "{:#}",
             json!({"path": source.path(), "format": source.kind(), "family": architecture.family.name(), "architecture": architecture_to_json(architecture),
                    "weights": weights, "bytes": total, "verified": a.verify, "tensors": list})
-        );
+        )?;
         return Ok(());
     }
-    println!(
+    say!(
         "{} ({}, {}): {} layers of {}, {} heads ({} for keys), vocabulary {}, context {}",
         source.path().display(),
         source.kind(),
@@ -82,13 +82,13 @@ pub fn run(a: &Arguments) -> Outcome {
         architecture.kv_heads,
         architecture.vocabulary,
         architecture.context
-    );
-    println!(
+    )?;
+    say!(
         "{:.2} million weights in {}{}\n",
         weights as f64 / 1e6,
         bytes(total),
         if a.verify { ", verified" } else { "" }
-    );
+    )?;
     let mut rows = vec![
         ["tensor", "shape", "type", "group", "bytes"]
             .map(String::from)
@@ -105,7 +105,7 @@ pub fn run(a: &Arguments) -> Outcome {
             s.bytes.to_string(),
         ]
     }));
-    table(&rows);
+    table(&rows)?;
     Ok(())
 }
 

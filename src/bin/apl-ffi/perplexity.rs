@@ -7,7 +7,7 @@ use serde_json::json;
 
 use apl_ffi::runtime::Runtime;
 
-use crate::terminal::bar;
+use crate::terminal::{bar, say};
 use crate::{Failure, Outcome, run};
 
 /// Measure how well a model predicts a text: less is better.
@@ -54,12 +54,12 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let p = apl_ffi::perplexity::perplexity(rt, &model, &text, a.window, &mut progress)?;
     bar.finish_and_clear();
     if a.json {
-        println!(
+        say!(
             "{}",
             json!({"perplexity": p.value(), "nll": p.nll, "tokens": p.tokens})
-        );
+        )?;
     } else {
-        println!("perplexity {:.4} on {} tokens", p.value(), p.tokens);
+        say!("perplexity {:.4} on {} tokens", p.value(), p.tokens)?;
     }
     Ok(())
 }

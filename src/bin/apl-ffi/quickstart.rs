@@ -5,6 +5,7 @@ use inquire::{Confirm, Select, Text};
 
 use apl_ffi::runtime::Runtime;
 
+use crate::terminal::say;
 use crate::{Cli, Failure, Outcome, Verb, catalogue, convert, info, inspect, run, validate};
 use clap::Parser;
 
@@ -14,9 +15,9 @@ pub struct Arguments {}
 
 /// Does it.
 pub fn run(rt: &Runtime, _: &Arguments) -> Outcome {
-    println!(
+    say!(
         "Five steps: this machine, a conversion, a look inside, a validation, a story. Esc leaves at any time.\n"
-    );
+    )?;
     step(rt, &["info"])?;
     let source = Text::new("Which model? A folder, a .gguf file, OWNER/NAME, or a short name:")
         .with_default("models/stories")
@@ -52,7 +53,7 @@ pub fn run(rt: &Runtime, _: &Arguments) -> Outcome {
             )
         });
         if let Err(failure) = validated {
-            println!("{}", failure.message);
+            say!("{}", failure.message)?;
         }
     }
     let prompt = Text::new("What shall it go on with?")
@@ -64,7 +65,7 @@ pub fn run(rt: &Runtime, _: &Arguments) -> Outcome {
 
 /// Shows a command and does what it does.
 fn step(rt: &Runtime, arguments: &[&str]) -> Outcome {
-    println!("\n$ apl-ffi {}", arguments.join(" "));
+    say!("\n$ apl-ffi {}", arguments.join(" "))?;
     let parsed = Cli::try_parse_from(["apl-ffi"].iter().chain(arguments));
     match parsed.map_err(|e| Failure::new(2, e.to_string()))?.verb {
         Verb::Info(a) => info::run(rt, &a),

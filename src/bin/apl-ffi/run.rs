@@ -1,6 +1,5 @@
 //! `apl-ffi run`
 
-use std::io::{BufRead, Write, stdin, stdout};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +15,9 @@ use apl_ffi::options::{WeightOptions, Width};
 use apl_ffi::quant::Bits;
 use apl_ffi::runtime::Runtime;
 
-use crate::terminal::{interrupted, watch_interrupts};
+use crate::terminal::{
+    ask, ends_at_interrupt, interrupted, interruption, say, say_now, watch_interrupts,
+};
 use crate::{Failure, Outcome, catalogue};
 
 /// Let a model go on with a text, or talk with it.
@@ -35,19 +36,19 @@ pub struct Arguments {
     pub tokens: usize,
     /// 0: always the likeliest token. Where this or one of the next four is not given, it is what the model's
     /// generation_config.json advises, else 0.8.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Only so many of the likeliest tokens; 0: all. [40]
     #[arg(long)]
     pub top_k: Option<usize>,
     /// Only the likeliest tokens that together have this probability. [0.95]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Only tokens that are at least so likely as a share of the likeliest. [0.05]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub min_p: Option<f32>,
     /// Above 1: tokens of the last 64 become less likely. [1]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
     /// The same seed tells the same story.
     #[arg(long, default_value_t = 0)]
@@ -134,6 +135,7 @@ fn tell_requantised(path: &Path) -> Outcome {
 
 /// Does it.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
+    sampling(a, &Sampling::default()).check()?;
     let begun = Instant::now();
     let asked = (a.bits, Floats::Quantised);
     let model = open(rt, &a.model, asked, &a.activations, a.context)?;
@@ -147,50 +149,62 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             ),
         ));
     }
-    let advised = model.sampling();
     let options = SessionOptions {
-        sampling: Sampling {
-            temperature: a.temperature.unwrap_or(advised.temperature),
-            top_k: a.top_k.unwrap_or(advised.top_k),
-            top_p: a.top_p.unwrap_or(advised.top_p),
-            min_p: a.min_p.unwrap_or(advised.min_p),
-            repeat_penalty: a.repeat_penalty.unwrap_or(advised.repeat_penalty),
-            seed: a.seed,
-        },
+        sampling: sampling(a, model.sampling()),
         ..SessionOptions::default()
     };
     let mut session = Session::new(rt, model.clone(), &options)?;
+    ends_at_interrupt(session.canceller());
     watch_interrupts()?;
     if a.chat {
         return chat(rt, &mut session, a);
     }
-    print!("{}", a.prompt);
+    say_now(&a.prompt)?;
     let ids = model.tokenizer()?.encode(&a.prompt, true)?;
     let ids = if ids.is_empty() { vec![0] } else { ids };
     let figures = tell(rt, &mut session, &ids, a.tokens)?;
-    println!();
+    say!()?;
     if !a.quiet {
         eprintln!("[opened in {:.2} s; {figures}]", opened.as_secs_f64());
     }
     Ok(())
 }
 
-/// Feeds tokens and prints what follows, to the end of the text or `most` tokens.
+/// What the arguments ask of the sampler, and where they are silent what is advised.
+fn sampling(a: &Arguments, advised: &Sampling) -> Sampling {
+    Sampling {
+        temperature: a.temperature.unwrap_or(advised.temperature),
+        top_k: a.top_k.unwrap_or(advised.top_k),
+        top_p: a.top_p.unwrap_or(advised.top_p),
+        min_p: a.min_p.unwrap_or(advised.min_p),
+        repeat_penalty: a.repeat_penalty.unwrap_or(advised.repeat_penalty),
+        seed: a.seed,
+    }
+}
+
+/// Feeds tokens and prints what follows, to the end of the text or `most` tokens; Ctrl-C ends it with 130.
 fn tell(rt: &Runtime, session: &mut Session, ids: &[u32], most: usize) -> Outcome<String> {
     const ROOM: usize = 4096;
     let begun = Instant::now();
-    session.eval(rt, ids, Logits::None)?;
+    let ended = |e: Error| match interrupted() {
+        true => interruption(),
+        false => e.into(),
+    };
+    session.eval(rt, ids, Logits::None).map_err(ended)?;
     let fed = begun.elapsed();
     let begun = Instant::now();
     let mut generated = 0;
     while generated < most && !interrupted() {
-        let step = session.next(rt, ROOM)?;
+        let step = session.next(rt, ROOM).map_err(ended)?;
         if step.end {
             break;
         }
         generated += 1;
-        print!("{}", step.piece);
-        flush()?;
+        say_now(step.piece)?;
+    }
+    if interrupted() {
+        say!()?;
+        return Err(interruption());
     }
     let rate = |n: usize, time: std::time::Duration| n as f64 / time.as_secs_f64().max(1e-9);
     Ok(format!(
@@ -209,10 +223,7 @@ fn chat(rt: &Runtime, session: &mut Session, a: &Arguments) -> Outcome {
     let mut line = a.prompt.clone();
     loop {
         if line.is_empty() {
-            print!("> ");
-            flush()?;
-            let read = stdin().lock().read_line(&mut line);
-            read.map_err(|e| Error::io(format!("the terminal cannot be read: {e}")))?;
+            line = ask("> ")?;
         }
         let text = line.trim();
         if text.is_empty() {
@@ -220,6 +231,12 @@ fn chat(rt: &Runtime, session: &mut Session, a: &Arguments) -> Outcome {
         }
         messages.push(json!({"role": "user", "content": text}));
         let ids = tokenizer.encode(&tokenizer.chat(&json!(messages).to_string())?, false)?;
+        if ids.is_empty() {
+            return Err(Failure::new(
+                4,
+                format!("the chat template of {} writes nothing", a.model),
+            ));
+        }
         let common = ids
             .iter()
             .zip(session.tokens())
@@ -232,21 +249,12 @@ fn chat(rt: &Runtime, session: &mut Session, a: &Arguments) -> Outcome {
         let from = session.position();
         let before = ids.len();
         let figures = tell(rt, session, &ids[from..], a.tokens)?;
-        println!();
+        say!()?;
         if !a.quiet {
             eprintln!("[{figures}]");
         }
         let answer = tokenizer.decode(&session.tokens()[before..])?;
         messages.push(json!({"role": "assistant", "content": answer}));
         line.clear();
-        if interrupted() {
-            return Err(Failure::new(130, "interrupted"));
-        }
     }
-}
-
-fn flush() -> Outcome {
-    stdout()
-        .flush()
-        .map_err(|e| Failure::new(3, format!("the output cannot be written: {e}")))
 }

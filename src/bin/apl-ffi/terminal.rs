@@ -1,30 +1,112 @@
 //! What the verbs share when they speak to people.
 
+use std::fmt;
+use std::io::{self, BufRead, Write, stdin, stdout};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use apl_ffi::model::Canceller;
 
 use crate::{Failure, Outcome};
 
 /// Becomes true at Ctrl-C.
 pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C is noted, and what runs ends by itself; a second one ends the process.
+/// Whether the user is asked for a line: nothing runs that would end by itself.
+static ASKING: AtomicBool = AtomicBool::new(false);
+
+/// What ends the call that runs.
+static RUNNING: Mutex<Option<Canceller>> = Mutex::new(None);
+
+/// From now on Ctrl-C is noted, and what runs ends by itself; a second one ends the process, and so does the first while the user
+/// is asked for a line.
 pub fn watch_interrupts() -> Outcome {
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    if WATCHED.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
     let noted = || {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) || ASKING.load(Ordering::SeqCst) {
+            eprintln!("\napl-ffi: {}", interruption().message);
             std::process::exit(130);
         }
+        // Here the next signal is waited for.
+        let _ = thread::Builder::new().spawn(cancel);
     };
     ctrlc::set_handler(noted)
         .map_err(|e| Failure::new(1, format!("signals cannot be watched: {e}")))
 }
 
+/// Ends the call that runs. A call that is about to begin would not hear of it, so that it is told again and again: the process
+/// ends soon.
+fn cancel() {
+    loop {
+        if let Ok(Some(canceller)) = RUNNING.lock().as_deref() {
+            canceller.cancel();
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ctrl-C also ends the calls of this session.
+pub fn ends_at_interrupt(session: Canceller) {
+    if let Ok(mut running) = RUNNING.lock() {
+        *running = Some(session);
+    }
+}
+
 /// Whether Ctrl-C came.
 pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
+    INTERRUPTED.load(Ordering::SeqCst)
 }
+
+/// How a verb ends that Ctrl-C ended.
+pub fn interruption() -> Failure {
+    Failure::new(130, "interrupted")
+}
+
+/// Asks for a line; without one, at the end of the input, it is empty.
+pub fn ask(prompt: &str) -> Outcome<String> {
+    say_now(prompt)?;
+    // A signal does not end a read: its handler ends the process.
+    ASKING.store(true, Ordering::SeqCst);
+    if interrupted() {
+        return Err(interruption());
+    }
+    let mut line = String::new();
+    let read = stdin().lock().read_line(&mut line);
+    ASKING.store(false, Ordering::SeqCst);
+    read.map_err(|e| Failure::new(3, format!("the terminal cannot be read: {e}")))?;
+    Ok(line)
+}
+
+/// Prints on stdout, and fails where that cannot be written.
+pub fn print(text: fmt::Arguments<'_>) -> Outcome {
+    stdout().write_fmt(text).map_err(unwritten)
+}
+
+/// Prints what is not a whole line yet, at once.
+pub fn say_now(text: &str) -> Outcome {
+    print(format_args!("{text}"))?;
+    stdout().flush().map_err(unwritten)
+}
+
+fn unwritten(e: io::Error) -> Failure {
+    Failure::new(3, format!("the output cannot be written: {e}"))
+}
+
+/// Prints a line on stdout: `println!` that gives an `Outcome` where the other panics.
+macro_rules! say {
+    () => { $crate::terminal::print(format_args!("\n")) };
+    ($format:literal $($arguments:tt)*) => {
+        $crate::terminal::print(format_args!("{}\n", format_args!($format $($arguments)*)))
+    };
+}
+pub(crate) use say;
 
 /// A bar of `len` steps that names what is done; it is drawn on stderr, if that is a terminal.
 pub fn bar(len: u64, template: &str) -> ProgressBar {
@@ -42,7 +124,7 @@ pub fn bytes(n: usize) -> String {
 }
 
 /// A table: columns as wide as their widest cell, all but the first aligned to the right.
-pub fn table(rows: &[Vec<String>]) {
+pub fn table(rows: &[Vec<String>]) -> Outcome {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| {
         rows.iter()
@@ -61,6 +143,7 @@ pub fn table(rows: &[Vec<String>]) {
                 format!("{pad}{cell}")
             }
         });
-        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        say!("{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
+    Ok(())
 }

@@ -16,7 +16,7 @@ use apl_ffi::validate::{
     self, Baselines, Outcome as Found, Plan, Report, Subject, named_tolerance,
 };
 
-use crate::terminal::{bar, table};
+use crate::terminal::{bar, say, table};
 use crate::{Failure, Outcome, catalogue};
 
 /// What PyTorch found, as it is committed.
@@ -102,9 +102,9 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     write(&a.out.join(JSON), &format!("{json:#}\n"))?;
     write(&a.out.join(PAGE), &page::page(&report))?;
     if a.json {
-        println!("{json:#}");
+        say!("{json:#}")?;
     } else {
-        tell(a, &report);
+        tell(a, &report)?;
     }
     match report.counts() {
         (_, 0) => Ok(()),
@@ -221,7 +221,7 @@ fn write(path: &Path, text: &str) -> Outcome {
         .map_err(|e| Failure::new(3, format!("{} cannot be written: {e}", path.display())))
 }
 
-fn tell(a: &Arguments, report: &Report) {
+fn tell(a: &Arguments, report: &Report) -> Outcome {
     let best = report.backends.last().cloned().unwrap_or_default();
     let head = [
         "", "bits", "group", "inputs", "error", "allowed", "named", "kernel", "allowed", "",
@@ -243,25 +243,26 @@ fn tell(a: &Arguments, report: &Report) {
         rows.push(row);
         last = &o.scenario;
     }
-    table(&rows);
-    println!();
-    ends(report);
-    notes(report);
+    table(&rows)?;
+    say!()?;
+    ends(report)?;
+    notes(report)?;
     let (all, failed) = report.counts();
     let worst = report.checks.iter().map(|c| c.error).fold(0.0, f64::max);
-    println!(
+    say!(
         "float64 here beside PyTorch {} in float32: {} comparisons, the worst differs by {worst:.1e}",
         report.torch,
         report.checks.len()
-    );
-    println!(
+    )?;
+    say!(
         "{} of {all} results passed, on {}; {} and {} are in {}",
         all - failed,
         report.backends.join(", "),
         JSON,
         PAGE,
         a.out.display()
-    );
+    )?;
+    Ok(())
 }
 
 fn row(o: &Found, last: &str) -> Vec<String> {
@@ -295,7 +296,7 @@ fn row(o: &Found, last: &str) -> Vec<String> {
 }
 
 /// How the model predicts, at each width.
-fn ends(report: &Report) {
+fn ends(report: &Report) -> Outcome {
     let head = [
         "at the end of the text",
         "bits a weight",
@@ -327,24 +328,26 @@ fn ends(report: &Report) {
         ]);
     }
     if rows.len() > 1 {
-        table(&rows);
-        println!();
+        table(&rows)?;
+        say!()?;
     }
+    Ok(())
 }
 
 /// Where what a width is named for cannot be had.
-fn notes(report: &Report) {
+fn notes(report: &Report) -> Outcome {
     for bits in Bits::ALL {
         let (named, floor) = (named_tolerance(bits), bits.lloyd_max());
         if named < floor && report.outcomes.iter().any(|o| o.bits == bits) {
-            println!(
+            say!(
                 "{} bit{}: {:.0}% lies under the {:.1}% that the best {} levels for Gaussian weights lose (Lloyd-Max): no scalar quantiser reaches it",
                 bits.get(),
                 if bits == Bits::One { "" } else { "s" },
                 100.0 * named,
                 100.0 * floor,
                 1 << bits.get()
-            );
+            )?;
         }
     }
+    Ok(())
 }

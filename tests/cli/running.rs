@@ -1,0 +1,190 @@
+//! `apl-ffi run`: its arguments, how Ctrl-C ends it, and what becomes of output that nobody takes.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::{fails, succeeds};
+
+#[test]
+fn sampling_outside_its_domain() {
+    for (option, value) in [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--temperature", "inf"),
+        ("--top-p", "-1"),
+        ("--top-p", "1.5"),
+        ("--min-p", "2"),
+        ("--repeat-penalty", "0"),
+        ("--top-k", "-1"),
+    ] {
+        let error = fails(2, &["run", "demo", "One", option, value]);
+        if option != "--top-k" {
+            assert!(error.contains(", expected a number from 0"), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+    succeeds(&["run", "demo", "One", "-n", "1", "--repeat-penalty", "0.1"]);
+}
+
+/// The demonstration with this chat template.
+fn chatting(folder: &Path, template: &str) -> String {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    for entry in fs::read_dir(demo).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let path = folder.join("tokenizer_config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["chat_template"] = template.into();
+    fs::write(path, config.to_string()).unwrap();
+    folder.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn chat_templates_that_say_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for (template, expected) in [
+        ("", "has no chat template"),
+        (" \n", "has no chat template"),
+        ("{% if false %}x{% endif %}", "writes nothing"),
+    ] {
+        let model = chatting(folder.path(), template);
+        let error = fails(4, &["run", &model, "Hello", "--chat"]);
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+/// A full disk is told in one line.
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written() {
+    for arguments in [
+        &["models"][..],
+        &["models", "--json"],
+        &["info"],
+        &["info", "--json"],
+        &["inspect", "demo"],
+        &["inspect", "demo", "--json"],
+        &["quickstart"],
+        &["run", "demo", "One"],
+        &["compare", "demo", "models/stories"],
+        &["perplexity", "demo", "README.md"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_apl-ffi"))
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdout(fs::File::create("/dev/full").unwrap())
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {error}");
+        assert!(error.contains("the output cannot be written"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[cfg(unix)]
+mod interrupted {
+    use std::io::Read;
+    use std::process::{Child, Stdio};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn spawn(arguments: &[&str]) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_apl-ffi"))
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn interrupt(child: &Child) {
+        // SAFETY: the process is our child and was not waited for, so its number is still its own.
+        unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    }
+
+    /// How it ends, and what it says.
+    fn end(mut child: Child) -> (Option<i32>, String) {
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let output = child.wait_with_output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    }
+
+    #[test]
+    fn while_it_tells() {
+        // Without ends of texts, to the end of the context.
+        let folder = tempfile::tempdir().unwrap();
+        let model = chatting(folder.path(), "");
+        for file in ["tokenizer_config.json", "generation_config.json"] {
+            fs::write(folder.path().join(file), "{}").unwrap();
+        }
+        let mut child = spawn(&["run", &model, "One", "-n", "500", "--threads", "1"]);
+        let mut first = [0; 8];
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut first)
+            .unwrap();
+        interrupt(&child);
+        let (code, said) = end(child);
+        assert_eq!(code, Some(130), "{said}");
+        assert_eq!(said, "apl-ffi: interrupted\n");
+    }
+
+    #[test]
+    fn while_it_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = chatting(folder.path(), "{{ messages[0].content }}");
+        let mut child = spawn(&["run", &model, "--chat"]);
+        let mut prompt = [0; 2];
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut prompt)
+            .unwrap();
+        assert_eq!(&prompt, b"> ");
+        interrupt(&child);
+        let (code, said) = end(child);
+        assert_eq!(code, Some(130), "{said}");
+        assert_eq!(said, "\napl-ffi: interrupted\n");
+    }
+
+    #[test]
+    fn while_it_converts_into_folders_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let outer = folder.path().join("a");
+        let inner = outer.join("b");
+        let out = inner.to_str().unwrap();
+        for _ in 0..20 {
+            let child = spawn(&["convert", "models/stories", "--bits", "4", "--out", out]);
+            while !inner.exists() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            interrupt(&child);
+            let (code, said) = end(child);
+            if code == Some(130) {
+                assert_eq!(said, "apl-ffi: interrupted; nothing was changed\n");
+                assert!(!outer.exists());
+                return;
+            }
+            fs::remove_dir_all(&outer).unwrap();
+        }
+        panic!("no Ctrl-C came while it converted");
+    }
+}
