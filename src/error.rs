@@ -51,12 +51,25 @@ pub struct Error {
 /// The result of everything here that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Bytes of a sentence, far more than those of ours have: files may have names of megabytes, which sentences quote.
+const MOST_BYTES: usize = 2048;
+
+/// A sentence without its middle, if it is too long: what begins and what ends it are ours.
+fn abridged(message: String) -> String {
+    if message.len() <= MOST_BYTES {
+        return message;
+    }
+    let head = message.floor_char_boundary(MOST_BYTES / 2);
+    let tail = message.ceil_char_boundary(message.len() - MOST_BYTES / 4);
+    format!("{} … {}", &message[..head], &message[tail..])
+}
+
 macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $status:ident;)*) => {
         $($(#[$doc])*
         #[cold]
         pub fn $name(message: impl Into<String>) -> Error {
-            Error { status: Status::$status, message: message.into() }
+            Error { status: Status::$status, message: abridged(message.into()) }
         })*
     };
 }
@@ -95,7 +108,7 @@ impl Error {
     #[must_use]
     pub fn within(self, place: impl fmt::Display) -> Error {
         Error {
-            message: format!("{place}: {}", self.message),
+            message: abridged(format!("{place}: {}", self.message)),
             ..self
         }
     }
@@ -118,3 +131,18 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_megabytes_is_abridged() {
+        let name = "é".repeat(5 << 20);
+        let e = Error::format(format!("{name} is no name")).within(format!("the file {name}"));
+        assert!(e.message().len() < MOST_BYTES, "{}", e.message().len());
+        assert!(e.message().starts_with("the file éé"));
+        assert!(e.message().ends_with("éé is no name"));
+        assert_eq!(Error::format("short").message(), "short");
+    }
+}

@@ -209,7 +209,9 @@ impl Activation {
 
 /// `ERR_UNSUPPORTED` for an architecture that is not known, with those that are.
 pub fn unsupported(found: &str) -> Error {
+    const SHOWN: usize = 60;
     let known: Vec<&str> = Family::ALL.iter().map(|f| f.name()).collect();
+    let found = &found[..found.floor_char_boundary(SHOWN)];
     Error::unsupported(format!(
         "the architecture is {found:?}; supported are {}",
         known.join(", ")

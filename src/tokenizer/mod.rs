@@ -107,6 +107,8 @@ impl Tokenizer {
                 special.ends.push(id);
             }
         }
+        // Some files have an empty one, which is none.
+        special.template = special.template.filter(|text| !text.trim().is_empty());
         let name = |id: Option<u32>| id.and_then(|id| engine.id_to_token(id)).unwrap_or_default();
         let template = match &special.template {
             None => None,

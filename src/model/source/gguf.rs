@@ -54,8 +54,19 @@ impl Keys<'_> {
     }
 }
 
+/// `ERR_UNSUPPORTED` for one of several files that make a model.
+fn refuse_part(file: &Gguf) -> Result<()> {
+    match file.metadata("split.count") {
+        Some(&Value::Unsigned(files)) if files > 1 => Err(Error::unsupported(format!(
+            "one of the {files} files of a split model: join them first (llama-gguf-split --merge)"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Reads the architecture out of the metadata.
 pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
+    refuse_part(file)?;
     let name = match file.metadata("general.architecture") {
         Some(Value::Text(name)) => name,
         _ => return Err(Error::format("general.architecture is missing")),
@@ -65,6 +76,12 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
     let gemma = matches!(family, Family::Gemma | Family::Gemma2);
     let keys = Keys { file, name };
 
+    if !matches!(
+        keys.get("expert_count"),
+        None | Some(Value::Unsigned(0) | Value::Signed(0))
+    ) {
+        return Err(Error::unsupported("a mixture of experts"));
+    }
     let (layers, hidden) = (
         keys.need_count("block_count")?,
         keys.need_count("embedding_length")?,
@@ -140,10 +157,11 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
             .collect(),
         attention_softcap: softcap("attn_logit_softcapping", 50.0)?,
         final_softcap: softcap("final_logit_softcapping", 30.0)?,
+        // llama.cpp takes a Qwen 2 without them, too.
         qkv_bias: has("blk.0.attn_q.bias"),
         output_bias: has("blk.0.attn_output.bias"),
         mlp_bias: has("blk.0.ffn_up.bias"),
-        qk_norm: has("blk.0.attn_q_norm.weight"),
+        qk_norm: family == Family::Qwen3 || has("blk.0.attn_q_norm.weight"),
         sandwich: family == Family::Gemma2,
         tied: !has("output.weight"),
     };

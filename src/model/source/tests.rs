@@ -301,6 +301,53 @@ fn a_shard_that_is_missing() {
     );
 }
 
+/// A GGUF file with one more number in its metadata; data stays aligned.
+fn with_number(mut file: Vec<u8>, key: &str, value: u32) -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let number = [&text(key)[..], &4u32.to_le_bytes(), &value.to_le_bytes()].concat();
+    let filler = [&text("filler")[..], &8u32.to_le_bytes()].concat();
+    let bytes = number.len() + filler.len() + 8;
+    let rest = "x".repeat(bytes.next_multiple_of(32) - bytes);
+    file[16] += 2;
+    file.splice(24..24, [number, filler, text(&rest)].concat());
+    file
+}
+
+#[test]
+fn gguf_files_that_only_look_like_a_known_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let opened = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let opened = Source::open(&path, true).map(drop);
+        opened.map_err(|e| (e.status(), e.message().to_owned()))
+    };
+    let file = |name: &str| std::fs::read(data().join(name)).unwrap();
+    let llama = file("llama-linear.gguf");
+    for key in ["split.count", "llama.expert_count"] {
+        opened(&with_number(llama.clone(), key, 0)).unwrap();
+        let (status, message) = opened(&with_number(llama.clone(), key, 8)).unwrap_err();
+        assert_eq!(status, Status::Unsupported);
+        assert!(
+            message.contains("split model") || message.contains("a mixture of experts"),
+            "{message}"
+        );
+    }
+    // A norm under another name is missing.
+    let mut bytes = file("qwen3.gguf");
+    opened(&bytes).unwrap();
+    let norm = "blk.0.attn_q_norm.weight";
+    let mut windows = bytes.windows(norm.len());
+    let at = windows.position(|w| w == norm.as_bytes()).unwrap();
+    bytes[at] = b'x';
+    let (status, message) = opened(&bytes).unwrap_err();
+    assert_eq!(status, Status::Format);
+    assert!(
+        message.contains(&format!("there is no tensor {norm}")),
+        "{message}"
+    );
+}
+
 #[test]
 fn what_is_not_a_model() {
     let folder = tempfile::tempdir().unwrap();
