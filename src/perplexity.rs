@@ -29,7 +29,7 @@ impl Perplexity {
 /// `progress(done, windows)` is called after each window.
 ///
 /// # Errors
-/// `ERR_RANGE` if the text has fewer tokens than a window; `ERR_FORMAT` for logits that are not finite; those of [`Session::eval`].
+/// `ERR_RANGE` if the text has fewer tokens than a window, and for one of less than 3, which scores nothing; `ERR_FORMAT` for logits that are not finite; those of [`Session::eval`].
 pub fn perplexity(
     rt: &Runtime,
     model: &Arc<Model>,
@@ -39,9 +39,9 @@ pub fn perplexity(
 ) -> Result<Perplexity> {
     let tokenizer = model.tokenizer()?;
     let mut ids = tokenizer.encode(text, true)?;
-    if window < 2 || window > model.context() {
+    if window < 3 || window > model.context() {
         return Err(Error::range(format!(
-            "a window of {window} tokens, expected 2 to {}, the model's context",
+            "a window of {window} tokens, expected 3 to {}, the model's context",
             model.context()
         )));
     }

@@ -265,6 +265,14 @@ fn a_calibrated_conversion() {
         succeeds(&["inspect", out, "--verify"]);
     }
     fails(2, &[&convert[..], &["--tune", "1"]].concat());
+    // What is taken over as it is cannot be tuned, and norms that were tuned for something else would do harm.
+    let other = folder.path().join("other");
+    let demo = ["convert", "models/demo", "--out", other.to_str().unwrap()];
+    let error = fails(
+        2,
+        &[&demo[..], &["--calibrate", text, "--tune", "1"]].concat(),
+    );
+    assert!(error.contains("is quantised already"), "{error}");
     fails(
         3,
         &[&convert[..], &["--calibrate", "no/such/text"]].concat(),

@@ -43,7 +43,8 @@ pub(super) struct Tuned {
 /// Quantises every matrix for the inputs that it meets, then tunes for so many steps.
 ///
 /// # Errors
-/// `ERR_UNSUPPORTED` for a model that is too large or not a plain Llama, or no width of codes; those of quantising.
+/// `ERR_UNSUPPORTED` for a model that is too large or not a plain Llama, or no width of codes; `ERR_CONFIG` where codes would be taken over, which
+/// nothing of this would reach; those of quantising.
 pub(super) fn tune(
     rt: &Runtime,
     source: &Source,
@@ -67,6 +68,15 @@ pub(super) fn tune(
             "tuning of scales needs 1, 2, 4 or 8 bits",
         ));
     };
+    for spec in specs.iter().filter(|s| s.role == Role::Matrix) {
+        let width = source.quantised(&spec.name)?;
+        if width.is_some_and(|w| w == bits || options.width.is_none()) {
+            return Err(Error::config(format!(
+                "{} is quantised already and would be taken over as it is: to tune it, ask for another width",
+                spec.name
+            )));
+        }
+    }
     let index = |name: &str| {
         specs
             .iter()

@@ -30,6 +30,7 @@ use crate::formats::{
     self, FileBytes, FloatValues, MatrixView, Stored, WeightFile, gguf::Gguf, limits,
 };
 use crate::memory;
+use crate::quant::Bits;
 
 /// The matrix of embeddings.
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -142,6 +143,17 @@ impl Source {
     /// Those of [`WeightFile::matrix`].
     pub fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
         self.weights.matrix(&self.stored_name(name)?)
+    }
+
+    /// The width of a matrix by its canonical name, if it is quantised in a way that is taken over.
+    ///
+    /// # Errors
+    /// Those of [`WeightFile::matrix`].
+    pub fn quantised(&self, name: &str) -> Result<Option<Bits>> {
+        Ok(match self.matrix(name)? {
+            MatrixView::Codes(view) => Some(view.as_codes().bits),
+            MatrixView::Floats(_) => None,
+        })
     }
 
     /// A norm or a bias by its canonical name, as float32.
