@@ -289,3 +289,47 @@ fn a_folder_without_a_tokenizer() {
     let e = Tokenizer::from_folder(folder.path()).err().unwrap();
     assert_eq!(e.status(), crate::error::Status::Format);
 }
+
+/// Words of letters, each of them another one.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn words(random: &mut crate::testing::Random, count: usize) -> String {
+    let letter = |random: &mut crate::testing::Random| (b'a' + (random.next() % 26) as u8) as char;
+    let word = |random: &mut crate::testing::Random| -> String {
+        (0..40).map(|_| letter(random)).chain([' ']).collect()
+    };
+    (0..count).map(|_| word(random)).collect()
+}
+
+/// Runs itself in a process of its own: what other tests allocate meanwhile would be counted too.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn what_was_encoded_is_not_kept_when_a_tokenizer_goes() {
+    if std::env::var_os("APL_FFI_TEST_ALONE").is_none() {
+        let alone = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "--test-threads=1"])
+            .arg("tokenizer::tests::what_was_encoded_is_not_kept_when_a_tokenizer_goes")
+            .env("APL_FFI_TEST_ALONE", "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&alone.stderr);
+        assert!(alone.status.success(), "{said}");
+        return;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/qwen2");
+    let mut random = crate::testing::Random::new(3);
+    let text = words(&mut random, 10_000);
+    let mut heap = Vec::new();
+    for _ in 0..4 {
+        let tokenizer = Tokenizer::from_folder(&folder).unwrap();
+        tokenizer.encode(&text, false).unwrap();
+        drop(tokenizer);
+        // SAFETY: it takes nothing and gives numbers.
+        let used = unsafe { libc::mallinfo2() };
+        heap.push(used.uordblks + used.hblkhd);
+    }
+    let grown = heap[3].saturating_sub(heap[0]);
+    assert!(
+        grown < 1_000_000,
+        "three more tokenizers left {grown} bytes"
+    );
+}
