@@ -1,14 +1,9 @@
 //! The guard around every exported function: a `Result` or a panic goes in, a status comes out.
 
-use std::any::Any;
-use std::collections::VecDeque;
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
-
 use super::last_error;
 use crate::cpu::Ieee;
 use crate::error::{Error, Result};
-use crate::runtime::{enter_library, in_library};
+use crate::runtime::quietly;
 
 /// Runs the body of `function` and gives what the caller sees: its value, or the status of its error.
 ///
@@ -37,74 +32,19 @@ pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     catch(|| Ok(body())).unwrap_or(otherwise)
 }
 
-/// What the latest panics inside the library said, and where they were.
-///
-/// The hook runs on the thread that panicked, which may be one of the pool's; the boundary catches
-/// the payload on the caller's thread. So the places are kept for the process, and the text tells which
-/// belongs to the payload caught. Several callers may meet a bug at once, hence more than one.
-static LATEST_PANICS: Mutex<VecDeque<(String, String)>> = Mutex::new(VecDeque::new());
-
-const PANICS_KEPT: usize = 16;
-
 fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    silence_own_panics();
-    let _inside = enter_library();
     // Threads that a call starts begin with its mode.
     let _floats = Ieee::enter();
     // Unwind safety: a body writes the caller's buffers only as its last step, and every lock of the library is
     // taken whether poisoned or not, because what it protects is changed by single assignments.
-    panic::catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|payload| Err(Error::internal(explain(payload))))
-}
-
-/// A panic inside the library becomes a status and must not print; any other goes to the hook that was there before.
-fn silence_own_panics() {
-    static INSTALLED: Once = Once::new();
-    INSTALLED.call_once(|| {
-        let previous = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !in_library() {
-                return previous(info);
-            }
-            let place = info.location().map_or_else(String::new, |l| l.to_string());
-            let mut latest = latest_panics();
-            latest.truncate(PANICS_KEPT - 1);
-            latest.push_front((text_of(info.payload()).to_owned(), place));
-        }));
-    });
-}
-
-fn explain(payload: Box<dyn Any + Send>) -> String {
-    let text = text_of(&*payload).to_owned();
-    let mut latest = latest_panics();
-    let place = latest
-        .iter()
-        .position(|(said, _)| *said == text)
-        .and_then(|i| latest.remove(i))
-        .map_or_else(String::new, |(_, place)| format!(" ({place})"));
-    if !payload.is::<&str>() && !payload.is::<String>() {
-        // A payload of a type that nobody here knows may panic again where it is dropped.
-        std::mem::forget(payload);
-    }
-    format!("a panic was caught: {text}{place}")
-}
-
-fn latest_panics() -> MutexGuard<'static, VecDeque<(String, String)>> {
-    LATEST_PANICS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn text_of(payload: &(dyn Any + Send)) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text")
+    quietly(body).unwrap_or_else(|said| Err(Error::internal(format!("a panic was caught: {said}"))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Status;
+    use crate::runtime::enter_library;
 
     extern "C" fn panics(kind: i32) -> i32 {
         guard("panics", || match kind {
@@ -142,7 +82,7 @@ mod tests {
                 panic!("deep inside");
             });
             match worker.join() {
-                Err(payload) => panic::resume_unwind(payload),
+                Err(payload) => std::panic::resume_unwind(payload),
                 Ok(()) => Ok(0),
             }
         });

@@ -6,7 +6,7 @@ mod panic_scope;
 mod pool;
 
 pub use config::{Backend, BackendChoice, Config, MAX_THREADS, Resolved};
-pub(crate) use panic_scope::{enter_library, in_library};
+pub(crate) use panic_scope::{enter_library, quietly};
 pub use pool::{Hands, Pool, Shared, Team};
 
 use std::sync::Arc;

@@ -1,11 +1,15 @@
-//! Whether this thread is running the library's code.
+//! Whether this thread is running the library's code, and panics in it that print nothing.
 //!
 //! A call never prints, and a panic prints through the process-wide hook, which belongs to the host.
-//! The boundary's hook asks here whose panic it is: ours is turned into a status without a word, any
+//! So there is a hook of ours before it that asks whose panic it is: ours is kept for the one that catches it, any
 //! other goes to the hook that was there before.
 
+use std::any::Any;
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 thread_local! {
     // `const` and without a destructor, so that reading it is safe at any time of a thread's life,
@@ -30,8 +34,70 @@ pub(crate) fn enter_library() -> InLibrary {
 }
 
 /// Whether this thread is inside the library.
-pub(crate) fn in_library() -> bool {
+pub(super) fn in_library() -> bool {
     INSIDE.get()
+}
+
+/// Runs `body` as the library's code. A panic in it is caught and prints nothing; `Err` has what it said, and where.
+///
+/// Whoever calls answers for what `body` leaves half changed.
+pub(crate) fn quietly<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+    silence_own_panics();
+    let _inside = enter_library();
+    panic::catch_unwind(AssertUnwindSafe(body)).map_err(explain)
+}
+
+/// What the latest panics inside the library said, and where they were.
+///
+/// The hook runs on the thread that panicked, which may be one of the pool's; the payload is caught on the
+/// caller's thread. So the places are kept for the process, and the text tells which
+/// belongs to the payload caught. Several callers may meet a bug at once, hence more than one.
+static LATEST_PANICS: Mutex<VecDeque<(String, String)>> = Mutex::new(VecDeque::new());
+
+const PANICS_KEPT: usize = 16;
+
+/// A panic inside the library must not print; any other goes to the hook that was there before.
+fn silence_own_panics() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let previous = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !in_library() {
+                return previous(info);
+            }
+            let place = info.location().map_or_else(String::new, |l| l.to_string());
+            let mut latest = latest_panics();
+            latest.truncate(PANICS_KEPT - 1);
+            latest.push_front((text_of(info.payload()).to_owned(), place));
+        }));
+    });
+}
+
+fn explain(payload: Box<dyn Any + Send>) -> String {
+    let text = text_of(&*payload).to_owned();
+    let mut latest = latest_panics();
+    let place = latest
+        .iter()
+        .position(|(said, _)| *said == text)
+        .and_then(|i| latest.remove(i))
+        .map_or_else(String::new, |(_, place)| format!(" ({place})"));
+    if !payload.is::<&str>() && !payload.is::<String>() {
+        // A payload of a type that nobody here knows may panic again where it is dropped.
+        std::mem::forget(payload);
+    }
+    format!("{text}{place}")
+}
+
+fn latest_panics() -> MutexGuard<'static, VecDeque<(String, String)>> {
+    LATEST_PANICS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn text_of(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
 }
 
 impl Drop for InLibrary {

@@ -35,6 +35,10 @@ const SPLITS: [(&[&str], &str); 3] = [
 /// Those that split as GPT-2 does.
 const LIKE_GPT2: [&str; 5] = ["gpt-2", "gpt2", "default", "phi-2", "mpt"];
 
+/// Bytes of a token that is joined from others. SentencePiece itself makes none of more than 16 characters unless told to; each way
+/// to cut one in two is looked at, and looking at one costs as many steps as it has bytes.
+const MOST_BYTES: usize = 512;
+
 /// The vocabulary as the file has it.
 struct Tokens<'a> {
     texts: Vec<&'a str>,
@@ -111,6 +115,16 @@ fn sentence_piece(file: &Gguf, tokens: &Tokens<'_>) -> Result<Value> {
     // and cuts of the same token have neighbouring ranks, as in SentencePiece they have the same score.
     let mut merges: Vec<(f64, usize, &str, &str)> = Vec::new();
     for (id, text) in tokens.texts.iter().enumerate() {
+        if text.len() > MOST_BYTES && tokens.is_added(id) {
+            // It is found in a text before anything is joined.
+            continue;
+        }
+        if text.len() > MOST_BYTES {
+            return Err(Error::format(format!(
+                "token {id} has {} bytes, at most {MOST_BYTES} were expected",
+                text.len()
+            )));
+        }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
             if ids.contains_key(left) && ids.contains_key(right) {
@@ -202,17 +216,22 @@ impl<'a> Tokens<'a> {
 
     /// Tokens that are found in a text before anything else: special ones, and those that users defined.
     fn added(&self) -> Vec<Value> {
-        let of_kind = self.kinds.iter().enumerate();
-        let added = of_kind
-            .filter(|(_, k)| matches!(**k, kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED));
+        let added = (0..self.kinds.len()).filter(|&id| self.is_added(id));
         added
-            .map(|(id, &k)| {
+            .map(|id| {
                 json!({
                     "id": id, "content": self.texts[id], "single_word": false, "lstrip": false, "rstrip": false,
-                    "normalized": false, "special": k != kind::USER_DEFINED,
+                    "normalized": false, "special": self.kinds[id] != kind::USER_DEFINED,
                 })
             })
             .collect()
+    }
+
+    fn is_added(&self, id: usize) -> bool {
+        matches!(
+            self.kinds[id],
+            kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED
+        )
     }
 }
 
@@ -252,3 +271,6 @@ fn id(file: &Gguf, name: &str) -> Result<Option<u32>> {
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests;

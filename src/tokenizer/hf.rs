@@ -1,14 +1,17 @@
 //! `tokenizer.json` and what the files beside it say about special tokens.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::{ModelWrapper, Tokenizer as Engine};
 
 use super::Special;
 use crate::error::{Error, Result};
 use crate::formats::limits;
+use crate::runtime::quietly;
 
 /// Reads the folder.
 pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
@@ -55,20 +58,75 @@ pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
 
 /// A tokenizer from the text of a `tokenizer.json`.
 pub(super) fn parse(bytes: &[u8]) -> Result<Engine> {
+    let refused = |why: &dyn Display| Error::format(format!("it is not a tokenizer: {why}"));
+    let outline: Outline = serde_json::from_slice(bytes).map_err(|e| refused(&e))?;
+    check_charsmaps(&outline.normalizer)?;
     // Its own checks are thorough but not complete: on some contradictions it panics.
-    let parsed = std::panic::catch_unwind(|| Engine::from_bytes(bytes));
-    let mut engine = match parsed {
-        Ok(Ok(engine)) => engine,
-        Ok(Err(e)) => return Err(Error::format(format!("it is not a tokenizer: {e}"))),
-        Err(_) => return Err(Error::format("it contradicts itself")),
-    };
+    let parsed = quietly(|| Engine::from_bytes(bytes));
+    let parsed = parsed.map_err(|_| Error::format("it contradicts itself"))?;
+    let mut engine = parsed.map_err(|e| refused(&e))?;
+    check_pieces(&serde_json::to_value(engine.get_pre_tokenizer()).unwrap_or_default())?;
     // Files keep the settings of their training; here texts are encoded whole.
     engine.with_padding(None);
-    engine
-        .with_truncation(None)
-        .map_err(|e| Error::format(format!("it is not a tokenizer: {e}")))?;
+    engine.with_truncation(None).map_err(|e| refused(&e))?;
     forget_words(&mut engine);
     Ok(engine)
+}
+
+/// What is looked at before the engine sees a `tokenizer.json`.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    normalizer: Value,
+}
+
+/// A SentencePiece `precompiled_charsmap` begins with the bytes of its table. The engine makes room for a table of that many before it
+/// looks whether they are there, and where there is no room for 8 GiB the process ends.
+fn check_charsmaps(normalizer: &Value) -> Result<()> {
+    let parts = match normalizer {
+        Value::Object(parts) => parts.values().collect(),
+        Value::Array(parts) => parts.iter().collect(),
+        _ => Vec::new(),
+    };
+    if let Some(Value::String(map)) = normalizer.get("precompiled_charsmap")
+        && let Some(table) = first_number(map)
+    {
+        let bytes = map.len() as u64 * 3 / 4;
+        if u64::from(table) + 4 > bytes {
+            return Err(Error::format(format!(
+                "its precompiled_charsmap has {bytes} bytes and begins with a table of {table}"
+            )));
+        }
+    }
+    parts.into_iter().try_for_each(check_charsmaps)
+}
+
+/// The first four bytes of a text in base64, as a number; `None` leaves it to the engine to refuse the text.
+fn first_number(base64: &str) -> Option<u32> {
+    let six = |c: u8| match c {
+        b'A'..=b'Z' => Some(c - b'A'),
+        b'a'..=b'z' => Some(c - b'a' + 26),
+        b'0'..=b'9' => Some(c - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let digits = base64.as_bytes().get(..6)?;
+    let bits = digits
+        .iter()
+        .try_fold(0u64, |bits, &c| Some(bits << 6 | u64::from(six(c)?)))?;
+    Some(((bits >> 4) as u32).swap_bytes())
+}
+
+/// Pieces of no characters are a panic of the engine at the first text.
+fn check_pieces(pre_tokenizer: &Value) -> Result<()> {
+    if pre_tokenizer["type"] == "FixedLength" && pre_tokenizer["length"] == 0 {
+        return Err(Error::format(
+            "its pre_tokenizer cuts texts in pieces of 0 characters",
+        ));
+    }
+    let parts = pre_tokenizer["pretokenizers"].as_array();
+    parts.into_iter().flatten().try_for_each(check_pieces)
 }
 
 /// Byte-pair models keep the words that they have met, up to 10,000 of them, in a map that belongs to the calling thread: it outlives

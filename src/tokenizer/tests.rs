@@ -276,6 +276,44 @@ fn malformed_tokenizers() {
     );
 }
 
+/// What makes the engine end the process, panic, or loop.
+#[test]
+fn hostile_tokenizers() {
+    let json = |more: &str, model: &str| {
+        format!(
+            r#"{{"version": "1.0", "added_tokens": [], {more} "decoder": {{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}},
+            "model": {{"type": "BPE", {model} "vocab": {{"a": 0, "b": 1, "ab": 2}}, "merges": ["a b"]}}}}"#
+        )
+    };
+    let refused = |text: String| Tokenizer::from_json(text.as_bytes()).err().unwrap();
+    let charsmap = r#"{"type": "Precompiled", "precompiled_charsmap": "/////w=="}"#;
+    let inside = format!(r#"{{"type": "Sequence", "normalizers": [{charsmap}]}}"#);
+    for normalizer in [charsmap, &inside] {
+        let e = refused(json(&format!(r#""normalizer": {normalizer},"#), ""));
+        assert_eq!(
+            e.message(),
+            "its precompiled_charsmap has 6 bytes and begins with a table of 4294967295"
+        );
+    }
+    // A table of four bytes and no texts.
+    let whole = r#""normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="},"#;
+    let tokenizer = Tokenizer::from_json(json(whole, "").as_bytes()).unwrap();
+    // Whose second unit a text asks for.
+    let e = tokenizer.encode("ab", false);
+    assert!(e.is_ok() || e.unwrap_err().status() == crate::error::Status::Format);
+    let none = r#"{"type": "FixedLength", "length": 0}"#;
+    let inside = format!(r#"{{"type": "Sequence", "pretokenizers": [{none}]}}"#);
+    for pieces in [none, &inside] {
+        let e = refused(json(&format!(r#""pre_tokenizer": {pieces},"#), ""));
+        assert_eq!(
+            e.message(),
+            "its pre_tokenizer cuts texts in pieces of 0 characters"
+        );
+    }
+    let e = refused(json("", r#""continuing_subword_prefix": "xxxxxxxx","#));
+    assert_eq!(e.message(), "it contradicts itself");
+}
+
 #[test]
 fn a_folder_without_a_tokenizer() {
     let folder = tempfile::tempdir().unwrap();

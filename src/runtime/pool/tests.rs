@@ -363,7 +363,7 @@ fn a_pool_ends_while_its_workers_serve() {
 #[test]
 fn workers_are_the_library() {
     with_every_member(&pool(3), || {
-        assert_eq!(crate::runtime::in_library(), on_worker());
+        assert_eq!(crate::runtime::panic_scope::in_library(), on_worker());
     });
 }
 
