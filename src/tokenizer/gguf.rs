@@ -86,7 +86,8 @@ pub(super) fn read(file: &Gguf) -> Result<(Engine, Special)> {
     };
     let wants_bos =
         file.metadata("tokenizer.ggml.add_bos_token") != Some(&gguf::Value::Bool(false));
-    special.bos = id(file, "bos_token_id")?.filter(|_| wants_bos);
+    special.bos = id(file, "bos_token_id")?;
+    special.begins = wants_bos;
     for key in ["eos_token_id", "eot_token_id"] {
         if let Some(id) = id(file, key)?
             && !special.ends.contains(&id)

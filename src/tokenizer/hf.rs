@@ -23,10 +23,10 @@ pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
         ))
     })?;
     let engine = parse(&bytes).map_err(|e| e.within(path.display()))?;
-    let config = object(&folder.join("tokenizer_config.json"))?;
+    let tokens = object(&folder.join("tokenizer_config.json"))?;
     let mut special = Special::default();
     let token = |key: &str| {
-        let value = config.get(key)?;
+        let value = tokens.get(key)?;
         let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
         engine.token_to_id(text)
     };
@@ -44,16 +44,44 @@ pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
                 .filter_map(|v| u32::try_from(v.as_u64()?).ok())
                 .collect()
         };
-        // A negative or absent id says that there is none.
-        special.bos = special.bos.or(ids("bos_token_id").first().copied());
+        // Of a model that names no such token these files may still have the number of one: that is the model's, for training, and no
+        // text begins with it (Qwen 2.5). A negative or absent id says that there is none.
+        if !tokens.contains_key("bos_token") {
+            special.bos = special.bos.or(ids("bos_token_id").first().copied());
+        }
         for id in ids("eos_token_id") {
             if !special.ends.contains(&id) {
                 special.ends.push(id);
             }
         }
     }
-    special.template = template(folder, &config)?;
+    let processor = serde_json::to_value(engine.get_post_processor()).unwrap_or_default();
+    let first = first_of_every_text(&processor);
+    special.bos = special.bos.or(first);
+    special.begins = match tokens.get("add_bos_token") {
+        Some(&Value::Bool(wanted)) => wanted,
+        // Where nothing is done after encoding nothing says what texts begin with, and the model has the token for something.
+        _ => processor.is_null() || first.is_some() && first == special.bos,
+    };
+    special.template = template(folder, &tokens)?;
     Ok((engine, special))
+}
+
+/// What the post-processing puts before texts.
+fn first_of_every_text(processor: &Value) -> Option<u32> {
+    let id = match processor["type"].as_str()? {
+        "TemplateProcessing" => {
+            let name = processor["single"][0]["SpecialToken"]["id"].as_str()?;
+            &processor["special_tokens"][name]["ids"][0]
+        }
+        "BertProcessing" | "RobertaProcessing" => &processor["cls"][1],
+        "Sequence" => {
+            let parts = processor["processors"].as_array()?;
+            return parts.iter().rev().find_map(first_of_every_text);
+        }
+        _ => return None,
+    };
+    u32::try_from(id.as_u64()?).ok()
 }
 
 /// A tokenizer from the text of a `tokenizer.json`.

@@ -41,7 +41,10 @@ pub struct Tokenizer {
 /// The tokens with a meaning of their own, and the chat template.
 #[derive(Clone, Debug, Default)]
 struct Special {
+    /// What chat templates know as `bos_token`.
     bos: Option<u32>,
+    /// Whether texts begin with it.
+    begins: bool,
     /// Ends of text and of turns.
     ends: Vec<u32>,
     template: Option<String>,
@@ -138,6 +141,7 @@ impl Tokenizer {
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": self.special.bos.and_then(name),
+            "add_bos_token": self.bos().is_some(),
             "eos_token": self.special.ends.first().copied().and_then(name),
         });
         if let Some(template) = &self.special.template {
@@ -162,9 +166,9 @@ impl Tokenizer {
         self.vocabulary.len()
     }
 
-    /// The token that begins a text, if the model has one.
+    /// The token that begins a text, if texts of the model begin with one.
     pub fn bos(&self) -> Option<u32> {
-        self.special.bos
+        self.special.bos.filter(|_| self.special.begins)
     }
 
     /// Whether a token ends the text or the turn.
@@ -173,7 +177,7 @@ impl Tokenizer {
     }
 
     /// The ids of a text. The special tokens of the model that stand in it are taken as such, which is what a chat template
-    /// needs. With `bos` exactly one beginning-of-sequence token comes first, if the model has one.
+    /// needs. With `bos` exactly one beginning-of-sequence token comes first, if texts of the model begin with one.
     ///
     /// # Errors
     /// `ERR_FORMAT` if the tokenizer cannot encode it (a vocabulary without the characters, and no unknown token).
@@ -187,7 +191,7 @@ impl Tokenizer {
         let ids = encoding.get_ids();
         let mut out = Vec::with_capacity(ids.len() + 1);
         if bos {
-            out.extend(self.special.bos.filter(|b| ids.first() != Some(b)));
+            out.extend(self.bos().filter(|b| ids.first() != Some(b)));
         }
         out.extend_from_slice(ids);
         Ok(out)

@@ -166,6 +166,76 @@ fn a_tokenizer_survives_saving() {
     }
 }
 
+/// A folder whose tokens are `a`, `<s>` and `</s>`, with these files; the number of tokens that "a" begins with.
+fn begins_with(post_processor: &str, tokens: &str, config: &str) -> usize {
+    let folder = tempfile::tempdir().unwrap();
+    let special = |id: u32, text: &str| {
+        format!(
+            r#"{{"id": {id}, "content": "{text}", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}"#
+        )
+    };
+    let level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
+    let tokenizer = format!(
+        r#"{{"version": "1.0", "added_tokens": [{}, {}], "decoder": {level}, "post_processor": {post_processor},
+        "model": {{"type": "BPE", "vocab": {{"a": 0}}, "merges": []}}}}"#,
+        special(1, "<s>"),
+        special(2, "</s>")
+    );
+    for (file, text) in [
+        ("tokenizer.json", tokenizer.as_str()),
+        ("tokenizer_config.json", tokens),
+        ("config.json", config),
+    ] {
+        fs::write(folder.path().join(file), text).unwrap();
+    }
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    let ids = tokenizer.encode("a", true).unwrap();
+    assert!(ids.len() == 1 || tokenizer.bos() == Some(1));
+    // Its own files say the same.
+    tokenizer.save(folder.path(), Map::new()).unwrap();
+    let again = Tokenizer::from_folder(folder.path()).unwrap();
+    assert_eq!(
+        again.encode("a", true).unwrap(),
+        ids,
+        "{post_processor} {tokens}"
+    );
+    ids.len() - 1
+}
+
+/// As transformers 5.24 has it, where the files do not contradict one another.
+#[test]
+fn who_begins_with_a_token_for_that() {
+    let level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
+    let template = r#"{"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}"#;
+    let both = format!(r#"{{"type": "Sequence", "processors": [{level}, {template}]}}"#);
+    let config = r#"{"bos_token_id": 1, "eos_token_id": 2}"#;
+    let qwen = r#"{"add_bos_token": false, "bos_token": null}"#;
+    assert_eq!(begins_with(level, qwen, config), 0);
+    for tokens in ["{}", r#"{"bos_token": "<s>"}"#] {
+        assert_eq!(begins_with(level, tokens, config), 0, "{tokens}");
+        assert_eq!(begins_with(template, tokens, config), 1, "{tokens}");
+        assert_eq!(begins_with(&both, tokens, config), 1, "{tokens}");
+    }
+    let ends = r#"{"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}}}"#;
+    assert_eq!(begins_with(ends, "{}", config), 0);
+    let named = r#"{"bos_token": null}"#;
+    assert_eq!(begins_with(ends, named, config), 0);
+    assert_eq!(begins_with(template, named, config), 1);
+    assert_eq!(begins_with("null", named, config), 0);
+    // transformers 5 asks the post-processing alone, transformers 4 and llama.cpp this first.
+    let wanted = |wanted: bool| format!(r#"{{"bos_token": "<s>", "add_bos_token": {wanted}}}"#);
+    assert_eq!(begins_with(template, &wanted(false), config), 0);
+    assert_eq!(begins_with(level, &wanted(true), config), 1);
+    // Nothing decides: what was converted from a GGUF file once is so.
+    assert_eq!(begins_with("null", r#"{"bos_token": "<s>"}"#, config), 1);
+    assert_eq!(begins_with("null", "{}", config), 1);
+    assert_eq!(begins_with("null", "{}", "{}"), 0);
+}
+
 const CHATML: &str = "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>' + '\n'}}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
