@@ -16,24 +16,82 @@ mod kind {
     pub const USER_DEFINED: i64 = 4;
 }
 
-/// Splits words for byte-pair encoding as the models' own tokenizers do: the names of `tokenizer.ggml.pre`.
-const SPLITS: [(&[&str], &str); 3] = [
-    (
-        &["llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"],
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-    (
-        &["qwen2", "deepseek-r1-qwen", "megrez"],
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-    (
-        &["tekken"],
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
+/// How texts are cut into words for byte-pair encoding, by the names of `tokenizer.ggml.pre`; what llama.cpp makes of them.
+struct Split {
+    names: &'static [&'static str],
+    /// One after the other, each cuts what the ones before it left.
+    regexes: &'static [&'static str],
+    /// A word that is a token is that token, whichever merges would lead there.
+    whole_words: bool,
+    /// Whether texts begin with the token for that, where the file does not say.
+    begins: bool,
+}
+
+/// As GPT-2 does it.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// As Llama 3 does it, digits by three.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// As Qwen 2 does it, digit by digit.
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// As Mistral's Tekken does it, digit by digit and where a small letter meets a capital.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+const SPLITS: [Split; 6] = [
+    Split {
+        names: &["llama-bpe", "llama3", "llama-v3"],
+        regexes: &[LLAMA3],
+        whole_words: true,
+        begins: true,
+    },
+    Split {
+        names: &["dbrx", "smaug-bpe"],
+        regexes: &[LLAMA3],
+        whole_words: false,
+        begins: false,
+    },
+    Split {
+        names: &["qwen2", "deepseek-r1-qwen", "megrez"],
+        regexes: &[QWEN2],
+        whole_words: false,
+        begins: false,
+    },
+    Split {
+        names: &["tekken"],
+        regexes: &[TEKKEN],
+        whole_words: true,
+        begins: true,
+    },
+    Split {
+        names: &["gpt-2", "gpt2", "phi-2", "mpt"],
+        regexes: &[GPT2],
+        whole_words: false,
+        begins: false,
+    },
+    // Also where the file has no name.
+    Split {
+        names: &["default"],
+        regexes: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+        whole_words: false,
+        begins: false,
+    },
 ];
 
-/// Those that split as GPT-2 does.
-const LIKE_GPT2: [&str; 5] = ["gpt-2", "gpt2", "default", "phi-2", "mpt"];
+impl Split {
+    fn named(name: Option<&str>) -> Result<&'static Split> {
+        let name = name.unwrap_or("default");
+        let found = SPLITS.iter().find(|split| split.names.contains(&name));
+        found.ok_or_else(|| {
+            let known: Vec<&str> = SPLITS.iter().flat_map(|s| s.names).copied().collect();
+            Error::unsupported(format!(
+                "tokenizer.ggml.pre is {name:?}; known are {}",
+                known.join(", ")
+            ))
+        })
+    }
+}
 
 /// Bytes of a token that is joined from others. SentencePiece itself makes none of more than 16 characters unless told to; each way
 /// to cut one in two is looked at, and looking at one costs as many steps as it has bytes.
@@ -67,9 +125,12 @@ pub(super) fn read(file: &Gguf) -> Result<(Engine, Special)> {
         )));
     }
     let tokens = Tokens { texts, kinds };
-    let json = match model {
-        "llama" => sentence_piece(file, &tokens)?,
-        "gpt2" => byte_pair(file, &tokens)?,
+    let (json, begins) = match model {
+        "llama" => (sentence_piece(file, &tokens)?, true),
+        "gpt2" => {
+            let split = Split::named(text(file, "pre")?)?;
+            (byte_pair(file, &tokens, split)?, split.begins)
+        }
         other => {
             return Err(Error::unsupported(format!(
                 "tokenizer.ggml.model is {other:?}; llama (SentencePiece) and gpt2 (byte-pair) are known"
@@ -84,10 +145,11 @@ pub(super) fn read(file: &Gguf) -> Result<(Engine, Special)> {
         },
         ..Special::default()
     };
-    let wants_bos =
-        file.metadata("tokenizer.ggml.add_bos_token") != Some(&gguf::Value::Bool(false));
     special.bos = id(file, "bos_token_id")?;
-    special.begins = wants_bos;
+    special.begins = match file.metadata(&key("add_bos_token")) {
+        Some(&gguf::Value::Bool(wanted)) => wanted,
+        _ => begins,
+    };
     for key in ["eos_token_id", "eot_token_id"] {
         if let Some(id) = id(file, key)?
             && !special.ends.contains(&id)
@@ -162,41 +224,28 @@ fn sentence_piece(file: &Gguf, tokens: &Tokens<'_>) -> Result<Value> {
     }))
 }
 
-/// Byte-pair encoding over bytes, as GPT-2 began it: merges in their order, words cut by a regular expression.
-fn byte_pair(file: &Gguf, tokens: &Tokens<'_>) -> Result<Value> {
+/// Byte-pair encoding over bytes, as GPT-2 began it: merges in their order, words cut by regular expressions.
+fn byte_pair(file: &Gguf, tokens: &Tokens<'_>, split: &Split) -> Result<Value> {
     let merges = match array(file, "merges")? {
         Some(merges) => file
             .texts(merges)
             .map_err(|e| e.within("tokenizer.ggml.merges"))?,
         None => return Err(Error::format("tokenizer.ggml.merges is missing")),
     };
-    let name = text(file, "pre")?.unwrap_or("default");
-    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-    let split = SPLITS.iter().find(|(names, _)| names.contains(&name));
-    let pre_tokenizer = match split {
-        Some((_, regex)) => json!({"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
-            byte_level(false),
-        ]}),
-        None if LIKE_GPT2.contains(&name) => byte_level(true),
-        None => {
-            let known = SPLITS.iter().flat_map(|(names, _)| names.iter());
-            let known: Vec<&str> = known.chain(&LIKE_GPT2).copied().collect();
-            return Err(Error::unsupported(format!(
-                "tokenizer.ggml.pre is {name:?}; known are {}",
-                known.join(", ")
-            )));
-        }
-    };
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let mut cuts: Vec<Value> = split
+        .regexes
+        .iter()
+        .map(|regex| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}))
+        .collect();
+    cuts.push(byte_level.clone());
     Ok(json!({
         "version": "1.0",
         "added_tokens": tokens.added(),
-        "pre_tokenizer": pre_tokenizer,
-        "decoder": byte_level(true),
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts},
+        "decoder": byte_level,
         "model": {
-            "type": "BPE", "vocab": tokens.ids()?, "merges": merges,
-            // Llama 3: a word that is a token is that token, whichever merges would lead there.
-            "ignore_merges": split.is_some_and(|(names, _)| names.contains(&"llama-bpe")),
+            "type": "BPE", "vocab": tokens.ids()?, "merges": merges, "ignore_merges": split.whole_words,
         },
     }))
 }

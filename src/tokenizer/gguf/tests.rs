@@ -75,6 +75,92 @@ fn sentence_piece_of(texts: &[&str]) -> File {
     file.texts("tokens", texts).list("scores", 6, &scores)
 }
 
+/// Byte-pair encoding of bytes whose letters are themselves, and these tokens and merges.
+fn byte_pair_of(more: &[&str], merges: &[&str]) -> File {
+    let letters: Vec<String> = ('!'..='~')
+        .chain(['Ġ', 'Ċ'])
+        .map(|c| c.to_string())
+        .collect();
+    let more = more.iter().map(|t| t.to_string());
+    let texts: Vec<String> = letters.into_iter().chain(more).collect();
+    let file = File::default().text("model", "gpt2");
+    file.texts("tokens", &texts).texts("merges", merges)
+}
+
+/// As llama.cpp has it: llama_cpp 0.3.36 gave the same for every line.
+#[test]
+fn who_begins_with_a_token_for_that() {
+    let begins = |file: &File| file.open().unwrap().encode("a", true).unwrap().len() == 2;
+    let file = sentence_piece_of(&["▁", "a", "▁a", "<s>"]).id("bos_token_id", 3);
+    assert!(begins(&file));
+    assert!(!begins(&file.clone().flag("add_bos_token", false)));
+    let file = byte_pair_of(&[], &[]).id("bos_token_id", 5);
+    assert!(!begins(&file), "no name");
+    for (name, does) in [
+        ("default", false),
+        ("gpt-2", false),
+        ("qwen2", false),
+        ("dbrx", false),
+        ("smaug-bpe", false),
+        ("llama-bpe", true),
+        ("llama3", true),
+        ("tekken", true),
+    ] {
+        let file = file.clone().text("pre", name);
+        assert_eq!(begins(&file), does, "{name}");
+        assert!(begins(&file.clone().flag("add_bos_token", true)), "{name}");
+        let file = file.flag("add_bos_token", false);
+        assert!(!begins(&file), "{name}");
+        assert_eq!(file.open().unwrap().special.bos, Some(5), "for templates");
+    }
+}
+
+/// As llama.cpp has it: llama_cpp 0.3.36 gave the same ids for 182 texts and each of these names.
+#[test]
+fn words_are_cut_as_llama_cpp_cuts_them() {
+    let merges = ["Ġ 1", "1 2", "12 3", "123 4", ". .", "x ."];
+    let tokens = ["Ġ1", "12", "123", "1234", "..", "x.", "hello"];
+    let file = byte_pair_of(&tokens, &merges);
+    let cut = |name: Option<&str>, text: &str| {
+        let file = match name {
+            Some(name) => file.clone().text("pre", name),
+            None => file.clone(),
+        };
+        let tokenizer = file.open().unwrap();
+        let ids = tokenizer.encode(text, false).unwrap();
+        let texts: Vec<String> = ids
+            .iter()
+            .map(|&id| tokenizer.decode(&[id]).unwrap())
+            .collect();
+        texts.join("|")
+    };
+    for name in [None, Some("default")] {
+        assert_eq!(cut(name, "a 1234"), "a| |123|4");
+        assert_eq!(cut(name, "x...y"), "x|..|.|y");
+    }
+    assert_eq!(cut(Some("gpt-2"), "a 1234"), "a| 1|2|3|4");
+    assert_eq!(cut(Some("llama-bpe"), "a 1234"), "a| |123|4");
+    assert_eq!(cut(Some("qwen2"), "a 1234"), "a| |1|2|3|4");
+    for (name, whole) in [
+        ("llama-bpe", true),
+        ("tekken", true),
+        ("dbrx", false),
+        ("smaug-bpe", false),
+        ("qwen2", false),
+        ("gpt-2", false),
+        ("default", false),
+    ] {
+        let expected = if whole { "hello" } else { "h|e|l|l|o" };
+        assert_eq!(cut(Some(name), "hello"), expected, "{name}");
+    }
+    let e = file.text("pre", "bloom").open().err().unwrap();
+    assert!(
+        e.message()
+            .starts_with("tokenizer.ggml.pre is \"bloom\"; known are llama-bpe, "),
+        "{e}"
+    );
+}
+
 #[test]
 fn long_tokens() {
     let long = "a".repeat(1_000_000);
