@@ -29,7 +29,14 @@ impl Pieces {
         }
     }
 
-    /// Forgets what is held; `strip` as for a new one of [`Tokenizer::pieces`].
+    /// Tokens come in between whose text is not asked for, and then what `at_start` says is as for a new one of
+    /// [`Tokenizer::pieces`]. What is held goes out before the text of what follows; a character that is not whole never will be.
+    pub fn pass_over(&mut self, tokenizer: &Tokenizer, at_start: bool) {
+        self.finish();
+        self.strip = at_start && tokenizer.vocabulary.strips_first_space();
+    }
+
+    /// Forgets what is held; `at_start` as for a new one of [`Tokenizer::pieces`].
     pub fn restart(&mut self, tokenizer: &Tokenizer, at_start: bool) {
         self.held.clear();
         (self.sent, self.whole) = (0, 0);

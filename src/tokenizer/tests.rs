@@ -166,6 +166,60 @@ fn a_tokenizer_survives_saving() {
     }
 }
 
+/// The engine's own decoder is the oracle.
+#[test]
+fn added_tokens_are_decoded_like_the_others() {
+    let bare = r#"{"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
+        "model": {"type": "BPE", "vocab": {"a": 0, "▁": 1, "é": 2}, "merges": []}}"#;
+    let spaces = r#"{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}"#;
+    let pieces = format!(
+        r#"{{"type": "Sequence", "decoders": [{spaces}, {{"type": "ByteFallback"}}, {{"type": "Fuse"}}]}}"#
+    );
+    let underscores = r#"{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}"#;
+    let level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
+    for (decoder, normalizer) in [(&*pieces, underscores), (level, "null")] {
+        let mut json: Value = serde_json::from_str(bare).unwrap();
+        json["decoder"] = serde_json::from_str(decoder).unwrap();
+        json["normalizer"] = serde_json::from_str(normalizer).unwrap();
+        let texts = [
+            "▁▁",
+            "▁was",
+            "  ",
+            "Ġhello",
+            "x y",
+            "ü and Ġ",
+            "<0x41>",
+            "▁ é",
+            "日本",
+        ];
+        for (i, text) in texts.iter().enumerate() {
+            for normalized in [false, true] {
+                let id = 3 + 2 * i + usize::from(normalized);
+                let text = if normalized {
+                    format!("{text}.")
+                } else {
+                    text.to_string()
+                };
+                json["added_tokens"].as_array_mut().unwrap().push(json!({
+                    "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": normalized, "special": false,
+                }));
+            }
+        }
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        for id in 0..tokenizer.vocabulary() as u32 {
+            let expected = tokenizer.engine.decode(&[0, id], true).unwrap();
+            let found = tokenizer.decode(&[0, id]).unwrap();
+            assert_eq!(
+                found,
+                expected,
+                "{id} {:?}",
+                tokenizer.engine.id_to_token(id)
+            );
+        }
+    }
+}
+
 /// A folder whose tokens are `a`, `<s>` and `</s>`, with these files; the number of tokens that "a" begins with.
 fn begins_with(post_processor: &str, tokens: &str, config: &str) -> usize {
     let folder = tempfile::tempdir().unwrap();

@@ -44,11 +44,15 @@ impl Vocabulary {
         let (mut bytes, mut starts) = (Vec::new(), Vec::with_capacity(len + 1));
         for (id, text) in by_id.iter().enumerate() {
             starts.push(bytes.len() as u32);
-            match (added.get(&(id as u32)), spelling) {
-                (Some(token), _) if token.special => {}
-                (Some(_), _) => bytes.extend_from_slice(text.as_bytes()),
-                (None, Spelling::ByteLevel) => spell_bytes(text, &letters, &mut bytes),
-                (None, Spelling::SentencePiece) => match fallback_byte(text) {
+            // Those that were added are decoded like the others, in the form in which the normalizer would have left them.
+            let text = match added.get(&(id as u32)) {
+                Some(token) if token.special => continue,
+                Some(_) => engine.id_to_token(id as u32).unwrap_or_default(),
+                None => (*text).to_owned(),
+            };
+            match spelling {
+                Spelling::ByteLevel => spell_bytes(&text, &letters, &mut bytes),
+                Spelling::SentencePiece => match fallback_byte(&text) {
                     Some(byte) => bytes.push(byte),
                     None => bytes.extend_from_slice(text.replace('▁', " ").as_bytes()),
                 },
@@ -144,12 +148,14 @@ fn byte_letters() -> HashMap<char, u8> {
     letters
 }
 
-/// A character outside the table stands for itself, as in tokens that were added without being special.
+/// A text with a character outside the table stands for itself, as tokens do that were added as they are.
 fn spell_bytes(text: &str, letters: &HashMap<char, u8>, out: &mut Vec<u8>) {
+    let before = out.len();
     for c in text.chars() {
-        match letters.get(&c) {
-            Some(&byte) => out.push(byte),
-            None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-        }
+        let Some(&byte) = letters.get(&c) else {
+            out.truncate(before);
+            return out.extend_from_slice(text.as_bytes());
+        };
+        out.push(byte);
     }
 }
