@@ -217,12 +217,17 @@ impl Session {
         }
         self.cancelled.store(false, Ordering::Relaxed);
         self.feed(rt, ids, logits, observer)?;
+        let at_start = self.at_start();
         if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
-            let bos = tokenizer.bos();
-            let at_start = self.tokens.iter().all(|&id| Some(id) == bos);
-            pieces.restart(tokenizer, at_start);
+            pieces.pass_over(tokenizer, at_start);
         }
         Ok(())
+    }
+
+    /// Whether no text was fed: nothing, or what begins one.
+    fn at_start(&self) -> bool {
+        let bos = self.model.tokenizer.as_ref().and_then(|t| t.bos());
+        self.tokens.iter().all(|&id| Some(id) == bos)
     }
 
     /// Feeds tokens behind those that were fed. If it fails, nothing was: the latest logits are what they were, unless they
@@ -375,8 +380,9 @@ impl Session {
                 }
             }
         }
+        let at_start = self.at_start();
         if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
-            pieces.restart(tokenizer, position == 0);
+            pieces.restart(tokenizer, at_start);
         }
         Ok(())
     }

@@ -240,6 +240,56 @@ fn rewinding_gives_the_same_again() {
 }
 
 #[test]
+fn text_that_is_held_back_goes_out_whatever_is_fed_meanwhile() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories");
+    let rt = runtime(r#"{"threads": 1}"#);
+    let model = open(&rt, &folder, "");
+    let tokenizer = model.tokenizer().unwrap();
+    let ids = tokenizer.encode("Once upon a time", true).unwrap();
+    let mut s = session(&rt, &model, r#"{"temperature": 0}"#);
+    s.eval(&rt, &ids, Logits::None).unwrap();
+    let mut expected = Vec::new();
+    for _ in 0..3 {
+        let step = s.next(&rt, 0).unwrap();
+        assert_eq!(step.piece, "");
+        expected.extend(step.id);
+    }
+    // Fed by the caller, who has its text.
+    let name = tokenizer.encode("Tom", false).unwrap();
+    s.eval(&rt, &name, Logits::None).unwrap();
+    let step = s.next(&rt, 1000).unwrap();
+    expected.extend(step.id);
+    let (end, piece) = (step.end, step.piece.to_owned());
+    assert!(!end);
+    let before = tokenizer.decode(&ids).unwrap();
+    let all = tokenizer.decode(&[&ids[..], &expected].concat()).unwrap();
+    assert_eq!(piece, all[before.len()..]);
+    // Going back forgets it.
+    s.next(&rt, 0).unwrap();
+    s.rewind(&rt, ids.len()).unwrap();
+    let step = s.next(&rt, 1000).unwrap();
+    let first = tokenizer.decode(&[&ids[..], &expected[..1]].concat());
+    assert_eq!(step.piece, &first.unwrap()[before.len()..]);
+}
+
+#[test]
+fn a_text_begins_the_same_after_going_back() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories");
+    let rt = runtime(r#"{"threads": 1}"#);
+    let model = open(&rt, &folder, "");
+    let bos = model.tokenizer().unwrap().bos().unwrap();
+    let mut s = session(&rt, &model, r#"{"temperature": 0}"#);
+    s.eval(&rt, &[bos], Logits::None).unwrap();
+    let first = s.next(&rt, 1000).unwrap().piece.to_owned();
+    assert!(!first.starts_with(' '), "{first:?}");
+    s.rewind(&rt, 1).unwrap();
+    assert_eq!(s.next(&rt, 1000).unwrap().piece, first);
+    s.rewind(&rt, 0).unwrap();
+    s.eval(&rt, &[bos], Logits::None).unwrap();
+    assert_eq!(s.next(&rt, 1000).unwrap().piece, first);
+}
+
+#[test]
 fn what_a_session_refuses() {
     let rt = runtime(r#"{"threads": 1}"#);
     let model = open(&rt, &data().join("mistral"), "");
