@@ -1,13 +1,16 @@
 //! The chat template of a model: Jinja as `transformers` runs it.
 
-use std::io;
+use std::{io, thread};
 
-use minijinja::{Environment, Error as JinjaError, ErrorKind, context, value::Kwargs};
+use minijinja::value::{Kwargs, StringInput};
+use minijinja::{Environment, Error as JinjaError, ErrorKind, context, filters};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use crate::error::{Error, Result};
+use crate::runtime::quietly;
+use crate::signals::Blocked;
 
 /// A chat template and the names of the tokens that it may write.
 pub(super) struct Template {
@@ -16,8 +19,27 @@ pub(super) struct Template {
     eos: String,
 }
 
-/// Steps that a template may take; those of real models take some thousands for a long conversation.
-const FUEL: u64 = 10_000_000;
+/// Steps that a template may take. Those of the families take 25 to 63 a message. Each can put a list around what there is, and
+/// comparing, writing or dropping such a list takes a kilobyte of the stack a level where nothing is optimised.
+const FUEL: u64 = 400_000;
+
+/// The stack that a template is parsed and rendered on: the caller's may be small.
+const STACK: usize = 256 << 20;
+
+/// Bytes of a template. Those in use have some 20 kB.
+const MOST_BYTES: usize = 64 << 10;
+
+/// Signs in a row: one level of an expression each, and each byte of such a row is looked at once for every sign before it.
+const MOST_SIGNS: usize = 256;
+
+/// Bytes without the end of a tag among them, for the same reason: what is chained (`x~x~x`, `x.y.y`) is within one tag.
+const LONGEST_TAG: usize = 16 << 10;
+
+/// Bytes that a template may write.
+const MOST_TEXT: usize = 64 << 20;
+
+/// Columns that `indent` may add to a line.
+const WIDEST: usize = 1024;
 
 impl Template {
     pub(super) fn new(text: String, bos: String, eos: String) -> Template {
@@ -28,6 +50,11 @@ impl Template {
         let messages: Value = serde_json::from_str(messages)
             .map_err(|e| Error::config(format!("messages is not JSON: {e}")))?;
         check(&messages)?;
+        check_depth(&self.text)?;
+        on_a_deep_stack(|| self.render_here(&messages))?
+    }
+
+    fn render_here(&self, messages: &Value) -> Result<String> {
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         // `transformers` sets both.
@@ -43,26 +70,131 @@ impl Template {
         );
         environment.add_function("strftime_now", |format: String| today(&format));
         environment.add_filter("tojson", to_json);
+        environment.add_filter("indent", indent);
+        // What they write of a list in lists grows with the square of the levels.
+        environment.remove_filter("pprint");
+        environment.remove_global("debug");
         environment
             .add_template("chat", &self.text)
             .map_err(|e| Error::format(format!("the chat template is malformed: {e}")))?;
         let template = environment.get_template("chat");
+        let mut text = Bounded(Vec::new());
         let rendered = template.and_then(|t| {
-            t.render(context! {
-                messages => minijinja::Value::from_serialize(&messages),
+            let context = context! {
+                messages => minijinja::Value::from_serialize(messages),
                 bos_token => self.bos,
                 eos_token => self.eos,
                 add_generation_prompt => true,
-            })
+            };
+            t.render_captured_to(context, &mut text).map(|_| ())
         });
-        rendered.map_err(|e| Error::config(format!("the chat template refuses the messages: {e}")))
+        rendered
+            .and_then(|()| text.finish())
+            .map_err(|e| Error::config(format!("the chat template refuses the messages: {e}")))
+    }
+}
+
+/// What keeps the parser, which goes down once for every level, on its stack, and ends it soon: it takes steps with the square of
+/// the levels.
+fn check_depth(template: &str) -> Result<()> {
+    let refused = |what: String| Err(Error::unsupported(format!("a chat template {what}")));
+    if template.len() > MOST_BYTES {
+        let len = template.len();
+        return refused(format!("of {len} bytes, at most {MOST_BYTES} are accepted"));
+    }
+    let (mut signs, mut tag, mut last) = (0, 0, ' ');
+    for c in template.chars() {
+        signs = match c {
+            '-' => signs + 1,
+            c if c.is_whitespace() => signs,
+            _ => 0,
+        };
+        let ends = c == '}' && (last == '}' || last == '%' || last == '#');
+        tag = if ends { 0 } else { tag + c.len_utf8() };
+        if signs > MOST_SIGNS || tag > LONGEST_TAG {
+            return refused(format!(
+                "with more than {MOST_SIGNS} signs in a row or {LONGEST_TAG} bytes without the end of a tag"
+            ));
+        }
+        last = c;
+    }
+    Ok(())
+}
+
+/// The text that a template writes, or a part of it.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > MOST_TEXT - self.0.len() {
+            return Err(io::Error::other(format!(
+                "more than {MOST_TEXT} bytes of text"
+            )));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Bounded {
+    fn finish(self) -> std::result::Result<String, JinjaError> {
+        String::from_utf8(self.0)
+            .map_err(|e| JinjaError::new(ErrorKind::BadSerialization, e.to_string()))
+    }
+}
+
+/// Jinja's own, of at most [`WIDEST`] columns.
+fn indent(
+    text: StringInput<'_>,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    named: Kwargs,
+) -> std::result::Result<minijinja::Value, JinjaError> {
+    let columns = match width {
+        Some(columns) => columns,
+        None => named.get::<Option<usize>>("width")?.unwrap_or(0),
+    };
+    if columns > WIDEST {
+        return Err(JinjaError::new(
+            ErrorKind::InvalidOperation,
+            format!("indent by {columns} columns, expected at most {WIDEST}"),
+        ));
+    }
+    filters::indent(text, width, first, blank, named)
+}
+
+/// Runs `body` on a thread with a stack of its own, and waits for it.
+fn on_a_deep_stack<T: Send>(body: impl FnOnce() -> T + Send) -> Result<T> {
+    let ended = thread::scope(|scope| {
+        let signals = Blocked::all();
+        let deep = thread::Builder::new()
+            .name("apl_ffi-chat".to_owned())
+            .stack_size(STACK)
+            .spawn_scoped(scope, || quietly(body));
+        drop(signals);
+        Ok(deep?.join())
+    });
+    let started = ended.map_err(|e: io::Error| {
+        Error::memory(format!(
+            "no thread for the chat template can be started: {e}"
+        ))
+    })?;
+    match started {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(said)) => Err(Error::internal(format!("a panic was caught: {said}"))),
+        Err(payload) => std::panic::resume_unwind(payload),
     }
 }
 
 /// `tojson`: what Python's `json.dumps` writes, blanks and all, with no characters escaped that JSON does not want escaped.
 fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<String, JinjaError> {
     let indent: Option<usize> = options.get("indent")?;
-    let mut text = Vec::new();
+    let mut text = Bounded(Vec::new());
     let blanks = vec![b' '; indent.unwrap_or(0).min(64)];
     let written = match indent {
         None => value.serialize(&mut Serializer::with_formatter(&mut text, Python)),
@@ -71,9 +203,8 @@ fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<Stri
             value.serialize(&mut Serializer::with_formatter(&mut text, pretty))
         }
     };
-    let failed = |e: String| JinjaError::new(ErrorKind::BadSerialization, e);
-    written.map_err(|e| failed(e.to_string()))?;
-    String::from_utf8(text).map_err(|e| failed(e.to_string()))
+    written.map_err(|e| JinjaError::new(ErrorKind::BadSerialization, e.to_string()))?;
+    text.finish()
 }
 
 /// Blanks behind commas and colons.

@@ -334,6 +334,58 @@ fn chat_templates() {
     assert!(e.message().contains("malformed"), "{e}");
 }
 
+/// Each of these ended the process, took all memory, or a minute and more.
+#[test]
+fn hostile_chat_templates() {
+    let render = |text: String| Template::new(text, String::new(), String::new()).render("[]");
+    let refused = |text: String, why: &str| {
+        let e = render(text).unwrap_err();
+        assert!(e.message().contains(why), "{e}");
+    };
+    let signs = "more than 256 signs in a row";
+    refused(format!("{{{{ {}1 }}}}", "-".repeat(20_000)), signs);
+    refused(format!("{{{{ {}1 }}}}", "- \n".repeat(300)), signs);
+    refused(format!("{{{{ x{} }}}}", "~x".repeat(9_000)), signs);
+    refused("x".repeat(100_000), "of 100000 bytes");
+    // As deep as is let through, on whichever thread.
+    let deep = [
+        format!("{{{{ {}1 }}}}", "-".repeat(256)),
+        format!("{{{{ {}1 }}}}", "not ".repeat(4_000)),
+        format!("{{{{ 1{} }}}}", "~1".repeat(7_000)),
+        format!("{{{{ x{} }}}}", "|e".repeat(8_000)),
+        format!("{{% if x %}}{}{{% endif %}}", "{%elif x%}".repeat(6_000)),
+    ];
+    let small = std::thread::Builder::new().stack_size(512 << 10);
+    let rendered = small.spawn(move || deep.map(render)).unwrap().join();
+    for text in rendered.unwrap() {
+        text.unwrap();
+    }
+    let nested = |end: &str| {
+        format!(
+            "{{% set ns = namespace(x=1) %}}{{% for i in range(20000) %}}{{% set ns.x = [ns.x] %}}{{% endfor %}}{end}"
+        )
+    };
+    assert_eq!(render(nested("{{ ns.x == [] }}")).unwrap(), "False");
+    assert_eq!(render(nested("{{ ns.x|tojson|length }}")).unwrap(), "40001");
+    for end in [
+        "{{ ns.x|tojson(indent=4) }}",
+        "{{ ns.x|pprint }}",
+        "{{ debug(ns.x) }}",
+    ] {
+        assert!(render(nested(end)).is_err(), "{end}");
+    }
+    for wide in ["1000000000000000", "width=1000000000"] {
+        let wide = format!("{{{{ 'a'|indent({wide}) }}}}");
+        refused(wide, "expected at most 1024");
+    }
+    assert_eq!(
+        render("{{ 'a\nb'|indent(2) }} {{ 'a\nb'|indent(width=1, first=true) }}".to_owned()),
+        Ok("a\n  b  a\n b".to_owned())
+    );
+    let much = "{% for i in range(9999) %}{{ 'x' * 100000 }}{% endfor %}";
+    assert!(render(much.to_owned()).is_err());
+}
+
 /// Against Jinja2; tools/make_chat_references.py.
 #[test]
 fn templates_of_the_families() {
