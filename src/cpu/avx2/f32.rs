@@ -291,7 +291,8 @@ unsafe fn passes<const V: usize, const VS: usize, const OS: usize>(
     for chain in 0..2 * count {
         for o in (0..OCTETS).step_by(OS) {
             for v in (0..V).step_by(VS) {
-                // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (V, 32).
+                // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (V, 32). The last step of `w` and `x` may end
+                // beyond the end, where nothing is read.
                 unsafe {
                     let mut sums = [[_mm256_setzero_ps(); OS]; VS];
                     let mut w = levels.add(chain * CHAIN * TILE_ROWS + 8 * o);
@@ -307,8 +308,8 @@ unsafe fn passes<const V: usize, const VS: usize, const OS: usize>(
                                 *sum = _mm256_fmadd_ps(column, x, *sum);
                             }
                         }
-                        w = w.add(TILE_ROWS);
-                        x = x.add(V);
+                        w = w.wrapping_add(TILE_ROWS);
+                        x = x.wrapping_add(V);
                     }
                     for (i, sums) in sums.iter().enumerate() {
                         for (j, &sum) in sums.iter().enumerate() {

@@ -160,7 +160,8 @@ unsafe fn pass<
     v: usize,
     out: *mut f32,
 ) {
-    // SAFETY: sub-blocks, activations, scales and sums lie where the contract puts them.
+    // SAFETY: sub-blocks, activations, scales and sums lie where the contract puts them. The last step of `p` and `x` may end beyond them, and
+    // nothing is read there.
     unsafe {
         let mut sums = [[E::nothing(); OS]; VS];
         let mut p = block.codes.add(32 * octet);
@@ -184,8 +185,8 @@ unsafe fn pass<
                     }
                 }
             });
-            p = p.add(4 * SUB_COLS * BITS);
-            x = x.add(V * SUB_COLS);
+            p = p.wrapping_add(4 * SUB_COLS * BITS);
+            x = x.wrapping_add(V * SUB_COLS);
         }
         let mut scale = [_mm256_setzero_ps(); OS];
         let mut zero = [_mm256_setzero_si256(); OS];

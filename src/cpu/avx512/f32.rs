@@ -426,7 +426,8 @@ unsafe fn panel_walk<const V: usize, const VS: usize, const FROM: usize, const H
     f: *mut f32,
 ) {
     let (mut w, mut x) = (levels, x);
-    // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (VS, 32).
+    // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), of which the last step from other than the first vector on
+    // ends beyond the end, where nothing is read; `f` is (VS, 32).
     unsafe {
         let at = |v: usize, h: usize| f.add(v * TILE_ROWS + 16 * (FROM + h));
         let mut sums = [[_mm512_setzero_ps(); HALVES]; VS];
@@ -450,7 +451,7 @@ unsafe fn panel_walk<const V: usize, const VS: usize, const FROM: usize, const H
                     }
                 }
                 w = w.add(TILE_ROWS);
-                x = x.add(V);
+                x = x.wrapping_add(V);
             }
             for h in 0..HALVES {
                 let scale = scales.add(i / 2 * TILE_ROWS + 16 * (FROM + h));

@@ -150,8 +150,8 @@ unsafe fn walk<
     let mut next = ahead.at;
     let (mut x, mut sx, mut corr) = (acts.codes, acts.scales, acts.corrections);
     // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, its
-    // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. `out` is (VS, 32).
-    // Prefetches may name any address.
+    // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. From other than the first vector on the
+    // last step of these ends beyond them all, and nothing is read there. `out` is (VS, 32). Prefetches may name any address.
     unsafe {
         let mut f = [[_mm512_setzero_ps(); HALVES]; VS];
         if in_registers(VS, HALVES) {
@@ -224,7 +224,7 @@ unsafe fn walk<
                     });
                     next = next.wrapping_add(if few(V) { sub_bytes } else { 64 * ahead.lines });
                     p = p.add(sub_bytes);
-                    x = x.add(V * SUB_COLS);
+                    x = x.wrapping_add(V * SUB_COLS);
                 }
                 if V == 1 {
                     for (sum, odd) in sums[0].iter_mut().zip(odd) {
@@ -254,8 +254,8 @@ unsafe fn walk<
                         }
                     }
                 }
-                sx = sx.add(V);
-                corr = corr.add(V);
+                sx = sx.wrapping_add(V);
+                corr = corr.wrapping_add(V);
             }
             p = p.add(tail_bytes);
             if CALLS && (few(V) || ahead.lines == 2 * BITS) {

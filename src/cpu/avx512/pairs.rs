@@ -128,7 +128,8 @@ unsafe fn int8_walk<const V: usize, const VS: usize, const CALLS: bool>(
     let mut zeros = tiles.map(|t| t.zeros);
     let (mut x, mut sx, mut corr) = (x.codes, x.scales, x.corrections);
     let mut next = ahead.map(|a| a.at);
-    // SAFETY: every pointer walks through what the contract describes, a block after the other.
+    // SAFETY: every pointer walks through what the contract describes, a block after the other. From other than the first vector on the last step
+    // of the activations ends beyond them, and nothing is read there.
     unsafe {
         while left > 0 {
             let block = l.block_subs.min(left);
@@ -171,7 +172,7 @@ unsafe fn int8_walk<const V: usize, const VS: usize, const CALLS: bool>(
                     }
                 });
                 codes = codes.map(|codes| codes.add(SUB_COLS * TILE_ROWS));
-                x = x.add(V * SUB_COLS);
+                x = x.wrapping_add(V * SUB_COLS);
             }
             let mut scale = [_mm512_setzero_ps(); HALVES];
             for h in 0..HALVES {
@@ -187,8 +188,8 @@ unsafe fn int8_walk<const V: usize, const VS: usize, const CALLS: bool>(
                 }
             }
             sums_stay_in_memory();
-            sx = sx.add(V);
-            corr = corr.add(V);
+            sx = sx.wrapping_add(V);
+            corr = corr.wrapping_add(V);
             scales = scales.map(|scales| scales.add(block * TILE_ROWS));
             zeros = zeros.map(|zeros| zeros.wrapping_add(block * TILE_ROWS));
         }
@@ -237,7 +238,8 @@ unsafe fn float_walk<const V: usize, const VS: usize>(
     f: [*mut f32; 2],
 ) {
     let (mut w, mut scales, mut x) = (levels, scales, x);
-    // SAFETY: `levels` are (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (VS, 32).
+    // SAFETY: `levels` are (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), of which the last step from other than the first vector on
+    // ends beyond the end, where nothing is read; `f` is (VS, 32).
     unsafe {
         for _ in 0..count {
             for _ in 0..2 {
@@ -254,7 +256,7 @@ unsafe fn float_walk<const V: usize, const VS: usize>(
                         }
                     }
                     w = w.map(|w| w.add(TILE_ROWS));
-                    x = x.add(V);
+                    x = x.wrapping_add(V);
                 }
                 let mut scale = [_mm512_setzero_ps(); HALVES];
                 for h in 0..HALVES {
