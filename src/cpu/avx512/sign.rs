@@ -20,30 +20,60 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
     far: usize,
     out: *mut f32,
 ) {
+    // SAFETY: as the caller promises; the second six of twelve vectors lie behind the first in each sub-block and in `out`.
+    unsafe {
+        match V {
+            12 => {
+                walk::<E, V, 6, true>(l, tile, x, far, out);
+                walk::<E, V, 6, false>(l, tile, x.add(6), far, out.add(6 * TILE_ROWS));
+            }
+            _ => walk::<E, V, V, true>(l, tile, x, far, out),
+        }
+    }
+}
+
+/// `VS` of the `V` vectors that `x` interleaves; whether it `CALLS` for what lies ahead.
+///
+/// # Safety
+/// As [`tile`], but that `x` and `out` begin with the first of the `VS` vectors.
+#[inline(always)]
+unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const CALLS: bool>(
+    l: &Layout,
+    tile: *const u8,
+    x: *const u32,
+    far: usize,
+    out: *mut f32,
+) {
     let sub_bytes = 4 * SUB_COLS;
     let (mut p, mut x) = (tile, x);
-    // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out; `out` is (V, 32).
+    let call_for = |at: *const u8| {
+        if CALLS {
+            // SAFETY: a prefetch may name any address.
+            unsafe { prefetch(at.wrapping_add(AHEAD), at.wrapping_add(far)) };
+        }
+    };
+    // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out; from other than the first vector on the last step of
+    // `x` ends beyond them, and nothing is read there. `out` is (VS, 32).
     unsafe {
-        let mut f = [[_mm512_setzero_ps(); 2]; V];
-        let mut sum = [[[_mm512_setzero_pd(); 2]; 2]; V];
+        let mut f = [[_mm512_setzero_ps(); 2]; VS];
+        let mut sum = [[[_mm512_setzero_pd(); 2]; 2]; VS];
         for g in 0..l.shape.groups {
-            let mut differ = [[_mm512_setzero_si512(); 2]; V];
+            let mut differ = [[_mm512_setzero_si512(); 2]; VS];
             for _ in 0..l.group_subs(g) {
                 for half in 0..2 {
-                    let at = p.wrapping_add(64 * half);
-                    prefetch(at.wrapping_add(AHEAD), at.wrapping_add(far));
+                    call_for(p.wrapping_add(64 * half));
                     let w = _mm512_load_si512(p.add(64 * half).cast());
-                    for v in 0..V {
+                    for v in 0..VS {
                         let xor = _mm512_xor_si512(w, _mm512_set1_epi32(*x.add(v) as i32));
                         differ[v][half] = _mm512_add_epi32(differ[v][half], E::popcount(xor));
                     }
                 }
                 p = p.add(sub_bytes);
-                x = x.add(V);
+                x = x.wrapping_add(V);
             }
             let cols = _mm512_set1_epi32(l.shape.group_columns(g).len() as i32);
             let scale = scales(l, p);
-            for v in 0..V {
+            for v in 0..VS {
                 for half in 0..2 {
                     let product = _mm512_sub_epi32(cols, _mm512_slli_epi32::<1>(differ[v][half]));
                     f[v][half] =
@@ -53,10 +83,10 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
                     super::f32::flush(&mut f[v], &mut sum[v]);
                 }
             }
-            prefetch(p.wrapping_add(AHEAD), p.wrapping_add(far));
+            call_for(p);
             p = p.add(l.tail_bytes());
         }
-        for v in 0..V {
+        for v in 0..VS {
             super::f32::flush(&mut f[v], &mut sum[v]);
             super::f32::store(&sum[v], out.add(v * TILE_ROWS));
         }
