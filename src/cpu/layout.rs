@@ -141,6 +141,11 @@ impl Layout {
         self.bits != Bits::Eight || self.zero == ZeroKind::Constant(128)
     }
 
+    /// Whether the kernels of signs can sum every group, which they do in int32.
+    pub fn signs_fit(&self) -> bool {
+        i32::try_from(self.shape.group_columns(0).len()).is_ok()
+    }
+
     /// Tiles of the matrix.
     pub fn tiles(&self) -> usize {
         self.shape.rows.div_ceil(TILE_ROWS)
@@ -457,6 +462,17 @@ mod tests {
             (3, 3, 4, 1)
         );
         assert_eq!(layout(5, 33, 33, Bits::One).unwrap().last_subs, 2);
+        for (cols, group, fit) in [
+            (1 << 31, 0, false),
+            (1 << 31, 1 << 30, true),
+            ((1 << 31) - 1, 0, true),
+        ] {
+            assert_eq!(
+                layout(5, cols, group, Bits::One).unwrap().signs_fit(),
+                fit,
+                "{cols}"
+            );
+        }
         assert_eq!(layout(0, 70, 32, Bits::One), None);
     }
 }

@@ -272,13 +272,13 @@ unsafe fn sign<const V: usize>(
     let mut f = [[0f32; TILE_ROWS]; V];
     let mut sum = [[0f64; TILE_ROWS]; V];
     for g in 0..l.shape.groups {
-        let cols = l.shape.group_columns(g).len() as i32;
+        let cols = l.shape.group_columns(g).len() as i64;
         // SAFETY: the group lies in the tile, its tail behind its sub-blocks.
         let (base, scale) = unsafe {
             let base = tile.add(l.group_offset(g));
             (base, scales(l, base.add(l.group_subs(g) * l.sub_bytes())))
         };
-        let mut differ = [[0i32; TILE_ROWS]; V];
+        let mut differ = [[0u32; TILE_ROWS]; V];
         for s in 0..l.group_subs(g) {
             for (v, differ) in differ.iter_mut().enumerate() {
                 // SAFETY: a 1-bit sub-block is 32 dwords in row order; one dword of signs a sub-block and vector.
@@ -289,13 +289,14 @@ unsafe fn sign<const V: usize>(
                     )
                 };
                 for (d, w) in differ.iter_mut().zip(w) {
-                    *d += (w ^ x).count_ones() as i32;
+                    *d += (w ^ x).count_ones();
                 }
             }
         }
         for v in 0..V {
             for r in 0..TILE_ROWS {
-                f[v][r] = ((cols - 2 * differ[v][r]) as f32).mul_add(scale[r], f[v][r]);
+                let product = cols - 2 * differ[v][r] as i64;
+                f[v][r] = (product as f32).mul_add(scale[r], f[v][r]);
                 if (g + 1) % FLUSH_SUBS == 0 {
                     sum[v][r] += std::mem::take(&mut f[v][r]) as f64;
                 }

@@ -13,7 +13,7 @@
 //!   point is constant, else `-S`, which fits the 16 bits that the kernels multiply.
 //! - float32: `(subs * 32, V)`.
 //! - sign: one dword a sub-block `(subs, V)` u32 in the order of a 1-bit dword (bit `8j + p` is column `4p + j`), 1 where
-//!   x >= 0. Columns that do not exist have 0 as their codes have, and count as equal.
+//!   x >= 0. Columns that do not exist have 0 as their codes have, and count as equal. For layouts of which [`Layout::signs_fit`].
 //!
 //! # What comes out
 //!

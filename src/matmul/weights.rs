@@ -27,7 +27,7 @@ pub struct Weights {
 enum Form {
     /// Codes.
     Tiles(Tiles),
-    /// Codes of a matrix with no element.
+    /// Codes of a matrix with no element, or of one whose groups are too long for its signs.
     Codes(CodesBuf),
     /// Float32 weights.
     F32(Floats<f32>),
@@ -105,7 +105,7 @@ impl Weights {
         zeroed: impl Fn(usize, &str) -> Result<Buffer>,
     ) -> Result<Weights> {
         check(codes, activations)?;
-        let form = match Layout::new(codes) {
+        let form = match layout(codes, activations) {
             Some(layout) => {
                 let buffer = zeroed(layout.tiles() * layout.tile_bytes(), "weights")?;
                 let hands = Hands::Pool(rt.pool());
@@ -235,7 +235,7 @@ impl Weights {
         }
     }
 
-    /// The path that products take, for people: `"tiles"` for codes, `"rows"` for floats and for what has no element, or `"device"`.
+    /// The path that products take, for people: `"tiles"` for codes, `"rows"` for floats and for what tiles do not take, or `"device"`.
     pub fn path(&self) -> &'static str {
         match self.form {
             Form::Tiles(_) => "tiles",
@@ -336,11 +336,16 @@ impl Weights {
             }
             Err(Other::Device(device)) => return device.multiply(self.activations, x, y, n),
         };
-        // Codes that are here have no element: neither int8 activations nor signs make a difference.
-        if let (Activations::Int8, RowSource::Codes(codes)) = (self.activations, &source) {
-            all_finite(x, codes.shape.cols)?;
+        let driver = rows::Driver::with(rt, hands);
+        match (self.activations, &source) {
+            (Activations::Sign, RowSource::Codes(codes)) => driver.multiply_sign(codes, x, y, n),
+            (Activations::Int8, RowSource::Codes(codes)) => {
+                // They have no element.
+                all_finite(x, codes.shape.cols)?;
+                driver.multiply(&source, x, y, n)
+            }
+            _ => driver.multiply(&source, x, y, n),
         }
-        rows::Driver::with(rt, hands).multiply(&source, x, y, n)
     }
 
     /// Products of several matrices with the same vectors, by those `hands`: `x` is `(n, cols)`, and each matrix comes with its `y`
@@ -421,6 +426,11 @@ fn check(codes: &Codes<'_>, activations: Activations) -> Result<()> {
     Ok(())
 }
 
+/// The tiles that a matrix is multiplied in; `None` where it is by rows.
+fn layout(codes: &Codes<'_>, activations: Activations) -> Option<Layout> {
+    Layout::new(codes).filter(|l| activations != Activations::Sign || l.signs_fit())
+}
+
 /// A copy with packed codes and one scale, and zero point, a group.
 fn owned(c: &Codes<'_>) -> Result<CodesBuf> {
     let s = c.shape;
@@ -468,8 +478,40 @@ fn owned(c: &Codes<'_>) -> Result<CodesBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::{Packing, Per};
     use crate::runtime::Config;
     use crate::testing::{Kind, Random, random_codes};
+
+    #[test]
+    fn signs_of_groups_that_tiles_cannot_sum_go_by_rows() {
+        let huge = |group| Codes {
+            shape: Shape::new(3, 1 << 31, group),
+            bits: Bits::One,
+            packing: Packing::Msb,
+            bytes: &[],
+            scales: ScaleValues::F32(&[1.0]),
+            scale_per: Per::Tensor,
+            zero_points: None,
+        };
+        assert!(layout(&huge(0), Activations::Sign).is_none());
+        assert!(layout(&huge(1 << 30), Activations::Sign).is_some());
+        assert!(layout(&huge(0), Activations::Int8).is_some());
+
+        // As they would be multiplied, on a matrix that fits.
+        let rt = Runtime::new(Config::from_json("{}").unwrap()).unwrap();
+        let shape = Shape::new(40, 300, 0);
+        let codes = random_codes(&mut Random::new(3), shape, Bits::One, Kind::ALL[0]);
+        let by_rows = Weights {
+            form: Form::Codes(owned(&codes.as_codes()).unwrap()),
+            activations: Activations::Sign,
+        };
+        let tiles = Weights::from_codes(&rt, &codes.as_codes(), Activations::Sign).unwrap();
+        let x = Random::new(4).gaussian(3 * 300);
+        let (mut found, mut expected) = (vec![f32::NAN; 3 * 40], vec![0.0; 3 * 40]);
+        by_rows.multiply(&rt, &x, &mut found, 3).unwrap();
+        tiles.multiply(&rt, &x, &mut expected, 3).unwrap();
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn together_gives_the_bits_of_one_by_one() {
