@@ -11,6 +11,7 @@ pub use pool::{Hands, Pool, Shared, Team};
 
 use std::sync::Arc;
 
+use crate::cpu::tile::TileKernels;
 use crate::cpu::{Isa, Kernels};
 use crate::cuda::Gpu;
 use crate::error::Result;
@@ -45,6 +46,15 @@ impl Runtime {
             kernels,
             pool,
         })
+    }
+
+    /// The same with other kernels of tiles: those for another core, which tests and measurements compare.
+    pub fn with_tiles(self, tiles: TileKernels) -> Runtime {
+        let kernels = Kernels {
+            tiles,
+            ..self.kernels
+        };
+        Runtime { kernels, ..self }
     }
 
     /// What its configuration came to. Another configuration asks for the same library if it resolves to the same.
