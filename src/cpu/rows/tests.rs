@@ -227,7 +227,7 @@ fn a_block_is_its_rows_and_vectors() {
 #[test]
 fn signs_are_exact_and_the_same_at_every_level() {
     for cols in [1, 7, 63, 64, 65, 200, 4097] {
-        for group in [0, 1, 7, 32, 33, 64, 100, 128] {
+        for group in [0, 1, 7, 8, 16, 32, 33, 64, 100, 128, 192] {
             let shape = Shape::new(1, cols, group);
             // Powers of two: every product and every sum of theirs is exact.
             let scales: Vec<f32> = (0..shape.groups).map(|i| [1.0, 0.5, -2.0][i % 3]).collect();
