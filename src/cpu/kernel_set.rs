@@ -125,6 +125,7 @@ macro_rules! kernel_set {
                 suits: $crate::cpu::Core::ALL,
                 far: $crate::cpu::far::Far::Nowhere,
                 apart: false,
+                straight: super::f32::STRAIGHT,
                 int8: INT8,
                 direct: [by_width!(direct, 1), by_width!(direct, 2), by_width!(direct, 4), by_width!(direct, 8)],
                 unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],

@@ -17,6 +17,8 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     suits: Core::ALL,
     far: Far::Nowhere,
     apart: false,
+    // Unpacked, 1 to 12 vectors took as long (4 bits).
+    straight: [48; 4],
     int8: [
         by_width!(int8, 1),
         by_width!(int8, 2),

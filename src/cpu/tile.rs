@@ -312,6 +312,8 @@ pub struct TileKernels {
     pub(super) far: Far,
     /// Whether int8 kernels of [`APART_VECTORS`] and more take the halves of a tile one after the other.
     pub(super) apart: bool,
+    /// See [`TileKernels::straight`].
+    pub(super) straight: [usize; 4],
     pub(super) int8: [[Int8Fn; WIDTHS.len()]; 4],
     pub(super) direct: [[DirectFn; WIDTHS.len()]; 4],
     pub(super) unpack: [UnpackFn; 4],
@@ -367,6 +369,8 @@ impl TileKernels {
             all.extend(
                 [
                     (features.isa() >= Isa::Avx2, super::avx2::BASE),
+                    #[cfg(test)]
+                    (features.isa() >= Isa::Avx2, super::avx2::BASE_STRAIGHT),
                     (features.avx_vnni(), super::avx2::VNNI),
                     (avx512, super::avx512::BASE),
                     (avx512, super::avx512::BASE_PAIRS),
@@ -420,6 +424,11 @@ impl TileKernels {
     /// there, and 25% and 7% less at 8 bits with 8 and 12 vectors.)
     pub fn calls_twice(&self, bits: Bits, width: usize) -> bool {
         self.apart && width >= APART_VECTORS && bits == Bits::Eight
+    }
+
+    /// Up to how many float32 vectors are best multiplied straight from the codes, by [`TileKernels::direct`], unless groups are short.
+    pub fn straight(&self, bits: Bits) -> usize {
+        self.straight[by_bits(bits)]
     }
 
     /// The float32 kernel for few vectors.

@@ -246,3 +246,12 @@ kernel_set! {
     /// And AVX-VNNI.
     VNNI = BASE with vnni, Vnni, "avx2+vnni", "avx2,fma,f16c,popcnt,avxvnni"
 }
+
+/// [`BASE`] that takes more vectors straight from the codes than pay: no test would multiply so many by those kernels otherwise.
+#[cfg(test)]
+pub(in crate::cpu) const BASE_STRAIGHT: super::tile::TileKernels = super::tile::TileKernels {
+    name: "avx2+straight",
+    suits: &[],
+    straight: [48; 4],
+    ..BASE
+};

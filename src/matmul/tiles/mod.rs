@@ -232,7 +232,7 @@ impl Tiles {
         let plan = Plan::new(l, Activations::F32, n, members);
         let pairs = pairs::that_pay(kernels, l, n);
         let out = Output::new(y);
-        if n <= most_straight(l) && pairs.is_none() {
+        if n <= most_straight(kernels, l) && pairs.is_none() {
             let none = Workspace::sums(scratch, members, 0)?;
             run_with(hands, none, plan.tasks(), |_, task| {
                 self.direct_task(kernels, x, plan.task(task), &out);

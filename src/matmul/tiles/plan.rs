@@ -1,7 +1,7 @@
 //! How a product of tiles is cut into tasks, and what a task with many float32 vectors works in.
 
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{AMX_VECTORS, FLUSH_SUBS, SHORT_WIDTHS, WIDTHS};
+use crate::cpu::tile::{AMX_VECTORS, FLUSH_SUBS, SHORT_WIDTHS, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::matmul::activations::Activations;
 use crate::matmul::aligned::Aligned;
@@ -20,19 +20,17 @@ const AMX_PANEL_BYTES: usize = 2 * PANEL_BYTES;
 /// bits and lost 1 to 3% at 8 (Zen 4, 512 vectors).
 pub const UNPACK_SUBS: usize = 4;
 
-/// Up to how many float32 vectors are multiplied straight from the codes, unless groups are short. Each block of them unpacks
-/// the codes again, but reads the tile as one stream and keeps no levels; against unpacking once into the cache, with one thread
-/// on Zen 5, 4096 × 4096 from memory, ms at 8 and 4 bits: 4 vectors 0.87 for 3.5, 0.78 for 2.6; 8: 1.6 for 4.3, 1.4 for 3.1; 16: 3.1 for 5.9, 3.0 for 4.4;
-/// 64: 13.0 for 13.7, 13.0 for 12.0; 512: 99 for 102, 97 for 93.
-const DIRECT: usize = 48;
-
-/// The same for short groups, whose weights are scaled besides: as many as one pass takes. A column of 32 rows in groups of 7 took
-/// 10 cycles a pass of four vectors, 16 a pass of eight; unpacked, 5 and 11 for eight (4 bits, from a near cache, Ice Lake).
+/// Up to how many float32 vectors are multiplied straight from the codes where groups are short, whose weights are scaled besides: as many as one pass
+/// takes. A column of 32 rows in groups of 7 took 10 cycles a pass of four vectors, 16 a pass of eight; unpacked, 5 and 11 for eight (4 bits, from a
+/// near cache, Ice Lake).
 const SHORT_DIRECT: usize = SHORT_WIDTHS[0];
 
 /// Up to how many float32 vectors are multiplied straight from the codes.
-pub fn most_straight(l: &Layout) -> usize {
-    if l.short { SHORT_DIRECT } else { DIRECT }
+pub fn most_straight(k: &TileKernels, l: &Layout) -> usize {
+    match l.short {
+        true => SHORT_DIRECT,
+        false => k.straight(l.bits),
+    }
 }
 
 /// Tiles of a task with float32 and many vectors at most.
