@@ -51,7 +51,8 @@
  *
  * Threads. Every function may be called from any thread at any time, unless its comment says otherwise, as long as no
  * call writes what another reads. A call that needs the library configured and finds it is not configures it with the
- * defaults. apl_ffi_cleanup waits for the calls that run. The library is of no use in the child of a fork.
+ * defaults. apl_ffi_cleanup waits for the calls that run. The library is of no use in the child of a fork. A call needs
+ * 512 KiB of stack. Whatever rounding mode or treatment of subnormal numbers the caller has set, a call calculates by the default ones.
  *
  * Pointers need the alignment of their elements. An output must not overlap another array of the same call.
  */
@@ -104,7 +105,7 @@ extern "C" {
 /** The CUDA backend was demanded and cannot be used, or failed while running. */
 #define APL_FFI_ERR_BACKEND (-10)
 
-/** Not possible now: configured otherwise already, or no handle is left. */
+/** Not possible now: configured otherwise already, no handle is left, the context is full, no logits, or the call was cancelled. */
 #define APL_FFI_ERR_STATE (-11)
 
 /** Text is not UTF-8. */
@@ -467,7 +468,7 @@ int32_t apl_matmul_f64(int32_t handle, const double *x, int64_t x_len, double *y
  *
  * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite); ERR_IO;
  * ERR_FORMAT; ERR_UNSUPPORTED (also an architecture that is not known; the message lists those that are); ERR_MEMORY;
- * ERR_STATE (no handle is left).
+ * ERR_BACKEND; ERR_STATE (no handle is left).
  */
 int32_t apl_model_open(const char *path, const char *options, int32_t *model);
 
@@ -532,11 +533,11 @@ int32_t apl_model_detokenize(int32_t model, const int32_t *ids, int32_t ids_len,
  *
  * `options`: JSON; NULL or "" for the defaults. Keys: `"context"` (the model's), `"temperature"` 0.8 (0 is greedy), `"top_k"` 40
  * (0: all), `"top_p"` 0.95, `"min_p"` 0.05, `"repeat_penalty"` 1.0 (over the last 64 tokens), `"seed"` 0 (the same seed gives
- * the same text), `"kv"`: `"f16"` (default; `"f32"` where the model keeps float32 weights).
+ * the same text), `"kv"`: `"f16"` (default) or `"f32"`; where the model keeps float32 weights it is `"f32"` whatever is asked for.
  * Output: `session`, to be closed by `apl_session_close`. Calls on one session from several threads come one after the other.
  *
- * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_STATE (no handle is
- * left).
+ * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_BACKEND; ERR_STATE (no
+ * handle is left).
  */
 int32_t apl_session_open(int32_t model, const char *options, int32_t *session);
 
@@ -548,7 +549,8 @@ int32_t apl_session_open(int32_t model, const char *options, int32_t *session);
  *
  * Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (an id that is none of the vocabulary, misaligned or
  * overlapping arrays); ERR_STATE (tokens beyond the context, a call that was cancelled, no logits yet); ERR_FORMAT (activations are
- * int8, and one inside the model is not finite); ERR_MEMORY. Nothing is fed, and `logits` is not written, unless it is OK.
+ * int8, and one inside the model is not finite); ERR_MEMORY; ERR_BACKEND. Nothing is fed, and `logits` is not written, unless
+ * it is OK.
  */
 int32_t apl_session_eval(int32_t session, const int32_t *ids, int32_t ids_len, float *logits,
                          int64_t logits_len);
@@ -562,15 +564,17 @@ int32_t apl_session_eval(int32_t session, const int32_t *ids, int32_t ids_len, f
  * Returns: the bytes of the piece without the NUL; APL_FFI_END, which is no error, at a token that ends the text (`id` has it; it
  * is not fed) and where the context is full (`id` is -1), with an empty piece; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
  * ERR_NULL; ERR_RANGE (misaligned); ERR_STATE (no logits: feed something first; or the call was cancelled); ERR_FORMAT (the logits
- * are not finite); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
+ * are not finite); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY; ERR_BACKEND.
  */
 int32_t apl_session_next(int32_t session, int32_t *id, char *piece, int32_t capacity);
 
 /**
  * Keeps the first `position` tokens and forgets the others; the logits of the last kept token are the latest again.
  *
- * Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond what was fed); ERR_STATE (a sliding window has forgotten what
- * those tokens see; the message has the least position that is left; 0 always is); ERR_MEMORY.
+ * Where a sliding window has overwritten what those tokens see, they are fed again, which takes as long as it did before.
+ *
+ * Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond what was fed); ERR_STATE (the call was cancelled); ERR_MEMORY;
+ * ERR_BACKEND. Nothing changes unless it is OK.
  */
 int32_t apl_session_rewind(int32_t session, int32_t position);
 

@@ -216,7 +216,7 @@ fn compared(rt: &Runtime, source: &Source, manifest: &Path) -> Result<Option<Agr
     let Ok(tokenizer) = model.tokenizer() else {
         return Ok(None);
     };
-    let mut ids = tokenizer.encode(SAMPLE, true)?;
+    let mut ids = tokenizer.encode(SAMPLE, tokenizer.begins())?;
     ids.truncate(model.context());
     if ids.len() < 2 {
         return Ok(None);

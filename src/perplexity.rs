@@ -23,7 +23,7 @@ impl Perplexity {
     }
 }
 
-/// Perplexity as llama.cpp's tool measures it: the text in windows of `window` tokens that do not overlap, the first token of each
+/// Perplexity as llama.cpp's tool measures it: the text, in which names of special tokens are nothing special, in windows of `window` tokens that do not overlap, the first token of each
 /// replaced by the beginning-of-sequence token, and of each the second half scored. What is left over at the end is not used.
 ///
 /// `progress(done, windows)` is called after each window.
@@ -38,7 +38,7 @@ pub fn perplexity(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Perplexity> {
     let tokenizer = model.tokenizer()?;
-    let mut ids = tokenizer.encode(text, true)?;
+    let mut ids = tokenizer.encode_plain(text, tokenizer.begins())?;
     if window < 3 || window > model.context() {
         return Err(Error::range(format!(
             "a window of {window} tokens, expected 3 to {}, the model's context",
@@ -61,7 +61,7 @@ pub fn perplexity(
     let windows = ids.len() / window;
     let (mut sum, mut tokens) = (0.0, 0);
     for (i, ids) in ids.chunks_exact_mut(window).enumerate() {
-        if let Some(bos) = tokenizer.bos() {
+        if let Some(bos) = tokenizer.begins() {
             ids[0] = bos;
         }
         session.rewind(rt, 0)?;

@@ -85,7 +85,7 @@ pub extern "C" fn apl_model_close(model: i32) -> i32 {
 /// The token ids of a text.
 ///
 /// `text`: text; special tokens that stand in it (`<|im_end|>` …) are taken as such. `add_bos` not 0: exactly one
-/// beginning-of-sequence token comes first, if the model has one.
+/// beginning-of-sequence token comes first, if the model has one (`bos` of `apl_model_info`), whether or not its texts begin with it.
 /// Output: `ids`, of which at most `capacity` are written.
 ///
 /// Returns: the ids that the whole text has; ERR_HANDLE; ERR_ENCODING; ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_RANGE
@@ -110,7 +110,9 @@ pub unsafe extern "C" fn apl_model_tokenize(
             text.len().saturating_mul(TOKENIZING),
             "the tokens of a text",
         )?;
-        let found = model.tokenizer()?.encode(text, add_bos != 0)?;
+        let tokenizer = model.tokenizer()?;
+        let first = tokenizer.bos().filter(|_| add_bos != 0);
+        let found = tokenizer.encode(text, first)?;
         let needed = i32::try_from(found.len())
             .map_err(|_| Error::unsupported("text has more tokens than an int32 counts"))?;
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
@@ -125,11 +127,12 @@ pub unsafe extern "C" fn apl_model_tokenize(
 /// The model's chat template over a conversation: the text that asks the model for the next turn.
 ///
 /// `messages`: JSON, `[{"role": "user", "content": "…"}, …]`; roles are what the template knows (system, user, assistant).
-/// Tokenize the text without `add_bos`: where the model wants that token, the template writes it.
+/// Tokenize the text without `add_bos`: where the model wants that token, the template writes it. A template has 64 KiB at most, writes 64 MiB
+/// at most, and ends after 400,000 steps; what it keeps to itself is not counted: templates are programs of whoever made the model.
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG (not such messages, or the
 /// template refuses them); ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_FORMAT (a malformed template); ERR_UNSUPPORTED (the model
-/// has no tokenizer, or no template).
+/// has no tokenizer, no template, or one beyond that); ERR_MEMORY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_chat(
     model: i32,

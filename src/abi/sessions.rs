@@ -114,7 +114,7 @@ pub unsafe extern "C" fn apl_session_eval(
 /// Samples one token from the latest logits, feeds it, and gives its text.
 ///
 /// Output: `id`, and `piece`: whole UTF-8 characters, at most `capacity` bytes with the NUL. Bytes that make no whole character
-/// yet, or do not fit, come first in the next piece.
+/// yet, or do not fit, come first in the next piece; where the text ends there is none, and `apl_model_detokenize` has what was held.
 ///
 /// Returns: the bytes of the piece without the NUL; APL_FFI_END, which is no error, at a token that ends the text (`id` has it; it
 /// is not fed) and where the context is full (`id` is -1), with an empty piece; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);

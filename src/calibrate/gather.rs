@@ -254,7 +254,7 @@ impl Observer for Seen {
 /// The text as windows of tokens that begin as texts do; at most [`MOST_WINDOWS`], spread evenly.
 fn windows(model: &Model, text: &str, window: usize) -> Result<Vec<u32>> {
     let tokenizer = model.tokenizer()?;
-    let ids = tokenizer.encode(text, true)?;
+    let ids = tokenizer.encode(text, tokenizer.begins())?;
     let all = ids.len() / window;
     if all == 0 {
         return Err(Error::range(format!(
@@ -267,7 +267,7 @@ fn windows(model: &Model, text: &str, window: usize) -> Result<Vec<u32>> {
     for i in 0..taken {
         let start = out.len();
         out.extend_from_slice(&ids[i * all / taken * window..][..window]);
-        if let Some(bos) = tokenizer.bos() {
+        if let Some(bos) = tokenizer.begins() {
             out[start] = bos;
         }
     }

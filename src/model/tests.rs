@@ -206,7 +206,11 @@ fn the_demonstration_tells_what_transformers_has_it_tell() {
     let expected = std::fs::read_to_string(folder.join("reference_greedy.txt")).unwrap();
     let mut s = session(&rt, &model, r#"{"temperature": 0}"#);
     let prompt = "Once upon a time";
-    let ids = model.tokenizer().unwrap().encode(prompt, true).unwrap();
+    let ids = model
+        .tokenizer()
+        .unwrap()
+        .encode(prompt, model.tokenizer().unwrap().begins())
+        .unwrap();
     s.eval(&rt, &ids, Logits::None).unwrap();
     let told = format!("{prompt}{}", greedy(&rt, &mut s, 1000));
     assert_eq!(told, expected.trim_end());
@@ -245,7 +249,9 @@ fn text_that_is_held_back_goes_out_whatever_is_fed_meanwhile() {
     let rt = runtime(r#"{"threads": 1}"#);
     let model = open(&rt, &folder, "");
     let tokenizer = model.tokenizer().unwrap();
-    let ids = tokenizer.encode("Once upon a time", true).unwrap();
+    let ids = tokenizer
+        .encode("Once upon a time", tokenizer.begins())
+        .unwrap();
     let mut s = session(&rt, &model, r#"{"temperature": 0}"#);
     s.eval(&rt, &ids, Logits::None).unwrap();
     let mut expected = Vec::new();
@@ -255,7 +261,7 @@ fn text_that_is_held_back_goes_out_whatever_is_fed_meanwhile() {
         expected.extend(step.id);
     }
     // Fed by the caller, who has its text.
-    let name = tokenizer.encode("Tom", false).unwrap();
+    let name = tokenizer.encode("Tom", None).unwrap();
     s.eval(&rt, &name, Logits::None).unwrap();
     let step = s.next(&rt, 1000).unwrap();
     expected.extend(step.id);

@@ -141,7 +141,7 @@ impl Tokenizer {
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": self.special.bos.and_then(name),
-            "add_bos_token": self.bos().is_some(),
+            "add_bos_token": self.begins().is_some(),
             "eos_token": self.special.ends.first().copied().and_then(name),
         });
         if let Some(template) = &self.special.template {
@@ -166,9 +166,14 @@ impl Tokenizer {
         self.vocabulary.len()
     }
 
-    /// The token that begins a text, if texts of the model begin with one.
+    /// The beginning-of-sequence token, if the model has one.
     pub fn bos(&self) -> Option<u32> {
-        self.special.bos.filter(|_| self.special.begins)
+        self.special.bos
+    }
+
+    /// That token, if texts of the model begin with it.
+    pub fn begins(&self) -> Option<u32> {
+        self.bos().filter(|_| self.special.begins)
     }
 
     /// Whether a token ends the text or the turn.
@@ -177,24 +182,22 @@ impl Tokenizer {
     }
 
     /// The ids of a text. The special tokens of the model that stand in it are taken as such, which is what a chat template
-    /// needs. With `bos` exactly one beginning-of-sequence token comes first, if texts of the model begin with one.
+    /// needs. `first` comes first, once: [`Tokenizer::begins`] as the model has it.
     ///
     /// # Errors
     /// `ERR_FORMAT` if the tokenizer cannot encode it (a vocabulary without the characters, and no unknown token).
-    pub fn encode(&self, text: &str, bos: bool) -> Result<Vec<u32>> {
-        let failed =
-            |e: &dyn Display| Error::format(format!("the tokenizer cannot encode the text: {e}"));
-        // A tokenizer that contradicts itself where nobody looked makes the engine panic; nothing of it changes meanwhile.
-        let encoding = quietly(|| self.engine.encode_fast(text, false))
-            .map_err(|said| failed(&said))?
-            .map_err(|e| failed(&e))?;
-        let ids = encoding.get_ids();
-        let mut out = Vec::with_capacity(ids.len() + 1);
-        if bos {
-            out.extend(self.bos().filter(|b| ids.first() != Some(b)));
-        }
-        out.extend_from_slice(ids);
-        Ok(out)
+    pub fn encode(&self, text: &str, first: Option<u32>) -> Result<Vec<u32>> {
+        encoded(&self.engine, text, first)
+    }
+
+    /// The same, but names of special tokens are text like any other.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str, first: Option<u32>) -> Result<Vec<u32>> {
+        let mut engine = self.engine.clone();
+        engine.set_encode_special_tokens(true);
+        encoded(&engine, text, first)
     }
 
     /// The text of a sequence. Special tokens have none; bytes that make no UTF-8 character become U+FFFD.
@@ -245,6 +248,20 @@ impl Tokenizer {
         })?;
         template.render(messages)
     }
+}
+
+fn encoded(engine: &tokenizers::Tokenizer, text: &str, first: Option<u32>) -> Result<Vec<u32>> {
+    let failed =
+        |e: &dyn Display| Error::format(format!("the tokenizer cannot encode the text: {e}"));
+    // A tokenizer that contradicts itself where nobody looked makes the engine panic; nothing of it changes meanwhile.
+    let encoding = quietly(|| engine.encode_fast(text, false))
+        .map_err(|said| failed(&said))?
+        .map_err(|e| failed(&e))?;
+    let ids = encoding.get_ids();
+    let mut out = Vec::with_capacity(ids.len() + 1);
+    out.extend(first.filter(|first| ids.first() != Some(first)));
+    out.extend_from_slice(ids);
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -81,15 +81,15 @@ fn sentence_piece_as_llama2_c_does_it() {
     let corpus = std::fs::read_to_string(shared.join("corpus/tinystories.txt")).unwrap();
     let lines = corpus.lines().take(120).chain(ODD);
     for text in lines {
-        let ids = tokenizer.encode(text, false).unwrap();
+        let ids = tokenizer.encode(text, None).unwrap();
         assert_eq!(ids, greedy(&texts, &scores, text), "{text:?}");
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
     }
     assert_eq!(
-        tokenizer.encode("", true).unwrap(),
+        tokenizer.encode("", tokenizer.begins()).unwrap(),
         [tokenizer.bos().unwrap()]
     );
-    let bos = tokenizer.encode("<s>x", true).unwrap();
+    let bos = tokenizer.encode("<s>x", tokenizer.begins()).unwrap();
     assert_eq!(
         bos.iter()
             .filter(|&&id| Some(id) == tokenizer.bos())
@@ -108,7 +108,7 @@ fn a_byte_pair_tokenizer_of_hugging_face() {
     );
     let corpus = std::fs::read_to_string(shared.join("corpus/tinystories.txt")).unwrap();
     for text in corpus.lines().take(300).chain(ODD) {
-        let ids = tokenizer.encode(text, false).unwrap();
+        let ids = tokenizer.encode(text, None).unwrap();
         // The engine's own decoder is the oracle of the table of bytes; but it shows unknown tokens, which this vocabulary has
         // of some bytes.
         let expected = tokenizer.engine.decode(&ids, true).unwrap();
@@ -162,7 +162,10 @@ fn a_tokenizer_survives_saving() {
         (tokenizer.bos(), 512, tokenizer.is_end(2))
     );
     for text in ODD {
-        assert_eq!(again.encode(text, true), tokenizer.encode(text, true));
+        assert_eq!(
+            again.encode(text, again.begins()),
+            tokenizer.encode(text, tokenizer.begins())
+        );
     }
 }
 
@@ -240,16 +243,22 @@ fn begins_with(post_processor: &str, tokens: &str, config: &str) -> usize {
         ("tokenizer_config.json", tokens),
         ("config.json", config),
     ] {
-        fs::write(folder.path().join(file), text).unwrap();
+        std::fs::write(folder.path().join(file), text).unwrap();
     }
     let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
-    let ids = tokenizer.encode("a", true).unwrap();
+    // Special tokens in a text, and as any other text: here there is none without them.
+    assert_eq!(tokenizer.encode("a</s>a", None).unwrap(), [0, 2, 0]);
+    assert_eq!(tokenizer.encode_plain("a</s>a", None).unwrap(), [0, 0]);
+    let ids = tokenizer.encode("a", tokenizer.begins()).unwrap();
     assert!(ids.len() == 1 || tokenizer.bos() == Some(1));
     // Its own files say the same.
-    tokenizer.save(folder.path(), Map::new()).unwrap();
+    let texts = tokenizer.texts(Map::new()).unwrap();
+    for (file, text) in Tokenizer::FILES.iter().zip(texts) {
+        std::fs::write(folder.path().join(file), text).unwrap();
+    }
     let again = Tokenizer::from_folder(folder.path()).unwrap();
     assert_eq!(
-        again.encode("a", true).unwrap(),
+        again.encode("a", again.begins()).unwrap(),
         ids,
         "{post_processor} {tokens}"
     );
@@ -435,7 +444,7 @@ fn malformed_tokenizers() {
     let level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
     let whole = bpe(r#"{"a": 0, "b": 1, "ab": 2}"#, r#"["a b"]"#, level);
     let tokenizer = Tokenizer::from_json(whole.as_bytes()).unwrap();
-    assert_eq!(tokenizer.encode("abba", false).unwrap(), [2, 1, 0]);
+    assert_eq!(tokenizer.encode("abba", None).unwrap(), [2, 1, 0]);
     assert_eq!(tokenizer.decode(&[2, 1, 0]).unwrap(), "abba");
     let e = tokenizer.decode(&[2, 3]).unwrap_err();
     assert_eq!(e.message(), "ids[1] is 3, expected 0 to 2");
@@ -475,7 +484,7 @@ fn hostile_tokenizers() {
     let whole = r#""normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="},"#;
     let tokenizer = Tokenizer::from_json(json(whole, "").as_bytes()).unwrap();
     // Whose second unit a text asks for.
-    let e = tokenizer.encode("ab", false);
+    let e = tokenizer.encode("ab", None);
     assert!(e.is_ok() || e.unwrap_err().status() == crate::error::Status::Format);
     let none = r#"{"type": "FixedLength", "length": 0}"#;
     let inside = format!(r#"{{"type": "Sequence", "pretokenizers": [{none}]}}"#);
@@ -535,7 +544,7 @@ fn what_was_encoded_is_not_kept_when_a_tokenizer_goes() {
     let mut heap = Vec::new();
     for _ in 0..4 {
         let tokenizer = Tokenizer::from_folder(&folder).unwrap();
-        tokenizer.encode(&text, false).unwrap();
+        tokenizer.encode(&text, None).unwrap();
         drop(tokenizer);
         // SAFETY: it takes nothing and gives numbers.
         let used = unsafe { libc::mallinfo2() };

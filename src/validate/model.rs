@@ -69,7 +69,7 @@ impl Subject {
                 "there is no tokenizer, so that it cannot read a text",
             ))
         })?;
-        let ids = tokenizer.encode(text, true)?;
+        let ids = tokenizer.encode(text, tokenizer.begins())?;
         if ids.len() < 2 || text.trim().is_empty() {
             return Err(Error::range(format!(
                 "the text has {} tokens, expected at least 2 and some words",

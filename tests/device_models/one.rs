@@ -139,10 +139,9 @@ fn the_demonstration_tells_a_story() {
     let (cpu, cuda) = (cpu(), cuda());
     let (here, there) = (open(&cpu, &demo(), ""), open(&cuda, &demo(), ""));
     let driver = Driver::new();
-    let prompt = here
-        .tokenizer()
-        .unwrap()
-        .encode("Once upon a time", true)
+    let tokenizer = here.tokenizer().unwrap();
+    let prompt = tokenizer
+        .encode("Once upon a time", tokenizer.begins())
         .unwrap();
     let mut s = session(&cuda, &there, r#"{"temperature": 0}"#);
     s.eval(&cuda, &prompt, Logits::None).unwrap();

@@ -50,7 +50,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let model = run::open(rt, &a.model, asked(a.bits), &a.activations, None)?;
     let reference = run::open(rt, &a.reference, asked(Some(32)), "f32", None)?;
     let tokenizer = model.tokenizer()?;
-    let ids = tokenizer.encode(&String::from_utf8_lossy(&text), true)?;
+    let ids = tokenizer.encode(&String::from_utf8_lossy(&text), tokenizer.begins())?;
     let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");
     let mut progress = |done: usize, all: usize| {
         bar.set_length(all as u64);

@@ -160,7 +160,8 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         return chat(rt, &mut session, a);
     }
     say_now(&a.prompt)?;
-    let ids = model.tokenizer()?.encode(&a.prompt, true)?;
+    let tokenizer = model.tokenizer()?;
+    let ids = tokenizer.encode(&a.prompt, tokenizer.begins())?;
     let ids = if ids.is_empty() { vec![0] } else { ids };
     let figures = tell(rt, &mut session, &ids, a.tokens)?;
     say!()?;
@@ -230,7 +231,7 @@ fn chat(rt: &Runtime, session: &mut Session, a: &Arguments) -> Outcome {
             return Ok(());
         }
         messages.push(json!({"role": "user", "content": text}));
-        let ids = tokenizer.encode(&tokenizer.chat(&json!(messages).to_string())?, false)?;
+        let ids = tokenizer.encode(&tokenizer.chat(&json!(messages).to_string())?, None)?;
         if ids.is_empty() {
             return Err(Failure::new(
                 4,
