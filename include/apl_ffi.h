@@ -495,7 +495,7 @@ int32_t apl_model_close(int32_t model);
  * The token ids of a text.
  *
  * `text`: text; special tokens that stand in it (`<|im_end|>` …) are taken as such. `add_bos` not 0: exactly one
- * beginning-of-sequence token comes first, if the model has one.
+ * beginning-of-sequence token comes first, if the model has one (`bos` of `apl_model_info`), whether or not its texts begin with it.
  * Output: `ids`, of which at most `capacity` are written.
  *
  * Returns: the ids that the whole text has; ERR_HANDLE; ERR_ENCODING; ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_RANGE
@@ -507,11 +507,12 @@ int32_t apl_model_tokenize(int32_t model, const char *text, int32_t add_bos, int
  * The model's chat template over a conversation: the text that asks the model for the next turn.
  *
  * `messages`: JSON, `[{"role": "user", "content": "…"}, …]`; roles are what the template knows (system, user, assistant).
- * Tokenize the text without `add_bos`: where the model wants that token, the template writes it.
+ * Tokenize the text without `add_bos`: where the model wants that token, the template writes it. A template has 64 KiB at most, writes 64 MiB
+ * at most, and ends after 400,000 steps; what it keeps to itself is not counted: templates are programs of whoever made the model.
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG (not such messages, or the
  * template refuses them); ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_FORMAT (a malformed template); ERR_UNSUPPORTED (the model
- * has no tokenizer, or no template).
+ * has no tokenizer, no template, or one beyond that); ERR_MEMORY.
  */
 int32_t apl_model_chat(int32_t model, const char *messages, char *text, int32_t capacity);
 
@@ -559,7 +560,7 @@ int32_t apl_session_eval(int32_t session, const int32_t *ids, int32_t ids_len, f
  * Samples one token from the latest logits, feeds it, and gives its text.
  *
  * Output: `id`, and `piece`: whole UTF-8 characters, at most `capacity` bytes with the NUL. Bytes that make no whole character
- * yet, or do not fit, come first in the next piece.
+ * yet, or do not fit, come first in the next piece; where the text ends there is none, and `apl_model_detokenize` has what was held.
  *
  * Returns: the bytes of the piece without the NUL; APL_FFI_END, which is no error, at a token that ends the text (`id` has it; it
  * is not fed) and where the context is full (`id` is -1), with an empty piece; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
