@@ -173,18 +173,23 @@ pub fn refused_now_and_then(
         for &nth in which {
             let mut s = session(rt, model, options);
             driver.set(setting, nth);
-            let mut at = 0;
+            let (mut at, mut latest) = (0, None);
             for piece in PIECES {
                 let end = at + piece;
-                if let Err(e) = last_logits(rt, &mut s, &ids[at..end]) {
+                let fed = last_logits(rt, &mut s, &ids[at..end]);
+                let found = fed.unwrap_or_else(|e| {
                     failures += 1;
                     assert_eq!(e.status(), Status::Backend, "{setting} {nth}: {e}");
                     assert_eq!(s.position(), at, "nothing was fed");
-                    assert_eq!(s.next(rt, 9).unwrap_err().status(), Status::State);
+                    match &latest {
+                        None => assert_eq!(s.next(rt, 9).unwrap_err().status(), Status::State),
+                        Some(before) => assert_eq!(last_logits(rt, &mut s, &[]).unwrap(), *before),
+                    }
                     let found = last_logits(rt, &mut s, &ids[at..end]).unwrap();
                     assert!(end < ids.len() || worst(&found, expected) < 2e-5);
-                }
-                at = end;
+                    found
+                });
+                (at, latest) = (end, Some(found));
             }
             driver.set(setting, 0);
             s.rewind(rt, at - 1).unwrap();
