@@ -207,6 +207,10 @@ fn read_capped(path: &Path) -> Result<Option<Vec<u8>>> {
                 limits::JSON_BYTES
             )));
         }
+        // To open a FIFO would wait for a writer.
+        Ok(m) if !m.is_file() => {
+            return Err(Error::io(format!("{} is no file", path.display())));
+        }
         _ => {}
     }
     fs::read(path)

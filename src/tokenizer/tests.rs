@@ -556,3 +556,16 @@ fn what_was_encoded_is_not_kept_when_a_tokenizer_goes() {
         "three more tokenizers left {grown} bytes"
     );
 }
+
+#[test]
+fn what_is_in_the_place_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("tokenizer_config.json")).unwrap();
+    let file = "tests/data/models/qwen3/tokenizer.json";
+    std::fs::copy(file, folder.path().join("tokenizer.json")).unwrap();
+    let e = Tokenizer::from_folder(folder.path()).err().unwrap();
+    assert!(
+        e.message().ends_with("tokenizer_config.json is no file"),
+        "{e}"
+    );
+}

@@ -300,7 +300,7 @@ fn safetensors_in(folder: &Path) -> Result<PathBuf> {
 pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut manifests = files_in(folder, |name| name.ends_with(".json"))?;
     manifests.retain(|path| {
-        let small = fs::metadata(path).is_ok_and(|m| m.len() <= limits::JSON_BYTES);
+        let small = fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() <= limits::JSON_BYTES);
         small && fs::read(path).is_ok_and(|text| manifest::is_manifest(&text))
     });
     Ok(manifests)
