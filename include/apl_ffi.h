@@ -466,7 +466,8 @@ int32_t apl_matmul_f64(int32_t handle, const double *x, int64_t x_len, double *y
  * Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
  * Output: `model`, to be closed by `apl_model_close`. Any number of sessions and threads use one model at once.
  *
- * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite); ERR_IO;
+ * Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite, a
+ * path of more than 64 KiB); ERR_IO;
  * ERR_FORMAT; ERR_UNSUPPORTED (also an architecture that is not known; the message lists those that are); ERR_MEMORY;
  * ERR_BACKEND; ERR_STATE (no handle is left).
  */
@@ -499,7 +500,7 @@ int32_t apl_model_close(int32_t model);
  * Output: `ids`, of which at most `capacity` are written.
  *
  * Returns: the ids that the whole text has; ERR_HANDLE; ERR_ENCODING; ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_RANGE
- * (misaligned); ERR_UNSUPPORTED (the model has no tokenizer).
+ * (misaligned); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
  */
 int32_t apl_model_tokenize(int32_t model, const char *text, int32_t add_bos, int32_t *ids, int32_t capacity);
 
@@ -522,7 +523,7 @@ int32_t apl_model_chat(int32_t model, const char *messages, char *text, int32_t 
  * `ids` (ids_len).
  *
  * Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`ids_len` or `capacity` < 0);
- * ERR_NULL; ERR_RANGE (misaligned, an id that is none of the vocabulary); ERR_UNSUPPORTED (the model has no tokenizer).
+ * ERR_NULL; ERR_RANGE (misaligned, an id that is none of the vocabulary); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
  */
 int32_t apl_model_detokenize(int32_t model, const int32_t *ids, int32_t ids_len, char *text,
                              int32_t capacity);

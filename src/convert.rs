@@ -176,6 +176,9 @@ pub fn convert(
         quantization.get_or_insert(said);
         done.push(converted);
     }
+    if cancelled.load(Ordering::Relaxed) {
+        return Err(Error::state("interrupted: nothing was changed"));
+    }
     progress(Progress::Writing);
     let weights: usize = done.iter().map(|m| m.rows * m.cols).sum();
     let bytes: usize = done.iter().map(|m| m.bytes).sum();

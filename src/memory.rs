@@ -13,6 +13,16 @@ pub fn filled<T: Clone>(len: usize, value: T, what: &str) -> Result<Vec<T>> {
     Ok(v)
 }
 
+/// A copy of some elements.
+///
+/// # Errors
+/// `ERR_MEMORY` if the allocator refuses; `what` names the buffer in the message.
+pub fn copied<T: Copy>(values: &[T], what: &str) -> Result<Vec<T>> {
+    let mut v = with_capacity(values.len(), what)?;
+    v.extend_from_slice(values);
+    Ok(v)
+}
+
 /// A vector of `len` zeros, which the system makes where it is large.
 ///
 /// # Errors

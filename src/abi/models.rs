@@ -25,7 +25,8 @@ pub(super) static TABLE: Table<Arc<Model>> = Table::new(Kind::Model);
 /// Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
 /// Output: `model`, to be closed by `apl_model_close`. Any number of sessions and threads use one model at once.
 ///
-/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite); ERR_IO;
+/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite, a
+/// path of more than 64 KiB); ERR_IO;
 /// ERR_FORMAT; ERR_UNSUPPORTED (also an architecture that is not known; the message lists those that are); ERR_MEMORY;
 /// ERR_BACKEND; ERR_STATE (no handle is left).
 #[unsafe(no_mangle)]
@@ -89,7 +90,7 @@ pub extern "C" fn apl_model_close(model: i32) -> i32 {
 /// Output: `ids`, of which at most `capacity` are written.
 ///
 /// Returns: the ids that the whole text has; ERR_HANDLE; ERR_ENCODING; ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_RANGE
-/// (misaligned); ERR_UNSUPPORTED (the model has no tokenizer).
+/// (misaligned); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_tokenize(
     model: i32,
@@ -159,7 +160,7 @@ pub unsafe extern "C" fn apl_model_chat(
 /// `ids` (ids_len).
 ///
 /// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`ids_len` or `capacity` < 0);
-/// ERR_NULL; ERR_RANGE (misaligned, an id that is none of the vocabulary); ERR_UNSUPPORTED (the model has no tokenizer).
+/// ERR_NULL; ERR_RANGE (misaligned, an id that is none of the vocabulary); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_detokenize(
     model: i32,

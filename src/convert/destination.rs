@@ -59,15 +59,28 @@ pub(super) fn check(
     if let Some(file) = of_another_layout(out)? {
         return refused(format!("has {file}, of a model in the Hugging Face layout"));
     }
-    let mut other = None;
+    let mut changed = Vec::new();
     for companion in companions {
         if !companion.is_in(out)? {
-            other = other.or(Some(companion.name).filter(|n| out.join(n).exists()));
+            changed.push(companion.name);
         }
     }
-    let Some(file) = other else { return Ok(()) };
+    let Some(missing) = changed.first() else {
+        return Ok(());
+    };
+    let owner = manifests.iter().find(|m| **m != manifest);
+    let Some(file) = changed.iter().find(|name| out.join(name).exists()) else {
+        // A model without a tokenizer would find this one; saved matrices are no model.
+        return match owner.filter(|owner| Source::open(owner, true).is_ok()) {
+            Some(owner) => refused(format!(
+                "has {}, a model without the {missing} of the model to be written",
+                owner.display()
+            )),
+            None => Ok(()),
+        };
+    };
     let another = "which is another than that of the model to be written";
-    match manifests.iter().find(|m| **m != manifest) {
+    match owner {
         Some(owner) => refused(format!("has a {file} of {}, {another}", owner.display())),
         // A crash may have left the npz and a part of the tokenizer.
         None if replaces || formats::has_arrays(out, name)? => Ok(()),

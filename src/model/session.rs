@@ -215,6 +215,10 @@ impl Session {
                 Logits::None | Logits::All(_) => Ok(()),
             };
         }
+        if ids.len() > 1 {
+            // What is latest now outlives a failure; of a single token that is not worth a copy.
+            self.fetch()?;
+        }
         self.cancelled.store(false, Ordering::Relaxed);
         self.feed(rt, ids, logits, observer)?;
         let at_start = self.at_start();
@@ -364,7 +368,12 @@ impl Session {
         if position == now && (self.has_logits() || now == 0) {
             return Ok(());
         }
-        // The last kept token is fed again, for its logits.
+        // The last kept token is fed again, for its logits; what is latest now outlives a failure.
+        self.fetch()?;
+        let before = match self.latest {
+            Latest::Here => Some(memory::copied(&self.logits, "the latest logits")?),
+            _ => None,
+        };
         let last = position.checked_sub(1).map(|i| self.tokens[i]);
         let kept = self.tokens.split_off(position.saturating_sub(1));
         match last {
@@ -376,6 +385,11 @@ impl Session {
                     self.tokens.extend(kept);
                     // What was fed again is not what these tokens need.
                     self.farthest = usize::MAX;
+                    self.latest = Latest::None;
+                    if let Some(before) = before {
+                        self.logits.copy_from_slice(&before);
+                        self.latest = Latest::Here;
+                    }
                     return Err(e);
                 }
             }

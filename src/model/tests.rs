@@ -378,8 +378,28 @@ fn a_cancelled_call_leaves_what_a_window_sees() {
         assert_eq!(logits(&mut s, &[]), at_700, "{name}: the latest logits");
         assert_eq!(logits(&mut s, &ids[700..701]), at_701, "{name}");
 
-        // Back to where the window has gone on from.
-        logits(&mut s, &ids[701..]);
+        // Back to where the window has gone on from, which takes as long as feeding did, and may be cancelled.
+        let at_end = logits(&mut s, &ids[701..]);
+        let mut caught = 0;
+        for delay in 0..20 {
+            let canceller = s.canceller();
+            let cancelled = std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_micros(300 * delay));
+                canceller.cancel();
+            });
+            let back = s.rewind(&rt, 700);
+            cancelled.join().unwrap();
+            match back {
+                Ok(()) => logits(&mut s, &ids[700..]),
+                Err(e) => {
+                    caught += 1;
+                    assert_eq!((e.status(), s.position()), (Status::State, 2000));
+                    logits(&mut s, &[])
+                }
+            };
+            assert_eq!(logits(&mut s, &[]), at_end, "{name}, after {delay}");
+        }
+        assert!(caught > 0);
         s.rewind(&rt, 700).unwrap();
         assert_eq!(logits(&mut s, &[]), at_700, "{name}");
         assert_eq!(logits(&mut s, &ids[700..701]), at_701, "{name}");

@@ -9,9 +9,9 @@ use super::network::{EMBEDDING, Network, TOKENS};
 use super::quantised::{Quantised, searched};
 use super::scenario::SCENARIOS;
 use super::transformer::{self, Place, Target};
-use super::{Baselines, Check, Plan, backend_name, named_tolerance};
+use super::{Baselines, Check, Plan, backend_name, named_tolerance, processors};
 use crate::agreement::Agreement;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matmul::Activations;
 use crate::quant::Bits;
 
@@ -144,6 +144,11 @@ pub fn run(
         backends: plan.backends.iter().map(backend_name).collect(),
         torch: baselines.torch().to_owned(),
     };
+    if subject.is_some() && processors(plan).next().is_none() {
+        return Err(Error::unsupported(
+            "a model is validated on the CPU, expected one of its levels among the backends",
+        ));
+    }
     let forms = plan.bits.len() * plan.groups.len();
     let of_model = subject.map_or(0, |s| s.forms(plan));
     let all = forms * (SCENARIOS.len() + 1) + of_model;

@@ -78,6 +78,10 @@ fn a_second_model_with_another_tokenizer() {
     let elsewhere = tempfile::tempdir().unwrap();
     succeeds(&convert(STORIES, elsewhere.path()));
     refused(text(&without), elsewhere.path(), "has a tokenizer.json of ");
+    // Nor is it given one.
+    let bare = tempfile::tempdir().unwrap();
+    succeeds(&convert(text(&without), bare.path()));
+    refused(STORIES, bare.path(), "a model without the tokenizer.json");
     // One that has the same may lie beside it.
     let same = copied(STORIES, &folder.path().join("same"));
     succeeds(&convert(text(&same), elsewhere.path()));

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use apl_ffi::calibrate::Calibration;
 use apl_ffi::convert::{Progress, Report};
+use apl_ffi::error::Status;
 use apl_ffi::model::source::Source;
 use apl_ffi::options::{WeightOptions, Width};
 use apl_ffi::quant::{Bits, Method};
@@ -139,7 +140,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         bar.finish_and_clear();
     }
     let report = match report {
-        Err(_) if terminal::interrupted() => {
+        Err(e) if terminal::interrupted() && e.status() == Status::State => {
             return Err(Failure::new(130, "interrupted; nothing was changed"));
         }
         report => report?,
