@@ -369,9 +369,13 @@ impl Session {
             return Ok(());
         }
         // The last kept token is fed again, for its logits; what is latest now outlives a failure.
-        self.fetch()?;
+        if position > 0 {
+            self.fetch()?;
+        }
         let before = match self.latest {
-            Latest::Here => Some(memory::copied(&self.logits, "the latest logits")?),
+            Latest::Here if position > 0 => {
+                Some(memory::copied(&self.logits, "the latest logits")?)
+            }
             _ => None,
         };
         let last = position.checked_sub(1).map(|i| self.tokens[i]);
