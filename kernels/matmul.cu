@@ -9,7 +9,7 @@
 //
 // and the packed codes become fragments with one shift and one mask each, for every width, without a shuffle.
 //
-// Bytes: weights are read once for V vectors; x comes from the second-level cache rows / 64 times. Operations a slice: V / 8
+// Bytes: weights are read once for V vectors; x comes from the L2 cache rows / 64 times. Operations a slice: V / 8
 // instructions, and four conversions and multiply-adds a lane after each, since every slice may have a scale of its own.
 #include "weights.cuh"
 

@@ -6,7 +6,7 @@
 //       split 2, rows 0..R  warp 0   warp 1   warp 0   warp 1   warp 0
 //       rows R..2R          warp 2   warp 3   warp 2   …
 //
-// Bytes: R * 16 in flight a lane; a piece of x serves R rows, so that the first-level cache gives R times less than it would.
+// Bytes: R * 16 in flight a lane; a piece of x serves R rows, so that the L1 cache gives R times less than it would.
 // Operations a slice and row (int8): 8 quads, each a shift, a mask and V dot products of four; then V times one conversion and
 // two multiply-adds. At 4.3 TB/s that stays under the issue rate of an H100 for V <= 4; beyond, matmul.cu has tensor cores.
 // Sums: a lane adds its slices in order, a warp adds its lanes as a tree, a block adds its warps in order.

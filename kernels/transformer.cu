@@ -59,7 +59,7 @@ DEVICE float norm_factor(float squares, const NormArgs &a) {
 }
 
 // sum = x + [norm](y + bias), out = norm(sum): the residual stream past a sub-layer and the input of the next one, quantised where
-// that is how the products take it. A block a token. Rows are read again rather than kept: they lie in the first-level cache, and no width is too large.
+// that is how the products take it. A block a token. Rows are read again rather than kept: they lie in the L1 cache, and no width is too large.
 KERNEL(256, add_norm, NormArgs) {
     const size_t row = size_t(blockIdx.x) * args.width;
     const float *x = in<float>(args.x) + row, *y = in<float>(args.y) + row;

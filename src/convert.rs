@@ -2,40 +2,28 @@
 //!
 //! Tensors go through one at a time, so that the memory it takes is that of the largest matrix as float32 and its codes.
 
+mod check;
 mod destination;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Map, Value, json};
 
-use crate::agreement::{Agreement, agreement};
+use crate::agreement::Agreement;
 use crate::calibrate::{self, Calibration, Known};
 use crate::error::{Error, Result};
-use crate::formats::{
-    self, FloatValues, FloatsView, ManifestWriter, MatrixRef, MatrixView, WeightFile,
-};
+use crate::formats::{FloatValues, FloatsView, ManifestWriter, MatrixRef, MatrixView};
 use crate::matmul;
 use crate::memory;
 use crate::model::source::{Role, Source, architecture_to_json};
-use crate::model::{Model, ModelOptions};
 use crate::options::{WeightOptions, Width};
 use crate::quant::{Bits, Codes, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
 use crate::weights;
 
+pub use check::{SAMPLE, verify};
 pub use destination::refuse;
-
-/// The text on which a converted model is compared with its source.
-pub const SAMPLE: &str = "Once upon a time there was a small boat that lived in a harbour by the sea. Every morning the \
-    fisherman and his daughter took it out to look for fish. One day the wind was strong and the waves were high. \
-    \"We should go home,\" said the girl, \"the sky is dark.\" Her father looked up and nodded. They turned the boat and \
-    sailed back. When they came to the harbour it began to rain. They were wet and cold, but they were happy to be safe. \
-    At home her mother had made a hot soup, and they sat by the fire and told her what they had seen.";
-
-/// The most bytes that a source may have as float32 for a comparison at the end of its conversion: both models are then in memory.
-const MOST_COMPARED: u64 = 1 << 30;
 
 /// What happened to one matrix.
 #[derive(Clone, Debug)]
@@ -65,7 +53,8 @@ pub struct Report {
     pub relative_error: f64,
     /// Bits a weight in truth, over all matrices: scales and zero points included.
     pub bits_a_weight: f64,
-    /// How it compares with its source on [`SAMPLE`]; `None` for a source of more than 1 GiB as float32, and without a tokenizer.
+    /// How it compares with its source on [`SAMPLE`]; `None` without a tokenizer, and for a source that takes more than half of the
+    /// available memory as float32, or 12 GiB.
     pub agreement: Option<Agreement>,
 }
 
@@ -117,6 +106,10 @@ pub fn convert(
     progress: &mut dyn FnMut(Progress<'_>),
     cancelled: &AtomicBool,
 ) -> Result<Report> {
+    let go_on = |left: &str| match cancelled.load(Ordering::Relaxed) {
+        true => Err(Error::state(format!("interrupted: {left}"))),
+        false => Ok(()),
+    };
     let companions = destination::companions(source)?;
     destination::check(source, (out, name), &companions)?;
     let _made = destination::Made::folders(out)?;
@@ -131,20 +124,14 @@ pub fn convert(
     });
     let mut done = Vec::new();
     let (mut squares, mut differences) = (0.0, 0.0);
-    let mut quantization = None;
+    let mut quantizations = Vec::new();
     // What no product tells anything about is at least searched.
     let method = match calibration {
         Some(_) => Method::Search,
         None => options.method,
     };
-    let method_name = match calibration {
-        Some(_) => "calibrated",
-        None => method.name(),
-    };
     for spec in &specs {
-        if cancelled.load(Ordering::Relaxed) {
-            return Err(Error::state("interrupted: nothing was changed"));
-        }
+        go_on("nothing was changed")?;
         progress(Progress::Tensor {
             name: &spec.name,
             weights: elements(&spec.shape),
@@ -173,12 +160,10 @@ pub fn convert(
         source.weights().forget();
         squares += norms.0;
         differences += norms.1;
-        quantization.get_or_insert(said);
+        quantizations.push(said);
         done.push(converted);
     }
-    if cancelled.load(Ordering::Relaxed) {
-        return Err(Error::state("interrupted: nothing was changed"));
-    }
+    go_on("nothing was changed")?;
     progress(Progress::Writing);
     let weights: usize = done.iter().map(|m| m.rows * m.cols).sum();
     let bytes: usize = done.iter().map(|m| m.bytes).sum();
@@ -189,46 +174,27 @@ pub fn convert(
         bits_a_weight: 8.0 * bytes as f64 / weights.max(1) as f64,
         matrices: done,
     };
-    let (model, fields) = described(source, method_name, &report, quantization);
+    let (model, fields) = described(source, &report, quantizations);
     writer.finish(model, fields, &companions)?;
     progress(Progress::Checking);
-    verify(&Source::open(&manifest, true)?)?;
-    let floats: u64 = specs.iter().map(|s| 4 * elements(&s.shape)).sum();
-    if floats <= MOST_COMPARED {
+    let unchecked = format!("{} is written, and was not checked", manifest.display());
+    check::verify(&Source::open(&manifest, true)?, &mut |_| go_on(&unchecked))?;
+    if check::is_compared(&specs) {
         progress(Progress::Comparing);
-        report.agreement = compared(rt, source, &manifest).map_err(|e| {
+        report.agreement = check::compared(rt, source, &manifest, cancelled).map_err(|e| {
             e.within(format_args!(
                 "{} is written, and compared with its source",
                 manifest.display()
             ))
         })?;
     }
-    Ok(report)
-}
-
-/// Compares what was written with its source, and notes the outcome in the manifest. `None` without a tokenizer.
-fn compared(rt: &Runtime, source: &Source, manifest: &Path) -> Result<Option<Agreement>> {
-    // What was written as it was written, float or not.
-    let open = |path: &Path, width: Option<Width>| {
-        let mut options = ModelOptions::default();
-        options.weights.width = width;
-        options.weights.keep_floats = true;
-        Model::open(rt, path, &options).map(Arc::new)
-    };
-    let model = open(manifest, None)?;
-    let Ok(tokenizer) = model.tokenizer() else {
-        return Ok(None);
-    };
-    let mut ids = tokenizer.encode(SAMPLE, tokenizer.begins())?;
-    ids.truncate(model.context());
-    if ids.len() < 2 {
-        return Ok(None);
+    if report.agreement.is_none() {
+        go_on(&format!(
+            "{} is written, and was not compared with its source",
+            manifest.display()
+        ))?;
     }
-    let reference = open(origin(source), Some(Width::F32))?;
-    let found = agreement(rt, &model, &reference, &ids, ids.len(), &mut |_, _| {})?;
-    let more = Map::from_iter([("compared".to_owned(), found.to_json())]);
-    formats::amend(manifest, "accuracy", more)?;
-    Ok(Some(found))
+    Ok(report)
 }
 
 /// What a source is opened by: its folder, or its file.
@@ -252,6 +218,9 @@ struct Matrix<'a> {
     known: Known<'a>,
 }
 
+/// The method of codes that were taken over.
+const COPIED: &str = "copied";
+
 /// Squares of the weights, and of their differences, summed.
 type Norms = (f64, f64);
 
@@ -262,7 +231,7 @@ impl Matrix<'_> {
         view: MatrixView<'_>,
     ) -> Result<(Converted, Norms, Value)> {
         let (rows, cols) = view.shape();
-        finite(&view)?;
+        check::finite(&view)?;
         let floats = match view {
             MatrixView::Codes(view) => {
                 let codes = view.as_codes();
@@ -271,10 +240,8 @@ impl Matrix<'_> {
                     .width
                     .is_none_or(|w| w == Width::Codes(codes.bits))
                 {
-                    return self.codes(writer, &codes, 0.0).map(|(c, said)| {
-                        let norms = (c.relative_error, 0.0);
-                        (c, norms, said)
-                    });
+                    let (converted, said) = self.codes(writer, &codes, COPIED, 0.0)?;
+                    return Ok((converted, (0.0, 0.0), said));
                 }
                 let mut w = memory::filled(rows * cols, 0.0, "a matrix as float32")?;
                 matmul::dequantize(self.rt, &codes, &mut w)?;
@@ -308,6 +275,11 @@ impl Matrix<'_> {
             scales: ScalePrecision::Auto,
         };
         let made;
+        let method = match self.known {
+            Known::Nothing => self.method.name(),
+            Known::Inputs(_) => "calibrated",
+            Known::Codes(_) => "calibrated, tuned",
+        };
         let codes = match self.known {
             Known::Codes(tuned) if tuned.shape == shape && tuned.bits == bits => tuned.as_codes(),
             Known::Codes(_) => {
@@ -334,7 +306,7 @@ impl Matrix<'_> {
             }
         }
         let error = (differences / f64::max(squares, f64::MIN_POSITIVE)).sqrt();
-        let (converted, said) = self.codes(writer, &codes, error)?;
+        let (converted, said) = self.codes(writer, &codes, method, error)?;
         Ok((converted, (squares, differences), said))
     }
 
@@ -342,16 +314,18 @@ impl Matrix<'_> {
         &self,
         writer: &mut ManifestWriter,
         codes: &Codes<'_>,
+        method: &str,
         relative_error: f64,
     ) -> Result<(Converted, Value)> {
         let Shape {
             rows, cols, groups, ..
         } = codes.shape;
-        let said = writer.matrix(
+        let mut said = writer.matrix(
             self.name,
             &MatrixRef::Codes(*codes),
             error_field(relative_error),
         )?;
+        said["method"] = json!(method);
         let scale_bytes = if said["scale"]["dtype"] == "float16" {
             2
         } else {
@@ -420,9 +394,8 @@ fn error_field(relative_error: f64) -> Map<String, Value> {
 /// What the manifest says of the model, and beside its weights.
 fn described(
     source: &Source,
-    method: &str,
     report: &Report,
-    quantization: Option<Value>,
+    quantizations: Vec<Value>,
 ) -> (Map<String, Value>, Map<String, Value>) {
     let a = source.architecture();
     let object = |value: Value| match value {
@@ -434,8 +407,11 @@ fn described(
         "families": [a.family.name()],
         "source": origin(source).file_name().map(|n| n.to_string_lossy()),
     }));
-    let mut quantization = quantization.unwrap_or_default();
-    quantization["method"] = json!(method);
+    // What was done here, if anything was; else how the source has it.
+    let done = quantizations
+        .iter()
+        .position(|q| q["method"] != COPIED && !q["method"].is_null());
+    let quantization = quantizations.into_iter().nth(done.unwrap_or(0));
     let fields = object(json!({
         "architecture": architecture_to_json(a),
         "quantization": quantization,
@@ -447,33 +423,5 @@ fn described(
     (model, fields)
 }
 
-/// Reads all of a model: every tensor is readable and finite, and the npz of a manifest the one that was written, by its sha256.
-///
-/// # Errors
-/// `ERR_FORMAT` if not; `ERR_UNSUPPORTED` for a type that is not read; `ERR_IO`; `ERR_MEMORY`.
-pub fn verify(source: &Source) -> Result<()> {
-    if let WeightFile::Manifest(manifest) = source.weights() {
-        manifest.verify()?;
-    }
-    for spec in source.tensors() {
-        match spec.role {
-            Role::Vector => drop(source.vector(&spec.name)?),
-            Role::Matrix => {
-                finite(&source.matrix(&spec.name)?).map_err(|e| e.within(&spec.name))?
-            }
-        }
-        source.weights().forget();
-    }
-    Ok(())
-}
-
-/// `ERR_FORMAT` for a matrix with a weight that is no number.
-fn finite(view: &MatrixView<'_>) -> Result<()> {
-    match view {
-        MatrixView::Floats(view) if !view.is_finite() => Err(Error::format(
-            "a weight is not finite, expected finite numbers",
-        )),
-        // The scales of codes were looked at when they were opened.
-        _ => Ok(()),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! Fallible allocation: a size that a caller or a file gives must come back as `ERR_MEMORY`,
-//! never as an abort of the host process.
+//! never as an abort of the host process. And how much memory there is.
+
+use std::fs;
 
 use crate::error::{Error, Result};
 
@@ -44,6 +46,27 @@ fn refused<T>(len: usize, what: &str) -> Error {
         "no memory for {what}: {len} elements of {} bytes",
         size_of::<T>()
     ))
+}
+
+/// The bytes of memory that may still be taken without swapping, within the limit of a container too; `None` where the system does not say.
+pub fn available() -> Option<u64> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limits = [
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ];
+    let left = limits
+        .iter()
+        .filter_map(|(most, taken)| Some(number(most)?.saturating_sub(number(taken)?)));
+    let system = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = system
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    left.chain([1024 * kib]).min()
 }
 
 /// An empty vector with room for `capacity` elements.

@@ -6,7 +6,7 @@
 Ours, with int8 and float32 activations (and signs), are end to end through the C ABI: vectors of the host go in, sums come back, as
 `apl_matmul` has it. The peers (peers.py: cuBLAS in float16, PyTorch's int8 and int4, gemlite, humming, llama.cpp's types) are timed on
 the device alone, which is in their favour; cuBLAS end to end too, with page-locked vectors. Of every figure the median over --repeats calls is shown, in microseconds. Weights are
-rotated through more memory than the second-level cache holds. A peer that is not installed, or refuses, is left out with a line.
+rotated through more memory than the L2 cache holds. A peer that is not installed, or refuses, is left out with a line.
 
 This script was written where there is no GPU. It has never been run on one: read its figures with that in mind, and say with them which
 device, driver and date they are of. `--try-peers` runs what a processor can run of the peers, to see that they are called rightly.

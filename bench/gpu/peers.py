@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 
-# Bytes of weights that the calls of a case go round, more than any second-level cache has; and the most matrices.
+# Bytes of weights that the calls of a case go round, more than any L2 cache has; and the most matrices.
 ROTATED, MOST = 256 << 20, 64
 GROUP = 32
 UNCOUNTED = 5  # calls

@@ -236,4 +236,5 @@ def main():
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -66,10 +66,10 @@ macro_rules! kernel_set {
 
             #[target_feature(enable = $features)]
             unsafe fn direct<const BITS: usize, const V: usize>(
-                l: &Layout, tile: *const u8, x: *const f32, far: usize, out: *mut f32,
+                l: &Layout, tile: *const u8, x: *const f32, l2_distance: usize, out: *mut f32,
             ) {
                 // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
-                unsafe { super::f32::direct::<BITS, V>(l, tile, x, far, out) }
+                unsafe { super::f32::direct::<BITS, V>(l, tile, x, l2_distance, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -91,10 +91,10 @@ macro_rules! kernel_set {
 
             #[target_feature(enable = $features)]
             unsafe fn short_direct<const V: usize>(
-                l: &Layout, tile: *const u8, x: *const f32, far: usize, out: *mut f32,
+                l: &Layout, tile: *const u8, x: *const f32, l2_distance: usize, out: *mut f32,
             ) {
                 // SAFETY: as above.
-                unsafe { super::short::direct::<V>(l, tile, x, far, out) }
+                unsafe { super::short::direct::<V>(l, tile, x, l2_distance, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -123,7 +123,7 @@ macro_rules! kernel_set {
                 name: $name,
                 isa: $crate::cpu::Isa::$isa,
                 suits: $crate::cpu::Core::ALL,
-                far: $crate::cpu::far::Far::Nowhere,
+                l2_prefetch: $crate::cpu::l2_prefetch::L2Prefetch::Never,
                 apart: false,
                 straight: super::f32::STRAIGHT,
                 int8: INT8,
@@ -190,11 +190,11 @@ macro_rules! integer_kernels {
             l: &Layout,
             tile: *const u8,
             x: *const u32,
-            far: usize,
+            l2_distance: usize,
             out: *mut f32,
         ) {
             // SAFETY: as above.
-            unsafe { super::sign::tile::<Ext, V>(l, tile, x, far, out) }
+            unsafe { super::sign::tile::<Ext, V>(l, tile, x, l2_distance, out) }
         }
 
         const INT8: [[Int8Fn; WIDTHS.len()]; 4] = [

@@ -4,8 +4,8 @@
 mod kernel_set;
 
 mod dispatch;
-pub mod far;
 mod float_mode;
+pub mod l2_prefetch;
 pub mod layout;
 pub mod rows;
 mod scalar;
@@ -43,9 +43,9 @@ impl Kernels {
     }
 }
 
-/// Calls for the cache line at an address, which may be any; without effect where the processor has no such instruction.
+/// Prefetches the cache line at an address, which may be any; without effect where the processor has no such instruction.
 #[inline(always)]
-pub fn call_for<T>(at: *const T) {
+pub fn prefetch_line<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has it, and it reads nothing.
     unsafe {

@@ -5,7 +5,7 @@ mod short;
 
 use self::short::{direct as short_direct, round as short_round, unpack as short_unpack};
 use super::dispatch::{Core, Isa};
-use super::far::Far;
+use super::l2_prefetch::L2Prefetch;
 use super::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use super::tile::{Ahead, FLUSH_SUBS, Int8Acts, TileKernels};
 use crate::quant::{Bits, quantize_block};
@@ -15,7 +15,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     name: "scalar",
     isa: Isa::Scalar,
     suits: Core::ALL,
-    far: Far::Nowhere,
+    l2_prefetch: L2Prefetch::Never,
     apart: false,
     // Unpacked, 1 to 12 vectors took as long (4 bits).
     straight: [48; 4],

@@ -13,8 +13,7 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 pub(super) const MAGIC: i32 = (127 + 23) << 23;
 
-/// How far before the codes and scales it works on a kernel calls for the next ones: as the float32 kernels of other groups do, and no
-/// other distance was tried.
+/// The prefetch distance in bytes: that of the float32 kernels of other groups; no other was tried.
 const AHEAD: usize = 3072;
 
 /// Quads of a chain: two of them make a sub-block.
@@ -69,7 +68,7 @@ pub(super) trait Lanes {
     unsafe fn flush(sum: Self::Wide, more: Self::Floats) -> Self::Wide;
     /// Writes a part, rounded.
     unsafe fn store(values: Self::Wide, out: *mut f32);
-    /// Calls for the line at `near`, and for that at `far` into the second-level cache; they may be any address.
+    /// Prefetches the line at `near` into the L1 cache and that at `far` into L2; they may be any address.
     unsafe fn prefetch(near: *const u8, far: *const u8);
 }
 
@@ -85,7 +84,7 @@ trait Columns<L: Lanes, const STEP: usize> {
 }
 
 /// Gives `to` the weights of `columns`, which begin with a sub-block and end with one or with the row, of the `STEP` parts from `first` on;
-/// `ONE_BIT` is that of the layout, `far` as for [`super::tile::DirectFn`].
+/// `ONE_BIT` is that of the layout, `l2_distance` as for [`super::tile::DirectFn`].
 ///
 /// # Safety
 /// The level of `L`; the tile has the columns; what `to` asks for.
@@ -95,7 +94,7 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     tile: *const u8,
     first: usize,
     columns: Range<usize>,
-    far: usize,
+    l2_distance: usize,
     to: &mut impl Columns<L, STEP>,
 ) {
     let (bits, group) = (l.bits.get(), l.shape.group);
@@ -106,7 +105,8 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     let mut left = (g + 1) * group - columns.start;
     // SAFETY: quads, scales and zero points of the columns lie in the tile; prefetches may name any address.
     unsafe {
-        let call_for = |at: *const u8| L::prefetch(at.wrapping_add(AHEAD), at.wrapping_add(far));
+        let prefetch_ahead =
+            |at: *const u8| L::prefetch(at.wrapping_add(AHEAD), at.wrapping_add(l2_distance));
         let mut tail = tile.add(l.tail_offset(g));
         let mut scale = [L::zero(); STEP];
         let mut base = [L::zero(); STEP];
@@ -115,13 +115,13 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
         }
         macro_rules! read_tail {
             () => {
-                call_for(tail);
+                prefetch_ahead(tail);
                 for s in 0..STEP {
                     scale[s] = L::scales(l, tail, first + s);
                 }
                 if tail_bytes > 64 {
-                    call_for(tail.wrapping_add(64));
-                    call_for(tail.wrapping_add(128));
+                    prefetch_ahead(tail.wrapping_add(64));
+                    prefetch_ahead(tail.wrapping_add(128));
                 }
                 if zeros {
                     for s in 0..STEP {
@@ -140,7 +140,7 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
             if k < bits {
                 // The first of the quads that these dwords hold.
                 for line in 0..(4 * L::ROWS * STEP).div_ceil(64) {
-                    call_for(at.wrapping_add(64 * line));
+                    prefetch_ahead(at.wrapping_add(64 * line));
                 }
             }
             let right = (k - q) as u32;
@@ -251,7 +251,7 @@ pub(super) unsafe fn direct<L: Lanes, const PARTS: usize, const STEP: usize, con
     l: &Layout,
     tile: *const u8,
     x: *const f32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     const FLUSH_COLS: usize = FLUSH_SUBS * SUB_COLS;
@@ -268,8 +268,10 @@ pub(super) unsafe fn direct<L: Lanes, const PARTS: usize, const STEP: usize, con
             for start in (0..l.shape.cols).step_by(FLUSH_COLS) {
                 let columns = start..l.shape.cols.min(start + FLUSH_COLS);
                 match l.bits {
-                    Bits::One => walk::<L, STEP, true>(l, tile, first, columns, far, &mut chains),
-                    _ => walk::<L, STEP, false>(l, tile, first, columns, far, &mut chains),
+                    Bits::One => {
+                        walk::<L, STEP, true>(l, tile, first, columns, l2_distance, &mut chains)
+                    }
+                    _ => walk::<L, STEP, false>(l, tile, first, columns, l2_distance, &mut chains),
                 }
                 chains.end_chain();
                 for v in 0..V {

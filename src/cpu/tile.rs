@@ -34,7 +34,7 @@
 use super::dispatch::{Core, Isa};
 #[cfg(target_arch = "x86_64")]
 use super::dispatch::{Features, permit_amx};
-use super::far::{Far, Few};
+use super::l2_prefetch::{Few, L2Prefetch};
 use super::layout::Layout;
 use crate::quant::Bits;
 
@@ -58,15 +58,15 @@ pub struct Int8Acts {
     pub corrections: *const i32,
 }
 
-/// What a kernel calls for while it works: the bytes that this thread will want next.
+/// What a kernel prefetches while it works: the bytes that this thread will read next.
 #[derive(Clone, Copy)]
 pub struct Ahead {
     /// The first of them.
     pub at: *const u8,
-    /// Cache lines to call for at each sub-block.
+    /// Cache lines to prefetch at each sub-block.
     pub lines: usize,
     /// As for [`DirectFn`], in kernels of up to four vectors; with AVX2, of any number.
-    pub far: usize,
+    pub l2_distance: usize,
 }
 
 /// From how many int8 vectors on kernels that take the halves of a tile one after the other do so.
@@ -77,8 +77,7 @@ pub const APART_VECTORS: usize = 8;
 /// them pass.
 pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Ahead, *mut f32);
 
-/// float32, `V` vectors, straight from the codes: `(layout, tile, x, far, out)`. So many bytes before those that it works on are called into the
-/// second-level cache.
+/// float32, `V` vectors, straight from the codes: `(layout, tile, x, l2_distance, out)`. It prefetches into the L2 cache at that distance in bytes.
 pub type DirectFn = unsafe fn(&Layout, *const u8, *const f32, usize, *mut f32);
 
 /// Unpacks sub-blocks `first..first + count` of a tile: `(layout, tile, first, count, levels, scales)` with
@@ -90,7 +89,7 @@ pub type UnpackFn = unsafe fn(&Layout, *const u8, usize, usize, *mut f32, *mut f
 /// `x` is `(count * 32, V)`.
 pub type PanelFn = unsafe fn(*const f32, *const f32, usize, *const f32, *mut f32);
 
-/// sign: `(layout, tile, x, far, out)`, `far` as for [`DirectFn`].
+/// sign: `(layout, tile, x, l2_distance, out)`, `l2_distance` as for [`DirectFn`].
 pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, usize, *mut f32);
 
 /// Rounds `V` float32 vectors to what int8 activations leave over of them: `(x, group)`; `x` is `(cols, V)` and finite, and no vector
@@ -158,7 +157,7 @@ pub struct Stream {
     /// What comes behind the last one.
     pub then: *const u8,
     /// As for [`DirectFn`].
-    pub far: usize,
+    pub l2_distance: usize,
 }
 
 /// int8 by look-ups, one vector: `(layout, first, count, stream, activations, out)`: groups `first..first + count` of a tile, which `stream` has
@@ -191,7 +190,7 @@ pub type BytesFn = unsafe fn(&Layout, *const u8, usize, usize, Bytes);
 
 /// int8, `V` vectors and two tiles: `(layout, count, tiles, activations, ahead, out)`: `count` sub-blocks, which are whole blocks of
 /// activations and with which the activations begin, **added** to the `(V, 32)` of each tile. What the caller wants of each tile next is
-/// called for.
+/// prefetched.
 pub type PairInt8Fn = unsafe fn(&Layout, usize, [Bytes; 2], Int8Acts, [Ahead; 2], [*mut f32; 2]);
 
 /// float32, `V` vectors and two tiles: as [`PanelFn`], of each tile its own levels, scales and sums.
@@ -309,7 +308,7 @@ pub struct TileKernels {
         expect(dead_code, reason = "they have the scalar set only")
     )]
     pub(super) suits: &'static [Core],
-    pub(super) far: Far,
+    pub(super) l2_prefetch: L2Prefetch,
     /// Whether int8 kernels of [`APART_VECTORS`] and more take the halves of a tile one after the other.
     pub(super) apart: bool,
     /// See [`TileKernels::straight`].
@@ -393,7 +392,7 @@ impl TileKernels {
             let core = features.core();
             all.sort_by_key(|k| (k.isa, k.suits.contains(&core)));
             for k in all.iter_mut().filter(|k| k.isa != Isa::Scalar) {
-                k.far = Far::of(core);
+                k.l2_prefetch = L2Prefetch::of(core);
             }
         }
         all
@@ -409,9 +408,9 @@ impl TileKernels {
         self.isa
     }
 
-    /// How far before what it works on a kernel of few vectors is to call for bytes into the second-level cache: see [`super::far`].
-    pub fn far(&self, kernel: Few, vectors: usize) -> usize {
-        self.far.distance(self.isa, kernel, vectors)
+    /// The distance in bytes at which a kernel of few vectors is to prefetch into the L2 cache: see [`super::l2_prefetch`].
+    pub fn l2_distance(&self, kernel: Few, vectors: usize) -> usize {
+        self.l2_prefetch.distance(self.isa, kernel, vectors)
     }
 
     /// The int8 kernel for a width of codes and a number of vectors.
@@ -419,10 +418,10 @@ impl TileKernels {
         self.int8[by_bits(bits)][by_width(&WIDTHS, width)]
     }
 
-    /// Whether its int8 kernel for so many vectors passes over a tile twice, and calls for half of [`Ahead::lines`] each time. Below 8 bits it passes twice and calls
-    /// once: with so much to do for each byte the first pass need not wait for memory. (On Zen 4 calls in both took 0 to 4% longer
+    /// Whether its int8 kernel for so many vectors passes over a tile twice, and prefetches half of [`Ahead::lines`] each time. Below 8 bits it passes twice and prefetches in
+    /// one: with so much to do for each byte the first pass need not wait for memory. (On Zen 4 prefetches in both took 0 to 4% longer
     /// there, and 25% and 7% less at 8 bits with 8 and 12 vectors.)
-    pub fn calls_twice(&self, bits: Bits, width: usize) -> bool {
+    pub fn prefetches_twice(&self, bits: Bits, width: usize) -> bool {
         self.apart && width >= APART_VECTORS && bits == Bits::Eight
     }
 

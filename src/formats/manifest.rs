@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::bytes::FileBytes;
 use super::json::{self, Entries};
@@ -27,6 +28,7 @@ pub struct Manifest {
     weights: Vec<(String, Weight)>,
     index: HashMap<String, usize>,
     defaults: Quantization,
+    accuracy: Value,
 }
 
 #[derive(Deserialize)]
@@ -36,6 +38,8 @@ struct Root {
     model: Model,
     #[serde(default)]
     quantization: Quantization,
+    #[serde(default)]
+    accuracy: Value,
     weights: Entries<Weight>,
 }
 
@@ -69,6 +73,8 @@ struct Weight {
     q_zero_point: Option<String>,
     fp32: Option<String>,
     fp16: Option<String>,
+    #[serde(default)]
+    relative_error: Value,
 }
 
 #[derive(Deserialize)]
@@ -134,6 +140,7 @@ impl Manifest {
             weights,
             index,
             defaults: root.quantization,
+            accuracy: root.accuracy,
         })
     }
 
@@ -153,6 +160,17 @@ impl Manifest {
                 "the npz has the sha256 {found}, the manifest says {expected}"
             ))),
         }
+    }
+
+    /// What the conversion measured of the whole model; null where the manifest does not say.
+    pub fn accuracy(&self) -> &Value {
+        &self.accuracy
+    }
+
+    /// The norm of what quantising changed of a weight over its norm; `None` where the manifest does not say.
+    pub fn relative_error(&self, name: &str) -> Option<f64> {
+        let (_, weight) = &self.weights[*self.index.get(name)?];
+        weight.relative_error.as_f64()
     }
 
     /// The names of the weights, in the order of the manifest.

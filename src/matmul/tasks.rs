@@ -69,7 +69,7 @@ pub fn run_with<S: Send>(
 }
 
 /// A thread for each scratch claims tasks until none is left: of its own run of them one after the other, because they lie so in memory and a kernel
-/// calls for what lies ahead, then what others have not begun.
+/// prefetches what lies ahead, then what others have not begun.
 fn claim<S: Send>(
     team: &dyn Shared,
     scratches: &[Mutex<S>],
@@ -164,13 +164,13 @@ impl<'a> Output<'a> {
         unsafe { to.as_ptr().cast::<[f32; N]>().cast_mut().write(*values) };
     }
 
-    /// Calls for the cache lines of the `len` elements from `at` on, which may be beyond the end; where the elements begin within a
+    /// Prefetches the cache lines of the `len` elements from `at` on, which may be beyond the end; where the elements begin within a
     /// line, not for the last.
     #[inline]
-    pub fn call_for(&self, at: usize, len: usize) {
+    pub fn prefetch(&self, at: usize, len: usize) {
         let line = 64 / size_of::<f32>();
         for i in (at..at + len).step_by(line) {
-            cpu::call_for(self.y.as_ptr().wrapping_add(i));
+            cpu::prefetch_line(self.y.as_ptr().wrapping_add(i));
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::architecture::Architecture;
 use super::cache::Layer;
-use crate::cpu::vector::{BLOCK, CHUNK, Cached, Chunk, ROWS, VectorKernels, call_for_beginning};
+use crate::cpu::vector::{BLOCK, CHUNK, Cached, Chunk, ROWS, VectorKernels, prefetch_beginning};
 use crate::error::Result;
 use crate::matmul::Output;
 use crate::memory;
@@ -212,7 +212,7 @@ impl<T: Cached> Attention<'_, T> {
         let values = start - c * CHUNK..end - c * CHUNK;
         let values = self.layer.values(head, c, values);
         // They are wanted when there are scores.
-        call_for_beginning(values);
+        prefetch_beginning(values);
         let keys = self.layer.keys(head, c, at..at + blocks.len());
         self.kernels.scores(queries, keys, at, scores);
         let from = c * CHUNK + at * BLOCK;

@@ -15,7 +15,7 @@ use crate::memory;
 use crate::runtime::{Hands, Runtime, Shared};
 
 /// Tokens that pass through the layers together. Products with many vectors are then at their best, and what lies between
-/// them stays in the second-level cache of a big core.
+/// them stays in the L2 cache of a big core.
 pub(super) const BLOCK: usize = 256;
 
 /// Sees the inputs of products, for calibration.

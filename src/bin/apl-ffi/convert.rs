@@ -40,8 +40,8 @@ pub struct Arguments {
     calibrate: Option<PathBuf>,
     /// After that, tune scales and norms of all matrices together in so many steps (120 were enough for 260,000 weights): for models of a few million
     /// weights, at 1 and 2 bits above all.
-    #[arg(long, value_name = "STEPS", requires = "calibrate")]
-    tune: Option<usize>,
+    #[arg(long, value_name = "STEPS", requires = "calibrate", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    tune: Option<u32>,
     /// The folder to write to. Without it, models/NAME. A folder that has a model with another tokenizer is refused, unless it has
     /// no other than the one that is replaced; so is one with a model in the Hugging Face layout, that of the source above all.
     #[arg(long)]
@@ -97,7 +97,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         None => None,
     };
     if let (Some(calibration), Some(steps)) = (&mut calibration, a.tune) {
-        tune(rt, &source, calibration, &options, steps)?;
+        tune(rt, &source, calibration, &options, steps as usize)?;
     }
     // Nothing was written so far, and Ctrl-C just ended the process.
     terminal::watch_interrupts()?;
@@ -141,7 +141,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     }
     let report = match report {
         Err(e) if terminal::interrupted() && e.status() == Status::State => {
-            return Err(Failure::new(130, "interrupted; nothing was changed"));
+            return Err(Failure::new(130, e.message().to_owned()));
         }
         report => report?,
     };
@@ -271,7 +271,7 @@ fn tell(a: &Arguments, report: &Report, source: &Source) -> Outcome {
             }
         }
         None => say!(
-            "not compared with the source, which is large or has no tokenizer: apl-ffi compare {} {}",
+            "not compared with the source, which is large for this machine or has no tokenizer: apl-ffi compare {} {}",
             report.manifest.display(),
             a.source
         )?,

@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use clap::Args;
 use serde_json::{Value, json};
 
-use apl_ffi::formats::{FloatValues, MatrixView};
+use apl_ffi::formats::{FloatValues, MatrixView, WeightFile};
 use apl_ffi::model::source::{Role, Source, architecture_to_json};
 
-use crate::terminal::{bytes, say, table};
+use crate::terminal::{bar, bytes, say, table};
 use crate::{Outcome, catalogue};
 
 /// Show what is in a model: its architecture, and every tensor with its shape, bits and size.
@@ -31,6 +31,8 @@ struct Stored {
     kind: Cow<'static, str>,
     group: Option<usize>,
     bytes: usize,
+    /// Of quantising, where the file says.
+    error: Option<f64>,
 }
 
 /// Does it.
@@ -46,13 +48,21 @@ pub fn run(a: &Arguments) -> Outcome {
                 kind: "vector".into(),
                 group: None,
                 bytes: 4 * spec.shape[0],
+                error: None,
             },
-            Role::Matrix => matrix(&source, &spec.name, &spec.shape)?,
+            Role::Matrix => Stored {
+                error: source.relative_error(&spec.name)?,
+                ..matrix(&source, &spec.name, &spec.shape)?
+            },
         });
     }
     if a.verify {
-        apl_ffi::convert::verify(&source)?;
+        verify(&source)?;
     }
+    let accuracy = match source.weights() {
+        WeightFile::Manifest(manifest) => manifest.accuracy(),
+        _ => &Value::Null,
+    };
     let architecture = source.architecture();
     let total: usize = stored.iter().map(|s| s.bytes).sum();
     let weights: usize = tensors
@@ -62,12 +72,12 @@ pub fn run(a: &Arguments) -> Outcome {
     if a.json {
         let list: Vec<Value> = stored
             .iter()
-            .map(|s| json!({"name": s.name, "shape": s.shape, "type": s.kind, "group": s.group, "bytes": s.bytes}))
+            .map(|s| json!({"name": s.name, "shape": s.shape, "type": s.kind, "group": s.group, "bytes": s.bytes, "relative_error": s.error}))
             .collect();
         say!(
             "{:#}",
             json!({"path": source.path(), "format": source.kind(), "family": architecture.family.name(), "architecture": architecture_to_json(architecture),
-                   "weights": weights, "bytes": total, "verified": a.verify, "tensors": list})
+                   "weights": weights, "bytes": total, "verified": a.verify, "accuracy": accuracy, "tensors": list})
         )?;
         return Ok(());
     }
@@ -84,29 +94,68 @@ pub fn run(a: &Arguments) -> Outcome {
         architecture.context
     )?;
     say!(
-        "{:.2} million weights in {}{}\n",
+        "{:.2} million weights in {}{}",
         weights as f64 / 1e6,
         bytes(total),
         if a.verify { ", verified" } else { "" }
     )?;
-    let mut rows = vec![
-        ["tensor", "shape", "type", "group", "bytes"]
-            .map(String::from)
-            .to_vec(),
-    ];
+    say_accuracy(accuracy)?;
+    say!()?;
+    let mut heads = vec!["tensor", "shape", "type", "group", "bytes"];
+    let with_errors = stored.iter().any(|s| s.error.is_some());
+    if with_errors {
+        heads.push("relative error");
+    }
+    let mut rows = vec![heads.into_iter().map(String::from).collect()];
     rows.extend(stored.iter().map(|s| {
         let shape: Vec<String> = s.shape.iter().map(usize::to_string).collect();
         let group = s.group.map_or(String::new(), |g| g.to_string());
-        vec![
+        let mut row = vec![
             s.name.clone(),
             shape.join(" x "),
             s.kind.to_string(),
             group,
             s.bytes.to_string(),
-        ]
+        ];
+        if with_errors {
+            row.push(s.error.map_or(String::new(), |e| format!("{e:.4}")));
+        }
+        row
     }));
     table(&rows)?;
     Ok(())
+}
+
+/// What a conversion measured, as far as the manifest has it.
+fn say_accuracy(accuracy: &Value) -> Outcome {
+    if let Some(error) = accuracy["relative_error"].as_f64() {
+        say!("relative error of the weights {error:.4}")?;
+    }
+    let compared = &accuracy["compared"];
+    if let (Some(perplexity), Some(reference)) = (
+        compared["perplexity"].as_f64(),
+        compared["reference_perplexity"].as_f64(),
+    ) {
+        say!("perplexity {perplexity:.2} on a short text, {reference:.2} before it was converted")?;
+    }
+    Ok(())
+}
+
+/// Reads all of it, with a bar.
+fn verify(source: &Source) -> Outcome {
+    let tensors = source.tensors();
+    let bar = bar(
+        tensors.len() as u64,
+        "{prefix:>9} {bar:30} {percent:>3}% {elapsed:>4} {wide_msg}",
+    );
+    bar.set_prefix("verify");
+    let verified = apl_ffi::convert::verify(source, &mut |name| {
+        bar.set_message(name.to_owned());
+        bar.inc(1);
+        Ok(())
+    });
+    bar.finish_and_clear();
+    Ok(verified?)
 }
 
 /// A matrix as the file has it: what readers make of a type that is not ours is not looked at.
@@ -130,6 +179,7 @@ fn matrix(source: &Source, name: &str, shape: &[usize]) -> Outcome<Stored> {
         kind,
         group,
         bytes: stored.bytes,
+        error: None,
     })
 }
 
@@ -166,5 +216,6 @@ fn described(name: &str, shape: &[usize], view: &MatrixView<'_>) -> Stored {
         kind,
         group,
         bytes,
+        error: None,
     }
 }

@@ -109,7 +109,7 @@ unsafe fn walk<
                 // memory without AVX-VNNI and lost as much with it.
                 prefetch(
                     next,
-                    p.wrapping_add(ahead.far),
+                    p.wrapping_add(ahead.l2_distance),
                     block_subs * ahead.lines * 64,
                 );
                 next = next.wrapping_add(block_subs * ahead.lines * 64);
@@ -133,7 +133,7 @@ unsafe fn walk<
                 acts.scales = acts.scales.add(V);
                 acts.corrections = acts.corrections.add(V);
             }
-            prefetch(next, p.wrapping_add(ahead.far), tail_bytes);
+            prefetch(next, p.wrapping_add(ahead.l2_distance), tail_bytes);
             next = next.wrapping_add(tail_bytes);
             p = p.add(tail_bytes);
         }

@@ -4,7 +4,7 @@
 //! lies at `128 * q + 32 * o`, and its scales and zero points at `o` eighths of theirs.
 //!
 //! There are 16 registers, not 32: where a kernel of AVX-512 keeps the sums of all its vectors and rows, these go over
-//! a group in passes of a few octets × a few vectors and unpack the weights, which are in the first-level cache by then,
+//! a group in passes of a few octets × a few vectors and unpack the weights, which are in the L1 cache by then,
 //! again in each.
 //!
 //! Two sets share one source. [`BASE`] needs AVX2, FMA, F16C and POPCNT; [`VNNI`] also AVX-VNNI. What differs is named by
@@ -223,7 +223,7 @@ unsafe fn zero_points(l: &Layout, tail: *const u8, octet: usize) -> __m256i {
     }
 }
 
-/// Calls for `bytes` bytes at `near`, a line at a time, and for as many at `far` into the second-level cache.
+/// Prefetches `bytes` bytes from `near` on into the L1 cache, a line at a time, and as many from `far` on into L2.
 ///
 /// # Safety
 /// None: a prefetch may name any address.

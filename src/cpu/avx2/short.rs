@@ -20,15 +20,15 @@ pub(super) unsafe fn direct<const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
     unsafe {
         // Chains enough to hide how long one takes; the octets in two passes where one would have more of them than registers.
         match V {
-            1 => short::direct::<Octet, OCTETS, 4, V>(l, tile, x, far, out),
-            _ => short::direct::<Octet, OCTETS, 2, V>(l, tile, x, far, out),
+            1 => short::direct::<Octet, OCTETS, 4, V>(l, tile, x, l2_distance, out),
+            _ => short::direct::<Octet, OCTETS, 2, V>(l, tile, x, l2_distance, out),
         }
     }
 }

@@ -30,7 +30,7 @@ unsafe fn popcount(v: __m256i) -> __m256i {
 
 /// One tile times the signs of `V` vectors.
 ///
-/// The vectors go over a group one after the other: the group is in the first-level cache, and the bits cost nothing
+/// The vectors go over a group one after the other: the group is in the L1 cache, and the bits cost nothing
 /// to unpack.
 ///
 /// # Safety
@@ -40,7 +40,7 @@ pub(super) unsafe fn tile<E: Extensions, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     let sub_bytes = 4 * SUB_COLS;
@@ -52,7 +52,7 @@ pub(super) unsafe fn tile<E: Extensions, const V: usize>(
         for g in 0..l.shape.groups {
             let subs = l.group_subs(g);
             let bytes = subs * sub_bytes + l.tail_bytes();
-            prefetch(p.wrapping_add(4096), p.wrapping_add(far), bytes);
+            prefetch(p.wrapping_add(4096), p.wrapping_add(l2_distance), bytes);
             let cols = _mm256_set1_epi32(l.shape.group_columns(g).len() as i32);
             let tail = p.add(subs * sub_bytes);
             for v in 0..V {

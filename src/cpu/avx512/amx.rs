@@ -2,9 +2,9 @@
 //!
 //! AMX has eight registers of up to 16 rows of 64 bytes, and an instruction that multiplies two of them and adds to a third: here `(vectors, bytes)`
 //! of activations by `(bytes, 16 weight rows)`, which come four bytes of a row at a time, as a sub-block of 8 bits has them. The sums
-//! `(vectors, 16)` go through the first-level cache, the only way from there to other registers.
+//! `(vectors, 16)` go through the L1 cache, the only way from there to other registers.
 //!
-//! What was measured, on an Emerald Rapids core, out of the first-level cache: a multiplication takes 16 cycles, whether its 16 vectors have 32 bytes
+//! What was measured, on an Emerald Rapids core, out of the L1 cache: a multiplication takes 16 cycles, whether its 16 vectors have 32 bytes
 //! or 64; zeroing, loading of both factors and storing make that 24, if no store waits for the sum it stores. Within some 180 cycles of any such
 //! instruction the second of the two 512-bit units for floats is off, so that conversion, scaling and sum of 16 vectors and 16 rows take 48 cycles
 //! instead of 24. All together take 52 with blocks of 32 columns, 1.2 times the `vpdpbusd` rate (64 cycles, to which that would add

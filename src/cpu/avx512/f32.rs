@@ -7,7 +7,7 @@ use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-/// How far before the sub-block it works on a kernel calls for the next ones. At 8 bits, where it reads most in a given time, one vector
+/// The prefetch distance in bytes. At 8 bits, where it reads most in a given time, one vector
 /// from memory reached 73 and 97% of reading with 3 KB, and 102 and 99% with 6 KB, in two runs each in turn (Zen 4, 4096 × 4096).
 const fn ahead(bits: usize) -> usize {
     if bits == 8 { 6144 } else { 3072 }
@@ -95,11 +95,11 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { direct_by::<Masked, BITS, V, false>(l, tile, x, far, out) }
+    unsafe { direct_by::<Masked, BITS, V, false>(l, tile, x, l2_distance, out) }
 }
 
 /// One tile times `V` vectors, straight from the codes.
@@ -116,7 +116,7 @@ pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, con
     l: &Layout,
     tile: *const u8,
     x: *const f32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     let sub_bytes = 4 * SUB_COLS * BITS;
@@ -138,17 +138,17 @@ pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, con
             ];
             for _ in 0..subs {
                 if const { V == 1 } {
-                    sub_of_one::<L, BITS>(p, x, &scale, &levels, far, &mut f[0]);
+                    sub_of_one::<L, BITS>(p, x, &scale, &levels, l2_distance, &mut f[0]);
                 } else if const { V >= 2 && APART } {
                     for line in 0..2 * BITS {
                         let at = p.wrapping_add(64 * line);
-                        prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(far));
+                        prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(l2_distance));
                     }
                     half_of_few::<L, BITS, V, 0>(p, x, &scale, &levels, &mut f);
                     loads_again();
                     half_of_few::<L, BITS, V, 1>(p, x, &scale, &levels, &mut f);
                 } else {
-                    sub_of_few::<L, BITS, V>(p, x, &scale, &levels, far, &mut f);
+                    sub_of_few::<L, BITS, V>(p, x, &scale, &levels, l2_distance, &mut f);
                 }
                 p = p.add(sub_bytes);
                 x = x.add(SUB_COLS * V);
@@ -160,7 +160,7 @@ pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, con
                     until_flush = FLUSH_SUBS;
                 }
             }
-            prefetch(p.wrapping_add(ahead(BITS)), p.wrapping_add(far));
+            prefetch(p.wrapping_add(ahead(BITS)), p.wrapping_add(l2_distance));
             p = p.add(l.tail_bytes());
         }
         for v in 0..V {
@@ -180,7 +180,7 @@ unsafe fn sub_of_one<L: Levels, const BITS: usize>(
     x: *const f32,
     scale: &[__m512; 2],
     levels: &[L; 2],
-    far: usize,
+    l2_distance: usize,
     f: &mut [__m512; 2],
 ) {
     // SAFETY: the caller's.
@@ -193,7 +193,7 @@ unsafe fn sub_of_one<L: Levels, const BITS: usize>(
             if I.is_multiple_of(16 / BITS) {
                 for line in 0..2 {
                     let at = p.wrapping_add(8 * BITS * I + 64 * line);
-                    prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(far));
+                    prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(l2_distance));
                 }
             }
             let x = [_mm512_set1_ps(*x.add(I)), _mm512_set1_ps(*x.add(I + 16))];
@@ -221,7 +221,7 @@ unsafe fn sub_of_few<L: Levels, const BITS: usize, const V: usize>(
     x: *const f32,
     scale: &[__m512; 2],
     levels: &[L; 2],
-    far: usize,
+    l2_distance: usize,
     f: &mut [[__m512; 2]; V],
 ) {
     // SAFETY: the caller's.
@@ -235,7 +235,7 @@ unsafe fn sub_of_few<L: Levels, const BITS: usize, const V: usize>(
                     if I.is_multiple_of(16 / BITS) {
                         let line = $from / 16 * BITS + I * BITS / 16;
                         let at = p.wrapping_add(64 * line);
-                        prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(far));
+                        prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(l2_distance));
                     }
                     let q = COL / 4 % BITS;
                     let w = [
@@ -321,7 +321,7 @@ pub(super) unsafe fn unpack<const BITS: usize>(
     unsafe { unpack_by::<Masked, BITS>(l, tile, first, count, levels, scales) }
 }
 
-/// Unpacks sub-blocks for [`panel`], and calls for those that the next call will unpack: while all vectors pass, they arrive.
+/// Unpacks sub-blocks for [`panel`], and prefetches those that the next call will unpack: while all vectors pass, they arrive.
 /// Without it a cold tile took a tenth of the product (Zen 4, 512 vectors).
 ///
 /// # Safety
@@ -368,7 +368,7 @@ pub(super) unsafe fn unpack_by<L: Levels, const BITS: usize>(
 /// Unpacked sub-blocks times `V` vectors, added to `f`.
 ///
 /// Twelve vectors are two walks of six and eight of four, whose sums `f` stay in registers beside the chains. In one walk `f` lived in the
-/// first-level cache, and its stores, two cycles each on Zen 4, did not hide behind the multiply-adds: 28.5 cycles a column of 24
+/// L1 cache, and its stores, two cycles each on Zen 4, did not hide behind the multiply-adds: 28.5 cycles a column of 24
 /// of them, against 26.1 in two walks (25.5 is the least: 17 multiply-adds for 16 columns).
 ///
 /// # Safety

@@ -50,7 +50,7 @@ pub(super) unsafe fn four_columns<const BITS: usize>(
     }
 }
 
-/// Few vectors take a tile straight from memory, and call for it into the first-level cache too.
+/// Few vectors take a tile straight from memory, and prefetch it into the L1 cache too.
 const fn few(v: usize) -> bool {
     v <= 4
 }
@@ -84,7 +84,7 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
         // `const`, or every width of codes and vectors would have functions for all ways made, of which one is called: two
         // thirds of the code of this file, before it is optimised.
         if const { V >= APART_VECTORS && E::HALVES_APART } {
-            // At 8 bits each walk calls for its share: see [`crate::cpu::tile::TileKernels::calls_twice`].
+            // At 8 bits each walk prefetches its share: see [`crate::cpu::tile::TileKernels::prefetches_twice`].
             let lines = match BITS {
                 8 => ahead.lines.div_ceil(2),
                 _ => ahead.lines,
@@ -112,12 +112,12 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
     }
 }
 
-/// `HALVES` of a tile from `FROM` on, times `VS` of the `V` vectors that the activations interleave; whether it `CALLS` for the bytes of `ahead`.
+/// `HALVES` of a tile from `FROM` on, times `VS` of the `V` vectors that the activations interleave; with `PREFETCH` it prefetches the bytes of `ahead`.
 ///
 /// Integer sums of all `VS` vectors stay in registers (24 of 32 for twelve); the codes of four columns are unpacked once
-/// for all of them. Float32 sums that have no registers live in `out`, in the first-level cache: they are touched once a
+/// for all of them. Float32 sums that have no registers live in `out`, in the L1 cache: they are touched once a
 /// block. One vector has two chains a half, to hide the latency of the dot product, and the codes of one of them stay where they are in
-/// their bytes, a shift less: from the second-level cache of an Emerald Rapids core 1.15 times as fast at 2 bits, 1.09 at 4, and from the third-level
+/// their bytes, a shift less: from the L2 cache of an Emerald Rapids core 1.15 times as fast at 2 bits, 1.09 at 4, and from the L3
 /// one of a Zen 4 core 1.27 at 1 bit (what [`super::lookup`] does now where it can). One instruction of GFNI used to unpack a bit of few vectors; it
 /// shares its ports with the dot product there, and four vectors had 64% of the `vpdpbusd` rate with it, 73% with a shift and a mask.
 ///
@@ -132,7 +132,7 @@ unsafe fn walk<
     const VS: usize,
     const FROM: usize,
     const HALVES: usize,
-    const CALLS: bool,
+    const PREFETCH: bool,
 >(
     l: &Layout,
     first: usize,
@@ -189,7 +189,7 @@ unsafe fn walk<
                 }
                 for _ in 0..block {
                     // Of one half in a bunch: between its loads they kept the compiler from making broadcasts operands, and it spilled (8 bits).
-                    if CALLS && HALVES == 1 {
+                    if PREFETCH && HALVES == 1 {
                         for line in 0..ahead.lines {
                             _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast());
                         }
@@ -197,10 +197,10 @@ unsafe fn walk<
                     unroll!(K in 0..8 => {
                         // Of both halves they are spread: in a bunch at the start of a sub-block they lose a sixth or more.
                         let lines = K * BITS / 4..(K + 1) * BITS / 4;
-                        for line in if CALLS && HALVES == 2 { lines } else { 0..0 } {
+                        for line in if PREFETCH && HALVES == 2 { lines } else { 0..0 } {
                             let at = next.wrapping_add(64 * line);
                             if few(V) {
-                                prefetch(at, p.wrapping_add(ahead.far + 64 * line));
+                                prefetch(at, p.wrapping_add(ahead.l2_distance + 64 * line));
                             } else if line < ahead.lines {
                                 _mm_prefetch::<_MM_HINT_T1>(at.cast());
                             }
@@ -258,10 +258,10 @@ unsafe fn walk<
                 corr = corr.wrapping_add(V);
             }
             p = p.add(tail_bytes);
-            if CALLS && (few(V) || ahead.lines == 2 * BITS) {
+            if PREFETCH && (few(V) || ahead.lines == 2 * BITS) {
                 // The scales are a line of the stream too.
                 if few(V) {
-                    prefetch(next, tail.wrapping_add(ahead.far));
+                    prefetch(next, tail.wrapping_add(ahead.l2_distance));
                 } else {
                     _mm_prefetch::<_MM_HINT_T0>(next.cast());
                 }

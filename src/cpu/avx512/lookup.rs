@@ -16,7 +16,7 @@ use std::arch::x86_64::*;
 /// The tables as a kernel set has them.
 pub(super) const KERNELS: Lookups = Lookups { build, multiply };
 
-/// How far before what it works on the kernel calls for bytes.
+/// The prefetch distance in bytes.
 const AHEAD: usize = 5 << 10;
 
 /// Bytes of a vector.
@@ -109,9 +109,9 @@ unsafe fn multiply(
     let gap = (stream.then as isize).wrapping_sub(p.wrapping_add(bytes) as isize);
     let last = first + count;
     let inside = |ahead: usize| last - count.min(ahead.div_ceil(group_bytes));
-    let (near, far) = (AHEAD as isize, stream.far as isize);
+    let (near, far) = (AHEAD as isize, stream.l2_distance as isize);
     let farther = if far == 0 { 0 } else { far.wrapping_add(gap) };
-    let (a, b) = (inside(stream.far.max(AHEAD)), inside(AHEAD));
+    let (a, b) = (inside(stream.l2_distance.max(AHEAD)), inside(AHEAD));
     let stretches = [
         (first..a, near, far),
         (a..b, near, farther),

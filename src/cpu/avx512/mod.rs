@@ -133,7 +133,7 @@ impl Popcount for Vpopcntdq {
     }
 }
 
-/// Calls for the line at `near`, and for that at `far` into the second-level cache.
+/// Prefetches the line at `near` into the L1 cache and that at `far` into L2.
 ///
 /// # Safety
 /// None: a prefetch may name any address.
@@ -261,9 +261,9 @@ unsafe fn ice_sign<const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { sign::tile::<Vpopcntdq, V>(l, tile, x, far, out) }
+    unsafe { sign::tile::<Vpopcntdq, V>(l, tile, x, l2_distance, out) }
 }

@@ -3,7 +3,7 @@
 //! A product of sums `H` halves of tiles high and `V` vectors wide loads `H + V` registers for `H * V` multiply-adds. Intel's cores do two
 //! of these a cycle, and one 512-bit load or store where it was measured (Ice Lake), a broadcast of four bytes included. Two halves and
 //! six vectors are 8 loads for 12 multiply-adds, and wait for the loads; four halves are 10 for 24. The 24 sums of
-//! a block of columns fill the registers, so that those over the blocks live in the first-level cache, and weights are unpacked
+//! a block of columns fill the registers, so that those over the blocks live in the L1 cache, and weights are unpacked
 //! before: to bytes, as 8 bits have them, or to floats.
 
 use super::int8::four_columns;
@@ -115,7 +115,7 @@ unsafe fn int8<const V: usize>(
 /// # Safety
 /// As [`int8`], but that activations and outputs begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn int8_walk<const V: usize, const VS: usize, const CALLS: bool>(
+unsafe fn int8_walk<const V: usize, const VS: usize, const PREFETCH: bool>(
     l: &Layout,
     count: usize,
     tiles: [Bytes; 2],
@@ -149,7 +149,7 @@ unsafe fn int8_walk<const V: usize, const VS: usize, const CALLS: bool>(
                 }
             }
             for _ in 0..block {
-                if CALLS {
+                if PREFETCH {
                     for side in 0..2 {
                         for _ in 0..ahead[side].lines {
                             _mm_prefetch::<_MM_HINT_T1>(next[side].cast());

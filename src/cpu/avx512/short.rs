@@ -23,11 +23,11 @@ pub(super) unsafe fn direct<const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { short::direct::<Half, HALVES, HALVES, V>(l, tile, x, far, out) }
+    unsafe { short::direct::<Half, HALVES, HALVES, V>(l, tile, x, l2_distance, out) }
 }
 
 /// # Safety

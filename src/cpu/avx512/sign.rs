@@ -5,7 +5,7 @@ use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
 
-/// How far before what it works on the kernel calls for bytes.
+/// The prefetch distance in bytes.
 const AHEAD: usize = 4096;
 
 /// One tile times the signs of `V` vectors.
@@ -17,39 +17,39 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     // SAFETY: as the caller promises; the second six of twelve vectors lie behind the first in each sub-block and in `out`.
     unsafe {
         match V {
             12 => {
-                walk::<E, V, 6, true>(l, tile, x, far, out);
-                walk::<E, V, 6, false>(l, tile, x.add(6), far, out.add(6 * TILE_ROWS));
+                walk::<E, V, 6, true>(l, tile, x, l2_distance, out);
+                walk::<E, V, 6, false>(l, tile, x.add(6), l2_distance, out.add(6 * TILE_ROWS));
             }
-            _ => walk::<E, V, V, true>(l, tile, x, far, out),
+            _ => walk::<E, V, V, true>(l, tile, x, l2_distance, out),
         }
     }
 }
 
-/// `VS` of the `V` vectors that `x` interleaves; whether it `CALLS` for what lies ahead.
+/// `VS` of the `V` vectors that `x` interleaves; with `PREFETCH` it prefetches what lies ahead.
 ///
 /// # Safety
 /// As [`tile`], but that `x` and `out` begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const CALLS: bool>(
+unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const PREFETCH: bool>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     let sub_bytes = 4 * SUB_COLS;
     let (mut p, mut x) = (tile, x);
-    let call_for = |at: *const u8| {
-        if CALLS {
+    let prefetch_ahead = |at: *const u8| {
+        if PREFETCH {
             // SAFETY: a prefetch may name any address.
-            unsafe { prefetch(at.wrapping_add(AHEAD), at.wrapping_add(far)) };
+            unsafe { prefetch(at.wrapping_add(AHEAD), at.wrapping_add(l2_distance)) };
         }
     };
     // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out; from other than the first vector on the last step of
@@ -61,7 +61,7 @@ unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const CALLS: bool>(
             let mut differ = [[_mm512_setzero_si512(); 2]; VS];
             for _ in 0..l.group_subs(g) {
                 for half in 0..2 {
-                    call_for(p.wrapping_add(64 * half));
+                    prefetch_ahead(p.wrapping_add(64 * half));
                     let w = _mm512_load_si512(p.add(64 * half).cast());
                     for v in 0..VS {
                         let xor = _mm512_xor_si512(w, _mm512_set1_epi32(*x.add(v) as i32));
@@ -83,7 +83,7 @@ unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const CALLS: bool>(
                     super::f32::flush(&mut f[v], &mut sum[v]);
                 }
             }
-            call_for(p);
+            prefetch_ahead(p);
             p = p.add(l.tail_bytes());
         }
         for v in 0..VS {

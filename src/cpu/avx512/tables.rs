@@ -5,7 +5,7 @@
 //! of the even words below, those of the odd ones above, and bit 4 of an index says which. A look-up and an addition are then 16 rows ×
 //! 8 columns, for which `vpdpbusd` is needed twice: it shares two ports with the float arithmetic, which an addition does not, and
 //! wants unpacked codes.
-//! That pays as long as the tables lie in the first-level cache and serve many tiles.
+//! That pays as long as the tables lie in the L1 cache and serve many tiles.
 //!
 //! Tables hold sums of doubled bits, as [`super::int8`] sums them, and the corrections of the contract are added to those: the
 //! same integers, and the same order of float32 sums behind them.

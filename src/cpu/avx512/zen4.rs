@@ -100,23 +100,23 @@ unsafe fn direct<const BITS: usize, const V: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
-    far: usize,
+    l2_distance: usize,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
     unsafe {
         if const { BITS == 8 && V > 1 } {
-            floats::direct_by::<Shuffled, BITS, V, true>(l, tile, x, far, out);
+            floats::direct_by::<Shuffled, BITS, V, true>(l, tile, x, l2_distance, out);
         } else if const { BITS == 8 } {
             // Shuffled took 1.09 times as long.
-            floats::direct_by::<Masked, BITS, V, true>(l, tile, x, far, out);
+            floats::direct_by::<Masked, BITS, V, true>(l, tile, x, l2_distance, out);
         } else {
             match l.zero {
                 ZeroKind::PerGroup => {
-                    floats::direct_by::<Masked, BITS, V, true>(l, tile, x, far, out);
+                    floats::direct_by::<Masked, BITS, V, true>(l, tile, x, l2_distance, out);
                 }
                 ZeroKind::Constant(_) => {
-                    floats::direct_by::<Shuffled, BITS, V, true>(l, tile, x, far, out);
+                    floats::direct_by::<Shuffled, BITS, V, true>(l, tile, x, l2_distance, out);
                 }
             }
         }

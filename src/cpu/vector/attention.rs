@@ -1,22 +1,21 @@
 //! Attention of a few rows over a part of a chunk.
 //!
-//! In decoding a key and a value are read once a token, from memory: the caches of a layer are far apart in time. The kernels call for
+//! In decoding a key and a value are read once a token, from memory: the caches of a layer are far apart in time. The kernels prefetch
 //! them ahead; on a Zen 4 core that took the scores of 544 positions from 1.4 to 0.7 ms a token of 22 layers, beside other work.
 
 use super::lanes::{Lanes, Wide};
 use super::{BLOCK, CHUNK, Chunk};
-use crate::cpu::call_for;
+use crate::cpu::prefetch_line;
 
-/// Bytes that are called for ahead, or a little more: less than 2 KB comes too late, and what is called for beyond the last position
-/// is read for nothing.
+/// The prefetch distance in bytes: less than 2 KB comes too late, and what is prefetched beyond the last position is read for nothing.
 const AHEAD: usize = 4096;
 
 const LINE: usize = 64;
 
-/// Calls for the first of the values that will be mixed, or keys, which the kernel does not call for, since it calls for what lies ahead.
-pub fn call_for_beginning<T>(of: &[T]) {
+/// Prefetches the beginning of the keys, or of the values, that a kernel is going to read: itself it prefetches at a distance only.
+pub fn prefetch_beginning<T>(of: &[T]) {
     let lines = of.iter().step_by(LINE / size_of::<T>());
-    lines.take(AHEAD / LINE).for_each(|v| call_for(v));
+    lines.take(AHEAD / LINE).for_each(|v| prefetch_line(v));
 }
 
 /// See [`super::VectorKernels::scores`]; `B` blocks of keys and `S` rows at a time.
@@ -109,7 +108,7 @@ pub(super) fn softmax<L: Lanes>(l: L, s: &mut [f32], first: usize, end: usize) -
 
 /// See [`super::VectorKernels::mix`]; `B` times 16 elements and `S` rows at a time.
 ///
-/// Some positions at a time, whose values then stay in the first-level cache while all elements and rows pass, each calling for those that it will
+/// Some positions at a time, whose values then stay in the L1 cache while all elements and rows pass, each prefetching those that it will
 /// want next. With all positions at a time the first pass waited for memory, and the others then calculated while memory rested.
 #[inline(always)]
 pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
@@ -124,7 +123,7 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: us
     for (i, values) in values.chunks(positions * width).enumerate() {
         let at = at + i * positions;
         for row in (0..R).step_by(S) {
-            // One row calls for what all want; the others for what they work on, which changes nothing.
+            // One row prefetches what all rows will read; the others prefetch what they work on, which changes nothing.
             let ahead = if row == 0 { AHEAD } else { 0 };
             let p: &[Chunk; S] = p[row..].first_chunk().expect("a chunk for each row");
             let out = &mut out[row * width..][..S * width];

@@ -39,7 +39,7 @@ pub(super) trait Lanes: Copy {
     /// `v` where `a >= b` or one of these is not a number, else 0.
     fn unless_below(self, a: Self::F, b: Self::F, v: Self::F) -> Self::F;
 
-    /// Calls for a cache line, whatever lies there: nothing is read where nothing can be.
+    /// Prefetches a cache line, whatever lies there: nothing is read where nothing can be.
     #[inline(always)]
     fn prefetch(self, _at: *const u8) {}
 

@@ -37,7 +37,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 use half::f16;
 
-pub use attention::call_for_beginning;
+pub use attention::prefetch_beginning;
 
 use super::Isa;
 #[cfg(target_arch = "x86_64")]

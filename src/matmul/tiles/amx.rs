@@ -1,6 +1,6 @@
 //! Products with many int8 vectors by AMX: see [`crate::cpu::tile::Amx`].
 //!
-//! For a few sub-blocks of a tile, unpacked to levels in the first-level cache, all vectors of a panel.
+//! For a few sub-blocks of a tile, unpacked to levels in the L1 cache, all vectors of a panel.
 
 use super::Tiles;
 use super::plan::{Part, Plan};
@@ -61,14 +61,14 @@ impl Tiles {
                 unsafe { k.levels(l.bits)(l, tile, first, count, levels) };
                 // Rows of the output are far apart, in no near cache; chunk by chunk it is the turn of other vectors'.
                 for v in vectors.clone().skip(chunk).step_by(chunks) {
-                    out.call_for(v * l.shape.rows + t * TILE_ROWS, TILE_ROWS);
+                    out.prefetch(v * l.shape.rows + t * TILE_ROWS, TILE_ROWS);
                 }
                 let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
                 let blocks = count.div_ceil(l.block_subs);
                 let ahead = Ahead {
                     at: tile.wrapping_add(to),
                     lines: (to - from).div_ceil(64 * blocks * calls),
-                    far: 0,
+                    l2_distance: 0,
                 };
                 // SAFETY: as above; the activations are those of this layout, and each vector has a row of sums, in whole lines.
                 unsafe { k.multiply()(l, first, count, levels, x, ahead, sums.as_mut_ptr()) };

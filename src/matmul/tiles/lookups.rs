@@ -12,7 +12,7 @@ use crate::quant::Bits;
 /// columns, 8 tiles, took 10.6 µs with dot products and 8.7 with look-ups.) Tests want them for every shape.
 const FEWEST_TILES: usize = if cfg!(test) { 1 } else { 4 };
 
-/// Sub-blocks whose tables a run of tiles passes at most, or one group: 16 KiB, which stay in the first-level cache beside what is read and called for. The 32 KiB of 4096
+/// Sub-blocks whose tables a run of tiles passes at most, or one group: 16 KiB, which stay in the L1 cache beside what is read and prefetched. The 32 KiB of 4096
 /// columns did not where it has 48: 4096 × 4096 from memory took 233 µs, 84 to 85% of reading, and 217 in two parts, 90% (5632 columns, in three, 322 and 301;
 /// 2048, which are one part, were at 91 to 93%). Three parts were no better and four worse.
 const TABLED_SUBS: usize = if cfg!(test) { 4 } else { 64 };
@@ -32,11 +32,11 @@ pub fn scratch_floats(plan: &Plan) -> usize {
 }
 
 impl Tiles {
-    /// For a run of tiles and the one vector, whose tables are made: for some groups at a time, whose tables stay in the first-level cache, all tiles.
+    /// For a run of tiles and the one vector, whose tables are made: for some groups at a time, whose tables stay in the L1 cache, all tiles.
     pub(super) fn lookups_task(
         &self,
         k: &Lookups,
-        far: usize,
+        l2_distance: usize,
         acts: &Int8,
         (tiles, _): Part,
         sums: &mut [f32],
@@ -46,9 +46,9 @@ impl Tiles {
         let groups = l.shape.groups;
         let step = groups.div_ceil(l.total_subs().div_ceil(TABLED_SUBS));
         // Of the next tile no more than the groups that are read.
-        let far = match step < groups {
-            true => far.min(l.group_offset(step)),
-            false => far,
+        let l2_distance = match step < groups {
+            true => l2_distance.min(l.group_offset(step)),
+            false => l2_distance,
         };
         for start in tiles.clone().step_by(RUN) {
             let tiles = start..tiles.end.min(start + RUN);
@@ -68,7 +68,7 @@ impl Tiles {
                         at: self.tile(t)[l.group_offset(first)..].as_ptr(),
                         then: (self.tile(0).as_ptr())
                             .wrapping_add(next * l.tile_bytes() + l.group_offset(from)),
-                        far,
+                        l2_distance,
                     };
                     // SAFETY: `k` exists, so the processor has its features; the tile has this layout, for which the activations were made; rows of 32 sums in lines of a cache.
                     unsafe { (k.multiply)(l, first, end - first, stream, x, sums.as_mut_ptr()) };

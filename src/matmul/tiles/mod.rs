@@ -15,7 +15,7 @@ use super::buffer::Buffer;
 use super::pack;
 use super::tasks::{Output, members, run, run_chunks, run_with};
 use super::workspace::Workspace;
-use crate::cpu::far::Few;
+use crate::cpu::l2_prefetch::Few;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{
     Ahead, Amx, FLUSH_SUBS, Lookups, Pairs, PairsInt8, Tables, TileKernels, WIDTHS,
@@ -344,8 +344,8 @@ impl Tiles {
                 By::Lookups(k) => {
                     let part = plan.task(task);
                     let sums = sums.floats_mut();
-                    let far = kernels.far(Few::Lookups, 1);
-                    tiles.lookups_task(k, far, activations, part, sums, out);
+                    let l2_distance = kernels.l2_distance(Few::Lookups, 1);
+                    tiles.lookups_task(k, l2_distance, activations, part, sums, out);
                 }
                 By::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 By::Pairs(k) => {
@@ -417,10 +417,10 @@ impl Tiles {
         let l = &self.layout;
         let passes = blocks(&WIDTHS, vectors.clone()).count();
         let lines = l.sub_bytes() / 64;
-        let calls_twice = passes == 1 && k.calls_twice(l.bits, vectors.len());
-        let step = match passes == 1 && !calls_twice {
+        let prefetches_twice = passes == 1 && k.prefetches_twice(l.bits, vectors.len());
+        let step = match passes == 1 && !prefetches_twice {
             true => l.shape.groups,
-            // Of one size: what follows is as much as what is called for.
+            // Of one size: what follows is as much as what is prefetched.
             false => {
                 let steps = (l.shape.groups * l.group_offset(1)).div_ceil(CACHED_BYTES);
                 l.shape.groups.div_ceil(steps)
@@ -434,26 +434,26 @@ impl Tiles {
                 let count = step.min(l.shape.groups - first);
                 let bytes = count * l.group_offset(1);
                 for (pass, (v, width)) in blocks(&WIDTHS, vectors.clone()).enumerate() {
-                    // One pass wants what lies a little ahead of it; of several, and of one that is two, each calls for its share of
+                    // One pass prefetches a little ahead of itself; of several, and of one that is two, each prefetches its share of
                     // the groups that follow.
-                    let ahead = if calls_twice {
+                    let ahead = if prefetches_twice {
                         Ahead {
                             at: tile.as_ptr().wrapping_add(l.group_offset(first) + bytes),
                             lines: l.group_offset(1).div_ceil(64 * l.subs),
-                            far: 0,
+                            l2_distance: 0,
                         }
                     } else if passes == 1 {
                         Ahead {
                             at: tile.as_ptr().wrapping_add(INT8_AHEAD),
                             lines,
-                            far: k.far(Few::Int8(l.bits), width),
+                            l2_distance: k.l2_distance(Few::Int8(l.bits), width),
                         }
                     } else {
                         let at = l.group_offset(first) + bytes + pass * bytes / passes;
                         Ahead {
                             at: tile.as_ptr().wrapping_add(at),
                             lines: lines.div_ceil(passes),
-                            far: 0,
+                            l2_distance: 0,
                         }
                     };
                     // SAFETY: `k` exists, so the processor has its features; the tile has this layout; the
@@ -486,9 +486,9 @@ impl Tiles {
                 let mut values = Block::zero();
                 let x = x[first * subs..].as_ptr();
                 let tile = self.tile(t).as_ptr();
-                let far = k.far(Few::Sign, width);
+                let l2_distance = k.l2_distance(Few::Sign, width);
                 // SAFETY: as in `int8_tiles`.
-                unsafe { k.sign(width)(&self.layout, tile, x, far, values.as_mut_ptr()) };
+                unsafe { k.sign(width)(&self.layout, tile, x, l2_distance, values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }
@@ -507,17 +507,17 @@ impl Tiles {
                     true => (k.short_direct(width), Few::Short),
                     false => (k.direct(l.bits, width), Few::Float),
                 };
-                let far = k.far(few, width);
+                let l2_distance = k.l2_distance(few, width);
                 // SAFETY: as in `int8_tiles`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
-                unsafe { kernel(l, tile, x, far, values.as_mut_ptr()) };
+                unsafe { kernel(l, tile, x, l2_distance, values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }
         }
     }
 
-    /// For a panel of vectors: for `FLUSH_SUBS` sub-blocks at a time, whose activations then stay in the second-level
-    /// cache, for each tile or pair of tiles, for a few sub-blocks unpacked into the first-level cache, all vectors.
+    /// For a panel of vectors: for `FLUSH_SUBS` sub-blocks at a time, whose activations then stay in the L2
+    /// cache, for each tile or pair of tiles, for a few sub-blocks unpacked into the L1 cache, all vectors.
     fn f32_task(
         &self,
         k: &TileKernels,
@@ -632,15 +632,15 @@ impl By {
     }
 }
 
-/// Bytes of a tile that stay in the second-level cache while a panel of vectors passes.
+/// Bytes of a tile that stay in the L2 cache while a panel of vectors passes.
 ///
 /// Twelve vectors want the 1.4 KB of a sub-block of 8 bits and its activations in some 200 cycles, which that cache gives with
-/// ease; what costs is to begin with other vectors, about 800 cycles. With 16 KB, of the first-level cache, 512 vectors reached 62, 67 and
+/// ease; what costs is to begin with other vectors, about 800 cycles. With 16 KB, of the L1 cache, 512 vectors reached 62, 67 and
 /// 70% of `vpdpbusd` at 8, 4 and 2 bits, with 64 KB 66, 69 and 72, with 128 KB 66, 70 and 72, with 256 KB 66 at 8 bits (Zen 4 with
-/// 1 MB of it a core, 4096 × 4096, groups of 32, in turns). Where it is smaller than a panel of activations, these come from the third level already. Tests want several parts.
+/// 1 MB of it a core, 4096 × 4096, groups of 32, in turns). Where it is smaller than a panel of activations, these come from the L3 cache already. Tests want several parts.
 const CACHED_BYTES: usize = if cfg!(test) { 8 << 10 } else { 128 << 10 };
 
-/// How far before the bytes it works on a thread calls for the next ones, with one pass over the weights.
+/// The prefetch distance in bytes, with one pass over the weights.
 ///
 /// With one thread on Zen 5, 4096 × 4096 from memory, medians of runs taken in turn beside other work: 3 KB 111, 192, 335 and
 /// 637 µs at 1, 2, 4 and 8 bits, 4 KB 113, 171, 292 and 589, 5 KB 99, 164, 291 and 561, 6 KB 99, 160, 303 and 588.

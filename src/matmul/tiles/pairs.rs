@@ -1,6 +1,6 @@
 //! Products with many int8 vectors, two tiles at a time: see [`crate::cpu::tile::Pairs`].
 //!
-//! For a few sub-blocks of two tiles, unpacked to bytes in the first-level cache, all vectors of a panel.
+//! For a few sub-blocks of two tiles, unpacked to bytes in the L1 cache, all vectors of a panel.
 
 use super::Tiles;
 use super::plan::{Part, Plan};
@@ -73,7 +73,7 @@ impl Tiles {
                     unsafe { pairs.bytes(l.bits)(l, tile, first, count, side) };
                 }
                 let last = first + count == l.total_subs();
-                // Each pass calls for its share of what is unpacked next, be it of the next pair.
+                // Each pass prefetches its share of what is unpacked next, be it of the next pair.
                 let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
                 let next = if last { 2 * l.tile_bytes() } else { to };
                 let share = (to - from).div_ceil(passes);
@@ -91,13 +91,13 @@ impl Tiles {
                     let ahead = |tile: *const u8| Ahead {
                         at: tile.wrapping_add(next + pass * share),
                         lines,
-                        far: 0,
+                        l2_distance: 0,
                     };
                     let ahead = [ahead(pair[0]), ahead(pair[1])];
                     // Rows of the output are far apart, in no near cache; chunk by chunk it is the turn of other vectors'.
                     for i in (first / UNPACKED_SUBS..width).step_by(chunks) {
                         let at = (v + i) * l.shape.rows + tile * TILE_ROWS;
-                        out.call_for(at, 2 * TILE_ROWS);
+                        out.prefetch(at, 2 * TILE_ROWS);
                     }
                     let to = [a.as_mut_ptr(), b.as_mut_ptr()];
                     // SAFETY: as above; the activations are those of these sub-blocks, and each vector has a row of sums, in whole lines.

@@ -8,7 +8,7 @@ use crate::matmul::aligned::Aligned;
 use crate::memory;
 use std::ops::Range;
 
-/// Vectors that go through the kernels together, so that their activations stay in the second-level cache
+/// Vectors that go through the kernels together, so that their activations stay in the L2 cache
 /// while a tile passes: this many bytes of them. 896 KiB gained nothing where that cache has 1.25 MB (prompts of 512 at 8 and 1
 /// bits, pairs of tiles, Ice Lake). Tests want several panels of few vectors.
 const PANEL_BYTES: usize = if cfg!(test) { 32 << 10 } else { 512 << 10 };
@@ -86,7 +86,7 @@ impl Plan {
     }
 
     /// For `n` vectors by tables. A task is a block of vectors, whose tables exist once, and as many tiles as the
-    /// second-level cache has room for the sums of; fewer only where threads would be idle.
+    /// L2 cache has room for the sums of; fewer only where threads would be idle.
     pub fn for_tables(l: &Layout, n: usize, members: usize) -> Plan {
         let panel = WIDTHS[0].min(n);
         let chunks = if members == 1 { 1 } else { 4 * members };
@@ -99,7 +99,7 @@ impl Plan {
         }
     }
 
-    /// With so few tiles in a task that their sums in float64 stay in the second-level cache.
+    /// With so few tiles in a task that their sums in float64 stay in the L2 cache.
     pub fn with_unpacked_sums(self) -> Plan {
         Plan {
             tiles_a_task: self.tiles_a_task.min(UNPACKED_TILES),

@@ -1,7 +1,7 @@
 //! Products of 1-bit matrices with many int8 vectors by tables: see [`crate::cpu::tile::Tables`].
 //!
 //! The order of the loops is the other way round than with dot products: the tables of twelve vectors and 128 columns stay in
-//! the first-level cache while a run of tiles passes, whose float32 sums stay in the second-level one.
+//! the L1 cache while a run of tiles passes, whose float32 sums stay in the L2 cache.
 
 use super::Tiles;
 use super::plan::Plan;

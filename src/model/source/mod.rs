@@ -181,6 +181,17 @@ impl Source {
         self.weights.stored(&self.stored_name(name)?)
     }
 
+    /// The relative error of a matrix by its canonical name, as its conversion measured it; `None` where the file does not say.
+    ///
+    /// # Errors
+    /// Those of [`WeightFile::matrix`].
+    pub fn relative_error(&self, name: &str) -> Result<Option<f64>> {
+        Ok(match &self.weights {
+            WeightFile::Manifest(manifest) => manifest.relative_error(&self.stored_name(name)?),
+            _ => None,
+        })
+    }
+
     /// The types of the matrices that are no codes which are taken over, as the file calls them, in the order of the layers:
     /// unless a width is asked for, opening the model quantises these.
     ///

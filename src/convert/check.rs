@@ -1,0 +1,106 @@
+//! What a conversion looks at when its files are in place.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Map;
+
+use super::{elements, origin};
+use crate::agreement::{Agreement, agreement};
+use crate::error::{Error, Result};
+use crate::formats::{self, MatrixView, WeightFile};
+use crate::memory;
+use crate::model::source::{Role, Source, TensorSpec};
+use crate::model::{Model, ModelOptions};
+use crate::options::Width;
+use crate::runtime::Runtime;
+
+/// The text on which a converted model is compared with its source.
+pub const SAMPLE: &str = "Once upon a time there was a small boat that lived in a harbour by the sea. Every morning the \
+    fisherman and his daughter took it out to look for fish. One day the wind was strong and the waves were high. \
+    \"We should go home,\" said the girl, \"the sky is dark.\" Her father looked up and nodded. They turned the boat and \
+    sailed back. When they came to the harbour it began to rain. They were wet and cold, but they were happy to be safe. \
+    At home her mother had made a hot soup, and they sat by the fire and told her what they had seen.";
+
+/// The most bytes of a source as float32 that are compared, if there is memory: some 10 seconds of one core, and 3 billion weights.
+const MOST_COMPARED: u64 = 12 << 30;
+
+/// As many where nobody knows how much memory there is.
+const COMPARED_BLINDLY: u64 = 1 << 30;
+
+/// Whether a model with these tensors is compared with its source, which is in memory then as float32: that is at most half of what is available.
+pub(super) fn is_compared(specs: &[TensorSpec]) -> bool {
+    let floats: u64 = specs.iter().map(|s| 4 * elements(&s.shape)).sum();
+    let most = memory::available().map_or(COMPARED_BLINDLY, |bytes| bytes / 2);
+    floats <= most.min(MOST_COMPARED)
+}
+
+/// Compares what was written with its source, and notes the outcome in the manifest. `None` without a tokenizer, and where it was cancelled.
+pub(super) fn compared(
+    rt: &Runtime,
+    source: &Source,
+    manifest: &Path,
+    cancelled: &AtomicBool,
+) -> Result<Option<Agreement>> {
+    // What was written as it was written, float or not.
+    let open = |path: &Path, width: Option<Width>| {
+        let mut options = ModelOptions::default();
+        options.weights.width = width;
+        options.weights.keep_floats = true;
+        Model::open(rt, path, &options).map(Arc::new)
+    };
+    let model = open(manifest, None)?;
+    let Ok(tokenizer) = model.tokenizer() else {
+        return Ok(None);
+    };
+    let mut ids = tokenizer.encode(SAMPLE, tokenizer.begins())?;
+    ids.truncate(model.context());
+    if ids.len() < 2 {
+        return Ok(None);
+    }
+    if cancelled.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let reference = open(origin(source), Some(Width::F32))?;
+    if cancelled.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let found = agreement(rt, &model, &reference, &ids, ids.len(), &mut |_, _| {})?;
+    let more = Map::from_iter([("compared".to_owned(), found.to_json())]);
+    formats::amend(manifest, "accuracy", more)?;
+    Ok(Some(found))
+}
+
+/// Reads all of a model: every tensor is readable and finite, and the npz of a manifest the one that was written, by its sha256.
+/// `next` is told the name of each tensor before it is read.
+///
+/// # Errors
+/// Those of `next`; `ERR_FORMAT` if not; `ERR_UNSUPPORTED` for a type that is not read; `ERR_IO`; `ERR_MEMORY`.
+pub fn verify(source: &Source, next: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    if let WeightFile::Manifest(manifest) = source.weights() {
+        manifest.verify()?;
+    }
+    for spec in source.tensors() {
+        next(&spec.name)?;
+        match spec.role {
+            Role::Vector => drop(source.vector(&spec.name)?),
+            Role::Matrix => {
+                finite(&source.matrix(&spec.name)?).map_err(|e| e.within(&spec.name))?
+            }
+        }
+        source.weights().forget();
+    }
+    Ok(())
+}
+
+/// `ERR_FORMAT` for a matrix with a weight that is no number.
+pub(super) fn finite(view: &MatrixView<'_>) -> Result<()> {
+    match view {
+        MatrixView::Floats(view) if !view.is_finite() => Err(Error::format(
+            "a weight is not finite, expected finite numbers",
+        )),
+        // The scales of codes were looked at when they were opened.
+        _ => Ok(()),
+    }
+}
