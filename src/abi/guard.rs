@@ -9,6 +9,7 @@ use crate::runtime::quietly;
 ///
 /// The outcome is recorded for `apl_ffi_last_error`, with the function's name before the message.
 pub(super) fn guard(function: &str, body: impl FnOnce() -> Result<i32>) -> i32 {
+    let _floats = Ieee::enter();
     match catch(body) {
         Ok(value) => {
             last_error::record_success();
@@ -24,19 +25,19 @@ pub(super) fn guard(function: &str, body: impl FnOnce() -> Result<i32>) -> i32 {
 /// The same for the functions that leave the error state alone, so that asking what went wrong
 /// (first for the size, then for the text) does not change the answer.
 pub(super) fn guard_unrecorded(body: impl FnOnce() -> Result<i32>) -> i32 {
+    let _floats = Ieee::enter();
     catch(body).unwrap_or_else(|error| error.status() as i32)
 }
 
 /// The same for a result that is no status: `otherwise` is what a panic gives.
 pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    let _floats = Ieee::enter();
     catch(|| Ok(body())).unwrap_or(otherwise)
 }
 
 fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // Threads that a call starts begin with its mode.
-    let _floats = Ieee::enter();
-    // Unwind safety: a body writes the caller's buffers only as its last step, and every lock of the library is
-    // taken whether poisoned or not, because what it protects is changed by single assignments.
+    // Unwind safety: a body writes the caller's buffers only as its last step. Every lock but a session's is taken whether poisoned or
+    // not, because what it protects is changed by single assignments; a poisoned session is refused.
     quietly(body).unwrap_or_else(|said| Err(Error::internal(format!("a panic was caught: {said}"))))
 }
 

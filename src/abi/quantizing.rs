@@ -88,7 +88,13 @@ pub unsafe extern "C" fn apl_quantize(
             method,
             scales: ScalePrecision::Auto,
         };
-        let quantised = weights::quantize(&*state::runtime()?, w, shape, &spec)?;
+        let runtime = state::runtime()?;
+        if shape.cols == 0 {
+            scales.fill(0.0);
+            zero_points.fill(0);
+            return Ok(APL_FFI_OK);
+        }
+        let quantised = weights::quantize(&runtime, w, shape, &spec)?;
         codes.copy_from_slice(&quantised.bytes);
         for (i, scale) in scales.iter_mut().enumerate() {
             *scale = quantised.scales.values().get(i);

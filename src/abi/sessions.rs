@@ -1,7 +1,7 @@
 //! Session handles: a conversation with a model.
 
 use std::ffi::c_char;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::args::{Arrays, Length, arg, fill, text};
 use super::guard::guard;
@@ -23,8 +23,15 @@ pub(super) static TABLE: Table<Shared> = Table::new(Kind::Session);
 
 impl Shared {
     /// The session, once the call that has it ends.
-    fn take(&self) -> MutexGuard<'_, Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    ///
+    /// # Errors
+    /// `ERR_STATE` if a panic ended an earlier call, which may have left it half changed.
+    fn take(&self) -> Result<MutexGuard<'_, Session>> {
+        self.session.lock().map_err(|_| {
+            Error::state(
+                "a bug ended an earlier call on this session, expected one without: close it",
+            )
+        })
     }
 }
 
@@ -83,7 +90,7 @@ pub unsafe extern "C" fn apl_session_eval(
     guard("apl_session_eval", || {
         let (runtime, shared) = live(session)?;
         let len = id_count(ids_len)?;
-        let mut session = shared.take();
+        let mut session = shared.take()?;
         let vocabulary = session.model().architecture().vocabulary;
         let mut arrays = Arrays::default();
         let ids = arrays.input(
@@ -134,7 +141,7 @@ pub unsafe extern "C" fn apl_session_next(
         let bytes = piece.cast::<u8>();
         arrays.output(arg("piece", bytes, i64::from(capacity)), Length::Capacity);
         arrays.check()?;
-        let mut session = shared.take();
+        let mut session = shared.take()?;
         let room = usize::try_from(capacity).unwrap_or(0).saturating_sub(1);
         let step = session.next(&runtime, room)?;
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
@@ -158,7 +165,7 @@ pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
         let (runtime, shared) = live(session)?;
         let position = usize::try_from(position)
             .map_err(|_| Error::range(format!("position is {position}, expected 0 or more")))?;
-        shared.take().rewind(&runtime, position)?;
+        shared.take()?.rewind(&runtime, position)?;
         Ok(APL_FFI_OK)
     })
 }
@@ -173,7 +180,7 @@ pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
 pub unsafe extern "C" fn apl_session_info(session: i32, json: *mut c_char, capacity: i32) -> i32 {
     guard("apl_session_info", || {
         let (_held, shared) = live(session)?;
-        let info = shared.take().info().to_string();
+        let info = shared.take()?.info().to_string();
         // SAFETY: the contract of `abi`.
         unsafe { fill("json", json, capacity, &info) }
     })
@@ -214,4 +221,34 @@ fn live(session: i32) -> Result<(Held, Arc<Shared>)> {
     let found = TABLE.get(session).map_err(|e| called(e, "session"))?;
     let held = held.ok_or_else(|| called(TABLE.not_live(session), "session"))?;
     Ok((held, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+    use crate::model::{Model, ModelOptions};
+    use crate::runtime::{Config, Runtime};
+
+    #[test]
+    fn a_session_that_a_panic_left_is_refused() {
+        let rt = Runtime::new(Config::default()).unwrap();
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+        let model = Model::open(&rt, demo.as_ref(), &ModelOptions::default()).unwrap();
+        let session = Session::new(&rt, Arc::new(model), &SessionOptions::default()).unwrap();
+        let shared = Arc::new(Shared {
+            canceller: session.canceller(),
+            session: Mutex::new(session),
+        });
+        assert!(shared.take().is_ok());
+        let with = shared.clone();
+        let bug = std::thread::spawn(move || {
+            let _session = with.take();
+            std::panic::resume_unwind(Box::new("a bug"))
+        });
+        assert!(bug.join().is_err());
+        let refused = shared.take().err().unwrap();
+        assert_eq!(refused.status(), Status::State);
+        assert!(refused.message().contains("close it"), "{refused}");
+    }
 }

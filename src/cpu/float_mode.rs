@@ -67,8 +67,9 @@ mod x86_64 {
     }
 
     fn write(mxcsr: u32) {
-        // SAFETY: the value is the default, or one that was read: no reserved bit is set. The compiler takes the default for granted, which this
-        // restores on the way in; on the way out nothing calculates any more.
+        // SAFETY: the value is the default, or one that was read: no reserved bit is set. Rust assumes the default mode: it holds from the
+        // first statement of a call to the last, and the caller's own is back when only the caller's code runs. (Rust does not
+        // specify what becomes of code that runs in another mode, which is that caller's business.)
         unsafe {
             asm!("ldmxcsr [{}]", in(reg) &raw const mxcsr, options(nostack, preserves_flags))
         };

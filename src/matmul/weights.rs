@@ -312,6 +312,9 @@ impl Weights {
     /// # Errors
     /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`; `ERR_BACKEND` if a device fails. `y` then holds
     /// what it held.
+    ///
+    /// # Panics
+    /// If `x` or `y` has another length.
     pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
         self.multiply_by(rt, Hands::Pool(rt.pool()), x, y, n)
     }
@@ -319,6 +322,9 @@ impl Weights {
     /// As [`Weights::multiply`], by those `hands`: a sequence of products wakes the threads once.
     ///
     /// # Errors
+    /// As [`Weights::multiply`].
+    ///
+    /// # Panics
     /// As [`Weights::multiply`].
     pub fn multiply_by(
         &self,
@@ -328,6 +334,15 @@ impl Weights {
         y: &mut [f32],
         n: usize,
     ) -> Result<()> {
+        let agrees = |len, side| n.checked_mul(side) == Some(len);
+        assert!(
+            agrees(x.len(), self.cols()) && agrees(y.len(), self.rows()),
+            "{} and {} elements for {n} vectors of {} and {}",
+            x.len(),
+            y.len(),
+            self.cols(),
+            self.rows()
+        );
         let source = match self.rows_form() {
             Ok(source) => source,
             Err(Other::Tiles(tiles)) => {

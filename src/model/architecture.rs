@@ -267,6 +267,15 @@ impl Architecture {
                 self.layers
             ));
         }
+        // What a session may have forgotten is known for one width.
+        let mut widths = self.windows.iter().flatten();
+        if let Some(first) = widths.next()
+            && let Some(other) = widths.find(|w| *w != first)
+        {
+            return wrong(format!(
+                "sliding windows of {first} and {other}, expected one width"
+            ));
+        }
         Ok(())
     }
 }

@@ -1,15 +1,15 @@
 //! The forward pass: tokens in, logits out. A layer reads as in [`super::architecture`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::architecture::{Activation, Architecture};
 use super::attention::{Attention, Scratch};
 use super::cache::{self, Cache};
+use super::cancel::Cancellation;
 use super::load::{Layer, Linear, Parameters};
 use super::rope::Rotary;
 use crate::cpu::vector::{Cached, VectorKernels};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::matmul::{Floats, Weights, Workspace};
 use crate::memory;
 use crate::runtime::{Hands, Runtime, Shared};
@@ -93,7 +93,7 @@ pub(super) struct Pass<'a> {
     pub architecture: &'a Architecture,
     pub parameters: &'a Parameters,
     pub team: &'a dyn Shared,
-    pub cancelled: &'a AtomicBool,
+    pub cancellation: &'a Cancellation,
     pub observer: Option<&'a mut dyn Observer>,
     pub lower: Option<Lower<'a>>,
 }
@@ -150,17 +150,13 @@ impl Pass<'_> {
         }
         let mut below = 0;
         if let Some(lower) = &mut self.lower {
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(Error::state("the call was cancelled"));
-            }
+            self.cancellation.check()?;
             (lower.run)(first, &mut s.x[..n * a.hidden])?;
             below = lower.layers;
         }
         s.rotary.prepare(first, n);
         for (i, layer) in self.parameters.layers.iter().enumerate().skip(below) {
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(Error::state("the call was cancelled"));
-            }
+            self.cancellation.check()?;
             self.attention(s, i, layer, first, n)?;
             self.feed_forward(s, layer, n)?;
         }

@@ -1,10 +1,10 @@
 //! What runs the forward pass of a session: the CPU or the device that the model lives on.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::Model;
 use super::cache::Cache;
+use super::cancel::Cancellation;
 use super::decoder::{BLOCK, Logits, Lower, Observer, Pass, State};
 use super::device::{self, Wanted};
 use super::options::Precision;
@@ -35,7 +35,7 @@ pub(super) enum Latest {
 pub(super) struct Feed<'a> {
     pub rt: &'a Runtime,
     pub model: &'a Model,
-    pub cancelled: &'a AtomicBool,
+    pub cancellation: &'a Cancellation,
     /// The position of the first.
     pub first: usize,
     pub ids: &'a [u32],
@@ -151,7 +151,7 @@ impl Engine {
                     "products can be observed only where the CPU runs the model",
                 ));
             }
-            Engine::Device(state) => return state.feed(f.cancelled, f.first, f.ids, wanted),
+            Engine::Device(state) => return state.feed(f.cancellation, f.first, f.ids, wanted),
             Engine::Host(state) => (None, state),
             Engine::Both(there, here) => (Some(there), here),
         };
@@ -162,7 +162,7 @@ impl Engine {
         };
         let layers = there.as_ref().map_or(0, |there| there.layers());
         let mut lower = |first: usize, x: &mut [f32]| match &mut there {
-            Some(there) => there.lower(f.cancelled, first, x),
+            Some(there) => there.lower(f.cancellation, first, x),
             None => Ok(()),
         };
         f.rt.pool().team(|team| {
@@ -171,7 +171,7 @@ impl Engine {
                 architecture: &f.model.architecture,
                 parameters: &f.model.parameters,
                 team,
-                cancelled: f.cancelled,
+                cancellation: f.cancellation,
                 observer: match &mut observer {
                     Some(observer) => Some(&mut **observer),
                     None => None,

@@ -16,6 +16,7 @@
 pub mod architecture;
 mod attention;
 mod cache;
+mod cancel;
 mod decoder;
 mod device;
 mod engine;
@@ -26,11 +27,12 @@ mod sampler;
 mod session;
 pub mod source;
 
+pub use cancel::Canceller;
 pub use decoder::{Logits, Observer};
 pub use load::Tensors;
 pub use options::{ModelOptions, Precision, Sampling, SessionOptions};
 pub(crate) use session::not_finite;
-pub use session::{Canceller, Session, Step};
+pub use session::{Session, Step};
 
 use std::path::Path;
 
@@ -54,7 +56,7 @@ pub struct Model {
     context: usize,
     /// Whether weights are float32.
     floats: bool,
-    sampling: Sampling,
+    sampling: Result<Sampling>,
     kind: &'static str,
     placement: Placement,
 }
@@ -118,9 +120,10 @@ impl Model {
             false => Ok(Placement::Host("it was opened for the CPU".to_owned())),
         };
         let floats = parameters.embedding.bits() == 32;
+        // Only advice: whoever does not ask for it need not hear of what is wrong with it.
         let sampling = Sampling::advised(&source.generation()?);
         Ok(Model {
-            sampling: sampling.map_err(|e| e.within(path.display()))?,
+            sampling: sampling.map_err(|e| e.within(path.display())),
             placement: placement.map_err(|e| e.within(path.display()))?,
             architecture,
             parameters,
@@ -145,7 +148,7 @@ impl Model {
         Ok(Model {
             context: architecture.context,
             floats: parameters.embedding.bits() == 32,
-            sampling: Sampling::default(),
+            sampling: Ok(Sampling::default()),
             placement: Placement::Host("it was made in memory".to_owned()),
             architecture,
             parameters,
@@ -164,9 +167,13 @@ impl Model {
         self.context
     }
 
-    /// How its authors would have it sampled; the defaults of sessions where they say nothing.
-    pub fn sampling(&self) -> &Sampling {
-        &self.sampling
+    /// What `generation_config.json` advises, and the defaults of sessions where it says nothing. Sessions do not use it unless their
+    /// options have it.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` for a value that no sampler takes.
+    pub fn sampling(&self) -> Result<&Sampling> {
+        self.sampling.as_ref().map_err(Clone::clone)
     }
 
     /// Its tokenizer.

@@ -31,6 +31,16 @@ impl Sampler {
         &self.options
     }
 
+    /// Where it is in its sequence of draws.
+    pub fn state(&self) -> u64 {
+        self.state
+    }
+
+    /// Goes back to where it was.
+    pub fn restore(&mut self, state: u64) {
+        self.state = state;
+    }
+
     /// Whether it takes the token of the greatest logit, and looks at nothing else.
     pub fn is_greedy(&self) -> bool {
         self.options.temperature == 0.0 && self.options.repeat_penalty == 1.0

@@ -1,9 +1,9 @@
 //! A conversation with a model: its position, its cache, its sampler.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Model;
+use super::cancel::{Cancellation, Canceller};
 use super::decoder::{Logits, Observer};
 use super::engine::{Engine, Feed, Latest};
 use super::options::{Precision, SessionOptions};
@@ -28,7 +28,7 @@ pub struct Session {
     latest: Latest,
     sampler: Sampler,
     pieces: Option<Pieces>,
-    cancelled: Arc<AtomicBool>,
+    cancellation: Arc<Cancellation>,
 }
 
 /// Without an end to it, so that it is done a vector at a time.
@@ -45,18 +45,6 @@ pub struct Step<'a> {
     pub piece: &'a str,
     /// Whether the text ends here.
     pub end: bool,
-}
-
-/// Ends the running call of a session, from another thread.
-#[derive(Clone)]
-pub struct Canceller(Arc<AtomicBool>);
-
-impl Canceller {
-    /// The running call ends with `ERR_STATE` at the next layer; on a device, where two layers are under way, at the one after these.
-    /// A single token there goes through to its end. If none runs, nothing happens.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// `ERR_FORMAT`: what a model computes is no number.
@@ -98,7 +86,7 @@ impl Session {
             latest: Latest::None,
             sampler: Sampler::new(&options.sampling, a.vocabulary)?,
             pieces: model.tokenizer.as_ref().map(|t| t.pieces(true)),
-            cancelled: Arc::default(),
+            cancellation: Arc::default(),
             model,
         })
     }
@@ -162,7 +150,7 @@ impl Session {
 
     /// What ends a running call.
     pub fn canceller(&self) -> Canceller {
-        Canceller(self.cancelled.clone())
+        Canceller::new(&self.cancellation)
     }
 
     /// Feeds tokens, and writes the logits that are wanted.
@@ -185,6 +173,7 @@ impl Session {
         logits: Logits<'_>,
         observer: Option<&mut dyn Observer>,
     ) -> Result<()> {
+        let _running = self.cancellation.begin();
         let vocabulary = self.model.architecture.vocabulary;
         if let Some(i) = ids.iter().position(|&id| id as usize >= vocabulary) {
             return Err(Error::range(format!(
@@ -219,7 +208,6 @@ impl Session {
             // What is latest now outlives a failure; of a single token that is not worth a copy.
             self.fetch()?;
         }
-        self.cancelled.store(false, Ordering::Relaxed);
         self.feed(rt, ids, logits, observer)?;
         let at_start = self.at_start();
         if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
@@ -256,7 +244,7 @@ impl Session {
         let feed = Feed {
             rt,
             model: &self.model,
-            cancelled: &self.cancelled,
+            cancellation: &self.cancellation,
             first,
             ids,
             greedy: self.sampler.is_greedy(),
@@ -295,7 +283,7 @@ impl Session {
         let feed = Feed {
             rt,
             model: &self.model,
-            cancelled: &self.cancelled,
+            cancellation: &self.cancellation,
             first: 0,
             ids: &self.tokens,
             greedy: false,
@@ -309,13 +297,14 @@ impl Session {
 
     /// Samples a token from the latest logits and feeds it. `room`: bytes that its text may have.
     ///
-    /// A token that ends the text is not fed. Text that does not fit, or is no whole character yet, comes first in
+    /// A token that ends the text is not fed. A call that fails draws nothing from the sampler. Text that does not fit, or is no whole character yet, comes first in
     /// the next piece.
     ///
     /// # Errors
     /// `ERR_STATE` if there are no logits, or the call was cancelled; `ERR_FORMAT` if they are not finite; `ERR_UNSUPPORTED` if the
     /// model has no tokenizer.
     pub fn next(&mut self, rt: &Runtime, room: usize) -> Result<Step<'_>> {
+        let _running = self.cancellation.begin();
         if !self.has_logits() {
             return Err(Error::state(
                 "there are no logits to sample from, expected apl_session_eval first",
@@ -324,6 +313,7 @@ impl Session {
         if self.model.tokenizer.is_none() {
             return Err(self.model.no_tokenizer());
         }
+        let before = self.sampler.state();
         let id = match self.latest {
             // Left there because the sampler is greedy.
             Latest::OnDevice(id) => id,
@@ -341,8 +331,10 @@ impl Session {
                 end: true,
             });
         }
-        self.cancelled.store(false, Ordering::Relaxed);
-        self.feed(rt, &[id], Logits::None, None)?;
+        if let Err(e) = self.feed(rt, &[id], Logits::None, None) {
+            self.sampler.restore(before);
+            return Err(e);
+        }
         let pieces = self.pieces.as_mut().expect("there is a tokenizer");
         let tokenizer = self.model.tokenizer.as_ref().expect("as above");
         pieces.push(tokenizer, id);
@@ -359,6 +351,7 @@ impl Session {
     /// # Errors
     /// `ERR_RANGE` beyond the tokens that were fed; `ERR_STATE` where the call was cancelled; then nothing changes.
     pub fn rewind(&mut self, rt: &Runtime, position: usize) -> Result<()> {
+        let _running = self.cancellation.begin();
         let now = self.position();
         if position > now {
             return Err(Error::range(format!(
@@ -383,7 +376,6 @@ impl Session {
         match last {
             None => self.latest = Latest::None,
             Some(last) => {
-                self.cancelled.store(false, Ordering::Relaxed);
                 if let Err(e) = self.feed(rt, &[last], Logits::None, None) {
                     self.tokens.truncate(position - 1);
                     self.tokens.extend(kept);

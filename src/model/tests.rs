@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
@@ -403,5 +404,80 @@ fn a_cancelled_call_leaves_what_a_window_sees() {
         s.rewind(&rt, 700).unwrap();
         assert_eq!(logits(&mut s, &[]), at_700, "{name}");
         assert_eq!(logits(&mut s, &ids[700..701]), at_701, "{name}");
+    }
+}
+
+/// A text that is cancelled again and again, and goes on each time, is the text that nobody cancels: nothing of a cancelled call
+/// remains, not even what it drew.
+#[test]
+fn a_text_under_fire() {
+    let rt = runtime(r#"{"threads": 1}"#);
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+    let model = open(&rt, Path::new(demo), "");
+    let begin = || {
+        let mut s = session(
+            &rt,
+            &model,
+            r#"{"temperature": 1.5, "top_k": 0, "seed": 3}"#,
+        );
+        let ids = model.tokenizer().unwrap().encode("Once", None).unwrap();
+        s.eval(&rt, &ids, Logits::None).unwrap();
+        s
+    };
+    let mut left = begin();
+    let expected: Vec<_> = (0..60).map(|_| left.next(&rt, 64).unwrap().id).collect();
+
+    let mut s = begin();
+    let canceller = s.canceller();
+    let (done, armed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (mut found, mut cancelled) = (Vec::new(), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                if armed.load(Ordering::Relaxed) {
+                    canceller.cancel();
+                }
+                std::thread::yield_now();
+            }
+        });
+        while found.len() < expected.len() {
+            // Every token is tried twice at most: a slow machine comes to an end as well.
+            armed.store(true, Ordering::Relaxed);
+            let first = s.next(&rt, 64).map(|step| step.id);
+            armed.store(false, Ordering::Relaxed);
+            found.push(first.unwrap_or_else(|e| {
+                assert_eq!(e.status(), Status::State);
+                cancelled += 1;
+                // The thread may have looked before it was disarmed.
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                s.next(&rt, 64).unwrap().id
+            }));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(found, expected);
+    assert!(cancelled > 0);
+}
+
+/// A model opens whatever its authors advise of sampling; whoever asks for the advice hears what is wrong with it.
+#[test]
+fn advice_that_no_sampler_takes() {
+    let rt = runtime("{}");
+    let folder = tempfile::tempdir().unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+    for entry in std::fs::read_dir(demo).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    for (advice, named) in [
+        (r#"{"top_p": 2}"#, "\"top_p\": 2"),
+        (r#"{"top_k": 50.5}"#, "\"top_k\": 50.5"),
+    ] {
+        std::fs::write(folder.path().join("generation_config.json"), advice).unwrap();
+        let model = open(&rt, folder.path(), "");
+        let e = model.sampling().unwrap_err();
+        assert_eq!(e.status(), Status::Format);
+        assert!(e.message().contains(named), "{e}");
+        session(&rt, &model, "");
     }
 }

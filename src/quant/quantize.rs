@@ -209,19 +209,17 @@ pub fn quantize_in_bands<T: Element>(
             w.len()
         )));
     }
-    // rows * row_bytes <= rows * cols, and rows * groups <= rows * max(cols, 1): neither overflows.
+    // rows * row_bytes <= rows * cols, and rows * groups <= rows * max(cols, 1): neither overflows. Without columns there
+    // may be any number of rows, whose zeros are then never touched.
     let row_bytes = packed_row_bytes(cols, spec.bits);
-    let mut bytes = memory::filled(rows * row_bytes, 0u8, "codes")?;
-    let mut scales = memory::filled(rows * groups, 0f32, "scales")?;
+    let mut bytes = memory::zeroed(rows * row_bytes, "codes")?;
+    let mut scales: Vec<f32> = memory::zeroed(rows * groups, "scales")?;
     let mut zero_points = None;
     if !spec.symmetric && spec.bits != Bits::One {
-        zero_points = Some(memory::filled(rows * groups, 0i32, "zero points")?);
+        zero_points = Some(memory::zeroed(rows * groups, "zero points")?);
     }
 
     let mut pass = |precision| -> Result<bool> {
-        if cols == 0 {
-            return Ok(true);
-        }
         let rows_per_band = rows_per_band.max(1);
         let mut bands = memory::with_capacity(rows.div_ceil(rows_per_band), "bands of rows")?;
         let mut bytes = bytes.as_mut_slice();
@@ -242,8 +240,8 @@ pub fn quantize_in_bands<T: Element>(
         }
         run(bands)
     };
-    let half = spec.scales != ScalePrecision::F32 && pass(Precision::Half)?;
-    if !half {
+    let half = spec.scales != ScalePrecision::F32 && (cols == 0 || pass(Precision::Half)?);
+    if !half && cols > 0 {
         if spec.scales == ScalePrecision::F16 {
             return Err(Error::range(
                 "w: a group's scale is not a normal float16 number, expected 2^-14 to 65504, or 0",
@@ -252,7 +250,9 @@ pub fn quantize_in_bands<T: Element>(
         pass(Precision::Single)?;
     }
 
-    let scales = if half {
+    let scales = if half && cols == 0 {
+        ScalesBuf::F16(memory::zeroed(rows * groups, "scales")?)
+    } else if half {
         let mut short = memory::with_capacity(scales.len(), "scales")?;
         short.extend(scales.iter().map(|&s| f16::from_f32(s)));
         ScalesBuf::F16(short)

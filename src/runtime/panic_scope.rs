@@ -59,6 +59,10 @@ const PANICS_KEPT: usize = 16;
 /// A panic inside the library must not print; any other goes to the hook that was there before.
 fn silence_own_panics() {
     static INSTALLED: Once = Once::new();
+    // A destructor of the host that calls while its thread unwinds: the hook cannot be changed then, which a later call does.
+    if std::thread::panicking() {
+        return;
+    }
     INSTALLED.call_once(|| {
         let previous = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
@@ -109,6 +113,42 @@ impl Drop for InLibrary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a destructor of the host does while its thread unwinds; the hook must not be installed yet, so this is a process of its own.
+    #[test]
+    fn a_call_while_the_host_unwinds() {
+        const CHILD: &str = "APL_FFI_TEST_UNWINDS";
+        struct Calls;
+        impl Drop for Calls {
+            fn drop(&mut self) {
+                assert_eq!(quietly(|| 5), Ok(5));
+            }
+        }
+        if std::env::var_os(CHILD).is_some() {
+            let unwound = std::panic::catch_unwind(|| {
+                let _calls = Calls;
+                panic!("the host's");
+            });
+            assert!(unwound.is_err());
+            // And the hook is there afterwards.
+            let caught = quietly(|| panic!("ours")).unwrap_err();
+            assert!(caught.starts_with("ours (src"), "{caught}");
+            return;
+        }
+        let itself = std::env::current_exe().unwrap();
+        let name = concat!(module_path!(), "::a_call_while_the_host_unwinds");
+        let (_, name) = name.split_once("::").unwrap();
+        let child = std::process::Command::new(itself)
+            .args(["--exact", name])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(
+            child.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+    }
 
     #[test]
     fn scopes_nest_and_end_with_a_panic() {

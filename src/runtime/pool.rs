@@ -39,7 +39,7 @@ impl Pool {
     pub fn new(threads: usize) -> Result<Pool> {
         let count = threads.saturating_sub(1);
         let mut pool = Pool {
-            crew: Arc::new(Crew::new(count)),
+            crew: Arc::new(Crew::new(0)),
             rayon: None,
             workers: with_capacity(count, "the threads of the pool")?,
         };
@@ -65,6 +65,8 @@ impl Pool {
                 let n = pool.workers.len() + 1;
                 Error::memory(format!("thread {n} of {count} cannot be started: {e}"))
             })?);
+            // rayon has a limit of its own.
+            pool.crew = Arc::new(Crew::new(pool.workers.len()));
         }
         Ok(pool)
     }

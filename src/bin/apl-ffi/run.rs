@@ -150,7 +150,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         ));
     }
     let options = SessionOptions {
-        sampling: sampling(a, model.sampling()),
+        sampling: sampling(a, model.sampling()?),
         ..SessionOptions::default()
     };
     let mut session = Session::new(rt, model.clone(), &options)?;

@@ -1,7 +1,5 @@
 //! The launches of a forward pass. A layer reads as in [`crate::model::architecture`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use super::stage::{IN_FLIGHT, Kept};
 use super::{Span, Vectors};
 use crate::cuda::transformer::{
@@ -9,9 +7,10 @@ use crate::cuda::transformer::{
     softcap,
 };
 use crate::cuda::{Columns, Mode, Operand, Part, Prepared, Stream, multiply, prepare};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::matmul::Weights;
 use crate::model::architecture::{Activation, Pairing};
+use crate::model::cancel::Cancellation;
 use crate::model::load::Layer;
 
 /// One token through what a device has: from its id, where that is the first one, to the token that follows, where it has the output
@@ -21,7 +20,7 @@ pub(super) fn step(stream: &Stream, k: &Kept) -> Result<()> {
         stream,
         k,
         n: 1,
-        cancelled: None,
+        cancellation: None,
     };
     if k.begins {
         pass.embed()?;
@@ -39,7 +38,7 @@ pub(super) fn last_step(stream: &Stream, k: &Kept) -> Result<()> {
         stream,
         k,
         n: 1,
-        cancelled: None,
+        cancellation: None,
     };
     pass.last()
 }
@@ -50,7 +49,7 @@ pub(super) struct Pass<'a> {
     pub k: &'a Kept,
     pub n: usize,
     /// Looked at between layers; `None` for what is captured, where nothing may wait.
-    pub cancelled: Option<&'a AtomicBool>,
+    pub cancellation: Option<&'a Cancellation>,
 }
 
 impl<'a> Pass<'a> {
@@ -100,16 +99,14 @@ impl<'a> Pass<'a> {
     /// Ends the pass before layer `i` if the call was cancelled, having waited until no more than [`IN_FLIGHT`] layers are to be done:
     /// what is enqueued can't be taken back. The device has work all the while.
     fn between_layers(&self, i: usize) -> Result<()> {
-        let Some(cancelled) = self.cancelled else {
+        let Some(cancellation) = self.cancellation else {
             return Ok(());
         };
         let mark = &self.k.marks[i % IN_FLIGHT];
         if i >= IN_FLIGHT {
             mark.wait()?;
         }
-        if cancelled.load(Ordering::Relaxed) {
-            return Err(Error::state("the call was cancelled"));
-        }
+        cancellation.check()?;
         self.stream.mark(mark)
     }
 

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::pass::{Pass, last_step, on_device, step};
 use super::{Placement, Portion, Resident, heads};
@@ -14,6 +13,7 @@ use crate::memory;
 use crate::model::Model;
 use crate::model::architecture::Architecture;
 use crate::model::cache::slots_of;
+use crate::model::cancel::Cancellation;
 use crate::model::decoder::BLOCK;
 use crate::model::load::{Layer, Parameters};
 
@@ -320,7 +320,7 @@ impl Stage {
     ///
     /// # Errors
     /// `ERR_STATE` if several tokens were cancelled between layers; `ERR_BACKEND`.
-    pub fn enqueue(&mut self, cancelled: &AtomicBool, n: usize, last: bool) -> Result<()> {
+    pub fn enqueue(&mut self, cancellation: &Cancellation, n: usize, last: bool) -> Result<()> {
         if n == 1 {
             return replay(&mut self.step, &self.kept, step);
         }
@@ -329,7 +329,7 @@ impl Stage {
             stream: &k.stream,
             k,
             n,
-            cancelled: Some(cancelled),
+            cancellation: Some(cancellation),
         };
         if k.begins {
             pass.embed()?;
@@ -354,7 +354,7 @@ impl Stage {
             stream: &k.stream,
             k,
             n,
-            cancelled: None,
+            cancellation: None,
         };
         pass.last()
     }

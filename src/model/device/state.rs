@@ -1,15 +1,15 @@
 //! What a session has on the devices of its model, and the way of tokens through them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Placement;
 use super::pass::Pass;
 use super::stage::{Kept, Stage};
 use crate::cuda::{Memory, Pinned};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::memory;
 use crate::model::Model;
+use crate::model::cancel::Cancellation;
 use crate::model::decoder::BLOCK;
 use crate::model::options::Precision;
 use crate::model::rope::Rotary;
@@ -99,7 +99,7 @@ impl State {
     /// The cache then holds what it held before position `first`, as far as it is a window's.
     pub fn feed(
         &mut self,
-        cancelled: &AtomicBool,
+        cancellation: &Cancellation,
         first: usize,
         ids: &[u32],
         mut wanted: Wanted<'_>,
@@ -107,12 +107,10 @@ impl State {
         let vocabulary = self.head().architecture().vocabulary;
         let mut found = None;
         for (i, block) in ids.chunks(BLOCK).enumerate() {
-            if cancelled.load(Ordering::Relaxed) {
-                return Err(Error::state("the call was cancelled"));
-            }
+            cancellation.check()?;
             let at = i * BLOCK;
             let last = at + block.len() == ids.len() && !matches!(wanted, Wanted::All(_));
-            found = self.block(cancelled, first + at, block, last)?;
+            found = self.block(cancellation, first + at, block, last)?;
             if let Wanted::All(out) = &mut wanted {
                 let out = &mut out[at * vocabulary..(at + block.len()) * vocabulary];
                 self.every(block.len(), out)?;
@@ -141,7 +139,12 @@ impl State {
     ///
     /// # Errors
     /// As [`State::feed`].
-    pub fn lower(&mut self, cancelled: &AtomicBool, first: usize, x: &mut [f32]) -> Result<()> {
+    pub fn lower(
+        &mut self,
+        cancellation: &Cancellation,
+        first: usize,
+        x: &mut [f32],
+    ) -> Result<()> {
         let n = x.len() / self.stages[0].kept.architecture().hidden;
         // There are no ids: none of the kernels that run here reads them.
         self.send(first, &[])?;
@@ -151,7 +154,7 @@ impl State {
             .kept
             .stream
             .write(stage.residual(n), bytemuck::cast_slice(x))?;
-        self.pass(cancelled, n, false)?;
+        self.pass(cancellation, n, false)?;
         let stage = self.stages.last().expect("there is a device");
         stage.found()?;
         let (stream, residual) = (&stage.kept.stream, stage.residual(n));
@@ -180,7 +183,7 @@ impl State {
     /// One block of tokens; `last`: the token that follows is wanted.
     fn block(
         &mut self,
-        cancelled: &AtomicBool,
+        cancellation: &Cancellation,
         first: usize,
         ids: &[u32],
         last: bool,
@@ -190,7 +193,7 @@ impl State {
             self.send(first, ids)?;
         }
         self.send_frequencies(first + ids.len())?;
-        self.pass(cancelled, ids.len(), last)?;
+        self.pass(cancellation, ids.len(), last)?;
         let head = self.head.expect("the devices have the whole model");
         let behind = self.stages.len() - 1;
         // An output that is the embedding is on the first device.
@@ -208,15 +211,13 @@ impl State {
     }
 
     /// Tokens through the layers of every device.
-    fn pass(&mut self, cancelled: &AtomicBool, n: usize, last: bool) -> Result<()> {
+    fn pass(&mut self, cancellation: &Cancellation, n: usize, last: bool) -> Result<()> {
         for i in 0..self.stages.len() {
             if i > 0 {
-                if cancelled.load(Ordering::Relaxed) {
-                    return Err(Error::state("the call was cancelled"));
-                }
+                cancellation.check()?;
                 self.cross(i - 1, i, n)?;
             }
-            self.stages[i].enqueue(cancelled, n, last)?;
+            self.stages[i].enqueue(cancellation, n, last)?;
         }
         Ok(())
     }
@@ -258,7 +259,7 @@ impl State {
             stream: &kept.stream,
             k: kept,
             n,
-            cancelled: None,
+            cancellation: None,
         };
         for (i, out) in out.chunks_mut(ROWS * vocabulary).enumerate() {
             let count = out.len() / vocabulary;
