@@ -238,13 +238,17 @@ DEVICE Candidate warp_best(Candidate c) {
 
 constexpr Candidate NOBODY = {-2147483647 - 1, 2147483647};
 
-// The greatest logit of a block's share, of equals the one that comes first.
+// Above that of every finite number.
+constexpr int32_t NOT_FINITE = 2147483647;
+
+// The greatest logit of a block's share, of equals the one that comes first; one that is not finite is greater than any other.
 KERNEL(256, greatest, LogitArgs) {
     Candidate best = NOBODY;
 #pragma unroll 2
     for (size_t i = size_t(blockIdx.x) * 256 + threadIdx.x; i < args.count; i += size_t(gridDim.x) * 256) {
         const int32_t bits = static_cast<int32_t>(bits_of(in<float>(args.logits)[i]));
-        best = better(best, {bits < 0 ? bits ^ 0x7fffffff : bits, static_cast<int32_t>(i)});
+        const int32_t rank = (bits & 0x7f800000) == 0x7f800000 ? NOT_FINITE : bits < 0 ? bits ^ 0x7fffffff : bits;
+        best = better(best, {rank, static_cast<int32_t>(i)});
     }
     best = warp_best(best);
     Candidate *shared = reinterpret_cast<Candidate *>(shared_floats()); // (8)
@@ -258,7 +262,8 @@ KERNEL(256, greatest, LogitArgs) {
     out<Candidate>(args.parts)[blockIdx.x] = best;
 }
 
-// The greatest of all becomes the next token, and the position moves on.
+// The greatest of all becomes the next token, and the position moves on. The host is told of no token where a logit is not finite; the
+// id stays one of the vocabulary.
 KERNEL(32, advance, LogitArgs) {
     Candidate best = NOBODY;
     for (uint32_t i = threadIdx.x; i < args.blocks; i += WARP)
@@ -266,7 +271,7 @@ KERNEL(32, advance, LogitArgs) {
     best = warp_best(best);
     if (threadIdx.x != 0)
         return;
-    *out<uint32_t>(args.token) = static_cast<uint32_t>(best.place);
+    *out<uint32_t>(args.token) = best.rank == NOT_FINITE ? 0xffffffffu : static_cast<uint32_t>(best.place);
     *out<uint32_t>(args.id) = static_cast<uint32_t>(best.place);
     *out<uint32_t>(args.position) += 1;
 }

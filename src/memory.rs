@@ -33,7 +33,7 @@ pub fn zeroed<T: bytemuck::Zeroable>(len: usize, what: &str) -> Result<Vec<T>> {
     bytemuck::allocation::try_zeroed_vec(len).map_err(|()| refused::<T>(len, what))
 }
 
-/// Refuses what there is no memory for: before a library that aborts where the allocator refuses is given something that makes it take about so many bytes.
+/// Checks that about so many bytes can be allocated, before a library is called that aborts the process where the allocator refuses.
 ///
 /// # Errors
 /// `ERR_MEMORY`.

@@ -23,7 +23,8 @@ const KIND_SHIFT: u32 = INDEX_BITS + GENERATION_BITS;
 const CAPACITY: usize = 1 << INDEX_BITS;
 const GENERATIONS: u32 = 1 << GENERATION_BITS;
 
-/// The generation that slots of this process begin with: a handle of another process, kept in a saved workspace, is none here but by chance.
+/// The generation at which slots start: random per process, so that a handle of another process, kept in a saved workspace, is almost
+/// certainly refused.
 fn first_generation() -> u32 {
     static FIRST: OnceLock<u32> = OnceLock::new();
     *FIRST.get_or_init(|| RandomState::new().hash_one(std::process::id()) as u32 % GENERATIONS)

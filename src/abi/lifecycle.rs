@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::args::{fill, text};
 use super::guard::{guard, guard_or, guard_unrecorded};
 use super::status::{self, APL_FFI_ABI_VERSION, APL_FFI_OK};
-use super::{last_error, models, sessions, state, weights};
+use super::{last_error, state, tables};
 use crate::cpu::Isa;
 use crate::runtime::{Config, Runtime};
 
@@ -115,7 +115,7 @@ fn info() -> String {
         "threads": runtime.map(|rt| rt.pool().threads()),
         "cuda": devices.first(),
         "devices": devices,
-        "handles": {"weights": weights::TABLE.live(), "models": models::TABLE.live(), "sessions": sessions::TABLE.live()},
+        "handles": {"weights": tables::WEIGHTS.live(), "models": tables::MODELS.live(), "sessions": tables::SESSIONS.live()},
     })
     .to_string()
 }

@@ -35,6 +35,7 @@ mod guard;
 mod handles;
 mod last_error;
 mod state;
+mod tables;
 mod vectors;
 
 pub mod lifecycle;

@@ -6,15 +6,12 @@ use std::sync::Arc;
 
 use super::args::{self, Arrays, Length, arg, fill, text};
 use super::guard::guard;
-use super::handles::{Kind, Table};
 use super::state::{self, Held};
 use super::status::APL_FFI_OK;
+use super::tables::MODELS;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::{Model, ModelOptions};
-
-/// The live model handles. A session keeps its model alive beyond its handle.
-pub(super) static TABLE: Table<Arc<Model>> = Table::new(Kind::Model);
 
 /// Opens a language model: a manifest (.json), a .gguf file, or a folder in the Hugging Face layout.
 ///
@@ -48,7 +45,7 @@ pub unsafe extern "C" fn apl_model_open(
         let opened = Model::open(&runtime, Path::new(path), &options)?;
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
         let place = unsafe { place.slice() };
-        place[0] = TABLE.insert(Arc::new(opened))?;
+        place[0] = MODELS.insert(Arc::new(opened))?;
         Ok(APL_FFI_OK)
     })
 }
@@ -78,7 +75,7 @@ pub unsafe extern "C" fn apl_model_info(model: i32, json: *mut c_char, capacity:
 pub extern "C" fn apl_model_close(model: i32) -> i32 {
     guard("apl_model_close", || {
         let _held = state::if_initialised();
-        drop(TABLE.remove(model).map_err(|e| called(e, "model"))?);
+        drop(MODELS.remove(model).map_err(|e| called(e, "model"))?);
         Ok(APL_FFI_OK)
     })
 }
@@ -204,8 +201,8 @@ fn room(arrays: &mut Arrays, text: *mut c_char, capacity: i32) {
 pub(super) fn live(model: i32) -> Result<(Held, Arc<Model>)> {
     // As for weights: held before the look-up.
     let held = state::if_initialised();
-    let found = TABLE.get(model).map_err(|e| called(e, "model"))?;
-    let held = held.ok_or_else(|| called(TABLE.not_live(model), "model"))?;
+    let found = MODELS.get(model).map_err(|e| called(e, "model"))?;
+    let held = held.ok_or_else(|| called(MODELS.not_live(model), "model"))?;
     Ok((held, Arc::clone(&found)))
 }
 

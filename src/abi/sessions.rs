@@ -1,39 +1,16 @@
 //! Session handles: a conversation with a model.
 
 use std::ffi::c_char;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use super::args::{Arrays, Length, arg, fill, text};
 use super::guard::guard;
-use super::handles::{Kind, Table};
 use super::models::{self, as_ids, called, id_count};
 use super::state::{self, Held};
 use super::status::{APL_FFI_END, APL_FFI_OK};
+use super::tables::{SESSIONS, SessionEntry};
 use crate::error::{Error, Result};
-use crate::model::{Canceller, Logits, Session, SessionOptions};
-
-/// A session, and what reaches it while a call has it.
-pub(super) struct Shared {
-    session: Mutex<Session>,
-    canceller: Canceller,
-}
-
-/// The live session handles.
-pub(super) static TABLE: Table<Shared> = Table::new(Kind::Session);
-
-impl Shared {
-    /// The session, once the call that has it ends.
-    ///
-    /// # Errors
-    /// `ERR_STATE` if a panic ended an earlier call, which may have left it half changed.
-    fn take(&self) -> Result<MutexGuard<'_, Session>> {
-        self.session.lock().map_err(|_| {
-            Error::state(
-                "a bug ended an earlier call on this session, expected one without: close it",
-            )
-        })
-    }
-}
+use crate::model::{Logits, Session, SessionOptions};
 
 /// Opens a session: a position, a key/value cache and a sampler of its own.
 ///
@@ -59,13 +36,9 @@ pub unsafe extern "C" fn apl_session_open(
         let place = arrays.place("session", session);
         arrays.check()?;
         let opened = Session::new(&runtime, model, &options)?;
-        let shared = Shared {
-            canceller: opened.canceller(),
-            session: Mutex::new(opened),
-        };
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
         let place = unsafe { place.slice() };
-        place[0] = TABLE.insert(shared)?;
+        place[0] = SESSIONS.insert(SessionEntry::new(opened))?;
         Ok(APL_FFI_OK)
     })
 }
@@ -195,7 +168,7 @@ pub unsafe extern "C" fn apl_session_info(session: i32, json: *mut c_char, capac
 pub extern "C" fn apl_session_cancel(session: i32) -> i32 {
     guard("apl_session_cancel", || {
         // Without holding the library: where `cleanup` waits for the call that is to end, whoever asks for it waits for `cleanup`.
-        let canceller = TABLE.look(session, |shared| shared.canceller.clone());
+        let canceller = SESSIONS.look(session, SessionEntry::canceller);
         canceller.map_err(|e| called(e, "session"))?.cancel();
         Ok(APL_FFI_OK)
     })
@@ -208,7 +181,7 @@ pub extern "C" fn apl_session_cancel(session: i32) -> i32 {
 pub extern "C" fn apl_session_close(session: i32) -> i32 {
     guard("apl_session_close", || {
         let _held = state::if_initialised();
-        drop(TABLE.remove(session).map_err(|e| called(e, "session"))?);
+        drop(SESSIONS.remove(session).map_err(|e| called(e, "session"))?);
         Ok(APL_FFI_OK)
     })
 }
@@ -216,39 +189,9 @@ pub extern "C" fn apl_session_close(session: i32) -> i32 {
 /// A live handle's session, and the library that it lives in.
 ///
 /// # Errors `ERR_HANDLE`.
-fn live(session: i32) -> Result<(Held, Arc<Shared>)> {
+fn live(session: i32) -> Result<(Held, Arc<SessionEntry>)> {
     let held = state::if_initialised();
-    let found = TABLE.get(session).map_err(|e| called(e, "session"))?;
-    let held = held.ok_or_else(|| called(TABLE.not_live(session), "session"))?;
+    let found = SESSIONS.get(session).map_err(|e| called(e, "session"))?;
+    let held = held.ok_or_else(|| called(SESSIONS.not_live(session), "session"))?;
     Ok((held, found))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Status;
-    use crate::model::{Model, ModelOptions};
-    use crate::runtime::{Config, Runtime};
-
-    #[test]
-    fn a_session_that_a_panic_left_is_refused() {
-        let rt = Runtime::new(Config::default()).unwrap();
-        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
-        let model = Model::open(&rt, demo.as_ref(), &ModelOptions::default()).unwrap();
-        let session = Session::new(&rt, Arc::new(model), &SessionOptions::default()).unwrap();
-        let shared = Arc::new(Shared {
-            canceller: session.canceller(),
-            session: Mutex::new(session),
-        });
-        assert!(shared.take().is_ok());
-        let with = shared.clone();
-        let bug = std::thread::spawn(move || {
-            let _session = with.take();
-            std::panic::resume_unwind(Box::new("a bug"))
-        });
-        assert!(bug.join().is_err());
-        let refused = shared.take().err().unwrap();
-        assert_eq!(refused.status(), Status::State);
-        assert!(refused.message().contains("close it"), "{refused}");
-    }
 }

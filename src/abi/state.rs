@@ -7,7 +7,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::{models, sessions, weights};
+use super::tables;
 use crate::error::{Error, Result};
 use crate::runtime::{Config, Resolved, Runtime};
 
@@ -75,9 +75,7 @@ pub(super) fn init(config: Config) -> Result<()> {
 /// Waits for the calls that run, ends every handle, and stops the threads.
 pub(super) fn cleanup() {
     let mut state = write();
-    sessions::TABLE.clear();
-    models::TABLE.clear();
-    weights::TABLE.clear();
+    tables::clear();
     *state = None;
 }
 

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::args::{self, Arg, Arrays, Length, arg, count, fill, text};
 use super::code_args::{ALL_BITS, Format, code_args};
 use super::guard::guard;
-use super::handles::{Kind, Table};
 use super::state::{self, Held};
 use super::status::APL_FFI_OK;
+use super::tables::WEIGHTS;
 use super::vectors::Vectors;
 use crate::error::Result;
 use crate::matmul::{Weights, narrowed, widen};
@@ -19,9 +19,6 @@ use crate::memory;
 use crate::options::{Source, WeightOptions, Width};
 use crate::runtime::Hands;
 use crate::weights::{self, Floats, Home};
-
-/// The live weight handles. It changes only while a [`Held`] lives, and `cleanup` empties it.
-pub(super) static TABLE: Table<Weights> = Table::new(Kind::Weights);
 
 /// Makes a handle of a quantised matrix; the codes are converted, and the caller keeps the arrays.
 ///
@@ -250,7 +247,7 @@ pub unsafe extern "C" fn apl_weights_save(
 pub extern "C" fn apl_weights_free(handle: i32) -> i32 {
     guard("apl_weights_free", || {
         let _held = state::if_initialised();
-        drop(TABLE.remove(handle)?);
+        drop(WEIGHTS.remove(handle)?);
         Ok(APL_FFI_OK)
     })
 }
@@ -327,13 +324,13 @@ pub unsafe extern "C" fn apl_matmul_f64(
 fn live(handle: i32) -> Result<(Held, Arc<Weights>)> {
     // Held before the look-up: so `cleanup` cannot come between, and the weights do not outlive their library.
     let held = state::if_initialised();
-    let weights = TABLE.get(handle)?;
-    Ok((held.ok_or_else(|| TABLE.not_live(handle))?, weights))
+    let weights = WEIGHTS.get(handle)?;
+    Ok((held.ok_or_else(|| WEIGHTS.not_live(handle))?, weights))
 }
 
 /// Gives the weights a handle. `_held` is the proof that no `cleanup` is under way.
 fn register(weights: Weights, _held: &Held, handle: &mut [i32]) -> Result<i32> {
-    handle[0] = TABLE.insert(weights)?;
+    handle[0] = WEIGHTS.insert(weights)?;
     Ok(APL_FFI_OK)
 }
 

@@ -69,7 +69,7 @@ pub(super) trait Lanes {
     /// Writes a part, rounded.
     unsafe fn store(values: Self::Wide, out: *mut f32);
     /// Prefetches the line at `near` into the L1 cache and that at `far` into L2; they may be any address.
-    unsafe fn prefetch(near: *const u8, far: *const u8);
+    fn prefetch(near: *const u8, far: *const u8);
 }
 
 /// What is done with weights, column after column.

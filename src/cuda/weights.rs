@@ -190,7 +190,7 @@ impl Weights {
         let Shape { rows, cols, .. } = self.shape;
         let row_words = self.columns.row_words(self.bits);
         let row_bytes = packed_row_bytes(cols, self.bits);
-        let mut bytes = memory::filled(rows * row_bytes, 0u8, "codes")?;
+        let mut bytes = memory::zeroed(rows * row_bytes, "codes")?;
         let mut row = memory::filled(cols, 0u8, "a row of codes")?;
         let band_rows = (BAND / row_words).clamp(1, rows);
         let mut words = memory::filled(band_rows * row_words, 0u32, "packed codes")?;

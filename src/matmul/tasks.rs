@@ -68,8 +68,8 @@ pub fn run_with<S: Send>(
     });
 }
 
-/// A thread for each scratch claims tasks until none is left: of its own run of them one after the other, because they lie so in memory and a kernel
-/// prefetches what lies ahead, then what others have not begun.
+/// A thread for each scratch claims tasks until none is left: first those of its own contiguous run (neighbours in memory, so that prefetches
+/// help), then such of other runs as nobody has begun.
 fn claim<S: Send>(
     team: &dyn Shared,
     scratches: &[Mutex<S>],

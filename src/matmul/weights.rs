@@ -450,7 +450,7 @@ fn layout(codes: &Codes<'_>, activations: Activations) -> Option<Layout> {
 fn owned(c: &Codes<'_>) -> Result<CodesBuf> {
     let s = c.shape;
     let row_bytes = packed_row_bytes(s.cols, c.bits);
-    let mut bytes = memory::filled(s.rows * row_bytes, 0, "codes")?;
+    let mut bytes = memory::zeroed(s.rows * row_bytes, "codes")?;
     // Without rows there may be more columns than fit memory.
     let mut row = memory::filled(if s.rows == 0 { 0 } else { s.cols }, 0, "a row of codes")?;
     // Not over the rows: without columns there may be more of them than anyone can count to.

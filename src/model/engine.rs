@@ -8,6 +8,7 @@ use super::cancel::Cancellation;
 use super::decoder::{BLOCK, Logits, Lower, Observer, Pass, State};
 use super::device::{self, Wanted};
 use super::options::Precision;
+use crate::cuda::transformer::NOT_FINITE;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::runtime::Runtime;
@@ -27,8 +28,8 @@ pub(super) enum Latest {
     None,
     /// With the session.
     Here,
-    /// On the device; this is the token of the greatest of them.
-    OnDevice(u32),
+    /// On the device; this is the token of the greatest of them, if all are finite.
+    OnDevice(Option<u32>),
 }
 
 /// Tokens to feed.
@@ -130,7 +131,9 @@ impl Engine {
             }
             Logits::None if feed.greedy && matches!(self, Engine::Device(_)) => {
                 let token = self.run(feed, Wanted::Greatest, observer)?;
-                return Ok(token.map_or(Latest::None, Latest::OnDevice));
+                return Ok(token.map_or(Latest::None, |token| {
+                    Latest::OnDevice((token != NOT_FINITE).then_some(token))
+                }));
             }
             Logits::None => {
                 self.run(feed, Wanted::Last(own), observer)?;

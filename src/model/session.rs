@@ -316,11 +316,11 @@ impl Session {
         let before = self.sampler.state();
         let id = match self.latest {
             // Left there because the sampler is greedy.
-            Latest::OnDevice(id) => id,
-            _ if !all_finite(&self.logits) => {
-                return Err(not_finite("the logits"));
+            Latest::OnDevice(Some(id)) => id,
+            Latest::Here if all_finite(&self.logits) => {
+                self.sampler.sample(&self.logits, &self.tokens)
             }
-            _ => self.sampler.sample(&self.logits, &self.tokens),
+            _ => return Err(not_finite("the logits")),
         };
         let ends = self.model.tokenizer.as_ref().is_some_and(|t| t.is_end(id));
         let full = self.position() == self.context;

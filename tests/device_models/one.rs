@@ -133,6 +133,26 @@ fn large_activations_stay_in_range() {
     }
 }
 
+/// A greedy session, whose logits stay on the device, does not take a token where one of them is not finite.
+#[test]
+#[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]
+fn logits_that_are_not_finite_choose_no_token() {
+    let overflows = scaled("llama3", "overflows", &[("model.norm.weight", 127)]);
+    for (rt, backend) in [(cpu(), "cpu"), (cuda(), "cuda")] {
+        let model = open(&rt, &overflows, r#"{"bits": 8}"#);
+        assert_eq!(model.info()["backend"], backend);
+        let ids = ids(&model, 5);
+        // A block, and a captured step.
+        for fed in [&ids[..], &ids[..1]] {
+            let mut s = session(&rt, &model, r#"{"temperature": 0}"#);
+            s.eval(&rt, fed, Logits::None).unwrap();
+            let e = s.next(&rt, 100).unwrap_err();
+            assert_eq!(e.status(), Status::Format, "{backend}: {e}");
+            assert!(e.message().contains("the logits are not finite"), "{e}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "models_on_the_driver_that_is_none runs it, in a process that finds that driver"]
 fn the_demonstration_tells_a_story() {

@@ -363,7 +363,8 @@ void logits() {
     for (size_t i = 0; i < v.size(); i++)
         near(v[i], 30.0 * std::tanh(before[i] / 30.0), 4e-6 * (1e-3 + std::fabs(v[i])), "the soft cap of " + std::to_string(before[i]));
 
-    // The greatest by IEEE totalOrder, the first among equals.
+    // The greatest, the first among equals; no token where one is not finite.
+    constexpr uint32_t NO_TOKEN = 0xffffffff;
     const auto best_of = [](vector<float> values, uint32_t blocks) {
         vector<uint32_t> parts(2 * blocks, 77), token{99}, id{99}, position{41};
         LogitArgs b{};
@@ -373,15 +374,20 @@ void logits() {
         launch("greatest", &b, blocks, 1, 256, 64, {bytes(parts)}, "greatest");
         schedules = {3};
         launch("advance", &b, 1, 1, 32, 0, {}, "advance");
-        expect(token[0] == id[0] && position[0] == 42, "the step moves on");
+        expect(id[0] < values.size() && (token[0] == id[0] || token[0] == NO_TOKEN), "the id is one of the vocabulary");
+        expect(position[0] == 42, "the step moves on");
         return token[0];
     };
     expect(best_of({-5.0f}, 1) == 0, "one logit");
     expect(best_of({1.0f, 3.0f, 3.0f, 2.0f}, 1) == 1, "the first of equals");
     expect(best_of({-0.0f, 0.0f}, 2) == 1, "zero is above minus zero");
     expect(best_of({-3.0f, -2.0f, -2.5f}, 3) == 1, "all below zero");
-    expect(best_of({1.0f, NAN_FILL, std::numeric_limits<float>::infinity()}, 1) == 1, "not a number is above all");
-    expect(best_of({-std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}, 2) == 0, "minus infinity twice");
+    constexpr float INF = std::numeric_limits<float>::infinity();
+    for (const float bad : {std::nanf(""), -std::nanf(""), INF, -INF})
+        for (const uint32_t blocks : {1u, 2u})
+            expect(best_of({1.0f, 2.0f, bad, 3.0f}, blocks) == NO_TOKEN, "a logit that is " + std::to_string(bad));
+    expect(best_of({std::numeric_limits<float>::max(), 1.0f}, 1) == 0, "the greatest number");
+    expect(best_of({-std::numeric_limits<float>::max()}, 1) == 0, "the least number");
     vector<float> many = random(3000);
     many[2111] = many[1500] = many[2999] = 1e6f;
     for (const uint32_t blocks : {1u, 2u, 5u, 40u})

@@ -159,7 +159,7 @@ impl Lanes for Octet {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(near: *const u8, far: *const u8) {
-        unsafe { super::prefetch(near, far, 64) }
+    fn prefetch(near: *const u8, far: *const u8) {
+        super::prefetch(near, far, 64)
     }
 }

@@ -134,11 +134,9 @@ impl Popcount for Vpopcntdq {
 }
 
 /// Prefetches the line at `near` into the L1 cache and that at `far` into L2.
-///
-/// # Safety
-/// None: a prefetch may name any address.
+/// They may be any addresses.
 #[inline(always)]
-unsafe fn prefetch(near: *const u8, far: *const u8) {
+fn prefetch(near: *const u8, far: *const u8) {
     // SAFETY: a prefetch reads nothing that the program can see.
     unsafe {
         _mm_prefetch::<_MM_HINT_T1>(far.cast());

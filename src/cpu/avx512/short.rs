@@ -172,7 +172,7 @@ impl Lanes for Half {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(near: *const u8, far: *const u8) {
-        unsafe { super::prefetch(near, far) }
+    fn prefetch(near: *const u8, far: *const u8) {
+        super::prefetch(near, far)
     }
 }

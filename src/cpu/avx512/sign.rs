@@ -48,8 +48,7 @@ unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const PREFETCH: boo
     let (mut p, mut x) = (tile, x);
     let prefetch_ahead = |at: *const u8| {
         if PREFETCH {
-            // SAFETY: a prefetch may name any address.
-            unsafe { prefetch(at.wrapping_add(AHEAD), at.wrapping_add(l2_distance)) };
+            prefetch(at.wrapping_add(AHEAD), at.wrapping_add(l2_distance));
         }
     };
     // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out; from other than the first vector on the last step of

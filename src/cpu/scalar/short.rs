@@ -116,5 +116,5 @@ impl Lanes for Tile {
         unsafe { out.cast::<Rows<f32>>().write(values.map(|v| v as f32)) }
     }
 
-    unsafe fn prefetch(_: *const u8, _: *const u8) {}
+    fn prefetch(_: *const u8, _: *const u8) {}
 }

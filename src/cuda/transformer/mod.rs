@@ -254,6 +254,9 @@ pub fn softcap(stream: &Stream, cap: f32, logits: Part<'_>, len: usize) -> Resul
 /// Blocks that look for the greatest logit.
 const SHARES: usize = 64;
 
+/// What [`advance`] gives for a token where a logit is not finite.
+pub const NOT_FINITE: u32 = u32::MAX;
+
 /// Bytes of scratch that [`advance`] needs.
 pub const ADVANCE_BYTES: usize = SHARES * 8;
 
@@ -268,8 +271,8 @@ pub struct Next<'a> {
     pub position: Part<'a>,
 }
 
-/// Enqueues the choice of the greatest of the `len` logits, of equals the first, as the next token. `scratch`:
-/// [`ADVANCE_BYTES`].
+/// Enqueues the choice of the greatest of the `len` logits, of equals the first, as the next token; [`NOT_FINITE`] where one is not.
+/// `scratch`: [`ADVANCE_BYTES`].
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses a launch.

@@ -95,7 +95,7 @@ impl Tiles {
         let l = &self.layout;
         let s = l.shape;
         let row_bytes = packed_row_bytes(s.cols, l.bits);
-        let mut bytes = memory::filled(s.rows * row_bytes, 0, "codes")?;
+        let mut bytes = memory::zeroed(s.rows * row_bytes, "codes")?;
         let mut codes = memory::filled(s.cols, 0, "a row of codes")?;
         for (r, out) in bytes.chunks_exact_mut(row_bytes).enumerate() {
             pack::tile_row_codes(l, self.tile(r / TILE_ROWS), r % TILE_ROWS, &mut codes);

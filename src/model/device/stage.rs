@@ -375,7 +375,7 @@ impl Stage {
         self.kept.stream.write(to.part(0, bytes.len()), bytes)
     }
 
-    /// Waits, and gives the token that was found here.
+    /// Waits, and gives the token that was found here, as [`crate::cuda::transformer::advance`] does.
     ///
     /// # Errors
     /// `ERR_RANGE` if activations are int8 and one is not finite; `ERR_BACKEND`.

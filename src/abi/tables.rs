@@ -1,0 +1,84 @@
+//! The live handles of each kind, and what is behind them. The functions on them and the end of the library both come here.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::handles::{Kind, Table};
+use crate::error::{Error, Result};
+use crate::matmul::Weights;
+use crate::model::{Canceller, Model, Session};
+
+/// The live weight handles.
+pub(super) static WEIGHTS: Table<Weights> = Table::new(Kind::Weights);
+
+/// The live model handles. A session keeps its model alive beyond its handle.
+pub(super) static MODELS: Table<Arc<Model>> = Table::new(Kind::Model);
+
+/// The live session handles.
+pub(super) static SESSIONS: Table<SessionEntry> = Table::new(Kind::Session);
+
+/// A session, and what reaches it while a call has it.
+pub(super) struct SessionEntry {
+    session: Mutex<Session>,
+    canceller: Canceller,
+}
+
+impl SessionEntry {
+    /// An entry for a session that nobody else has.
+    pub fn new(session: Session) -> SessionEntry {
+        SessionEntry {
+            canceller: session.canceller(),
+            session: Mutex::new(session),
+        }
+    }
+
+    /// What ends the call that has the session.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+
+    /// The session, once the call that has it ends.
+    ///
+    /// # Errors
+    /// `ERR_STATE` if a panic ended an earlier call, which may have left it half changed.
+    pub fn take(&self) -> Result<MutexGuard<'_, Session>> {
+        self.session.lock().map_err(|_| {
+            Error::state(
+                "a bug ended an earlier call on this session, expected one without: close it",
+            )
+        })
+    }
+}
+
+/// Closes all of them, a session before its model.
+pub(super) fn clear() {
+    SESSIONS.clear();
+    MODELS.clear();
+    WEIGHTS.clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+    use crate::model::{ModelOptions, SessionOptions};
+    use crate::runtime::{Config, Runtime};
+
+    #[test]
+    fn a_session_that_a_panic_left_is_refused() {
+        let rt = Runtime::new(Config::default()).unwrap();
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+        let model = Model::open(&rt, demo.as_ref(), &ModelOptions::default()).unwrap();
+        let session = Session::new(&rt, Arc::new(model), &SessionOptions::default()).unwrap();
+        let shared = Arc::new(SessionEntry::new(session));
+        assert!(shared.take().is_ok());
+        let with = shared.clone();
+        let bug = std::thread::spawn(move || {
+            let _session = with.take();
+            std::panic::resume_unwind(Box::new("a bug"))
+        });
+        assert!(bug.join().is_err());
+        let refused = shared.take().err().unwrap();
+        assert_eq!(refused.status(), Status::State);
+        assert!(refused.message().contains("close it"), "{refused}");
+    }
+}
