@@ -25,7 +25,7 @@ fn upload(gpu: &Gpu, codes: &CodesBuf) -> Weights {
     gpu.upload(&codes.as_codes(), &alone).unwrap()
 }
 
-/// A vector as a mode takes it, in float64: int8 by the rule of abi.md, a block being the whole of a group of 32, 64 or 128
+/// A vector as a mode takes it, in float64: int8 by the rule of `include/apl_ffi.h`, a block being the whole of a group of 32, 64 or 128
 /// columns, else at most 32 columns of a group.
 fn taken(mode: Mode, shape: &Shape, x: &[f32]) -> Vec<f64> {
     let mut taken: Vec<f64> = x.iter().map(|&x| x.into()).collect();
