@@ -106,9 +106,10 @@ check-installed: build ## C and C++ programs against an installed tree
 test-large: ## the test that writes and hashes 4.4 GB
 	$(TEST) --test formats -- --ignored
 
-lint: ## formatting and clippy
+lint: ## formatting, clippy, and that the files which documents name exist
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(PYTHON) tools/check_paths.py
 
 asan: ## the Rust and C tests under AddressSanitizer, with assertions
 	tools/sanitize.sh address
