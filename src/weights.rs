@@ -6,7 +6,7 @@ use std::path::Path;
 use half::f16;
 
 use crate::error::{Error, Result};
-use crate::formats::{self, FloatValues, FloatsView, MatrixRef, MatrixView};
+use crate::formats::{self, FloatValues, FloatsView, MatrixRef, MatrixView, Stored};
 use crate::matmul::{self, Activations, Arena, Weights};
 use crate::memory;
 use crate::options::{WeightOptions, Width};
@@ -158,7 +158,25 @@ pub fn open(
     } else {
         file.matrix(name)?
     };
-    from_view(rt, found, options, home)
+    let options = options_for(file.stored(name)?, options);
+    from_view(rt, found, &options, home)
+}
+
+/// The options for weights that are stored like this: of some types of GGUF the default width is another.
+pub fn options_for<'a>(
+    stored: Option<Stored<'_>>,
+    options: &'a WeightOptions,
+) -> Cow<'a, WeightOptions> {
+    let default = stored.and_then(|s| s.width());
+    match default {
+        Some(bits) if options.width.is_none() && !options.keep_floats => {
+            Cow::Owned(WeightOptions {
+                width: Some(Width::Codes(bits)),
+                ..options.clone()
+            })
+        }
+        _ => Cow::Borrowed(options),
+    }
 }
 
 /// A matrix of a file, by the rules of [`open`].

@@ -12,6 +12,7 @@ use super::tables::MODELS;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::{Model, ModelOptions};
+use crate::tokenizer::Messages;
 
 /// Opens a language model: a manifest (.json), a .gguf file, or a folder in the Hugging Face layout.
 ///
@@ -142,11 +143,13 @@ pub unsafe extern "C" fn apl_model_chat(
         let (_held, model) = live(model)?;
         // SAFETY: the contract of `abi`.
         let messages = unsafe { args::text("messages", messages)? };
+        let read = messages.map(Messages::parse).transpose()?;
         let mut arrays = Arrays::default();
-        let messages = arrays.required("messages", messages);
+        arrays.required("messages", messages);
         room(&mut arrays, text, capacity);
         arrays.check()?;
-        let chat = model.tokenizer()?.chat(messages)?;
+        let messages = read.ok_or_else(|| Error::null("messages is NULL, expected text"))?;
+        let chat = model.tokenizer()?.chat_over(&messages)?;
         // SAFETY: the contract of `abi`.
         unsafe { fill("text", text, capacity, &chat) }
     })

@@ -39,7 +39,7 @@ pub struct FloatsView<'a> {
 }
 
 /// Float values in the precision they are stored with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum FloatValues<'a> {
     /// Float32.
     F32(Cow<'a, [f32]>),

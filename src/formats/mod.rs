@@ -32,6 +32,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use crate::error::{Error, Result, Status};
+use crate::quant::Bits;
 use gguf::Gguf;
 use manifest::Manifest;
 use safetensors::{SafeTensors, Sharded};
@@ -57,6 +58,15 @@ pub struct Stored<'a> {
     pub codes: bool,
     /// Bytes of it in the file.
     pub bytes: usize,
+}
+
+impl Stored<'_> {
+    /// The width that these weights are quantised to where no other is asked for: 8 bits for types that have more than 4 and are no
+    /// floats; `None` where the file's type says nothing.
+    pub fn width(&self) -> Option<Bits> {
+        let more_than_4 = ["Q5_0", "Q5_1", "Q5_K", "Q6_K"].contains(&self.kind);
+        more_than_4.then_some(Bits::Eight)
+    }
 }
 
 /// Opens a manifest, a safetensors file, the index of a sharded set of them, or a GGUF file: which of

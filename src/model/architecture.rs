@@ -79,6 +79,8 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// The factor on cosines and sines; `None`: `0.1 ln(factor) + 1`.
         attention_factor: Option<f64>,
+        /// Whether the first and the last pair of the ramp between the two are rounded to whole pairs, outwards.
+        truncate: bool,
     },
     /// Llama 3: low frequencies divided, high ones as trained, a smooth step between.
     Llama3 {

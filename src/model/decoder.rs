@@ -107,7 +107,7 @@ pub(super) struct Lower<'a> {
 }
 
 impl Pass<'_> {
-    /// Feeds `ids` from position `first` on.
+    /// Feeds `ids` from position `first` on, of a sequence of `length`, see [`super::engine::Feed::length`].
     ///
     /// # Errors
     /// `ERR_STATE` if it was cancelled, `ERR_RANGE` if activations are int8 and one is not finite, `ERR_MEMORY`; the cache then
@@ -115,14 +115,14 @@ impl Pass<'_> {
     pub fn run(
         &mut self,
         s: &mut State,
-        first: usize,
+        (first, length): (usize, usize),
         ids: &[u32],
         mut logits: Logits<'_>,
     ) -> Result<()> {
         let vocabulary = self.architecture.vocabulary;
         for (i, block) in ids.chunks(BLOCK).enumerate() {
             let at = i * BLOCK;
-            self.block(s, first + at, block)?;
+            self.block(s, first + at, length, block)?;
             let n = block.len();
             match &mut logits {
                 Logits::All(out) => {
@@ -137,7 +137,7 @@ impl Pass<'_> {
     }
 
     /// The layers for one block of tokens; the result is in `s.x`.
-    fn block(&mut self, s: &mut State, first: usize, ids: &[u32]) -> Result<()> {
+    fn block(&mut self, s: &mut State, first: usize, length: usize, ids: &[u32]) -> Result<()> {
         let a = self.architecture;
         let n = ids.len();
         for (x, &id) in s.x.chunks_exact_mut(a.hidden).zip(ids) {
@@ -154,7 +154,7 @@ impl Pass<'_> {
             (lower.run)(first, &mut s.x[..n * a.hidden])?;
             below = lower.layers;
         }
-        s.rotary.prepare(first, n);
+        s.rotary.prepare(first, n, length);
         for (i, layer) in self.parameters.layers.iter().enumerate().skip(below) {
             self.cancellation.check()?;
             self.attention(s, i, layer, first, n)?;

@@ -40,6 +40,9 @@ pub(super) struct Feed<'a> {
     /// The position of the first.
     pub first: usize,
     pub ids: &'a [u32],
+    /// The length of the sequence that frequencies of a dynamic rotary embedding are made for: as in `transformers`, that behind
+    /// all the tokens of a call. Where tokens are fed again, it is the one they had.
+    pub length: usize,
     /// Whether the greatest logit is all that the next step needs.
     pub greedy: bool,
 }
@@ -154,7 +157,7 @@ impl Engine {
                     "products can be observed only where the CPU runs the model",
                 ));
             }
-            Engine::Device(state) => return state.feed(f.cancellation, f.first, f.ids, wanted),
+            Engine::Device(state) => return state.feed(f, wanted),
             Engine::Host(state) => (None, state),
             Engine::Both(there, here) => (Some(there), here),
         };
@@ -165,7 +168,7 @@ impl Engine {
         };
         let layers = there.as_ref().map_or(0, |there| there.layers());
         let mut lower = |first: usize, x: &mut [f32]| match &mut there {
-            Some(there) => there.lower(f.cancellation, first, x),
+            Some(there) => there.lower(f, first, x),
             None => Ok(()),
         };
         f.rt.pool().team(|team| {
@@ -184,7 +187,7 @@ impl Engine {
                     run: &mut lower,
                 }),
             };
-            pass.run(state, f.first, f.ids, logits)
+            pass.run(state, (f.first, f.length), f.ids, logits)
         })?;
         Ok(None)
     }

@@ -94,7 +94,8 @@ impl Tensors for FromDisk<'_> {
     fn matrix(&self, name: &str) -> Result<Weights> {
         let make = |home: Home<'_>| {
             let view = self.source.matrix(name)?;
-            weights::from_view(self.rt, view, self.options, home)
+            let options = weights::options_for(self.source.stored(name)?, self.options);
+            weights::from_view(self.rt, view, &options, home)
         };
         let made = self.room.place(make);
         // Each tensor is read once: kept, the pages of the file would double the memory of a model.

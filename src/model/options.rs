@@ -60,12 +60,17 @@ pub struct Sampling {
 
 impl Sampling {
     /// The defaults, but where the authors of a model advise otherwise: the keys of a `generation_config.json`, whose others
-    /// are passed over.
+    /// are passed over. With `"do_sample": false` it is greedy.
     ///
     /// # Errors
     /// `ERR_FORMAT` for a value outside its domain.
     pub fn advised(advice: &Map<String, Value>) -> Result<Sampling> {
         let mut options = SessionOptions::default();
+        if advice.get("do_sample") == Some(&Value::Bool(false)) {
+            // Greedy, whatever else is said of sampling.
+            options.sampling.temperature = 0.0;
+            return Ok(options.sampling);
+        }
         for (theirs, ours) in [
             ("temperature", "temperature"),
             ("top_k", "top_k"),
@@ -250,6 +255,8 @@ mod tests {
                 ..Sampling::default()
             }
         );
+        let greedy = advised(r#"{"do_sample":false,"temperature":0.6,"top_k":7}"#).unwrap();
+        assert_eq!(greedy.temperature, 0.0);
         let e = advised(r#"{"top_p":2}"#).unwrap_err();
         assert_eq!(e.status(), crate::error::Status::Format);
         assert_eq!(

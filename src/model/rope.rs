@@ -66,14 +66,18 @@ impl Rotary {
                 beta_fast,
                 beta_slow,
                 attention_factor,
+                truncate,
             } => {
                 // The pair that turns `beta` times in the original context.
                 let pair = |beta: f64| {
                     let turns = original_context as f64 / (beta * std::f64::consts::TAU);
                     head_dim as f64 * turns.ln() / (2.0 * rope.theta.ln())
                 };
-                let low = pair(beta_fast).floor().max(0.0);
-                let mut high = pair(beta_slow).ceil().min(head_dim as f64 - 1.0);
+                let (mut low, mut high) = (pair(beta_fast), pair(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
                 if low == high {
                     high += 0.001;
                 }
@@ -94,9 +98,14 @@ impl Rotary {
         })
     }
 
-    /// Prepares the positions from `first` on for `n` tokens.
-    pub fn prepare(&mut self, first: usize, n: usize) {
-        self.grow(first + n);
+    /// Whether frequencies follow the length of the sequence.
+    pub fn is_dynamic(rope: &Rope) -> bool {
+        matches!(rope.scaling, RopeScaling::Dynamic { .. })
+    }
+
+    /// Prepares the positions from `first` on for `n` tokens of a sequence of this length.
+    pub fn prepare(&mut self, first: usize, n: usize, length: usize) {
+        self.grow(length);
         let pairs = self.frequencies.len();
         for t in 0..n {
             for (i, f) in self.frequencies.iter().enumerate() {

@@ -7,6 +7,7 @@ use super::cancel::{Cancellation, Canceller};
 use super::decoder::{Logits, Observer};
 use super::engine::{Engine, Feed, Latest};
 use super::options::{Precision, SessionOptions};
+use super::rope::Rotary;
 use super::sampler::Sampler;
 use crate::error::{Error, Result, Status};
 use crate::memory;
@@ -22,6 +23,8 @@ pub struct Session {
     /// The most tokens that were fed, whether that succeeded or not: what lies more than a window before them may be overwritten.
     /// `usize::MAX`: everything may be.
     farthest: usize,
+    /// Of each token the length of the sequence that its frequencies were made for, where they follow it.
+    lengths: Option<Vec<u32>>,
     engine: Engine,
     /// Those of the last token `(vocabulary)`, if they are [`Latest::Here`].
     logits: Vec<f32>,
@@ -81,6 +84,10 @@ impl Session {
             context,
             tokens: memory::with_capacity(context, "the tokens of a session")?,
             farthest: 0,
+            lengths: match Rotary::is_dynamic(&a.rope) {
+                true => Some(memory::with_capacity(context, "the lengths of a session")?),
+                false => None,
+            },
             engine: Engine::new(rt, &model, precision, context)?,
             logits: memory::filled(a.vocabulary, 0.0, "logits")?,
             latest: Latest::None,
@@ -208,7 +215,7 @@ impl Session {
             // What is latest now outlives a failure; of a single token that is not worth a copy.
             self.fetch()?;
         }
-        self.feed(rt, ids, logits, observer)?;
+        self.feed(rt, ids, position + ids.len(), logits, observer)?;
         let at_start = self.at_start();
         if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
             pieces.pass_over(tokenizer, at_start);
@@ -224,10 +231,13 @@ impl Session {
 
     /// Feeds tokens behind those that were fed. If it fails, nothing was: the latest logits are what they were, unless they
     /// were left on a device, and tokens whose keys and values were overwritten are fed again by the next call.
+    ///
+    /// `length`: see [`Feed::length`].
     fn feed(
         &mut self,
         rt: &Runtime,
         ids: &[u32],
+        length: usize,
         logits: Logits<'_>,
         observer: Option<&mut dyn Observer>,
     ) -> Result<()> {
@@ -247,6 +257,7 @@ impl Session {
             cancellation: &self.cancellation,
             first,
             ids,
+            length,
             greedy: self.sampler.is_greedy(),
         };
         let fed = self.engine.feed(&feed, logits, &mut self.logits, observer);
@@ -264,6 +275,9 @@ impl Session {
             }
         }
         self.tokens.extend_from_slice(ids);
+        if let Some(lengths) = &mut self.lengths {
+            lengths.resize(self.tokens.len(), length as u32);
+        }
         Ok(())
     }
 
@@ -277,20 +291,47 @@ impl Session {
                 .is_some_and(|w| (position + 1).saturating_sub(*w) < oldest)
     }
 
-    /// Feeds the tokens from the first one on once more.
+    /// Feeds the tokens from the first one on once more, with the frequencies that they had.
     fn feed_again(&mut self, rt: &Runtime) -> Result<()> {
         self.farthest = usize::MAX;
-        let feed = Feed {
-            rt,
-            model: &self.model,
-            cancellation: &self.cancellation,
-            first: 0,
-            ids: &self.tokens,
-            greedy: false,
+        let before = match (&self.lengths, self.latest) {
+            // There may be several runs, each of which has logits.
+            (Some(_), Latest::Here) => Some(memory::copied(&self.logits, "the latest logits")?),
+            _ => None,
         };
-        self.latest = self
-            .engine
-            .feed(&feed, Logits::None, &mut self.logits, None)?;
+        let fed = self.feed_runs_again(rt);
+        if let (Err(_), Some(before)) = (&fed, before) {
+            self.logits.copy_from_slice(&before);
+        }
+        fed
+    }
+
+    fn feed_runs_again(&mut self, rt: &Runtime) -> Result<()> {
+        let mut first = 0;
+        while first < self.tokens.len() {
+            let (n, length) = match &self.lengths {
+                None => (self.tokens.len(), self.tokens.len()),
+                Some(lengths) => {
+                    let same = lengths[first..]
+                        .iter()
+                        .take_while(|l| **l == lengths[first]);
+                    (same.count(), lengths[first] as usize)
+                }
+            };
+            let feed = Feed {
+                rt,
+                model: &self.model,
+                cancellation: &self.cancellation,
+                first,
+                ids: &self.tokens[first..first + n],
+                length,
+                greedy: false,
+            };
+            self.engine
+                .feed(&feed, Logits::None, &mut self.logits, None)?;
+            first += n;
+        }
+        self.latest = Latest::Here;
         self.farthest = self.tokens.len();
         Ok(())
     }
@@ -331,7 +372,8 @@ impl Session {
                 end: true,
             });
         }
-        if let Err(e) = self.feed(rt, &[id], Logits::None, None) {
+        let length = self.position() + 1;
+        if let Err(e) = self.feed(rt, &[id], length, Logits::None, None) {
             self.sampler.restore(before);
             return Err(e);
         }
@@ -372,13 +414,23 @@ impl Session {
             _ => None,
         };
         let last = position.checked_sub(1).map(|i| self.tokens[i]);
+        let length = match (&self.lengths, last) {
+            (Some(lengths), Some(_)) => lengths[position - 1] as usize,
+            _ => position,
+        };
         let kept = self.tokens.split_off(position.saturating_sub(1));
+        let lengths = self.lengths.as_mut();
+        let kept_lengths = lengths.map(|l| l.split_off(position.saturating_sub(1)));
         match last {
             None => self.latest = Latest::None,
             Some(last) => {
-                if let Err(e) = self.feed(rt, &[last], Logits::None, None) {
+                if let Err(e) = self.feed(rt, &[last], length, Logits::None, None) {
                     self.tokens.truncate(position - 1);
                     self.tokens.extend(kept);
+                    if let (Some(lengths), Some(kept)) = (&mut self.lengths, kept_lengths) {
+                        lengths.truncate(position - 1);
+                        lengths.extend(kept);
+                    }
                     // What was fed again is not what these tokens need.
                     self.farthest = usize::MAX;
                     self.latest = Latest::None;

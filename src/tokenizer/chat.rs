@@ -19,6 +19,22 @@ pub(super) struct Template {
     eos: String,
 }
 
+/// A conversation: a JSON list `[{"role": …, "content": …}, …]`.
+pub struct Messages(Value);
+
+impl Messages {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// `ERR_CONFIG` if it is not JSON, or not such a list.
+    pub fn parse(text: &str) -> Result<Messages> {
+        let messages: Value = serde_json::from_str(text)
+            .map_err(|e| Error::config(format!("messages is not JSON: {e}")))?;
+        check(&messages)?;
+        Ok(Messages(messages))
+    }
+}
+
 /// Steps that a template may take. Those of the families take 25 to 63 a message. Each can put a list around what there is, and
 /// comparing, writing or dropping such a list takes a kilobyte of the stack a level where nothing is optimised.
 const FUEL: u64 = 400_000;
@@ -46,12 +62,14 @@ impl Template {
         Template { text, bos, eos }
     }
 
-    pub(super) fn render(&self, messages: &str) -> Result<String> {
-        let messages: Value = serde_json::from_str(messages)
-            .map_err(|e| Error::config(format!("messages is not JSON: {e}")))?;
-        check(&messages)?;
+    pub(super) fn render(&self, messages: &Messages) -> Result<String> {
         check_depth(&self.text)?;
-        on_a_deep_stack(|| self.render_here(&messages))?
+        on_a_deep_stack(|| self.render_here(&messages.0))?
+    }
+
+    #[cfg(test)]
+    pub(super) fn render_text(&self, messages: &str) -> Result<String> {
+        self.render(&Messages::parse(messages)?)
     }
 
     fn render_here(&self, messages: &Value) -> Result<String> {

@@ -17,6 +17,7 @@ mod hf;
 mod pieces;
 mod vocabulary;
 
+pub use chat::Messages;
 pub use pieces::Pieces;
 
 use std::fmt::Display;
@@ -114,7 +115,7 @@ impl Tokenizer {
         }
         // Some files have an empty one, which is none.
         special.template = special.template.filter(|text| !text.trim().is_empty());
-        let name = |id: Option<u32>| id.and_then(|id| engine.id_to_token(id)).unwrap_or_default();
+        let name = |id: Option<u32>| id.and_then(|id| content(&engine, id)).unwrap_or_default();
         let template = match &special.template {
             None => None,
             Some(text) => Some(Template::new(
@@ -137,7 +138,7 @@ impl Tokenizer {
     /// # Errors
     /// `ERR_IO`.
     pub fn texts(&self, generation: Map<String, Value>) -> Result<[String; 3]> {
-        let name = |id: u32| self.engine.id_to_token(id);
+        let name = |id: u32| content(&self.engine, id);
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": self.special.bos.and_then(name),
@@ -243,10 +244,30 @@ impl Tokenizer {
     /// `ERR_UNSUPPORTED` if the model has no template, `ERR_CONFIG` if the messages are not such a list or the template
     /// refuses them, `ERR_FORMAT` for a template that is malformed.
     pub fn chat(&self, messages: &str) -> Result<String> {
+        self.chat_over(&Messages::parse(messages)?)
+    }
+
+    /// As [`Tokenizer::chat`], over messages that were read.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::chat`].
+    pub fn chat_over(&self, messages: &Messages) -> Result<String> {
         let template = self.template.as_ref().ok_or_else(|| {
             Error::unsupported("the model has no chat template: it continues text, give it some")
         })?;
         template.render(messages)
+    }
+}
+
+/// The text that stands for a token. Of an added one the engine's own look-up gives what its normalizer makes of it (`▁<s>`).
+fn content(engine: &tokenizers::Tokenizer, id: u32) -> Option<String> {
+    match engine
+        .get_added_vocabulary()
+        .get_added_tokens_decoder()
+        .get(&id)
+    {
+        Some(added) => Some(added.content.clone()),
+        None => engine.id_to_token(id),
     }
 }
 

@@ -307,18 +307,18 @@ fn chat_templates() {
     let template = |text: &str| Template::new(text.to_owned(), "<s>".to_owned(), "</s>".to_owned());
     let messages = r#"[{"role": "user", "content": " Hi "}]"#;
     assert_eq!(
-        template(CHATML).render(messages).unwrap(),
+        template(CHATML).render_text(messages).unwrap(),
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     );
     let mistral = "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}\
         {{ raise_exception('roles must alternate') }}{% endif %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}\
         {% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}";
     assert_eq!(
-        template(mistral).render(messages).unwrap(),
+        template(mistral).render_text(messages).unwrap(),
         "<s>[INST]  Hi  [/INST]"
     );
     let e = template(mistral)
-        .render(r#"[{"role": "assistant", "content": "x"}]"#)
+        .render_text(r#"[{"role": "assistant", "content": "x"}]"#)
         .unwrap_err();
     assert!(e.message().contains("roles must alternate"), "{e}");
     for (text, wrong) in [
@@ -328,7 +328,7 @@ fn chat_templates() {
     ] {
         assert!(
             template(CHATML)
-                .render(text)
+                .render_text(text)
                 .unwrap_err()
                 .message()
                 .contains(wrong)
@@ -337,16 +337,16 @@ fn chat_templates() {
     let e = template(
         "{% for x in range(100000) %}{% for y in range(100000) %}.{% endfor %}{% endfor %}",
     )
-    .render("[]");
+    .render_text("[]");
     assert!(e.is_err(), "a template without end is stopped");
-    let e = template("{% if %}").render("[]").unwrap_err();
+    let e = template("{% if %}").render_text("[]").unwrap_err();
     assert!(e.message().contains("malformed"), "{e}");
 }
 
 /// Each of these ended the process, took all memory, or a minute and more.
 #[test]
 fn hostile_chat_templates() {
-    let render = |text: String| Template::new(text, String::new(), String::new()).render("[]");
+    let render = |text: String| Template::new(text, String::new(), String::new()).render_text("[]");
     let refused = |text: String, why: &str| {
         let e = render(text).unwrap_err();
         assert!(e.message().contains(why), "{e}");
@@ -403,7 +403,7 @@ fn templates_of_the_families() {
     for case in &cases {
         let text = |key: &str| case[key].as_str().unwrap().to_owned();
         let template = Template::new(text("template"), text("bos"), text("eos"));
-        let rendered = template.render(&case["messages"].to_string());
+        let rendered = template.render_text(&case["messages"].to_string());
         match case["expected"].as_str() {
             Some(expected) => assert_eq!(rendered.unwrap(), expected, "{}", case["name"]),
             None => assert_eq!(

@@ -11,6 +11,7 @@ use crate::memory;
 use crate::model::Model;
 use crate::model::cancel::Cancellation;
 use crate::model::decoder::BLOCK;
+use crate::model::engine::Feed;
 use crate::model::options::Precision;
 use crate::model::rope::Rotary;
 
@@ -91,26 +92,21 @@ impl State {
         slots.min().unwrap_or(usize::MAX)
     }
 
-    /// Feeds `ids` from position `first` on, and gives the token of the greatest logit of the last one, unless those of every token
+    /// Feeds tokens, and gives the token of the greatest logit of the last one, unless those of every token
     /// are wanted.
     ///
     /// # Errors
     /// `ERR_STATE` if it was cancelled; `ERR_RANGE` if activations are int8 and one is not finite; `ERR_MEMORY`, `ERR_BACKEND`.
     /// The cache then holds what it held before position `first`, as far as it is a window's.
-    pub fn feed(
-        &mut self,
-        cancellation: &Cancellation,
-        first: usize,
-        ids: &[u32],
-        mut wanted: Wanted<'_>,
-    ) -> Result<Option<u32>> {
+    pub fn feed(&mut self, f: &Feed<'_>, mut wanted: Wanted<'_>) -> Result<Option<u32>> {
+        let (first, ids) = (f.first, f.ids);
         let vocabulary = self.head().architecture().vocabulary;
         let mut found = None;
         for (i, block) in ids.chunks(BLOCK).enumerate() {
-            cancellation.check()?;
+            f.cancellation.check()?;
             let at = i * BLOCK;
             let last = at + block.len() == ids.len() && !matches!(wanted, Wanted::All(_));
-            found = self.block(cancellation, first + at, block, last)?;
+            found = self.block(f, first + at, block, last)?;
             if let Wanted::All(out) = &mut wanted {
                 let out = &mut out[at * vocabulary..(at + block.len()) * vocabulary];
                 self.every(block.len(), out)?;
@@ -139,22 +135,17 @@ impl State {
     ///
     /// # Errors
     /// As [`State::feed`].
-    pub fn lower(
-        &mut self,
-        cancellation: &Cancellation,
-        first: usize,
-        x: &mut [f32],
-    ) -> Result<()> {
+    pub fn lower(&mut self, f: &Feed<'_>, first: usize, x: &mut [f32]) -> Result<()> {
         let n = x.len() / self.stages[0].kept.architecture().hidden;
         // There are no ids: none of the kernels that run here reads them.
         self.send(first, &[])?;
-        self.send_frequencies(first + n)?;
+        self.send_frequencies(f.length)?;
         let stage = &self.stages[0];
         stage
             .kept
             .stream
             .write(stage.residual(n), bytemuck::cast_slice(x))?;
-        self.pass(cancellation, n, false)?;
+        self.pass(f.cancellation, n, false)?;
         let stage = self.stages.last().expect("there is a device");
         stage.found()?;
         let (stream, residual) = (&stage.kept.stream, stage.residual(n));
@@ -183,7 +174,7 @@ impl State {
     /// One block of tokens; `last`: the token that follows is wanted.
     fn block(
         &mut self,
-        cancellation: &Cancellation,
+        f: &Feed<'_>,
         first: usize,
         ids: &[u32],
         last: bool,
@@ -192,8 +183,8 @@ impl State {
         if ids.len() > 1 || ahead != Some((first, ids[0])) {
             self.send(first, ids)?;
         }
-        self.send_frequencies(first + ids.len())?;
-        self.pass(cancellation, ids.len(), last)?;
+        self.send_frequencies(f.length)?;
+        self.pass(f.cancellation, ids.len(), last)?;
         let head = self.head.expect("the devices have the whole model");
         let behind = self.stages.len() - 1;
         // An output that is the embedding is on the first device.

@@ -19,6 +19,16 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// What messages call a field.
+    pub(super) fn name(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// Whether it has no fields.
+    pub(super) fn is_empty(&self) -> bool {
+        self.object.is_empty()
+    }
+
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|v| !v.is_null())
     }
@@ -71,6 +81,16 @@ impl<'a> Fields<'a> {
         match value.as_f64() {
             Some(x) if x > 0.0 && x.is_finite() => Ok(Some(x)),
             _ => Err(self.wrong(key, "a number above 0")),
+        }
+    }
+
+    /// A finite number from 0 on.
+    pub(super) fn not_negative(&self, key: &str) -> Result<Option<f64>> {
+        let zero = self.get(key).is_some_and(|v| v.as_f64() == Some(0.0));
+        if zero {
+            Ok(Some(0.0))
+        } else {
+            self.positive(key)
         }
     }
 

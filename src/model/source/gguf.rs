@@ -20,24 +20,53 @@ impl Keys<'_> {
     }
 
     fn wrong(&self, key: &str, expected: &str) -> Error {
+        let found = match self.get(key) {
+            None => "missing".to_owned(),
+            Some(Value::Array(array)) => format!("an array of {}", array.len),
+            Some(Value::Text(text)) => format!("{:?}", text.chars().take(60).collect::<String>()),
+            Some(Value::Bool(b)) => b.to_string(),
+            Some(Value::Unsigned(n)) => n.to_string(),
+            Some(Value::Signed(n)) => n.to_string(),
+            Some(Value::Float(x)) => x.to_string(),
+        };
         Error::format(format!(
-            "{}.{key} is {:?}, expected {expected}",
-            self.name,
-            self.get(key)
+            "{}.{key} is {found}, expected {expected}",
+            self.name
         ))
     }
 
+    /// A number; of an array, which has one for each layer, the number that they all are.
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        Ok(match self.get(key) {
+            None => None,
+            Some(&Value::Unsigned(n)) => Some(n as f64),
+            Some(&Value::Signed(n)) => Some(n as f64),
+            Some(Value::Array(array)) => {
+                let numbers = self.file.numbers(array)?;
+                match numbers.split_first() {
+                    Some((first, others)) if others.iter().all(|n| n == first) => Some(*first),
+                    _ => {
+                        return Err(Error::unsupported(format!(
+                            "{}.{key} differs between layers",
+                            self.name
+                        )));
+                    }
+                }
+            }
+            Some(_) => Some(f64::NAN),
+        })
+    }
+
     fn count(&self, key: &str) -> Result<Option<usize>> {
-        let n = match self.get(key) {
-            None => return Ok(None),
-            Some(&Value::Unsigned(n)) => usize::try_from(n).ok(),
-            Some(&Value::Signed(n)) => usize::try_from(n).ok(),
-            Some(_) => None,
-        };
-        match n {
-            Some(n) if (1..=MOST).contains(&n) => Ok(Some(n)),
-            _ => Err(self.wrong(key, &format!("an integer from 1 to {MOST}"))),
+        match self.number(key)? {
+            None => Ok(None),
+            Some(n) if n.fract() == 0.0 && (1.0..=MOST as f64).contains(&n) => Ok(Some(n as usize)),
+            Some(_) => Err(self.wrong(key, &format!("an integer from 1 to {MOST}"))),
         }
+    }
+
+    fn unsupported(&self, key: &str, known: &str) -> Error {
+        Error::unsupported(format!("{}.{key}: only {known} is supported", self.name))
     }
 
     fn need_count(&self, key: &str) -> Result<usize> {
@@ -115,10 +144,12 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
     } else {
         head_dim
     };
-    let window = match (family, keys.count("attention.sliding_window")?) {
-        (Family::Gemma2, None) => Some(4096),
-        (_, window) => window,
+    let window = match keys.get("attention.sliding_window") {
+        None if family == Family::Gemma2 => Some(4096),
+        Some(Value::Unsigned(0) | Value::Signed(0)) => None,
+        _ => keys.count("attention.sliding_window")?,
     };
+    refuse_unknown_attention(&keys)?;
     let softcap = |key: &str, default: f64| -> Result<Option<f32>> {
         if family != Family::Gemma2 {
             return Ok(None);
@@ -126,6 +157,11 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
         Ok(Some(keys.positive(key)?.unwrap_or(default) as f32))
     };
     let has = |tensor: &str| file.shape(tensor).is_some();
+    // Where one layer has a bias all have to have it; what is missing is told then.
+    let any = |endings: &[&str]| {
+        let mut names = file.names();
+        names.any(|name| endings.iter().any(|ending| name.ends_with(ending)))
+    };
     let architecture = Architecture {
         family,
         layers,
@@ -158,15 +194,54 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
         attention_softcap: softcap("attn_logit_softcapping", 50.0)?,
         final_softcap: softcap("final_logit_softcapping", 30.0)?,
         // llama.cpp takes a Qwen 2 without them, too.
-        qkv_bias: has("blk.0.attn_q.bias"),
-        output_bias: has("blk.0.attn_output.bias"),
-        mlp_bias: has("blk.0.ffn_up.bias"),
-        qk_norm: family == Family::Qwen3 || has("blk.0.attn_q_norm.weight"),
+        qkv_bias: any(&[".attn_q.bias", ".attn_k.bias", ".attn_v.bias"]),
+        output_bias: any(&[".attn_output.bias"]),
+        mlp_bias: any(&[".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"]),
+        qk_norm: family == Family::Qwen3,
         sandwich: family == Family::Gemma2,
         tied: !has("output.weight"),
     };
     architecture.check()?;
     Ok(architecture)
+}
+
+/// `ERR_UNSUPPORTED` for what changes which positions are seen, and is not computed here.
+fn refuse_unknown_attention(keys: &Keys<'_>) -> Result<()> {
+    if keys.get("attention.causal") == Some(&Value::Bool(false)) {
+        return Err(Error::unsupported("attention to later positions"));
+    }
+    let pattern = keys.number("attention.sliding_window_pattern")?;
+    if pattern.is_some_and(|p| p != 2.0) {
+        return Err(keys.unsupported("attention.sliding_window_pattern", "2"));
+    }
+    let base = keys.positive("rope.freq_base")?.unwrap_or(10000.0);
+    if keys
+        .positive("rope.freq_base_swa")?
+        .is_some_and(|b| b != base)
+    {
+        return Err(keys.unsupported("rope.freq_base_swa", "the base of the other layers"));
+    }
+    Ok(())
+}
+
+/// Of the frequencies.
+const DIVISORS: &str = "rope_freqs.weight";
+
+fn divisors(file: &Gguf) -> Result<Option<Vec<f32>>> {
+    let Some(divisors) = file.vector(DIVISORS) else {
+        return Ok(None);
+    };
+    let divisors = divisors?;
+    let mut values = crate::memory::filled(divisors.shape().1, 0.0, "rope_freqs")?;
+    divisors.row(0, &mut values);
+    Ok(Some(values))
+}
+
+/// Whether a tensor that no layer has is one nevertheless that a model of this family may have, or that nothing reads.
+pub(super) fn expected_besides(name: &str, family: Family) -> bool {
+    let llama = matches!(family, Family::Llama | Family::Mistral);
+    // Old files have the frequencies of the plain embedding in every layer.
+    name == DIVISORS && llama || name.contains(".attn_rot_embd.")
 }
 
 fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<Rope> {
@@ -189,18 +264,20 @@ fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<
         ));
     }
     let scaling = match kind {
-        "none" => match file.vector("rope_freqs.weight") {
+        "none" => match divisors(file)? {
             None => RopeScaling::None,
-            Some(divisors) => {
-                let divisors = divisors?;
-                let mut values = crate::memory::filled(divisors.shape().1, 0.0, "rope_freqs")?;
-                divisors.row(0, &mut values);
-                RopeScaling::Divisors(values)
+            Some(values) => RopeScaling::Divisors(values),
+        },
+        "linear" => match (need_factor()?, divisors(file)?) {
+            (factor, None) => RopeScaling::Linear { factor },
+            (factor, Some(values)) => {
+                let all = values.iter().map(|d| (f64::from(*d) * factor) as f32);
+                RopeScaling::Divisors(all.collect())
             }
         },
-        "linear" => RopeScaling::Linear {
-            factor: need_factor()?,
-        },
+        "yarn" if file.shape(DIVISORS).is_some() => {
+            return Err(Error::unsupported(format!("{DIVISORS} together with yarn")));
+        }
         "yarn" => RopeScaling::Yarn {
             factor: need_factor()?,
             original_context: keys
@@ -215,6 +292,7 @@ fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<
                 None => None,
                 Some(a) => Some(a * yarn_attention_factor(need_factor()?, 1.0)),
             },
+            truncate: true,
         },
         other => {
             return Err(Error::unsupported(format!(

@@ -8,6 +8,38 @@ use crate::formats::limits;
 use crate::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
 use crate::model::rope::yarn_attention_factor;
 
+/// What the class of a family in `transformers` has where `config.json` does not say.
+struct Defaults {
+    context: usize,
+    /// `None`: as many as query heads.
+    kv_heads: Option<usize>,
+    /// `None`: the hidden size over the heads.
+    head_dim: Option<usize>,
+    /// The width of sliding windows, in classes that have them.
+    window: Option<usize>,
+    tied: bool,
+}
+
+impl Defaults {
+    fn of(family: Family) -> Defaults {
+        let (context, kv_heads, head_dim, window, tied) = match family {
+            Family::Llama => (2048, None, None, None, false),
+            Family::Mistral => (131_072, Some(8), None, Some(4096), false),
+            Family::Gemma => (8192, Some(16), Some(256), None, true),
+            Family::Gemma2 => (8192, Some(4), Some(256), Some(4096), true),
+            Family::Qwen2 => (32_768, Some(32), None, Some(4096), false),
+            Family::Qwen3 => (32_768, Some(32), Some(128), Some(4096), false),
+        };
+        Defaults {
+            context,
+            kv_heads,
+            head_dim,
+            window,
+            tied,
+        }
+    }
+}
+
 /// Reads the architecture out of a `config.json`.
 pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
     if bytes.len() as u64 > limits::JSON_BYTES {
@@ -18,19 +50,24 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
     let f = Fields::new(&object);
     let family = family(&f)?;
     let gemma = matches!(family, Family::Gemma | Family::Gemma2);
+    let default = Defaults::of(family);
     let (layers, hidden) = (
         f.need_count("num_hidden_layers")?,
         f.need_count("hidden_size")?,
     );
     let heads = f.need_count("num_attention_heads")?;
+    let kv_heads = match f.count("num_key_value_heads")? {
+        Some(n) => n,
+        None if f.is_null("num_key_value_heads") => heads,
+        None => default.kv_heads.unwrap_or(heads),
+    };
     let head_dim = match f.count("head_dim")? {
         Some(d) => d,
-        // What their classes in `transformers` have for a default.
-        None if gemma => 256,
-        None if family == Family::Qwen3 => 128,
-        None => hidden / heads,
+        None => default.head_dim.unwrap_or(hidden / heads),
     };
-    let context = f.need_count("max_position_embeddings")?;
+    let context = f
+        .count("max_position_embeddings")?
+        .unwrap_or(default.context);
     let query_scale = match f.positive("query_pre_attn_scalar")? {
         Some(s) if family == Family::Gemma2 => s.powf(-0.5),
         _ if family == Family::Gemma2 => 256f64.powf(-0.5),
@@ -48,7 +85,11 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
         } => context.max(stretched(original_context, factor)),
         _ => context,
     };
-    let attention_bias = f.flag("attention_bias")?.unwrap_or(false);
+    // Qwen 2 always has those of queries, keys and values; Mistral has none, whatever the file says.
+    let attention_bias = match family {
+        Family::Mistral | Family::Qwen2 => false,
+        _ => f.flag("attention_bias")?.unwrap_or(false),
+    };
     let architecture = Architecture {
         family,
         layers,
@@ -57,51 +98,56 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
         vocabulary: f.need_count("vocab_size")?,
         context,
         heads,
-        kv_heads: f.count("num_key_value_heads")?.unwrap_or(heads),
+        kv_heads,
         head_dim,
         norm_eps: f.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         norm_offset: if gemma { 1.0 } else { 0.0 },
-        activation: activation(&f, gemma)?,
+        activation: activation(&f, family)?,
         rope,
         embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
         query_scale: query_scale as f32,
-        windows: windows(&f, family, layers)?,
+        windows: windows(&f, family, default.window, layers)?,
         attention_softcap: softcap(&f, "attn_logit_softcapping", family, 50.0)?,
         final_softcap: softcap(&f, "final_logit_softcapping", family, 30.0)?,
         qkv_bias: attention_bias || family == Family::Qwen2,
-        output_bias: attention_bias && family != Family::Qwen2,
-        mlp_bias: f.flag("mlp_bias")?.unwrap_or(false),
+        output_bias: attention_bias,
+        mlp_bias: family == Family::Llama && f.flag("mlp_bias")?.unwrap_or(false),
         qk_norm: family == Family::Qwen3,
         sandwich: family == Family::Gemma2,
-        tied: f.flag("tie_word_embeddings")?.unwrap_or(gemma),
+        tied: f.flag("tie_word_embeddings")?.unwrap_or(default.tied),
     };
     architecture.check()?;
     Ok(architecture)
 }
 
+/// By `model_type`, as the Auto classes of `transformers` choose; the class names the family only where that is missing.
 fn family(f: &Fields<'_>) -> Result<Family> {
     let class = f.texts("architectures")?.and_then(|a| a.first().copied());
-    let class = class.or(f.text("model_type")?).unwrap_or("none");
-    Family::ALL
-        .into_iter()
-        .find(|family| {
-            let name = family.name();
-            class == name
-                || class
-                    .strip_suffix("ForCausalLM")
-                    .is_some_and(|c| c.eq_ignore_ascii_case(name))
-        })
-        .ok_or_else(|| super::super::architecture::unsupported(class))
+    let named = f.text("model_type")?;
+    let of_class = |family: &Family| {
+        class
+            .and_then(|c| c.strip_suffix("ForCausalLM"))
+            .is_some_and(|c| c.eq_ignore_ascii_case(family.name()))
+    };
+    let mut families = Family::ALL.into_iter();
+    match named {
+        Some(name) => families.find(|family| family.name() == name),
+        None => families.find(of_class),
+    }
+    .ok_or_else(|| super::super::architecture::unsupported(named.or(class).unwrap_or("none")))
 }
 
-fn activation(f: &Fields<'_>, gemma: bool) -> Result<Activation> {
-    // Gemma's first files said "gelu" in `hidden_act` and meant its tanh formula.
-    let name = match f.text("hidden_activation")? {
-        Some(name) => name,
-        None if gemma => "gelu_pytorch_tanh",
-        None => f.text("hidden_act")?.unwrap_or("silu"),
+fn activation(f: &Fields<'_>, family: Family) -> Result<Activation> {
+    let key = match family {
+        Family::Gemma2 => "hidden_activation",
+        _ => "hidden_act",
     };
-    Activation::of(name)
+    Activation::of(match (family, f.text(key)?) {
+        // Gemma's first files said "gelu" and meant its tanh formula.
+        (Family::Gemma, None | Some("gelu")) | (Family::Gemma2, None) => "gelu_pytorch_tanh",
+        (_, None) => "silu",
+        (_, Some(name)) => name,
+    })
 }
 
 fn softcap(f: &Fields<'_>, key: &str, family: Family, default: f64) -> Result<Option<f32>> {
@@ -112,11 +158,16 @@ fn softcap(f: &Fields<'_>, key: &str, family: Family, default: f64) -> Result<Op
     Ok(Some(f.positive(key)?.unwrap_or(default) as f32))
 }
 
-/// What each layer sees.
-fn windows(f: &Fields<'_>, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
-    let width = match (family, f.count("sliding_window")?) {
-        (Family::Gemma2, None) => Some(4096),
-        (_, width) => width,
+/// What each layer sees. `default`: the width where the file does not say, which null does: no layer slides then.
+fn windows(
+    f: &Fields<'_>,
+    family: Family,
+    default: Option<usize>,
+    layers: usize,
+) -> Result<Vec<Option<usize>>> {
+    let width = match f.count("sliding_window")? {
+        None if f.is_null("sliding_window") => None,
+        width => width.or(default),
     };
     let slides = |layer: usize| -> Result<bool> {
         Ok(match family {
@@ -129,7 +180,11 @@ fn windows(f: &Fields<'_>, family: Family, layers: usize) -> Result<Vec<Option<u
             }
         })
     };
-    let types = f.texts("layer_types")?;
+    // The other classes do not look at it.
+    let types = match family {
+        Family::Gemma2 | Family::Qwen2 | Family::Qwen3 => f.texts("layer_types")?,
+        _ => None,
+    };
     if let Some(types) = &types
         && types.len() != layers
     {
@@ -155,15 +210,13 @@ fn windows(f: &Fields<'_>, family: Family, layers: usize) -> Result<Vec<Option<u
         .collect()
 }
 
+/// `transformers` 5 has everything in `rope_parameters`, 4 had `rope_scaling` and `rope_theta`; of both the older one counts, and in it
+/// its own base.
 fn rope(f: &Fields<'_>, context: usize) -> Result<Rope> {
-    // `transformers` 5 puts everything in one object.
-    let parameters = f.object("rope_parameters")?;
-    let scaling = match &parameters {
-        Some(p) => Some(p),
-        None => None,
+    let parameters = match f.object("rope_scaling")? {
+        Some(older) if !older.is_empty() => Some(older),
+        _ => f.object("rope_parameters")?,
     };
-    let older = f.object("rope_scaling")?;
-    let s = scaling.or(older.as_ref());
     let theta = match &parameters {
         Some(p) => p.positive("rope_theta")?,
         None => None,
@@ -172,9 +225,9 @@ fn rope(f: &Fields<'_>, context: usize) -> Result<Rope> {
         Some(theta) => theta,
         None => f.positive("rope_theta")?.unwrap_or(10000.0),
     };
-    let scaling = match s {
+    let scaling = match &parameters {
         None => RopeScaling::None,
-        Some(s) => scaling_of(s, f, context)?,
+        Some(p) => scaling_of(p, f, context)?,
     };
     Ok(Rope {
         theta,
@@ -184,32 +237,54 @@ fn rope(f: &Fields<'_>, context: usize) -> Result<Rope> {
 }
 
 fn scaling_of(s: &Fields<'_>, f: &Fields<'_>, context: usize) -> Result<RopeScaling> {
+    for kind in ["full_attention", "sliding_attention"] {
+        if s.object(kind)?.is_some() {
+            return Err(Error::unsupported(format!(
+                "{} for each kind of layer; one for all layers is supported",
+                s.name(kind)
+            )));
+        }
+    }
     let kind = match s.text("rope_type")? {
         Some(kind) => kind,
         None => s.text("type")?.unwrap_or("default"),
     };
-    let original = match s.count("original_max_position_embeddings")? {
-        Some(n) => Some(n),
-        None => f.count("original_max_position_embeddings")?,
+    // What stands beside the object goes before what stands in it.
+    let original_context = match f.count("original_max_position_embeddings")? {
+        Some(n) => n,
+        None => s
+            .count("original_max_position_embeddings")?
+            .unwrap_or(context),
     };
-    let original_context = original.unwrap_or(context);
     Ok(match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear {
             factor: s.need_positive("factor")?,
         },
+        // It follows the length of the sequence from the whole context on.
         "dynamic" => RopeScaling::Dynamic {
             factor: s.need_positive("factor")?,
-            original_context,
+            original_context: context,
         },
         "yarn" => {
-            let factor = s.need_positive("factor")?;
-            let scales = (s.positive("mscale")?, s.positive("mscale_all_dim")?);
+            let factor = match s.positive("factor")? {
+                None if s.is_null("factor") => context as f64 / original_context as f64,
+                None => s.need_positive("factor")?,
+                Some(factor) => factor,
+            };
+            // 0 is as good as absent there.
+            let scales = (
+                s.not_negative("mscale")?.filter(|m| *m > 0.0),
+                s.not_negative("mscale_all_dim")?.filter(|m| *m > 0.0),
+            );
+            let beta = |key: &str, default: f64| -> Result<f64> {
+                Ok(s.not_negative(key)?.filter(|b| *b > 0.0).unwrap_or(default))
+            };
             RopeScaling::Yarn {
                 factor,
                 original_context,
-                beta_fast: s.positive("beta_fast")?.unwrap_or(32.0),
-                beta_slow: s.positive("beta_slow")?.unwrap_or(1.0),
+                beta_fast: beta("beta_fast", 32.0)?,
+                beta_slow: beta("beta_slow", 1.0)?,
                 attention_factor: match (s.positive("attention_factor")?, scales) {
                     (None, (Some(scale), Some(of_all))) => Some(
                         yarn_attention_factor(factor, scale)
@@ -217,15 +292,14 @@ fn scaling_of(s: &Fields<'_>, f: &Fields<'_>, context: usize) -> Result<RopeScal
                     ),
                     (given, _) => given,
                 },
+                truncate: s.flag("truncate")?.unwrap_or(true),
             }
         }
         "llama3" => RopeScaling::Llama3 {
             factor: s.need_positive("factor")?,
             low_freq_factor: s.need_positive("low_freq_factor")?,
             high_freq_factor: s.need_positive("high_freq_factor")?,
-            original_context: original.ok_or_else(|| {
-                Error::format("rope_scaling.original_max_position_embeddings is missing")
-            })?,
+            original_context,
         },
         other => {
             return Err(Error::unsupported(format!(

@@ -153,6 +153,7 @@ fn scaling(s: &Fields<'_>) -> Result<RopeScaling> {
             beta_fast: s.need_positive("beta_fast")?,
             beta_slow: s.need_positive("beta_slow")?,
             attention_factor: s.positive("attention_factor")?,
+            truncate: s.flag("truncate")?.unwrap_or(true),
         },
         "llama3" => RopeScaling::Llama3 {
             factor: s.need_positive("factor")?,
@@ -266,9 +267,11 @@ fn scaling_to_json(scaling: &RopeScaling) -> Option<Value> {
             beta_fast,
             beta_slow,
             attention_factor,
+            truncate,
         } => json!({
             "type": "yarn", "factor": factor, "original_context": original_context,
             "beta_fast": beta_fast, "beta_slow": beta_slow, "attention_factor": attention_factor,
+            "truncate": truncate,
         }),
         RopeScaling::Llama3 {
             factor,

@@ -16,6 +16,7 @@ mod hf;
 mod manifest;
 mod names;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,9 @@ use crate::quant::Bits;
 
 /// The matrix of embeddings.
 const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// The matrix of the output.
+const OUTPUT: &str = "lm_head.weight";
 
 /// An opened model.
 pub struct Source {
@@ -79,11 +83,14 @@ impl Source {
             return Source::open_file(&only_manifest(folder)?, mmap);
         }
         let bytes = FileBytes::open(&config, mmap)?;
-        let architecture = hf::architecture(&bytes).map_err(|e| e.within(config.display()))?;
+        let mut architecture = hf::architecture(&bytes).map_err(|e| e.within(config.display()))?;
         let path = safetensors_in(folder)?;
+        let weights = formats::open(&path, mmap)?;
+        architecture.tied &=
+            !has_output_of_its_own(&weights).map_err(|e| e.within(path.display()))?;
         Ok(Source {
             architecture,
-            weights: formats::open(&path, mmap)?,
+            weights,
             path,
             folder: folder.to_owned(),
         })
@@ -124,7 +131,35 @@ impl Source {
                 )));
             }
         }
-        Ok(())
+        self.check_no_others()
+    }
+
+    /// Nothing is left over that would have been part of what the model computes: a bias, a layer. Folders in the Hugging Face
+    /// layout may have more: what their class does not know is ignored there too.
+    fn check_no_others(&self) -> Result<()> {
+        let known: HashSet<String> = self
+            .tensors()
+            .iter()
+            .map(|spec| self.stored_name(&spec.name))
+            .collect::<Result<_>>()?;
+        let family = self.architecture.family;
+        let other = match &self.weights {
+            WeightFile::Gguf(file) => file
+                .names()
+                .find(|name| !known.contains(*name) && !gguf::expected_besides(name, family)),
+            WeightFile::Manifest(file) => file
+                .names()
+                .find(|name| !known.contains(*name) && name.starts_with("model.layers.")),
+            WeightFile::SafeTensors(_) | WeightFile::Sharded(_) => None,
+        };
+        match other {
+            None => Ok(()),
+            Some(name) => Err(Error::unsupported(format!(
+                "the tensor {name}, which no {} of {} layers has",
+                family.name(),
+                self.architecture.layers
+            ))),
+        }
     }
 
     /// What it computes.
@@ -268,17 +303,30 @@ impl Source {
             return Ok(names::gguf(name, self.architecture.sandwich));
         }
         // Of tied matrices some writers keep the other one.
-        let other = "lm_head.weight";
         let tied = name == EMBEDDING && self.architecture.tied;
         let is_other =
-            tied && self.weights.shape(name)?.is_none() && self.weights.shape(other)?.is_some();
-        Ok(if is_other { other } else { name }.to_owned())
+            tied && self.weights.shape(name)?.is_none() && self.weights.shape(OUTPUT)?.is_some();
+        Ok(if is_other { OUTPUT } else { name }.to_owned())
     }
 }
 
-/// The index or the one file with the weights of a folder.
+/// Whether there is an output that is not the embedding: then they are not tied, whatever the configuration says, as
+/// `transformers` 5 has it. Many files have a copy of the embedding for an output.
+fn has_output_of_its_own(weights: &WeightFile) -> Result<bool> {
+    if weights.shape(OUTPUT)?.is_none() || weights.shape(EMBEDDING)?.is_none() {
+        return Ok(false);
+    }
+    Ok(
+        match (weights.matrix(EMBEDDING)?, weights.matrix(OUTPUT)?) {
+            (MatrixView::Floats(a), MatrixView::Floats(b)) => a.values != b.values,
+            _ => true,
+        },
+    )
+}
+
+/// The one file or the index with the weights of a folder; of both the file, as `transformers` takes it.
 fn safetensors_in(folder: &Path) -> Result<PathBuf> {
-    for name in ["model.safetensors.index.json", "model.safetensors"] {
+    for name in ["model.safetensors", "model.safetensors.index.json"] {
         let path = folder.join(name);
         if path.is_file() {
             return Ok(path);

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::error::Status;
-use crate::model::architecture::{Family, Pairing, RopeScaling};
+use crate::model::architecture::{Activation, Family, Pairing, RopeScaling};
 use crate::testing::skipped;
 
 fn data() -> PathBuf {
@@ -158,8 +158,8 @@ fn configurations_that_are_wrong_say_what() {
             "rope_scaling is 4, expected an object",
         ),
         (
-            "1e-5",
-            "1e-5, \"layer_types\": []",
+            "\"architectures\": [\"LlamaForCausalLM\"]",
+            "\"model_type\": \"qwen3\", \"layer_types\": []",
             Status::Format,
             "layer_types has 0 entries, expected num_hidden_layers = 1",
         ),
@@ -208,6 +208,217 @@ fn yarn_stretches_the_context_and_has_its_factor() {
         of(r#", "mscale": 1.0, "attention_factor": 1.5"#).1,
         Some(1.5)
     );
+}
+
+/// The architecture of [`CONFIG`] for a family, with more fields.
+fn configured(family: &str, fields: &str) -> Architecture {
+    let config = CONFIG
+        .replace(
+            "\"architectures\": [\"LlamaForCausalLM\"]",
+            &format!("\"model_type\": \"{family}\""),
+        )
+        .replace("1e-5", &format!("1e-5{fields}"));
+    hf::architecture(config.as_bytes()).unwrap()
+}
+
+/// What `transformers` 5.24 makes of fields that are absent, null, doubled, or not those of the class.
+#[test]
+fn fields_as_the_classes_read_them() {
+    // Of the two the type of the model chooses the class.
+    let both = CONFIG.replace(
+        "1e-5",
+        "1e-5, \"model_type\": \"mistral\", \"sliding_window\": 8",
+    );
+    let a = hf::architecture(both.as_bytes()).unwrap();
+    assert_eq!((a.family, a.windows[0]), (Family::Mistral, Some(8)));
+    // Windows: absent is the default of the class, null is none, and some classes have none.
+    let window = |family: &str, fields: &str| configured(family, fields).windows[0];
+    let sliding = ", \"use_sliding_window\": true, \"max_window_layers\": 0";
+    let null = ", \"sliding_window\": null";
+    for family in ["mistral", "gemma2"] {
+        assert_eq!(window(family, ""), Some(4096), "{family}");
+        assert_eq!(window(family, null), None, "{family}");
+    }
+    for family in ["qwen2", "qwen3"] {
+        assert_eq!(window(family, ""), None, "{family}");
+        assert_eq!(window(family, sliding), Some(4096), "{family}");
+        assert_eq!(
+            window(family, &format!("{sliding}{null}")),
+            None,
+            "{family}"
+        );
+    }
+    let types = ", \"sliding_window\": 8, \"layer_types\": [\"sliding_attention\"]";
+    for family in ["llama", "gemma"] {
+        assert_eq!(window(family, types), None, "{family}");
+    }
+    assert_eq!(window("qwen3", types), Some(8));
+    let full = ", \"sliding_window\": 8, \"layer_types\": [\"full_attention\"]";
+    assert_eq!(
+        (window("mistral", full), window("gemma2", full)),
+        (Some(8), None)
+    );
+    // Key/value heads.
+    let heads = CONFIG.replace(", \"num_key_value_heads\": 1", "");
+    assert_eq!(hf::architecture(heads.as_bytes()).unwrap().kv_heads, 2);
+    let mistral = heads.replace("Llama", "Mistral");
+    let e = hf::architecture(mistral.as_bytes()).unwrap_err();
+    assert!(e.message().contains("8 key/value heads"), "{e}");
+    let null = mistral.replace("1e-5", "1e-5, \"num_key_value_heads\": null");
+    assert_eq!(hf::architecture(null.as_bytes()).unwrap().kv_heads, 2);
+    // Activations.
+    let gelu = |family: &str, fields: &str| configured(family, fields).activation;
+    for (family, fields, activation) in [
+        ("gemma", "", Activation::GeluTanh),
+        ("gemma", ", \"hidden_act\": \"gelu\"", Activation::GeluTanh),
+        ("gemma", ", \"hidden_act\": \"silu\"", Activation::Silu),
+        (
+            "gemma",
+            ", \"hidden_activation\": \"silu\"",
+            Activation::GeluTanh,
+        ),
+        ("gemma2", ", \"hidden_act\": \"silu\"", Activation::GeluTanh),
+        (
+            "gemma2",
+            ", \"hidden_activation\": \"silu\"",
+            Activation::Silu,
+        ),
+        (
+            "llama",
+            ", \"hidden_activation\": \"gelu_pytorch_tanh\"",
+            Activation::Silu,
+        ),
+    ] {
+        assert_eq!(gelu(family, fields), activation, "{family}{fields}");
+    }
+    // Biases that a class does not have.
+    let biases = ", \"attention_bias\": true, \"mlp_bias\": true";
+    let of = |family: &str| {
+        let a = configured(family, biases);
+        (a.qkv_bias, a.output_bias, a.mlp_bias)
+    };
+    assert_eq!(of("llama"), (true, true, true));
+    assert_eq!(of("mistral"), (false, false, false));
+    assert_eq!(of("qwen2"), (true, false, false));
+    assert_eq!(of("qwen3"), (true, true, false));
+}
+
+#[test]
+fn rotary_parameters_as_transformers_5_reads_them() {
+    let rope = |fields: &str| configured("llama", fields).rope;
+    // Both objects: the older one, and its own base.
+    let both = rope(
+        r#", "rope_theta": 7.0, "rope_parameters": {"rope_type": "default", "rope_theta": 5.0},
+           "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9.0}"#,
+    );
+    assert_eq!(both.theta, 9.0);
+    assert_eq!(both.scaling, RopeScaling::Linear { factor: 2.0 });
+    let older = rope(r#", "rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 2.0}"#);
+    assert_eq!(older.theta, 7.0);
+    let newer = rope(r#", "rope_theta": 7.0, "rope_parameters": {"rope_theta": 5.0}"#);
+    assert_eq!((newer.theta, newer.scaling), (5.0, RopeScaling::None));
+    // The context trained on: beside the object before in it, the whole one where nobody says; dynamic does not look.
+    let original = |kind: &str, inside: &str, beside: &str| {
+        let object = format!(
+            r#"{{"rope_type": "{kind}", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0{inside}}}"#
+        );
+        match rope(&format!(r#", "rope_scaling": {object}{beside}"#)).scaling {
+            RopeScaling::Yarn {
+                original_context, ..
+            }
+            | RopeScaling::Dynamic {
+                original_context, ..
+            }
+            | RopeScaling::Llama3 {
+                original_context, ..
+            } => original_context,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (inside, beside) = (
+        r#", "original_max_position_embeddings": 8"#,
+        r#", "original_max_position_embeddings": 16"#,
+    );
+    for kind in ["yarn", "llama3"] {
+        assert_eq!(original(kind, "", ""), 32);
+        assert_eq!(original(kind, inside, ""), 8);
+        assert_eq!(original(kind, inside, beside), 16);
+    }
+    assert_eq!(original("dynamic", inside, beside), 32);
+    // YaRN: null is the ratio of the contexts, 0 is as good as absent, and the ramp may end between pairs.
+    let yarn = |fields: &str| {
+        let object = format!(r#"{{"type": "yarn"{fields}{inside}}}"#);
+        match rope(&format!(r#", "rope_scaling": {object}"#)).scaling {
+            RopeScaling::Yarn {
+                factor,
+                beta_slow,
+                attention_factor,
+                truncate,
+                ..
+            } => (factor, beta_slow, attention_factor, truncate),
+            other => panic!("{other:?}"),
+        }
+    };
+    let expected = (4.0, 1.0, None, true);
+    assert_eq!(yarn(r#", "factor": null"#), expected);
+    assert_eq!(
+        yarn(r#", "factor": 4.0, "beta_slow": 0, "mscale": 0.0, "mscale_all_dim": 1.0"#),
+        expected
+    );
+    assert!(!yarn(r#", "factor": 4.0, "truncate": false"#).3);
+    // Of each kind of layer: not supported, and not silently the default.
+    let nested = CONFIG.replace(
+        "1e-5",
+        r#"1e-5, "rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding_attention": {}}"#,
+    );
+    let e = hf::architecture(nested.as_bytes()).unwrap_err();
+    assert_eq!(e.status(), Status::Unsupported);
+    assert!(
+        e.message().contains("rope_parameters.full_attention"),
+        "{e}"
+    );
+}
+
+#[test]
+fn one_file_goes_before_an_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = data().join("llama-linear");
+    sharded(folder.path(), &from, "none.safetensors");
+    let file = folder.path().join("model.safetensors");
+    std::fs::copy(from.join("model.safetensors"), &file).unwrap();
+    assert_eq!(Source::open(folder.path(), true).unwrap().path(), file);
+}
+
+/// An output that is not the embedding is one of its own, whatever the configuration says; a copy of it is not.
+#[test]
+fn an_output_beside_a_tied_embedding() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = data().join("llama-linear");
+    let config = std::fs::read_to_string(from.join("config.json")).unwrap();
+    assert!(config.contains("\"tie_word_embeddings\": false"));
+    let tied = config.replace(
+        "\"tie_word_embeddings\": false",
+        "\"tie_word_embeddings\": true",
+    );
+    std::fs::write(folder.path().join("config.json"), tied).unwrap();
+    let mut file = std::fs::read(from.join("model.safetensors")).unwrap();
+    let opened = |file: &[u8]| {
+        std::fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        Source::open(folder.path(), true)
+            .unwrap()
+            .architecture()
+            .tied
+    };
+    assert!(!opened(&file));
+    let data = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&file[8..data]).unwrap();
+    let range = |name: &str| {
+        let at = |i: usize| data + header[name]["data_offsets"][i].as_u64().unwrap() as usize;
+        at(0)..at(1)
+    };
+    let embedding = file[range(EMBEDDING)].to_vec();
+    file[range(OUTPUT)].copy_from_slice(&embedding);
+    assert!(opened(&file));
 }
 
 #[test]
@@ -311,6 +522,60 @@ fn with_number(mut file: Vec<u8>, key: &str, value: u32) -> Vec<u8> {
     file[16] += 2;
     file.splice(24..24, [number, filler, text(&rest)].concat());
     file
+}
+
+/// The file with every occurrence of a text replaced by another one of the same length.
+fn renamed(file: &[u8], from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut file = file.to_vec();
+    let places: Vec<usize> = (0..file.len() - from.len())
+        .filter(|&i| file[i..].starts_with(from.as_bytes()))
+        .collect();
+    assert!(!places.is_empty(), "{from}");
+    for place in places {
+        file[place..][..to.len()].copy_from_slice(to.as_bytes());
+    }
+    file
+}
+
+/// Every tensor of a GGUF file is one that the model computes with, or it is refused: llama.cpp refuses or uses them.
+#[test]
+fn gguf_files_with_tensors_that_nothing_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let refused = |file: &[u8], named: &str| {
+        std::fs::write(&path, file).unwrap();
+        let e = Source::open(&path, true).map(drop).unwrap_err();
+        assert!(e.message().contains(named), "{e}");
+        e.status()
+    };
+    let file = |name: &str| std::fs::read(data().join(name)).unwrap();
+    let llama3 = file("llama3.gguf");
+    let unknown = renamed(&llama3, "rope_freqs.weight", "rope_fraqs.weight");
+    assert_eq!(
+        refused(&unknown, "the tensor rope_fraqs.weight"),
+        Status::Unsupported
+    );
+    // A layer without the bias that another one has.
+    let qwen2 = file("qwen2.gguf");
+    let lacks = renamed(&qwen2, "blk.0.attn_q.bias", "blk.7.attn_q.bias");
+    assert_eq!(
+        refused(&lacks, "there is no tensor blk.0.attn_q.bias"),
+        Status::Format
+    );
+    let pattern = with_number(
+        file("gemma2.gguf"),
+        "gemma2.attention.sliding_window_pattern",
+        3,
+    );
+    assert_eq!(
+        refused(&pattern, "only 2 is supported"),
+        Status::Unsupported
+    );
+    let window = with_number(llama3, "llama.attention.sliding_window", 0);
+    std::fs::write(&path, window).unwrap();
+    let opened = Source::open(&path, true).unwrap();
+    assert!(opened.architecture().windows.iter().all(Option::is_none));
 }
 
 #[test]
