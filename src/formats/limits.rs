@@ -8,6 +8,16 @@
 /// The largest headers published, of models with 100,000 tensors, are near 12 MB.
 pub const JSON_BYTES: u64 = 64 << 20;
 
+/// Memory of a tree of JSON values, such as the configuration of a model, some three times as much while it grows. The largest published,
+/// with thousands of added tokens, take 6 MB.
+pub const TREE_BYTES: usize = 8 << 20;
+
+/// The same of what a manifest says for people to read: some 1 kB where it is ours.
+pub const SMALL_TREE_BYTES: usize = 64 << 10;
+
+/// Values inside values in a tree of JSON. Configurations have up to five.
+pub const TREE_DEPTH: usize = 64;
+
 /// Tensors in a file.
 pub const TENSORS: u64 = 1 << 20;
 

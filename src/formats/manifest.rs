@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bytes::FileBytes;
-use super::json::{self, Entries};
+use super::json::{self, Dimensions, Entries};
 use super::matrix::{CodesView, FloatsView, MatrixView, ScalesView};
 use super::npy::{Array, Dtype};
 use super::npz::Npz;
@@ -38,7 +38,7 @@ struct Root {
     model: Model,
     #[serde(default)]
     quantization: Quantization,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::small")]
     accuracy: Value,
     weights: Entries<Weight>,
 }
@@ -59,7 +59,7 @@ struct Quantization {
 /// A weight: its shape, and the references to its arrays (keys of the npz, or names of files).
 #[derive(Deserialize)]
 struct Weight {
-    shape: Option<Vec<usize>>,
+    shape: Option<Dimensions>,
     bit_width: Option<u8>,
     group: Option<usize>,
     scale_axis: Option<ScaleAxis>,
@@ -73,8 +73,8 @@ struct Weight {
     q_zero_point: Option<String>,
     fp32: Option<String>,
     fp16: Option<String>,
-    #[serde(default)]
-    relative_error: Value,
+    #[serde(default, deserialize_with = "json::number")]
+    relative_error: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -162,7 +162,8 @@ impl Manifest {
         }
     }
 
-    /// What the conversion measured of the whole model; null where the manifest does not say.
+    /// What the conversion measured of the whole model; null where the manifest does not say, and where it says more than
+    /// [`super::limits::SMALL_TREE_BYTES`] hold.
     pub fn accuracy(&self) -> &Value {
         &self.accuracy
     }
@@ -170,7 +171,7 @@ impl Manifest {
     /// The norm of what quantising changed of a weight over its norm; `None` where the manifest does not say.
     pub fn relative_error(&self, name: &str) -> Option<f64> {
         let (_, weight) = &self.weights[*self.index.get(name)?];
-        weight.relative_error.as_f64()
+        weight.relative_error
     }
 
     /// The names of the weights, in the order of the manifest.
@@ -267,7 +268,7 @@ impl Manifest {
     }
 
     fn shape_of<'a>(&self, name: &str, weight: &'a Weight) -> Result<Cow<'a, [usize]>> {
-        if let Some(shape) = &weight.shape {
+        if let Some(Dimensions(shape)) = &weight.shape {
             return Ok(Cow::Borrowed(shape));
         }
         let key = format!("{name}_shape");

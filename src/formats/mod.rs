@@ -15,7 +15,7 @@ mod bytes;
 mod cursor;
 mod ggml_blocks;
 pub mod gguf;
-mod json;
+pub(crate) mod json;
 pub mod limits;
 pub mod manifest;
 mod matrix;

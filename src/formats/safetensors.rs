@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::bytes::{FileBytes, numbers};
 use super::cursor::{Cursor, refuse_overlap};
-use super::json::{self, Entries};
+use super::json::{self, Dimensions, Entries};
 use super::matrix::{FloatValues, FloatsView, MatrixView};
 use super::{Stored, limits};
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ struct Tensor {
 #[derive(Deserialize)]
 struct Description {
     dtype: String,
-    shape: Vec<usize>,
+    shape: Dimensions,
     data_offsets: [u64; 2],
 }
 
@@ -150,9 +150,7 @@ impl Description {
     /// Where the tensor lies in a file whose data begins at `start` and has `room` bytes.
     fn locate(self, start: usize, room: u64) -> Result<Tensor> {
         let [begin, end] = self.data_offsets;
-        if self.shape.len() > limits::DIMENSIONS {
-            return Err(Error::format(format!("{} dimensions", self.shape.len())));
-        }
+        let Dimensions(shape) = self.shape;
         let each = element_bytes(&self.dtype)
             .ok_or_else(|| Error::unsupported(format!("element type {:?}", self.dtype)))?;
         if begin > end || end > room {
@@ -160,18 +158,18 @@ impl Description {
                 "its data is at {begin} to {end}, the file has {room} bytes of data"
             )));
         }
-        let expected = super::product(&self.shape).and_then(|n| n.checked_mul(each));
+        let expected = super::product(&shape).and_then(|n| n.checked_mul(each));
         if expected.map(|n| n as u64) != Some(end - begin) {
             return Err(Error::format(format!(
                 "{} bytes of data do not make {} {:?}",
                 end - begin,
                 self.dtype,
-                self.shape
+                shape
             )));
         }
         Ok(Tensor {
             dtype: self.dtype,
-            shape: self.shape,
+            shape,
             data: start + begin as usize..start + end as usize,
         })
     }

@@ -1,29 +1,30 @@
 //! `tokenizer.json` and what the files beside it say about special tokens.
 
 use std::fmt::Display;
-use std::fs;
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::{ModelWrapper, Tokenizer as Engine};
 
 use super::Special;
 use crate::error::{Error, Result};
-use crate::formats::limits;
+use crate::formats::json;
 use crate::runtime::quietly;
 
 /// Reads the folder.
 pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
     let path = folder.join("tokenizer.json");
-    let bytes = read_capped(&path)?.ok_or_else(|| {
+    let bytes = json::read(&path)?.ok_or_else(|| {
         Error::io(format!(
             "{} cannot be opened: there is no such file",
             path.display()
         ))
     })?;
     let engine = parse(&bytes).map_err(|e| e.within(path.display()))?;
-    let tokens = object(&folder.join("tokenizer_config.json"))?;
+    let tokens = object(
+        &folder.join("tokenizer_config.json"),
+        &["bos_token", "eos_token", "add_bos_token", "chat_template"],
+    )?;
     let mut special = Special::default();
     let token = |key: &str| {
         let value = tokens.get(key)?;
@@ -33,7 +34,7 @@ pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
     special.bos = token("bos_token");
     special.ends.extend(token("eos_token"));
     for file in ["generation_config.json", "config.json"] {
-        let config = object(&folder.join(file))?;
+        let config = object(&folder.join(file), &["bos_token_id", "eos_token_id"])?;
         let ids = |key: &str| -> Vec<u32> {
             let list = match config.get(key) {
                 Some(Value::Array(list)) => list.as_slice(),
@@ -87,8 +88,23 @@ fn first_of_every_text(processor: &Value) -> Option<u32> {
 /// A tokenizer from the text of a `tokenizer.json`.
 pub(super) fn parse(bytes: &[u8]) -> Result<Engine> {
     let refused = |why: &dyn Display| Error::format(format!("it is not a tokenizer: {why}"));
-    let outline: Outline = serde_json::from_slice(bytes).map_err(|e| refused(&e))?;
-    check_charsmaps(&outline.normalizer)?;
+    // The words and their merges are the engine's alone: they may be many. What may be anything is small in every real file, and the
+    // engine, too, would make a tree of it.
+    let small = json::object(bytes, "the text", |key| {
+        matches!(
+            key,
+            "normalizer"
+                | "pre_tokenizer"
+                | "post_processor"
+                | "decoder"
+                | "truncation"
+                | "padding"
+        )
+    });
+    let small = small.map_err(|e| refused(&e))?;
+    if let Some(normalizer) = small.get("normalizer") {
+        check_charsmaps(normalizer)?;
+    }
     // Its own checks are thorough but not complete: on some contradictions it panics.
     let parsed = quietly(|| Engine::from_bytes(bytes));
     let parsed = parsed.map_err(|_| Error::format("it contradicts itself"))?;
@@ -99,13 +115,6 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Engine> {
     engine.with_truncation(None).map_err(|e| refused(&e))?;
     forget_words(&mut engine);
     Ok(engine)
-}
-
-/// What is looked at before the engine sees a `tokenizer.json`.
-#[derive(Deserialize)]
-struct Outline {
-    #[serde(default)]
-    normalizer: Value,
 }
 
 /// A SentencePiece `precompiled_charsmap` begins with the bytes of its table. The engine makes room for a table of that many before it
@@ -170,7 +179,7 @@ fn forget_words(engine: &mut Engine) {
 
 /// The template may be a text, a list of named ones, or a file of its own.
 fn template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>> {
-    if let Some(bytes) = read_capped(&folder.join("chat_template.jinja"))? {
+    if let Some(bytes) = json::read(&folder.join("chat_template.jinja"))? {
         return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
     }
     Ok(match config.get("chat_template") {
@@ -186,34 +195,10 @@ fn template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>
     })
 }
 
-/// A JSON object; an absent file is an empty one.
-fn object(path: &Path) -> Result<Map<String, Value>> {
-    let Some(bytes) = read_capped(path)? else {
+/// Some members of a JSON object; an absent file has none.
+fn object(path: &Path, wanted: &[&str]) -> Result<Map<String, Value>> {
+    let Some(bytes) = json::read(path)? else {
         return Ok(Map::new());
     };
-    serde_json::from_slice(&bytes)
-        .map_err(|e| Error::format(format!("{}: not a JSON object: {e}", path.display())))
-}
-
-/// The bytes of a file, unless it is absent.
-fn read_capped(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Ok(m) if m.len() > limits::JSON_BYTES => {
-            return Err(Error::format(format!(
-                "{} has {} bytes, at most {} are accepted",
-                path.display(),
-                m.len(),
-                limits::JSON_BYTES
-            )));
-        }
-        // To open a FIFO would wait for a writer.
-        Ok(m) if !m.is_file() => {
-            return Err(Error::io(format!("{} is no file", path.display())));
-        }
-        _ => {}
-    }
-    fs::read(path)
-        .map(Some)
-        .map_err(|e| Error::io(format!("{} cannot be read: {e}", path.display())))
+    json::object(&bytes, "it", |key| wanted.contains(&key)).map_err(|e| e.within(path.display()))
 }

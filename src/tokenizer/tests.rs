@@ -565,7 +565,8 @@ fn what_is_in_the_place_of_a_file() {
     std::fs::copy(file, folder.path().join("tokenizer.json")).unwrap();
     let e = Tokenizer::from_folder(folder.path()).err().unwrap();
     assert!(
-        e.message().ends_with("tokenizer_config.json is no file"),
+        e.message()
+            .ends_with("tokenizer_config.json is a directory"),
         "{e}"
     );
 }

@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::relative;
 use crate::error::{Error, Result};
-use crate::formats::MatrixView;
 use crate::formats::safetensors::SafeTensors;
+use crate::formats::{MatrixView, json};
 
 /// What float32 may differ from float64 in a whole forward pass.
 pub const TOLERANCE: f64 = 1e-5;
@@ -117,8 +117,8 @@ fn header(bytes: &[u8]) -> Result<&[u8]> {
 }
 
 fn metadata(header: &[u8]) -> Result<HashMap<String, String>> {
-    let header: Value = serde_json::from_slice(header)
-        .map_err(|e| not_baselines(&format!("its header is not JSON: {e}")))?;
+    let header = json::object(header, "it", |key| key == "__metadata__")
+        .map_err(|e| not_baselines(&format!("its header is not JSON: {}", e.message())))?;
     let Some(Value::Object(metadata)) = header.get("__metadata__") else {
         return Err(not_baselines("it has no metadata"));
     };

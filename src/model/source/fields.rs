@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::members::abridged;
 
 /// The fields of an object; null is as good as absent, as in most fields of `transformers`.
 pub(super) struct Fields<'a> {
@@ -40,7 +41,7 @@ impl<'a> Fields<'a> {
 
     fn wrong(&self, key: &str, expected: &str) -> Error {
         let found = self.object.get(key).unwrap_or(&Value::Null).to_string();
-        let found: String = found.chars().take(60).collect();
+        let found = abridged(&found);
         Error::format(format!(
             "{}{key} is {found}, expected {expected}",
             self.prefix

@@ -1,10 +1,8 @@
 //! `config.json` of the Hugging Face layout, as `transformers` 4 and 5 write it.
 
-use serde_json::{Map, Value};
-
 use super::fields::{Fields, MOST};
 use crate::error::{Error, Result};
-use crate::formats::limits;
+use crate::formats::json;
 use crate::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
 use crate::model::rope::yarn_attention_factor;
 
@@ -42,11 +40,7 @@ impl Defaults {
 
 /// Reads the architecture out of a `config.json`.
 pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
-    if bytes.len() as u64 > limits::JSON_BYTES {
-        return Err(Error::format(format!("it has {} bytes", bytes.len())));
-    }
-    let object: Map<String, Value> = serde_json::from_slice(bytes)
-        .map_err(|e| Error::format(format!("it is not a JSON object: {e}")))?;
+    let object = json::object(bytes, "it", |_| true)?;
     let f = Fields::new(&object);
     let family = family(&f)?;
     let gemma = matches!(family, Family::Gemma | Family::Gemma2);

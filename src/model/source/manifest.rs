@@ -4,22 +4,14 @@
 //! biases, soft caps) is in keys of its own, each absent where it says nothing. See `docs/manifest.md`.
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::fields::Fields;
 use crate::error::{Error, Result};
-use crate::formats::limits;
+use crate::formats::json;
 use crate::model::architecture::{
     self, Activation, Architecture, Family, Pairing, Rope, RopeScaling,
 };
-
-/// What a manifest says about the model, its thousands of weights passed over.
-#[derive(Deserialize)]
-struct Root {
-    #[serde(default)]
-    model: Map<String, Value>,
-    architecture: Option<Map<String, Value>>,
-}
 
 #[derive(Deserialize)]
 struct Mark {
@@ -36,19 +28,27 @@ pub(super) fn is_manifest(text: &[u8]) -> bool {
 
 /// Reads the architecture out of a manifest.
 pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
-    if bytes.len() as u64 > limits::JSON_BYTES {
-        return Err(Error::format(format!("it has {} bytes", bytes.len())));
-    }
-    let root: Root = serde_json::from_slice(bytes)
-        .map_err(|e| Error::format(format!("the manifest is malformed: {e}")))?;
-    let object = root.architecture.ok_or_else(|| {
-        Error::unsupported("a manifest of weights without an architecture is not a model")
+    // Its thousands of weights are passed over.
+    let root = json::object(bytes, "the manifest", |key| {
+        matches!(key, "model" | "architecture")
     })?;
-    let name = Fields::new(&root.model).text("primary_family")?;
+    let described = match root.get("architecture") {
+        Some(Value::Object(described)) => described,
+        None | Some(Value::Null) => {
+            return Err(Error::unsupported(
+                "a manifest of weights without an architecture is not a model",
+            ));
+        }
+        Some(_) => return Err(Error::format("architecture is not an object")),
+    };
+    let name = match Fields::new(&root).object("model")? {
+        Some(model) => model.text("primary_family")?,
+        None => None,
+    };
     let name = name.ok_or_else(|| Error::format("model.primary_family is missing"))?;
     let family = Family::ALL.into_iter().find(|f| f.name() == name);
     let family = family.ok_or_else(|| architecture::unsupported(name))?;
-    read(family, &Fields::new(&object)).map_err(|e| e.within("architecture"))
+    read(family, &Fields::new(described)).map_err(|e| e.within("architecture"))
 }
 
 fn read(family: Family, f: &Fields<'_>) -> Result<Architecture> {

@@ -77,6 +77,51 @@ fn the_example_of_the_format() {
     assert_eq!((a.query_scale, a.windows.clone()), (0.25, vec![None, None]));
 }
 
+/// What a manifest says for people never keeps a model from being read, whatever it is.
+#[test]
+fn manifests_with_strange_accuracies() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    for entry in std::fs::read_dir(&demo)
+        .unwrap()
+        .map(std::result::Result::unwrap)
+    {
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let text = std::fs::read_to_string(demo.join("stories.json")).unwrap();
+    let path = folder.path().join("stories.json");
+    let matrix = "model.layers.0.mlp.up_proj.weight";
+    let long = format!("[0{}]", ",0".repeat(100_000));
+    let deep = ["[".repeat(1000), "]".repeat(1000)].concat();
+    for (value, kept, error) in [
+        ("0.25", "0.25", Some(0.25)),
+        ("\"much\"", "\"much\"", None),
+        ("{\"a\": [null]}", "{\"a\":[null]}", None),
+        (&long, "null", None),
+        (&deep, "null", None),
+    ] {
+        let mut manifest: Value = serde_json::from_str(&text).unwrap();
+        manifest["accuracy"] = "accuracy".into();
+        manifest["weights"][matrix]["relative_error"] = "error".into();
+        let text = manifest.to_string();
+        let text = text.replace(
+            r#""relative_error":"error""#,
+            &format!(r#""relative_error":{value}"#),
+        );
+        let text = text.replace(
+            r#""accuracy":"accuracy""#,
+            &format!(r#""accuracy":{value}"#),
+        );
+        std::fs::write(&path, text).unwrap();
+        let source = Source::open(folder.path(), true).unwrap();
+        let WeightFile::Manifest(file) = source.weights() else {
+            panic!("it is a manifest");
+        };
+        assert_eq!(file.accuracy().to_string(), kept);
+        assert_eq!(source.relative_error(matrix).unwrap(), error, "{value:.20}");
+    }
+}
+
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 12,
   "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16,
   "max_position_embeddings": 32, "rms_norm_eps": 1e-5}"#;
