@@ -84,7 +84,7 @@ impl Gguf {
         }
         match c.u32("the version")? {
             2 | 3 => {}
-            v if v.swap_bytes() <= 3 => {
+            v if (1..=3).contains(&v.swap_bytes()) => {
                 return Err(Error::unsupported("a big-endian GGUF file"));
             }
             v => {

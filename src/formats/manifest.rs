@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::bytes::FileBytes;
 use super::json::{self, Dimensions, Entries};
 use super::matrix::{CodesView, FloatsView, MatrixView, ScalesView};
-use super::npy::{Array, Dtype};
+use super::npy::{self, Array, Dtype};
 use super::npz::Npz;
 use crate::error::{Error, Result};
 use crate::memory;
@@ -381,10 +381,7 @@ impl Manifest {
         }
         let array = self.array(reference, rows)?;
         if array.dtype != Dtype::U8 {
-            return Err(Error::format(format!(
-                "{reference}: codes of type {}",
-                array.dtype.name()
-            )));
+            return Err(npy::unread("codes", array.dtype, "|u1").within(reference));
         }
         Ok(array.data)
     }

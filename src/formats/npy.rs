@@ -119,7 +119,7 @@ impl<'a> Array<'a> {
                 let wide: Cow<'_, [f64]> = numbers_of(self.data)?;
                 converted(&wide, |&v| Some(v as f32)).map(|v| ScalesView::F32(v.into()))
             }
-            other => Err(Error::format(format!("scales of type {}", other.name()))),
+            other => Err(unread("scales", other, "<f2, <f4 and <f8")),
         }
     }
 
@@ -128,7 +128,13 @@ impl<'a> Array<'a> {
         match self.dtype {
             Dtype::F16 => Ok(FloatValues::F16(numbers_of(self.data)?)),
             Dtype::F32 => Ok(FloatValues::F32(numbers_of(self.data)?)),
-            other => Err(Error::format(format!("weights of type {}", other.name()))),
+            Dtype::F64 => {
+                let wide: Cow<'_, [f64]> = numbers_of(self.data)?;
+                // What is no finite number stays so, for those who look for it; a number does not become infinite.
+                let narrow = |&v: &f64| Some(v as f32).filter(|n| n.is_finite() || !v.is_finite());
+                converted(&wide, narrow).map(|v| FloatValues::F32(v.into()))
+            }
+            other => Err(unread("weights", other, "<f2, <f4 and <f8")),
         }
     }
 
@@ -145,12 +151,20 @@ impl<'a> Array<'a> {
             // Early writers rounded zero points but kept them as floats.
             Dtype::F32 => {
                 let floats: Cow<'_, [f32]> = numbers_of(self.data)?;
-                converted(&floats, |&v| (v == v as i32 as f32).then_some(v as i32))?
+                // Every float32 from -2^31 to below 2^31 that has no fraction is an int32; a cast alone would take 2^31 for the largest.
+                const END: f32 = 2_147_483_648.0;
+                let is_integer = |v: f32| (-END..END).contains(&v) && v.fract() == 0.0;
+                converted(&floats, |&v| is_integer(v).then_some(v as i32))?
             }
-            other => return Err(Error::format(format!("integers of type {}", other.name()))),
+            other => return Err(unread("integers", other, "|u1, |i1, <i4, <i8 and <f4")),
         };
         Ok(values.into())
     }
+}
+
+/// `ERR_UNSUPPORTED` for a valid array in a place for which its type is not read.
+pub(super) fn unread(what: &str, dtype: Dtype, read: &str) -> Error {
+    Error::unsupported(format!("{what} of type {}; {read} are read", dtype.name()))
 }
 
 fn converted<T, U>(values: &[T], convert: impl Fn(&T) -> Option<U>) -> Result<Vec<U>> {
@@ -275,6 +289,7 @@ pub(super) fn header(dtype: Dtype, shape: &[usize]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Status;
 
     fn parse(text: &str, data: &[u8]) -> std::result::Result<(Dtype, Vec<usize>), String> {
         let mut npy = MAGIC.to_vec();
@@ -394,7 +409,43 @@ mod tests {
         assert!(integers(Dtype::I64, &[0, 0, 0, 0, 1, 0, 0, 0], 1).is_err());
         assert_eq!(integers(Dtype::F32, &[0, 0, 0, 0x41], 1).unwrap(), [8]);
         assert!(integers(Dtype::F32, &[0, 0, 0, 0x3f], 1).is_err());
-        assert!(array(Dtype::I32, &[0; 4], 1).scales().is_err());
-        assert!(array(Dtype::U8, &[0; 4], 4).floats().is_err());
+        // 2^31, which a saturating cast takes for 2^31 - 1, and -2^31, which is an int32.
+        assert!(integers(Dtype::F32, &[0, 0, 0, 0x4f], 1).is_err());
+        assert_eq!(
+            integers(Dtype::F32, &[0, 0, 0, 0xcf], 1).unwrap(),
+            [i32::MIN]
+        );
+        assert!(integers(Dtype::F32, &[0, 0, 0xc0, 0x7f], 1).is_err());
+        for unread in [
+            array(Dtype::I32, &[0; 4], 1).scales().err(),
+            array(Dtype::U8, &[0; 4], 4).floats().err(),
+            array(Dtype::I8, &[0; 4], 4).floats().err(),
+            array(Dtype::F64, &[0; 8], 1).integers().err(),
+        ] {
+            assert_eq!(unread.unwrap().status(), Status::Unsupported);
+        }
+    }
+
+    #[test]
+    fn weights_of_float64() {
+        let floats = |values: &[f64]| {
+            let array = Array {
+                dtype: Dtype::F64,
+                shape: vec![values.len()],
+                data: bytemuck::cast_slice::<f64, u8>(values).to_vec().into(),
+            };
+            array.floats().map(|v| match v {
+                FloatValues::F32(v) => v.into_owned(),
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(floats(&[1.5, -0.1, 1e-60]).unwrap(), [1.5, -0.1, 0.0]);
+        let found = floats(&[f64::NEG_INFINITY, f64::NAN]).unwrap();
+        assert!(found[0] == f32::NEG_INFINITY && found[1].is_nan());
+        let e = floats(&[0.0, 1e39]).unwrap_err();
+        assert_eq!(
+            (e.status(), e.message()),
+            (Status::Format, "number 1 is out of range")
+        );
     }
 }

@@ -42,8 +42,12 @@ impl Vocabulary {
         let added = engine.get_added_tokens_decoder();
         let letters = byte_letters();
         let (mut bytes, mut starts) = (Vec::new(), Vec::with_capacity(len + 1));
+        let start = |bytes: &[u8]| {
+            u32::try_from(bytes.len())
+                .map_err(|_| Error::format("the tokens have more than 4 GiB together"))
+        };
         for (id, text) in by_id.iter().enumerate() {
-            starts.push(bytes.len() as u32);
+            starts.push(start(&bytes)?);
             // Those that were added are decoded like the others, in the form in which the normalizer would have left them.
             let text = match added.get(&(id as u32)) {
                 Some(token) if token.special => continue,
@@ -58,7 +62,7 @@ impl Vocabulary {
                 },
             }
         }
-        starts.push(bytes.len() as u32);
+        starts.push(start(&bytes)?);
         Ok(Vocabulary {
             bytes,
             starts,
