@@ -157,7 +157,7 @@ pub fn convert(
         let (converted, norms, said) = one
             .write(&mut writer, view)
             .map_err(|e| e.within(&spec.name))?;
-        source.weights().forget();
+        source.forget(&spec.name);
         squares += norms.0;
         differences += norms.1;
         quantizations.push(said);

@@ -89,7 +89,7 @@ pub fn verify(source: &Source, next: &mut dyn FnMut(&str) -> Result<()>) -> Resu
                 finite(&source.matrix(&spec.name)?).map_err(|e| e.within(&spec.name))?
             }
         }
-        source.weights().forget();
+        source.forget(&spec.name);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use bytemuck::Pod;
@@ -67,14 +67,18 @@ impl FileBytes {
 }
 
 impl FileBytes {
-    /// Gives the memory of what was read of a mapped file back to the system, which reads it again if it is asked for.
-    pub fn forget(&self) {
+    /// Gives the memory of some bytes of a mapped file back to the system, which reads them again if they are asked for. Whole pages:
+    /// those in which they begin and end too.
+    pub(super) fn forget(&self, bytes: Range<usize>) {
         #[cfg(unix)]
         if let Storage::Mapped(map) = &self.0 {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
             // SAFETY: the map is of a file and nobody can have written to it, so that its pages come back with the contents of
             // the file: what `open` relies on anyhow. A refusal costs memory and nothing else.
-            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            let _ = unsafe { map.unchecked_advise_range(advice, bytes.start, bytes.len()) };
         }
+        #[cfg(not(unix))]
+        let _ = bytes;
     }
 
     /// The contents as an owned vector.
@@ -159,6 +163,28 @@ mod tests {
                 matches!(seen, Cow::Borrowed(_)),
                 (bytes.as_ptr() as usize + start).is_multiple_of(4)
             );
+        }
+    }
+
+    #[test]
+    fn what_is_forgotten_comes_back() {
+        let whole: Vec<u8> = (0..20_000u32).map(|i| (i * 7) as u8).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, &whole).unwrap();
+        for mmap in [true, false] {
+            let bytes = FileBytes::open(&path, mmap).unwrap();
+            for range in [
+                0..20_000,
+                5000..5001,
+                4096..8192,
+                19_999..20_000,
+                20_000..20_000,
+            ] {
+                assert_eq!(*bytes, whole[..]);
+                bytes.forget(range);
+            }
+            assert_eq!(*bytes, whole[..]);
         }
     }
 

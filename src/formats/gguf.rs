@@ -68,8 +68,10 @@ const ARRAY: u32 = 9;
 
 impl Gguf {
     /// See [`super::WeightFile::forget`].
-    pub fn forget(&self) {
-        self.bytes.forget();
+    pub fn forget(&self, name: &str) {
+        if let Some(&i) = self.index.get(name) {
+            self.bytes.forget(self.tensors[i].data.clone());
+        }
     }
 
     /// Checks the container.

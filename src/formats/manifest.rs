@@ -97,9 +97,23 @@ enum Stored<'a> {
 
 impl Manifest {
     /// See [`super::WeightFile::forget`].
-    pub fn forget(&self) {
-        if let Some(npz) = &self.npz {
-            npz.forget();
+    pub fn forget(&self, name: &str) {
+        let (Some(npz), Some(&i)) = (&self.npz, self.index.get(name)) else {
+            return;
+        };
+        let (name, weight) = &self.weights[i];
+        match self.stored(name, weight) {
+            Ok(Stored::Floats(key)) => npz.forget(&key),
+            Ok(Stored::Codes {
+                codes,
+                scales,
+                zero_points,
+                ..
+            }) => {
+                let keys = [Some(codes), Some(scales), zero_points];
+                keys.iter().flatten().for_each(|key| npz.forget(key));
+            }
+            Err(_) => {}
         }
     }
 

@@ -26,7 +26,7 @@ mod save;
 
 pub use bytes::FileBytes;
 pub use matrix::{CodesView, FloatValues, FloatsView, MatrixRef, MatrixView};
-pub use save::{Companion, ManifestWriter, amend, has_arrays, save_manifest};
+pub use save::{Companion, ManifestWriter, amend, has_arrays, save_manifest, sha256};
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -209,13 +209,13 @@ impl WeightFile {
         }
     }
 
-    /// Gives the memory of what was read of mapped files back to the system: for who goes through a file once.
-    pub fn forget(&self) {
+    /// Gives the memory that a tensor takes in a mapped file back to the system: for who goes through a file once.
+    pub fn forget(&self, name: &str) {
         match self {
-            WeightFile::Manifest(f) => f.forget(),
-            WeightFile::SafeTensors(f) => f.forget(),
-            WeightFile::Sharded(f) => f.forget(),
-            WeightFile::Gguf(f) => f.forget(),
+            WeightFile::Manifest(f) => f.forget(name),
+            WeightFile::SafeTensors(f) => f.forget(name),
+            WeightFile::Sharded(f) => f.forget(name),
+            WeightFile::Gguf(f) => f.forget(name),
         }
     }
 

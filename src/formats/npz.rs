@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::ops::Range;
 
 use flate2::Crc;
@@ -36,9 +36,11 @@ struct Entry {
 }
 
 impl Npz {
-    /// See [`super::WeightFile::forget`].
-    pub fn forget(&self) {
-        self.bytes.forget();
+    /// Gives the memory of an array back to the system, see [`super::WeightFile::forget`].
+    pub(super) fn forget(&self, key: &str) {
+        if let Some(entry) = self.entries.get(key) {
+            self.bytes.forget(entry.data.clone());
+        }
     }
 
     /// Checks the archive's directory against the file. The arrays themselves are checked when they are read.
@@ -69,8 +71,7 @@ impl Npz {
 
     /// The sha256 of the whole file, in hexadecimal digits.
     pub(super) fn sha256(&self) -> String {
-        let digest = Sha256::digest(&self.bytes[..]);
-        digest.iter().map(|b| format!("{b:02x}")).collect()
+        format!("{:x}", Sha256::digest(&self.bytes[..]))
     }
 
     /// Whether there is an array of that key.
@@ -185,8 +186,11 @@ impl<W: Write + Seek> Writer<W> {
             .with_alignment(64)
             .large_file(bytes as u64 + header.len() as u64 > u64::from(u32::MAX));
         self.0.start_file(format!("{key}.npy"), options)?;
-        self.0.write_all(&header)?;
-        write(&mut self.0)
+        // Scales come two bytes at a time, and each write of the archive goes through its checksum.
+        let mut elements = BufWriter::with_capacity(1 << 16, &mut self.0);
+        elements.write_all(&header)?;
+        write(&mut elements)?;
+        elements.flush()
     }
 
     /// Writes the archive's directory.

@@ -49,8 +49,10 @@ fn element_bytes(dtype: &str) -> Option<usize> {
 
 impl SafeTensors {
     /// See [`super::WeightFile::forget`].
-    pub fn forget(&self) {
-        self.bytes.forget();
+    pub fn forget(&self, name: &str) {
+        if let Some(&i) = self.index.get(name) {
+            self.bytes.forget(self.tensors[i].1.data.clone());
+        }
     }
 
     /// Checks the header against the data.
@@ -257,11 +259,10 @@ impl Sharded {
     }
 
     /// See [`super::WeightFile::forget`].
-    pub fn forget(&self) {
-        for (_, shard) in &self.shards {
-            if let Some(opened) = shard.get() {
-                opened.forget();
-            }
+    pub fn forget(&self, name: &str) {
+        let shard = self.index.get(name).map(|&i| &self.shards[i].1);
+        if let Some(opened) = shard.and_then(OnceLock::get) {
+            opened.forget(name);
         }
     }
 

@@ -453,7 +453,17 @@ fn sha256_of(mut file: &File) -> io::Result<String> {
     file.rewind()?;
     let mut hash = Sha256::new();
     io::copy(&mut file, &mut hash)?;
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+/// The sha256 of a file, in hexadecimal digits, a little of it in memory at a time.
+///
+/// # Errors
+/// `ERR_IO`.
+pub fn sha256(path: &Path) -> Result<String> {
+    File::open(path)
+        .and_then(|file| sha256_of(&file))
+        .map_err(|e| io_error(path, "cannot be read", &e))
 }
 
 /// What a manifest says of a matrix.

@@ -99,7 +99,7 @@ impl Tensors for FromDisk<'_> {
         };
         let made = self.room.place(make);
         // Each tensor is read once: kept, the pages of the file would double the memory of a model.
-        self.source.weights().forget();
+        self.source.forget(name);
         made.map_err(|e| e.within(name))
     }
 

@@ -196,7 +196,7 @@ impl Source {
     /// # Errors
     /// Those of [`WeightFile::vector`]; `ERR_FORMAT` for a value that is not finite.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
-        let view = self.weights.vector(&self.stored_name(name)?)?;
+        let view = self.vector_view(name)?;
         let mut out = memory::filled(view.shape().1, 0.0, "a norm or bias")?;
         view.row(0, &mut out);
         match out.iter().position(|v| !v.is_finite()) {
@@ -205,6 +205,21 @@ impl Source {
                 "{name}: element {i} is {}, expected a finite number",
                 out[i]
             ))),
+        }
+    }
+
+    /// A norm or a bias by its canonical name, as the file has it.
+    ///
+    /// # Errors
+    /// Those of [`WeightFile::vector`].
+    pub fn vector_view(&self, name: &str) -> Result<MatrixView<'_>> {
+        self.weights.vector(&self.stored_name(name)?)
+    }
+
+    /// Gives the memory of a tensor, by its canonical name, back to the system; see [`WeightFile::forget`].
+    pub fn forget(&self, name: &str) {
+        if let Ok(stored) = self.stored_name(name) {
+            self.weights.forget(&stored);
         }
     }
 
@@ -281,6 +296,14 @@ impl Source {
     /// The folder that it lies in.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// What it is opened by: a folder in the Hugging Face layout, else a file.
+    pub fn origin(&self) -> &Path {
+        match self.kind() {
+            "huggingface" => &self.folder,
+            _ => &self.path,
+        }
     }
 
     /// The file that names the weights: a safetensors file or index, a GGUF file, a manifest.
