@@ -4,6 +4,8 @@
 use half::f16;
 
 use super::shape::{Bits, Per, Shape};
+use crate::error::Result;
+use crate::memory;
 
 /// How codes lie in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +92,73 @@ impl<'a> Codes<'a> {
             None => self.bits.default_zero_point(),
             Some((values, per)) => values[per.index(row, group, self.shape.groups)],
         }
+    }
+
+    /// Scales, and zero points if there are any, once every group has its own. A matrix without columns may come without scales.
+    fn group_values(&self) -> usize {
+        match self.scales.is_empty() {
+            true => 0,
+            false => self.shape.rows * self.shape.groups,
+        }
+    }
+
+    /// Bytes in the form of our own files, whatever the form here: codes packed, and for every group a scale in the precision that it
+    /// has here and, unless the matrix is symmetric, a byte of zero point.
+    pub fn stored_bytes(&self) -> usize {
+        let scale = match self.scales {
+            ScaleValues::F32(_) => size_of::<f32>(),
+            ScaleValues::F16(_) => size_of::<f16>(),
+        };
+        let zero_point = usize::from(self.zero_points.is_some());
+        self.shape.rows * packed_row_bytes(self.shape.cols, self.bits)
+            + self.group_values() * (scale + zero_point)
+    }
+
+    /// A packed copy with a scale and a zero point for every group.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn to_buf(&self) -> Result<CodesBuf> {
+        let Shape {
+            rows, cols, groups, ..
+        } = self.shape;
+        let row_bytes = packed_row_bytes(cols, self.bits);
+        let mut bytes = memory::filled(rows * row_bytes, 0, "packed codes")?;
+        let mut row = memory::filled(if rows == 0 { 0 } else { cols }, 0, "a row of codes")?;
+        // Not over the rows: without columns there may be more of them than anyone can count to.
+        for (r, out) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+            self.row_codes(r, &mut row);
+            pack_row(&row, self.bits, out);
+        }
+        let values = self.group_values();
+        let places = || (0..values).map(|i| (i / groups, i % groups));
+        let scales = match self.scales {
+            ScaleValues::F32(_) => {
+                let mut scales = memory::with_capacity(values, "scales")?;
+                scales.extend(places().map(|(r, g)| self.scale(r, g)));
+                ScalesBuf::F32(scales)
+            }
+            ScaleValues::F16(_) => {
+                let mut scales = memory::with_capacity(values, "scales")?;
+                scales.extend(places().map(|(r, g)| f16::from_f32(self.scale(r, g))));
+                ScalesBuf::F16(scales)
+            }
+        };
+        let zero_points = match self.zero_points {
+            None => None,
+            Some(_) => {
+                let mut zero_points = memory::with_capacity(values, "zero points")?;
+                zero_points.extend(places().map(|(r, g)| self.zero_point(r, g)));
+                Some(zero_points)
+            }
+        };
+        Ok(CodesBuf {
+            shape: self.shape,
+            bits: self.bits,
+            bytes,
+            scales,
+            zero_points,
+        })
     }
 
     /// The codes of one row, one a byte; `out` is `(cols)`.
@@ -258,5 +327,45 @@ mod tests {
         assert_eq!(row, [-8.0, 7.0, 0.0]);
         m.dequantize_row(1, &mut row);
         assert_eq!(row, [0.0, 0.5, 8.0]);
+    }
+
+    #[test]
+    fn copies_and_what_they_take() {
+        let m = Codes {
+            shape: Shape::new(2, 3, 2),
+            bits: Bits::Four,
+            packing: Packing::Bytes,
+            bytes: &[0, 15, 8, 1, 2, 3],
+            scales: ScaleValues::F32(&[1.0, 2.0]),
+            scale_per: Per::Row,
+            zero_points: Some((&[7], Per::Tensor)),
+        };
+        let copy = CodesBuf {
+            shape: m.shape,
+            bits: m.bits,
+            bytes: vec![0x0f, 0x80, 0x12, 0x30],
+            scales: ScalesBuf::F32(vec![1.0, 1.0, 2.0, 2.0]),
+            zero_points: Some(vec![7; 4]),
+        };
+        assert_eq!(m.to_buf().unwrap(), copy);
+        assert_eq!(copy.as_codes().to_buf().unwrap(), copy);
+        assert_eq!(m.stored_bytes(), 4 + 4 * (4 + 1));
+        let half = Codes {
+            scales: ScaleValues::F16(&[f16::ONE]),
+            scale_per: Per::Tensor,
+            zero_points: None,
+            ..m
+        };
+        assert_eq!(half.stored_bytes(), 4 + 4 * 2);
+        let ones = ScalesBuf::F16(vec![f16::ONE; 4]);
+        assert_eq!(half.to_buf().unwrap().scales, ones);
+        let empty = Codes {
+            shape: Shape::new(usize::MAX, 0, 0),
+            bytes: &[],
+            scales: ScaleValues::F32(&[]),
+            ..half
+        };
+        assert_eq!(empty.stored_bytes(), 0);
+        assert!(empty.to_buf().unwrap().bytes.is_empty());
     }
 }

@@ -3,7 +3,7 @@
 use super::forward::{as_taken, dot};
 use super::network::Matrix;
 use super::optimum::{self, Group};
-use super::quantised::{dequantised_values, searched, stored_bytes};
+use super::quantised::{dequantised_values, searched};
 use super::report::Outcome;
 use super::scenario::{Scenario, VECTORS};
 use super::{
@@ -49,7 +49,7 @@ impl<'a> Dense<'a> {
         })
     }
 
-    /// The weights.
+    /// The float weights `(rows, cols)`.
     pub fn weights(&self) -> &Matrix {
         &self.w
     }
@@ -114,7 +114,8 @@ impl<'a> Dense<'a> {
                     named_tolerance: named_tolerance(bits),
                     weights_error: relative(&back, &self.w.values),
                     best_weights_error: optimum::relative_error(&groups),
-                    bits_a_weight: 8.0 * stored_bytes(&codes) as f64 / self.w.values.len() as f64,
+                    bits_a_weight: 8.0 * codes.as_codes().stored_bytes() as f64
+                        / self.w.values.len() as f64,
                     baseline: sample(baseline),
                     quantised: sample(&y),
                     agreement: None,

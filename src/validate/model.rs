@@ -4,9 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use half::f16;
-use sha2::{Digest, Sha256};
-
 use super::forward::Taps;
 use super::network::Network;
 use super::quantised::{Given, Quantised};
@@ -17,11 +14,11 @@ use super::{
 };
 use crate::agreement::{Agreement, agreement};
 use crate::error::{Error, Result};
-use crate::formats::MatrixView;
+use crate::formats::{self, MatrixView};
 use crate::matmul::Activations;
 use crate::model::source::{Role, Source};
 use crate::model::{Model, open_tokenizer};
-use crate::quant::{CodesBuf, ScaleValues, ScalesBuf, Shape};
+use crate::quant::CodesBuf;
 use crate::runtime::Runtime;
 
 /// Tokens of the text that are looked at layer by layer, in float64.
@@ -34,7 +31,7 @@ const WINDOW: usize = 256;
 pub struct Subject {
     name: String,
     floats: Network,
-    /// The text.
+    /// The tokens of the text.
     ids: Vec<u32>,
     /// Its quantised form, as codes and as floats. `None`: it is quantised at every width of the plan.
     stored: Option<(BTreeMap<String, CodesBuf>, Network)>,
@@ -80,17 +77,16 @@ impl Subject {
             Some(path) => Some(stored(rt, &Source::open(path, true)?, &floats, path)?),
             None => None,
         };
-        let file = std::fs::read(source.path()).ok();
         Ok(Subject {
             name: name.to_owned(),
-            sha256: file.map(|bytes| format!("{:x}", Sha256::digest(bytes))),
+            sha256: formats::sha256(source.path()).ok(),
             floats,
             ids,
             stored,
         })
     }
 
-    /// What it is called.
+    /// What it is called in reports: the name that it was opened with.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -100,7 +96,7 @@ impl Subject {
         &self.floats
     }
 
-    /// How many forms of it are looked at.
+    /// How many quantised forms of it are looked at: the one that it was opened with, or one for each width and group of the plan.
     pub fn forms(&self, plan: &Plan) -> usize {
         match self.stored {
             Some(_) => 1,
@@ -283,8 +279,7 @@ fn stored(
         .filter(|s| s.role == Role::Matrix)
     {
         if let MatrixView::Codes(view) = source.matrix(&spec.name)? {
-            let codes = view.as_codes();
-            all.insert(spec.name, owned(&codes));
+            all.insert(spec.name, view.as_codes().to_buf()?);
         }
     }
     if all.is_empty() {
@@ -293,37 +288,4 @@ fn stored(
         ));
     }
     Ok((all, Network::read(rt, source)?))
-}
-
-/// Codes of their own, packed, with a scale and a zero point a group.
-fn owned(codes: &crate::quant::Codes<'_>) -> CodesBuf {
-    let Shape { rows, groups, .. } = codes.shape;
-    let places = || (0..rows).flat_map(|r| (0..groups).map(move |g| (r, g)));
-    let mut bytes = Vec::new();
-    let mut row = vec![0; codes.shape.cols];
-    for r in 0..rows {
-        codes.row_codes(r, &mut row);
-        let mut packed = vec![0; crate::quant::packed_row_bytes(codes.shape.cols, codes.bits)];
-        crate::quant::pack_row(&row, codes.bits, &mut packed);
-        bytes.extend(packed);
-    }
-    CodesBuf {
-        shape: codes.shape,
-        bits: codes.bits,
-        bytes,
-        scales: match codes.scales {
-            ScaleValues::F16(_) => ScalesBuf::F16(
-                places()
-                    .map(|(r, g)| f16::from_f32(codes.scale(r, g)))
-                    .collect(),
-            ),
-            ScaleValues::F32(_) => {
-                ScalesBuf::F32(places().map(|(r, g)| codes.scale(r, g)).collect())
-            }
-        },
-        zero_points: codes
-            .zero_points
-            .is_some()
-            .then(|| places().map(|(r, g)| codes.zero_point(r, g)).collect()),
-    }
 }

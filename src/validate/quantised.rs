@@ -10,7 +10,7 @@ use crate::matmul::{Activations, Weights};
 use crate::memory;
 use crate::model::Tensors;
 use crate::options::WeightOptions;
-use crate::quant::{Bits, Codes, CodesBuf, Method, ScalePrecision, ScalesBuf, Shape, Spec};
+use crate::quant::{Bits, Codes, CodesBuf, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
 use crate::weights::{self, Home};
 
@@ -28,7 +28,7 @@ pub struct Quantised {
     pub noisy: Network,
     /// `norm(W - W') / norm(W)` over all that is quantised.
     pub weights_error: f64,
-    /// What the best scales would have given.
+    /// `weights_error` as the best scales would have made it.
     pub best: f64,
     /// Bits that a weight takes in truth, over all that is quantised.
     pub bits_a_weight: f64,
@@ -88,7 +88,7 @@ impl Quantised {
             noisy.matrices.insert(name.clone(), noise);
             dequantised.matrices.insert(name.clone(), back);
             all.extend(groups);
-            bytes += stored_bytes(codes);
+            bytes += codes.as_codes().stored_bytes();
             weights += w.values.len();
             *widths.entry((codes.bits.get(), group)).or_default() += w.values.len();
         }
@@ -106,7 +106,7 @@ impl Quantised {
         })
     }
 
-    /// What a model is made of.
+    /// The tensors of a model that multiplies with the codes and has the rest of [`Quantised::dequantised`].
     pub fn tensors<'a>(&'a self, rt: &'a Runtime, activations: Activations) -> Given<'a> {
         Given {
             rt,
@@ -137,15 +137,6 @@ fn group_of(codes: &CodesBuf) -> usize {
         1 => 0,
         _ => codes.shape.group,
     }
-}
-
-/// Bytes of codes, scales and zero points.
-pub fn stored_bytes(codes: &CodesBuf) -> usize {
-    let scales = match &codes.scales {
-        ScalesBuf::F16(s) => 2 * s.len(),
-        ScalesBuf::F32(s) => 4 * s.len(),
-    };
-    codes.bytes.len() + scales + codes.zero_points.as_ref().map_or(0, |z| z.len())
 }
 
 /// The weights that codes stand for `(rows, cols)`, by the definition.
