@@ -83,7 +83,23 @@ pub enum Progress<'a> {
     Comparing,
 }
 
-/// Converts a model: `out` is a folder, which is made if it is absent; `name` names the manifest in it.
+/// Where a converted model goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The folder, which is made if it is absent.
+    pub folder: &'a Path,
+    /// The name of its manifest, without `.json`.
+    pub name: &'a str,
+}
+
+impl Target<'_> {
+    /// The path of the manifest.
+    pub fn manifest(&self) -> PathBuf {
+        self.folder.join(format!("{}.json", self.name))
+    }
+}
+
+/// Converts a model.
 ///
 /// Weights that are quantised already are taken over code by code, unless the options ask for another width. When
 /// `cancelled` becomes true it ends at the next tensor. An error, or an end of the process at any moment, leaves the model that was
@@ -100,108 +116,164 @@ pub enum Progress<'a> {
 pub fn convert(
     rt: &Runtime,
     source: &Source,
-    (out, name): (&Path, &str),
+    target: Target<'_>,
     options: &WeightOptions,
-    mut calibration: Option<&mut Calibration>,
+    calibration: Option<&mut Calibration>,
     progress: &mut dyn FnMut(Progress<'_>),
     cancelled: &AtomicBool,
 ) -> Result<Report> {
-    let go_on = |left: &str| match cancelled.load(Ordering::Relaxed) {
-        true => Err(Error::state(format!("interrupted: {left}"))),
-        false => Ok(()),
-    };
     let companions = destination::companions(source)?;
-    destination::check(source, (out, name), &companions)?;
-    let _made = destination::Made::folders(out)?;
-    let manifest = out.join(format!("{name}.json"));
-    let mut writer = ManifestWriter::create(&manifest)?;
+    destination::check(source, target, &companions)?;
+    let _made = destination::Made::folders(target.folder)?;
+    let mut writer = ManifestWriter::create(&target.manifest())?;
     // Again, now that other writers wait.
-    destination::check(source, (out, name), &companions)?;
-    let specs = source.tensors();
-    progress(Progress::Begin {
-        tensors: specs.len(),
-        weights: specs.iter().map(|s| elements(&s.shape)).sum(),
-    });
-    let mut done = Vec::new();
-    let (mut squares, mut differences) = (0.0, 0.0);
-    let mut quantizations = Vec::new();
-    // What no product tells anything about is at least searched.
-    let method = match calibration {
-        Some(_) => Method::Search,
-        None => options.method,
+    destination::check(source, target, &companions)?;
+    let mut steps = Steps {
+        progress,
+        cancelled,
     };
-    for spec in &specs {
-        go_on("nothing was changed")?;
-        progress(Progress::Tensor {
-            name: &spec.name,
-            weights: elements(&spec.shape),
-        });
-        if spec.role == Role::Vector {
-            match calibration.as_ref().and_then(|c| c.norm(&spec.name)) {
-                Some(tuned) => writer.vector(&spec.name, tuned)?,
-                None => writer.vector(&spec.name, &source.vector(&spec.name)?)?,
-            };
-            continue;
-        }
-        let view = source.matrix(&spec.name)?;
-        let one = Matrix {
-            rt,
-            name: &spec.name,
-            options,
-            method,
-            known: match &mut calibration {
-                Some(calibration) => calibration.known(rt, &spec.name)?,
-                None => Known::Nothing,
-            },
-        };
-        let (converted, norms, said) = one
-            .write(&mut writer, view)
-            .map_err(|e| e.within(&spec.name))?;
-        source.forget(&spec.name);
-        squares += norms.0;
-        differences += norms.1;
-        quantizations.push(said);
-        done.push(converted);
-    }
-    go_on("nothing was changed")?;
-    progress(Progress::Writing);
-    let weights: usize = done.iter().map(|m| m.rows * m.cols).sum();
-    let bytes: usize = done.iter().map(|m| m.bytes).sum();
+    let tensors = Tensors {
+        rt,
+        source,
+        options,
+    };
+    let Written {
+        matrices,
+        norms,
+        said,
+    } = tensors.write(&mut writer, calibration, &mut steps)?;
+    steps.go_on("nothing was changed")?;
+    (steps.progress)(Progress::Writing);
+    let weights: usize = matrices.iter().map(|m| m.rows * m.cols).sum();
+    let bytes: usize = matrices.iter().map(|m| m.bytes).sum();
     let mut report = Report {
         agreement: None,
-        manifest: manifest.clone(),
-        relative_error: (differences / f64::max(squares, f64::MIN_POSITIVE)).sqrt(),
+        manifest: target.manifest(),
+        relative_error: norms.relative_error(),
         bits_a_weight: 8.0 * bytes as f64 / weights.max(1) as f64,
-        matrices: done,
+        matrices,
     };
-    let (model, fields) = described(source, &report, quantizations);
+    let (model, fields) = described(source, &report, said);
     writer.finish(model, fields, &companions)?;
-    progress(Progress::Checking);
+    report.agreement = looked_at(rt, source, &report.manifest, &mut steps)?;
+    Ok(report)
+}
+
+/// Opens what was written and reads it, and compares it with its source where that is not too large; see [`Report::agreement`].
+fn looked_at(
+    rt: &Runtime,
+    source: &Source,
+    manifest: &Path,
+    steps: &mut Steps<'_>,
+) -> Result<Option<Agreement>> {
+    (steps.progress)(Progress::Checking);
     let unchecked = format!("{} is written, and was not checked", manifest.display());
-    check::verify(&Source::open(&manifest, true)?, &mut |_| go_on(&unchecked))?;
-    if check::is_compared(&specs) {
-        progress(Progress::Comparing);
-        report.agreement = check::compared(rt, source, &manifest, cancelled).map_err(|e| {
+    check::verify(&Source::open(manifest, true)?, &mut |_| {
+        steps.go_on(&unchecked)
+    })?;
+    let mut agreement = None;
+    if check::is_compared(&source.tensors()) {
+        (steps.progress)(Progress::Comparing);
+        agreement = check::compared(rt, source, manifest, steps.cancelled).map_err(|e| {
             e.within(format_args!(
                 "{} is written, and compared with its source",
                 manifest.display()
             ))
         })?;
     }
-    if report.agreement.is_none() {
-        go_on(&format!(
+    if agreement.is_none() {
+        steps.go_on(&format!(
             "{} is written, and was not compared with its source",
             manifest.display()
         ))?;
     }
-    Ok(report)
+    Ok(agreement)
 }
 
-/// What a source is opened by: its folder, or its file.
-fn origin(source: &Source) -> &Path {
-    match source.kind() {
-        "huggingface" => source.path().parent().unwrap_or(source.path()),
-        _ => source.path(),
+/// Who is told of what goes on, and may end it.
+struct Steps<'a> {
+    progress: &'a mut dyn FnMut(Progress<'_>),
+    cancelled: &'a AtomicBool,
+}
+
+impl Steps<'_> {
+    /// `ERR_STATE` if it was cancelled, with what that leaves.
+    fn go_on(&self, left: &str) -> Result<()> {
+        match self.cancelled.load(Ordering::Relaxed) {
+            true => Err(Error::state(format!("interrupted: {left}"))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The tensors of a model on their way.
+struct Tensors<'a> {
+    rt: &'a Runtime,
+    source: &'a Source,
+    options: &'a WeightOptions,
+}
+
+/// What became of them.
+#[derive(Default)]
+struct Written {
+    matrices: Vec<Converted>,
+    /// Over all matrices.
+    norms: Norms,
+    /// What the manifest says of the quantisation of each matrix.
+    said: Vec<Value>,
+}
+
+impl Tensors<'_> {
+    /// Writes one after the other.
+    fn write(
+        &self,
+        writer: &mut ManifestWriter,
+        mut calibration: Option<&mut Calibration>,
+        steps: &mut Steps<'_>,
+    ) -> Result<Written> {
+        let specs = self.source.tensors();
+        (steps.progress)(Progress::Begin {
+            tensors: specs.len(),
+            weights: specs.iter().map(|s| elements(&s.shape)).sum(),
+        });
+        let mut written = Written::default();
+        // What no product tells anything about is at least searched.
+        let method = match calibration {
+            Some(_) => Method::Search,
+            None => self.options.method,
+        };
+        for spec in &specs {
+            steps.go_on("nothing was changed")?;
+            (steps.progress)(Progress::Tensor {
+                name: &spec.name,
+                weights: elements(&spec.shape),
+            });
+            if spec.role == Role::Vector {
+                match calibration.as_ref().and_then(|c| c.norm(&spec.name)) {
+                    Some(tuned) => writer.vector(&spec.name, tuned)?,
+                    None => writer.vector(&spec.name, &self.source.vector(&spec.name)?)?,
+                };
+                continue;
+            }
+            let view = self.source.matrix(&spec.name)?;
+            let one = Matrix {
+                rt: self.rt,
+                name: &spec.name,
+                options: self.options,
+                method,
+                known: match &mut calibration {
+                    Some(calibration) => calibration.known(self.rt, &spec.name)?,
+                    None => Known::Nothing,
+                },
+            };
+            let (converted, norms, said) =
+                one.write(writer, view).map_err(|e| e.within(&spec.name))?;
+            self.source.forget(&spec.name);
+            written.norms.add(norms);
+            written.said.push(said);
+            written.matrices.push(converted);
+        }
+        Ok(written)
     }
 }
 
@@ -221,8 +293,45 @@ struct Matrix<'a> {
 /// The method of codes that were taken over.
 const COPIED: &str = "copied";
 
-/// Squares of the weights, and of their differences, summed.
-type Norms = (f64, f64);
+/// Sums over weights `w` that became `q`.
+#[derive(Clone, Copy, Default)]
+struct Norms {
+    /// `Σ w²`
+    squares: f64,
+    /// `Σ (w - q)²`
+    differences: f64,
+}
+
+impl Norms {
+    /// One weight more.
+    fn weight(&mut self, w: f32, q: f32) {
+        let (w, q) = (f64::from(w), f64::from(q));
+        self.squares += w * w;
+        self.differences += (w - q) * (w - q);
+    }
+
+    fn add(&mut self, other: Norms) {
+        self.squares += other.squares;
+        self.differences += other.differences;
+    }
+
+    fn relative_error(&self) -> f64 {
+        (self.differences / self.squares.max(f64::MIN_POSITIVE)).sqrt()
+    }
+}
+
+/// The norms of codes that are taken over: nothing is lost.
+fn norms_of(codes: &Codes<'_>) -> Result<Norms> {
+    let mut norms = Norms::default();
+    let cols = codes.shape.cols;
+    let rows = if cols == 0 { 0 } else { codes.shape.rows };
+    let mut row = memory::filled(cols, 0.0, "a row of weights")?;
+    for r in 0..rows {
+        codes.dequantize_row(r, &mut row);
+        row.iter().for_each(|&w| norms.weight(w, w));
+    }
+    Ok(norms)
+}
 
 impl Matrix<'_> {
     fn write(
@@ -241,7 +350,7 @@ impl Matrix<'_> {
                     .is_none_or(|w| w == Width::Codes(codes.bits))
                 {
                     let (converted, said) = self.codes(writer, &codes, COPIED, 0.0)?;
-                    return Ok((converted, (0.0, 0.0), said));
+                    return Ok((converted, norms_of(&codes)?, said));
                 }
                 let mut w = memory::filled(rows * cols, 0.0, "a matrix as float32")?;
                 matmul::dequantize(self.rt, &codes, &mut w)?;
@@ -296,18 +405,14 @@ impl Matrix<'_> {
                 made.as_codes()
             }
         };
-        let (mut squares, mut differences) = (0.0, 0.0);
+        let mut norms = Norms::default();
         let mut row = memory::filled(shape.cols, 0.0, "a row of weights")?;
         for (r, w) in w.chunks_exact(shape.cols.max(1)).enumerate() {
             codes.dequantize_row(r, &mut row);
-            for (&w, &q) in w.iter().zip(&row) {
-                squares += f64::from(w) * f64::from(w);
-                differences += (f64::from(w) - f64::from(q)).powi(2);
-            }
+            w.iter().zip(&row).for_each(|(&w, &q)| norms.weight(w, q));
         }
-        let error = (differences / f64::max(squares, f64::MIN_POSITIVE)).sqrt();
-        let (converted, said) = self.codes(writer, &codes, method, error)?;
-        Ok((converted, (squares, differences), said))
+        let (converted, said) = self.codes(writer, &codes, method, norms.relative_error())?;
+        Ok((converted, norms, said))
     }
 
     fn codes(
@@ -317,28 +422,18 @@ impl Matrix<'_> {
         method: &str,
         relative_error: f64,
     ) -> Result<(Converted, Value)> {
-        let Shape {
-            rows, cols, groups, ..
-        } = codes.shape;
         let mut said = writer.matrix(
             self.name,
             &MatrixRef::Codes(*codes),
             error_field(relative_error),
         )?;
         said["method"] = json!(method);
-        let scale_bytes = if said["scale"]["dtype"] == "float16" {
-            2
-        } else {
-            4
-        };
-        let zero_bytes = usize::from(codes.zero_points.is_some());
         let converted = Converted {
             name: self.name.to_owned(),
-            rows,
-            cols,
+            rows: codes.shape.rows,
+            cols: codes.shape.cols,
             bits: codes.bits.get(),
-            bytes: rows * crate::quant::packed_row_bytes(cols, codes.bits)
-                + rows * groups * (scale_bytes + zero_bytes),
+            bytes: codes.stored_bytes(),
             relative_error,
         };
         Ok((converted, said))
@@ -352,7 +447,7 @@ impl Matrix<'_> {
         (rows, cols): (usize, usize),
         kept: Width,
     ) -> Result<(Converted, Norms, Value)> {
-        let (mut squares, mut differences) = (0.0, 0.0);
+        let mut norms = Norms::default();
         let (values, bits) = if kept == Width::F16 {
             let half: Vec<half::f16> = w.iter().map(|&v| half::f16::from_f32(v)).collect();
             for (&w, h) in w.iter().zip(&half) {
@@ -361,15 +456,15 @@ impl Matrix<'_> {
                         "a weight is {w:e}, expected at most 65504, the largest float16"
                     )));
                 }
-                squares += f64::from(w) * f64::from(w);
-                differences += (f64::from(w) - h.to_f64()).powi(2);
+                norms.weight(w, h.to_f32());
             }
             (FloatValues::F16(half.into()), 16)
         } else {
+            w.iter().for_each(|&w| norms.weight(w, w));
             (FloatValues::F32(w.into()), 32)
         };
         let view = FloatsView { rows, cols, values };
-        let relative_error = (differences / f64::max(squares, f64::MIN_POSITIVE)).sqrt();
+        let relative_error = norms.relative_error();
         let said = writer.matrix(
             self.name,
             &MatrixRef::Floats(view),
@@ -383,7 +478,7 @@ impl Matrix<'_> {
             bytes: rows * cols * bits / 8,
             relative_error,
         };
-        Ok((converted, (squares, differences), said))
+        Ok((converted, norms, said))
     }
 }
 
@@ -405,7 +500,7 @@ fn described(
     let model = object(json!({
         "primary_family": a.family.name(),
         "families": [a.family.name()],
-        "source": origin(source).file_name().map(|n| n.to_string_lossy()),
+        "source": source.origin().file_name().map(|n| n.to_string_lossy()),
     }));
     // What was done here, if anything was; else how the source has it.
     let done = quantizations

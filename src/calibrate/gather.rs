@@ -43,9 +43,9 @@ pub struct Calibration {
 pub enum Known<'a> {
     /// Nothing: it is multiplied with nothing.
     Nothing,
-    /// The second moments of its inputs.
+    /// The second moments `(cols, cols)` of its inputs.
     Inputs(&'a Hessian),
-    /// What it is quantised to.
+    /// The codes that it is quantised to, with scales that were tuned.
     Codes(&'a CodesBuf),
 }
 
@@ -66,11 +66,7 @@ impl Calibration {
             true => Width::F32,
             false => Width::Codes(Bits::Eight),
         });
-        let path = match source.kind() {
-            "huggingface" => source.path().parent().unwrap_or(source.path()),
-            _ => source.path(),
-        };
-        let model = Model::open_on_cpu(rt, path, &options)?;
+        let model = Model::open_on_cpu(rt, source.origin(), &options)?;
         let window = WINDOW.min(model.context());
         let ids = windows(&model, text, window)?;
         let tied = source.architecture().tied;
@@ -119,7 +115,7 @@ impl Calibration {
     /// # Errors
     /// Those of [`Calibration::hessian`].
     pub fn known(&mut self, rt: &Runtime, name: &str) -> Result<Known<'_>> {
-        // Asked twice, or the borrow of what is returned would keep the second half from borrowing.
+        // Looked up twice because of a borrow-checker limitation (Polonius problem case #3).
         if self
             .tuned
             .as_ref()
@@ -133,7 +129,7 @@ impl Calibration {
             .map_or(Known::Nothing, Known::Inputs))
     }
 
-    /// The tuned values of a norm, if there are any.
+    /// The tuned values `(hidden)` of a norm by its canonical name; `None` before [`Calibration::tune`].
     pub fn norm(&self, name: &str) -> Option<&[f32]> {
         let norm = self.tuned.as_ref()?.vectors.get(name)?;
         Some(norm)
@@ -149,7 +145,7 @@ impl Calibration {
         self.window
     }
 
-    /// Tokens of the text that are read.
+    /// Tokens that are read: those of all windows, which of a long text are a part of it.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }

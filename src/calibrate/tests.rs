@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::Calibration;
-use crate::convert::convert;
+use crate::convert::{Target, convert};
 use crate::error::Status;
 use crate::model::source::Source;
 use crate::model::{Model, ModelOptions};
@@ -55,7 +55,10 @@ fn the_perplexity_of_a_model_falls() {
         let report = convert(
             &rt,
             &source,
-            (folder.path(), "model"),
+            Target {
+                folder: folder.path(),
+                name: "model",
+            },
             &options,
             calibration.as_mut(),
             &mut |_| {},

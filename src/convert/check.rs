@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Map;
 
-use super::{elements, origin};
+use super::elements;
 use crate::agreement::{Agreement, agreement};
 use crate::error::{Error, Result};
 use crate::formats::{self, MatrixView, WeightFile};
@@ -62,7 +62,7 @@ pub(super) fn compared(
     if cancelled.load(Ordering::Relaxed) {
         return Ok(None);
     }
-    let reference = open(origin(source), Some(Width::F32))?;
+    let reference = open(source.origin(), Some(Width::F32))?;
     if cancelled.load(Ordering::Relaxed) {
         return Ok(None);
     }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::Target;
 use crate::error::{Error, Result};
 use crate::formats::{self, Companion};
 use crate::model::open_tokenizer;
@@ -18,7 +19,7 @@ use crate::tokenizer::Tokenizer;
 /// `ERR_RANGE` for the folder of the source (but for a `.gguf` file's), for one with a model in the Hugging Face layout, for one in
 /// which `NAME.json` is no manifest, and for one whose tokenizer is another than the source's, unless its only manifest is the
 /// one that is replaced; `ERR_IO`; those of the tokenizer.
-pub fn refuse(source: &Source, target: (&Path, &str)) -> Result<()> {
+pub fn refuse(source: &Source, target: Target<'_>) -> Result<()> {
     check(source, target, &companions(source)?)
 }
 
@@ -33,11 +34,8 @@ pub(super) fn companions(source: &Source) -> Result<Vec<Companion>> {
 }
 
 /// See [`refuse`].
-pub(super) fn check(
-    source: &Source,
-    (out, name): (&Path, &str),
-    companions: &[Companion],
-) -> Result<()> {
+pub(super) fn check(source: &Source, target: Target<'_>, companions: &[Companion]) -> Result<()> {
+    let Target { folder: out, name } = target;
     let refused = |why: String| {
         Err(Error::range(format!(
             "{} {why}: write elsewhere",
@@ -51,7 +49,7 @@ pub(super) fn check(
         return refused("is the folder of the source".to_owned());
     }
     let manifests = source::manifests(out)?;
-    let manifest = out.join(format!("{name}.json"));
+    let manifest = target.manifest();
     let replaces = manifests.contains(&manifest);
     if !replaces && manifest.exists() {
         return refused(format!("has a {name}.json that is no manifest"));

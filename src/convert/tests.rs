@@ -1,19 +1,27 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{Progress, convert, verify};
+use super::{Progress, Target, convert, verify};
 use crate::calibrate::Calibration;
 use crate::error::{Result, Status};
-use crate::model::source::Source;
+use crate::formats::{ManifestWriter, MatrixRef, MatrixView};
+use crate::model::source::{Role, Source, architecture_to_json};
 use crate::options::{WeightOptions, Width};
-use crate::quant::{Bits, Method};
+use crate::quant::{Bits, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::{Config, Runtime};
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories");
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+
+fn model_in(folder: &Path) -> Target<'_> {
+    Target {
+        folder,
+        name: "model",
+    }
+}
 
 /// Converts, and is cancelled at the step that `at` names.
 fn cancelled_at(out: &Path, at: fn(&Progress<'_>) -> bool) -> Result<()> {
@@ -29,7 +37,7 @@ fn cancelled_at(out: &Path, at: fn(&Progress<'_>) -> bool) -> Result<()> {
         ..WeightOptions::default()
     };
     let source = Source::open(Path::new(STORIES), true)?;
-    let out = (out, "model");
+    let out = model_in(out);
     convert(&rt, &source, out, &options, None, &mut progress, &cancelled).map(drop)
 }
 
@@ -90,7 +98,7 @@ fn the_method_that_a_manifest_names() {
         let report = convert(
             &rt,
             &source,
-            (folder.path(), "model"),
+            model_in(folder.path()),
             &options,
             calibration.as_mut(),
             &mut |_| {},
@@ -103,4 +111,92 @@ fn the_method_that_a_manifest_names() {
             "{model} {width:?} {calibrated}"
         );
     }
+}
+
+/// A model whose matrices are floats, but for one with codes.
+fn mixed(rt: &Runtime, folder: &Path, quantised: &str) -> Source {
+    let source = Source::open(Path::new(STORIES), true).unwrap();
+    let path = folder.join("mixed.json");
+    let mut writer = ManifestWriter::create(&path).unwrap();
+    for tensor in source.tensors() {
+        let name = &tensor.name;
+        if tensor.role == Role::Vector {
+            writer.vector(name, &source.vector(name).unwrap()).unwrap();
+            continue;
+        }
+        let MatrixView::Floats(floats) = source.matrix(name).unwrap() else {
+            panic!("{name} is quantised");
+        };
+        let made;
+        let matrix = if name == quantised {
+            let spec = Spec {
+                bits: Bits::Eight,
+                symmetric: true,
+                method: Method::Nearest,
+                scales: ScalePrecision::Auto,
+            };
+            let shape = Shape::new(floats.rows, floats.cols, 32);
+            let w = floats.to_f32().unwrap();
+            made = crate::weights::quantize(rt, &w, shape, &spec).unwrap();
+            MatrixRef::Codes(made.as_codes())
+        } else {
+            MatrixRef::Floats(floats)
+        };
+        writer.matrix(name, &matrix, Map::new()).unwrap();
+    }
+    let object = |value: Value| value.as_object().unwrap().clone();
+    let model = object(json!({"primary_family": "llama"}));
+    let architecture = architecture_to_json(source.architecture());
+    let fields = object(json!({ "architecture": architecture }));
+    writer.finish(model, fields, &[]).unwrap();
+    Source::open(&path, true).unwrap()
+}
+
+/// The error of a whole model is over all of its matrices, those included that were taken over and lost nothing.
+#[test]
+fn the_error_of_a_model_that_is_quantised_in_part() {
+    let rt = Runtime::new(Config::default()).unwrap();
+    let folder = TempDir::new().unwrap();
+    let source = mixed(&rt, folder.path(), "model.embed_tokens.weight");
+    let out = folder.path().join("out");
+    let options = WeightOptions {
+        method: Method::Nearest,
+        ..WeightOptions::default()
+    };
+    let report = convert(
+        &rt,
+        &source,
+        model_in(&out),
+        &options,
+        None,
+        &mut |_| {},
+        &AtomicBool::new(false),
+    );
+    let report = report.unwrap();
+    let written = Source::open(&report.manifest, true).unwrap();
+    let (mut squares, mut differences) = (0.0, 0.0);
+    for spec in source.tensors().iter().filter(|s| s.role == Role::Matrix) {
+        let (before, after) = (
+            source.matrix(&spec.name).unwrap(),
+            written.matrix(&spec.name).unwrap(),
+        );
+        let (rows, cols) = before.shape();
+        let (mut w, mut q) = (vec![0.0; cols], vec![0.0; cols]);
+        for r in 0..rows {
+            before.row(r, &mut w);
+            after.row(r, &mut q);
+            for (&w, &q) in w.iter().zip(&q) {
+                squares += f64::from(w).powi(2);
+                differences += (f64::from(w) - f64::from(q)).powi(2);
+            }
+        }
+    }
+    let expected = f64::sqrt(differences / squares);
+    let widths: Vec<usize> = report.matrices.iter().map(|m| m.bits).collect();
+    assert!(widths.contains(&8) && widths.contains(&4), "{widths:?}");
+    assert!(
+        (report.relative_error / expected - 1.0).abs() < 1e-9,
+        "{} {expected}",
+        report.relative_error
+    );
 }

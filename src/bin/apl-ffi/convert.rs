@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use apl_ffi::calibrate::Calibration;
-use apl_ffi::convert::{Progress, Report};
+use apl_ffi::convert::{Progress, Report, Target};
 use apl_ffi::error::Status;
 use apl_ffi::model::source::Source;
 use apl_ffi::options::{WeightOptions, Width};
@@ -66,6 +66,10 @@ fn bits(text: &str) -> Result<Width, String> {
             bits.map(Width::Codes)
                 .ok_or_else(|| "expected 1, 2, 4 or 8; 16 and 32 keep floats".to_owned())
         }
+    let target = Target {
+        folder: &out,
+        name: &name,
+    };
     }
 }
 
@@ -80,7 +84,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let source = Source::open(&path, true)?;
     if a.calibrate.is_some() {
         // Before hours of reading; a conversion begins with it anyway.
-        apl_ffi::convert::refuse(&source, (&out, &name))?;
+        apl_ffi::convert::refuse(&source, target)?;
     }
     let options = WeightOptions {
         width: a.bits,
@@ -130,7 +134,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let report = apl_ffi::convert::convert(
         rt,
         &source,
-        (&out, &name),
+        target,
         &options,
         calibration.as_mut(),
         &mut progress,
