@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::network::{EMBEDDING, Matrix, Network};
 use super::numbers::Numbers;
-use super::{kernel_tolerance, relative};
+use super::{kernel_tolerance, relative, worse};
 use crate::error::{Error, Result};
 use crate::matmul::Activations;
 use crate::model::architecture::Pairing;
@@ -32,7 +32,7 @@ pub type Inputs = HashMap<String, Vec<f32>>;
 pub struct Forward<'a> {
     /// Shares the rows of products among its threads.
     pub rt: &'a Runtime,
-    /// The weights.
+    /// The weights, as float32.
     pub network: &'a Network,
     /// How products with quantised matrices take their inputs.
     pub activations: Activations,
@@ -43,10 +43,10 @@ pub struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// All tokens at once.
+    /// Reads `ids`, `(n)`, from the beginning of a context, all at once.
     ///
     /// # Errors
-    /// None of its own.
+    /// None: the pool asks for a `Result`.
     pub fn run(&self, ids: &[u32]) -> Result<Taps> {
         let a = &self.network.architecture;
         let n = ids.len();
@@ -101,13 +101,14 @@ impl Forward<'_> {
         let widened: Vec<f64>;
         let x = match heard {
             Some(heard) => {
-                taps.apart = taps.apart.max(relative(heard, &narrow(x)));
+                taps.apart = worse(taps.apart, relative(heard, &narrow(x)));
                 widened = heard.iter().map(|&x| x.into()).collect();
                 &widened
             }
             None => x,
         };
         let mut y = vec![0.0; n * w.rows];
+        let seed = fnv1a(name);
         let work = y
             .chunks_mut(w.rows)
             .zip(x.chunks(w.cols))
@@ -115,7 +116,7 @@ impl Forward<'_> {
             .collect();
         self.rt.pool().try_for_each(work, |(t, (y, x))| {
             let taken = self.taken(w, x);
-            let mut numbers = Numbers::new(name.len() as u64 * 1_000_003 + t as u64);
+            let mut numbers = Numbers::new(seed.wrapping_add(t as u64));
             let loss = kernel_tolerance(w.cols);
             for (y, w) in y.iter_mut().zip(w.values.chunks_exact(w.cols)) {
                 *y = dot(w, &taken);
@@ -256,6 +257,14 @@ pub fn dot(w: &[f32], x: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
+/// The 64-bit FNV-1a hash of a name: the seed of what is random about a matrix, the same on every machine.
+fn fnv1a(name: &str) -> u64 {
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let bytes = name.bytes().map(u64::from);
+    bytes.fold(BASIS, |hash, byte| (hash ^ byte).wrapping_mul(PRIME))
+}
+
 fn add(x: &mut [f64], y: &[f64]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
@@ -264,4 +273,81 @@ fn add(x: &mut [f64], y: &[f64]) {
 
 fn narrow(x: &[f64]) -> Vec<f32> {
     x.iter().map(|&x| x as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::backends;
+
+    fn forward<'a>(rt: &'a Runtime, network: &'a Network) -> Forward<'a> {
+        Forward {
+            rt,
+            network,
+            activations: Activations::F32,
+            shaken: false,
+            heard: None,
+        }
+    }
+
+    #[test]
+    fn published_hashes() {
+        assert_eq!(fnv1a(""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a("a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a("foobar"), 0x8594_4171_f739_67e8);
+    }
+
+    /// Which outputs of equal matrices are moved up does not depend on how long their names are.
+    #[test]
+    fn matrices_are_shaken_independently() {
+        let rt = &backends(1).unwrap()[0];
+        let mut network = Network::one_layer();
+        let names = ["a.q_proj.weight", "a.k_proj.weight"];
+        let w = network.matrices[EMBEDDING].clone();
+        for name in names {
+            network.matrices.insert(name.to_owned(), w.clone());
+        }
+        let x: Vec<f64> = (0..w.cols).map(|i| (i % 7) as f64 - 3.0).collect();
+        let exact = forward(rt, &network);
+        let shaken = Forward {
+            shaken: true,
+            ..exact
+        };
+        let up = names.map(|name| -> Vec<bool> {
+            let of = |pass: &Forward<'_>| pass.product(&mut Taps::default(), &x, name).unwrap();
+            let pairs = of(&exact).into_iter().zip(of(&shaken));
+            pairs.map(|(y, moved)| moved > y).collect()
+        });
+        let same = up[0].iter().zip(&up[1]).filter(|(a, b)| a == b).count();
+        // Of so many fair coins, six standard deviations about the half.
+        let (n, spread) = (w.rows as f64, 3.0 * (w.rows as f64).sqrt());
+        assert!((same as f64 - n / 2.0).abs() < spread, "{same} of {n}");
+    }
+
+    /// An input that is no number is apart from every other, whatever comes before and after it.
+    #[test]
+    fn what_is_no_number_is_seen() {
+        let rt = &backends(1).unwrap()[0];
+        let mut network = Network::one_layer();
+        let names = ["a", "b", "c"].map(|part| format!("{part}.weight"));
+        let w = Matrix {
+            group: Some(32),
+            ..network.matrices[EMBEDDING].clone()
+        };
+        let x = vec![1.0; w.cols];
+        let mut heard = Inputs::new();
+        for (name, value) in names.iter().zip([1.5, f32::NAN, 1.5]) {
+            network.matrices.insert(name.clone(), w.clone());
+            heard.insert(name.clone(), vec![value; w.cols]);
+        }
+        let pass = Forward {
+            heard: Some(&heard),
+            ..forward(rt, &network)
+        };
+        let mut taps = Taps::default();
+        for name in &names {
+            pass.product(&mut taps, &x, name).unwrap();
+        }
+        assert!(taps.apart.is_nan(), "{}", taps.apart);
+    }
 }

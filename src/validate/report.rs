@@ -9,7 +9,7 @@ use super::network::{EMBEDDING, Network, TOKENS};
 use super::quantised::{Quantised, searched};
 use super::scenario::SCENARIOS;
 use super::transformer::{self, Place, Target};
-use super::{Baselines, Check, Plan, backend_name, named_tolerance, processors};
+use super::{Baselines, Check, Plan, backend_name, named_tolerance, processors, worse};
 use crate::agreement::Agreement;
 use crate::error::{Error, Result};
 use crate::matmul::Activations;
@@ -110,6 +110,11 @@ impl Report {
         let failed = self.checks.iter().filter(|c| !c.passed()).count()
             + self.outcomes.iter().filter(|o| !o.passed()).count();
         (self.checks.len() + self.outcomes.len(), failed)
+    }
+
+    /// The largest relative error of a float64 computation beside PyTorch's; NaN if one is.
+    pub fn worst_check(&self) -> f64 {
+        self.checks.iter().map(|c| c.error).fold(0.0, worse)
     }
 
     /// As programs read it: `docs/validation.md`.

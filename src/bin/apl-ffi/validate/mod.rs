@@ -251,7 +251,7 @@ fn tell(a: &Arguments, report: &Report) -> Outcome {
     ends(report)?;
     notes(report)?;
     let (all, failed) = report.counts();
-    let worst = report.checks.iter().map(|c| c.error).fold(0.0, f64::max);
+    let worst = report.worst_check();
     say!(
         "float64 here beside PyTorch {} in float32: {} comparisons, the worst differs by {worst:.1e}",
         report.torch,

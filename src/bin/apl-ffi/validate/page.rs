@@ -8,7 +8,7 @@ use super::{codes, sizes};
 use crate::plot::page::{page as whole, section, table};
 use crate::plot::{Axis, Chart, Marks, Point, Scale, Series, chart, escaped, percent};
 
-/// The page.
+/// The page of a report, as HTML that needs nothing else: figures of the best backend as plots, every result in tables.
 pub fn page(report: &Report) -> String {
     let best = report.backends.last().map_or("", String::as_str);
     let shown = Shown { report, best };
@@ -23,7 +23,7 @@ pub fn page(report: &Report) -> String {
         env!("CARGO_PKG_VERSION"),
         escaped(&report.backends.join(", ")),
         escaped(&report.torch),
-        report.checks.iter().map(|c| c.error).fold(0.0, f64::max),
+        report.worst_check(),
     );
     body += &shown.widths();
     body += &shown.layers();
@@ -169,7 +169,7 @@ impl<'a> Shown<'a> {
         plotted(scenario, bits_axis(), "relative error", series)
     }
 
-    /// Through a model.
+    /// Error behind each layer of a model, by width.
     fn layers(&self) -> String {
         let Some(model) = self.report.model.as_deref() else {
             return String::new();
