@@ -150,7 +150,13 @@ fn kept(mut codes: CodesBuf, scales: &[f32]) -> CodesBuf {
                 }
             }
         }
-        ScalesBuf::F32(own) => own.copy_from_slice(scales),
+        ScalesBuf::F32(own) => {
+            for (own, &s) in own.iter_mut().zip(scales) {
+                if s.is_normal() {
+                    *own = s;
+                }
+            }
+        }
     }
     codes
 }
@@ -338,4 +344,31 @@ impl Tuner<'_> {
             .backward(&self.student, ids, &trace, &d, &mut gradients);
         (loss, gradients)
     }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_that_cannot_be_kept_stay() {
+        let found = [3.0, f32::NAN, f32::INFINITY, 0.0, 1e-40, -1e-30, 1e30];
+        let codes = |scales| CodesBuf {
+            shape: Shape::new(found.len(), 1, 0),
+            bits: Bits::Four,
+            bytes: vec![0; found.len()],
+            scales,
+            zero_points: None,
+        };
+        let own = vec![1.0f32; found.len()];
+        let f32s = kept(codes(ScalesBuf::F32(own)), &found).scales;
+        assert_eq!(
+            f32s,
+            ScalesBuf::F32(vec![3.0, 1.0, 1.0, 1.0, 1.0, -1e-30, 1e30])
+        );
+        let f16s = kept(codes(ScalesBuf::F16(vec![f16::ONE; found.len()])), &found).scales;
+        let mut expected = vec![f16::ONE; found.len()];
+        expected[0] = f16::from_f32(3.0);
+        assert_eq!(f16s, ScalesBuf::F16(expected));
+    }
+}
 }
