@@ -1,4 +1,4 @@
-//! How far a model is from another that it should be the same as: quantised from unquantised, most of all.
+//! Compares two models token by token: typically a quantised one with its float original.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::{Logits, Model, Session, SessionOptions, not_finite};
+use crate::perplexity::log_sum_exp;
 use crate::runtime::Runtime;
 
 /// Two models that read the same tokens, compared at every token but the last of each window: what they say comes next.
@@ -162,12 +163,10 @@ impl Distribution {
                 top = i;
             }
         }
-        let most = f64::from(logits[top]);
-        let sum: f64 = logits.iter().map(|&l| (f64::from(l) - most).exp()).sum();
         Distribution {
             mean: logits.iter().map(|&l| f64::from(l)).sum::<f64>() / logits.len() as f64,
             top,
-            log_sum: most + sum.ln(),
+            log_sum: log_sum_exp(logits),
         }
     }
 

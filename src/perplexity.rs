@@ -7,7 +7,7 @@ use crate::memory;
 use crate::model::{Logits, Model, Session, SessionOptions, not_finite};
 use crate::runtime::Runtime;
 
-/// The outcome.
+/// How well a text was predicted.
 #[derive(Clone, Copy, Debug)]
 pub struct Perplexity {
     /// Tokens that were scored.
@@ -77,13 +77,36 @@ pub fn perplexity(
     }
     Ok(Perplexity {
         tokens,
-        nll: sum / f64::from(tokens.max(1) as u32),
+        nll: sum / tokens as f64,
     })
 }
 
 /// `-ln softmax(logits)[token]`
 fn surprise(logits: &[f32], token: u32) -> f64 {
+    log_sum_exp(logits) - f64::from(logits[token as usize])
+}
+
+/// `ln Σ exp(logit)`, which is what a logit exceeds the logarithm of its probability by. Not finite if a logit is NaN or +∞.
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&l| f64::from(l - top).exp()).sum();
-    sum.ln() - f64::from(logits[token as usize] - top)
+    let top = f64::from(top);
+    let sum: f64 = logits.iter().map(|&l| (f64::from(l) - top).exp()).sum();
+    top + sum.ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_exponentials() {
+        let sum = (1f64.exp() + 1.0 + (-2f64).exp()).ln();
+        assert!((log_sum_exp(&[1.0, 0.0, -2.0]) - sum).abs() < 1e-15);
+        // Where exponentials alone overflow, and where they vanish.
+        assert!((log_sum_exp(&[1e4, 1e4]) - 1e4 - 2f64.ln()).abs() < 1e-11);
+        assert!((log_sum_exp(&[-1e4, -1e4]) + 1e4 - 2f64.ln()).abs() < 1e-11);
+        for wrong in [f32::NAN, f32::INFINITY] {
+            assert!(!log_sum_exp(&[0.0, wrong]).is_finite());
+        }
+    }
 }

@@ -221,6 +221,30 @@ pub fn unsupported(found: &str) -> Error {
 }
 
 impl Architecture {
+    /// What it computes beyond a plain Llama, if anything: for passes that are written for that alone. A window, which matters to
+    /// texts that are longer, and a scale of embeddings are not looked at.
+    pub fn beyond_plain_llama(&self) -> Option<&'static str> {
+        let more = [
+            (self.qkv_bias || self.output_bias || self.mlp_bias, "biases"),
+            (self.qk_norm, "norms of heads"),
+            (self.sandwich, "norms behind products"),
+            (
+                self.attention_softcap.is_some() || self.final_softcap.is_some(),
+                "soft caps",
+            ),
+            (
+                self.activation != Activation::Silu,
+                "another gate than SiLU",
+            ),
+            (self.norm_offset != 0.0, "norms with an offset"),
+            (
+                self.rope.scaling != RopeScaling::None,
+                "a stretched rotary embedding",
+            ),
+        ];
+        more.into_iter().find(|(has, _)| *has).map(|(_, what)| what)
+    }
+
     /// Whether the numbers agree with each other.
     ///
     /// # Errors

@@ -24,20 +24,20 @@ pub struct Matrix {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// Row by row.
+    /// `(rows, cols)`, row by row.
     pub values: Vec<f32>,
     /// Columns a scale, if they were quantised: what int8 activations go by. `None`: floats, whose activations are floats.
     pub group: Option<usize>,
 }
 
-/// A transformer.
+/// A plain Llama in float32.
 #[derive(Clone, Debug)]
 pub struct Network {
     /// What it computes.
     pub architecture: Architecture,
-    /// By name.
+    /// By canonical name, such as `model.layers.0.mlp.up_proj.weight`.
     pub matrices: BTreeMap<String, Matrix>,
-    /// Norms, by name.
+    /// Norms `(hidden)`, by canonical name.
     pub vectors: BTreeMap<String, Vec<f32>>,
 }
 
@@ -175,26 +175,10 @@ impl Network {
     /// # Errors
     /// `ERR_UNSUPPORTED`, naming what it has more.
     pub fn check(&self) -> Result<()> {
-        let a = &self.architecture;
-        let more = [
-            (a.qkv_bias || a.output_bias || a.mlp_bias, "biases"),
-            (a.qk_norm, "norms of heads"),
-            (a.sandwich, "norms behind products"),
-            (
-                a.attention_softcap.is_some() || a.final_softcap.is_some(),
-                "soft caps",
-            ),
-            (a.activation != Activation::Silu, "another gate than SiLU"),
-            (a.norm_offset != 0.0, "norms with an offset"),
-            (
-                a.rope.scaling != RopeScaling::None,
-                "a stretched rotary embedding",
-            ),
-        ];
-        match more.into_iter().find(|(has, _)| *has) {
-            Some((_, what)) => Err(Error::unsupported(format!(
+        match self.architecture.beyond_plain_llama() {
+            Some(what) => Err(Error::unsupported(format!(
                 "a model of family {} with {what} is not validated layer by layer, plain Llama is: apl-ffi compare takes any",
-                a.family.name()
+                self.architecture.family.name()
             ))),
             None => Ok(()),
         }

@@ -2,8 +2,8 @@
 //!
 //! The descent makes the products of each matrix right, one matrix at a time. At 1 and 2 bits what is left adds up over the
 //! layers, and here all scales and norms are moved together, down the gradient of how far the model's predictions are from those of the
-//! unquantised one (Kullback-Leibler divergence, on the calibration text; Adam, the rate falling as a cosine). The file does
-//! not grow and the model runs no slower. It needs the model several times over as float32, so it is for small ones.
+//! unquantised one: Kullback-Leibler divergence on the calibration text, by Adam (Kingma and Ba, 2014) with a rate that falls as a
+//! cosine. The file does not grow and the model runs no slower. It needs the model several times over as float32, so it is for small ones.
 
 mod network;
 
@@ -17,10 +17,11 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::source::{Role, Source};
 use crate::options::{WeightOptions, Width};
+use crate::perplexity::log_sum_exp;
 use crate::quant::{Bits, CodesBuf, Method, ScalePrecision, ScalesBuf, Shape, Spec};
 use crate::runtime::Runtime;
 use crate::weights;
-use network::{Network, softmax};
+use network::Network;
 
 /// Weights of the largest model that is tuned: ten copies of them as float32 then take 2.6 GB.
 const MOST_WEIGHTS: usize = 1 << 26;
@@ -241,7 +242,7 @@ impl Tensor {
         out
     }
 
-    /// A step of Adam; `step` counts from 1.
+    /// A step of Adam down `gradient`, of as many elements as `free`; `step` counts from 1, `part` is what the rate is multiplied with.
     fn step(&mut self, gradient: &[f32], step: usize, part: f32) {
         const MEAN: f32 = 0.9;
         const SQUARE: f32 = 0.99;
@@ -317,26 +318,24 @@ impl Tuner<'_> {
         Ok((loss, sum))
     }
 
-    /// A window's part of the divergence and of the gradients of a batch of so many.
+    /// A window's part of the divergence, in nats a token, and of the gradients of a batch of so many.
     fn window(&self, ids: &[u32], batch: usize) -> (f64, Vec<Vec<f32>>) {
-        let mut wanted = self.network.forward(&self.teacher, ids).logits;
+        let wanted = self.network.forward(&self.teacher, ids).logits;
         let trace = self.network.forward(&self.student, ids);
-        let mut d = trace.logits.clone();
-        let vocabulary = d.len() / ids.len();
-        let share = 1.0 / (ids.len() * batch) as f32;
+        let vocabulary = wanted.len() / ids.len();
+        let share = 1.0 / (ids.len() * batch) as f64;
         let mut loss = 0.0;
-        for (d, p) in d
-            .chunks_exact_mut(vocabulary)
-            .zip(wanted.chunks_exact_mut(vocabulary))
-        {
-            softmax(d);
-            softmax(p);
-            for (d, p) in d.iter_mut().zip(p) {
-                if *p > 0.0 {
-                    let ratio = f64::from(*p) / f64::from(d.max(f32::MIN_POSITIVE));
-                    loss += f64::from(*p * share) * ratio.ln();
-                }
-                *d = (*d - *p) * share;
+        // `d/dlogits Σ p (ln p - ln q)` is `q - p`.
+        let mut d = Vec::with_capacity(trace.logits.len());
+        let places = wanted.chunks_exact(vocabulary);
+        for (wanted, found) in places.zip(trace.logits.chunks_exact(vocabulary)) {
+            let (p_sum, q_sum) = (log_sum_exp(wanted), log_sum_exp(found));
+            for (&wanted, &found) in wanted.iter().zip(found) {
+                let log_p = f64::from(wanted) - p_sum;
+                let log_q = f64::from(found) - q_sum;
+                let p = log_p.exp();
+                loss += share * p * (log_p - log_q);
+                d.push((share * (log_q.exp() - p)) as f32);
             }
         }
         let mut gradients: Vec<_> = self.student.iter().map(|w| vec![0.0; w.len()]).collect();
@@ -344,6 +343,7 @@ impl Tuner<'_> {
             .backward(&self.student, ids, &trace, &d, &mut gradients);
         (loss, gradients)
     }
+}
 
 #[cfg(test)]
 mod tests {
@@ -370,5 +370,4 @@ mod tests {
         expected[0] = f16::from_f32(3.0);
         assert_eq!(f16s, ScalesBuf::F16(expected));
     }
-}
 }

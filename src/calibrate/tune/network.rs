@@ -3,7 +3,7 @@
 //! Names and equations are those of [`crate::model::architecture`]. Everything a step back needs is kept on the way forward.
 
 use crate::error::{Error, Result};
-use crate::model::architecture::{Activation, Architecture, Pairing, RopeScaling};
+use crate::model::architecture::{Architecture, Pairing};
 
 /// Where the tensors of a network lie in a list of them.
 pub(super) struct Network<'a> {
@@ -70,18 +70,13 @@ impl<'a> Network<'a> {
         positions: usize,
         index: &dyn Fn(&str) -> usize,
     ) -> Result<Network<'a>> {
-        let plain = a.activation == Activation::Silu
-            && a.rope.scaling == RopeScaling::None
-            && a.windows.iter().flatten().all(|&w| w >= positions)
-            && a.attention_softcap.is_none()
-            && a.final_softcap.is_none()
-            && !(a.qkv_bias || a.output_bias || a.mlp_bias || a.qk_norm || a.sandwich)
-            && a.norm_offset == 0.0
-            && a.embedding_scale == 1.0;
-        if !plain {
-            return Err(Error::unsupported(
-                "tuning of scales is for plain Llama models: no biases, norms of heads, soft caps, stretched positions",
-            ));
+        let slides = a.windows.iter().flatten().any(|&w| w < positions);
+        let slides = slides.then_some("a window shorter than those of the text");
+        if let Some(what) = a.beyond_plain_llama().or(slides) {
+            return Err(Error::unsupported(format!(
+                "tuning of scales is for plain Llama models, this one of family {} has {what}",
+                a.family.name()
+            )));
         }
         let half = a.head_dim / 2;
         let turns = (0..positions * half).map(|i| {
@@ -126,7 +121,8 @@ impl<'a> Network<'a> {
         let (n, hidden) = (ids.len(), self.a.hidden);
         let mut x = Vec::with_capacity(n * hidden);
         for &id in ids {
-            x.extend_from_slice(&w[self.embedding][id as usize * hidden..][..hidden]);
+            let row = &w[self.embedding][id as usize * hidden..][..hidden];
+            x.extend(row.iter().map(|w| self.a.embedding_scale * w));
         }
         let mut layers = Vec::with_capacity(self.layers.len());
         for l in &self.layers {
@@ -190,10 +186,8 @@ impl<'a> Network<'a> {
             self.back_norm(&da, &s.x, &w[l.input_norm], &mut dx, &mut dw[l.input_norm]);
         }
         for (&id, dx) in ids.iter().zip(dx.chunks_exact(hidden)) {
-            add(
-                &mut dw[self.embedding][id as usize * hidden..][..hidden],
-                dx,
-            );
+            let row = &mut dw[self.embedding][id as usize * hidden..][..hidden];
+            axpy(self.a.embedding_scale, dx, row);
         }
     }
 
@@ -331,7 +325,7 @@ fn back(dy: &[f32], x: &[f32], w: &[f32], n: usize, dw: &mut [f32]) -> Vec<f32> 
 }
 
 /// `p = softmax(p)`
-pub(super) fn softmax(p: &mut [f32]) {
+fn softmax(p: &mut [f32]) {
     let top = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     p.iter_mut().for_each(|p| *p = (*p - top).exp());
     let sum: f32 = p.iter().sum();
@@ -369,7 +363,8 @@ fn dot(x: &[f32], y: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::architecture::{Family, Rope};
+    use crate::error::Status;
+    use crate::model::architecture::{Activation, Family, Rope, RopeScaling};
     use crate::testing::Random;
 
     /// Two layers, two query heads on one key head, nothing a power of two that need not be.
@@ -392,7 +387,7 @@ mod tests {
                 scaling: RopeScaling::None,
                 pairing,
             },
-            embedding_scale: 1.0,
+            embedding_scale: if tied { 1.0 } else { 3.0 },
             query_scale: 0.5,
             windows: vec![None; 2],
             attention_softcap: None,
@@ -476,9 +471,28 @@ mod tests {
 
     #[test]
     fn what_is_no_plain_llama_is_refused() {
-        let mut a = architecture(true, Pairing::Halves);
-        a.qkv_bias = true;
-        let refused = Network::new(&a, 6, &|_| 0);
-        assert!(refused.is_err_and(|e| e.to_string().contains("plain Llama")));
+        let refused = |change: fn(&mut Architecture)| {
+            let mut a = architecture(true, Pairing::Halves);
+            change(&mut a);
+            let e = Network::new(&a, 6, &|_| 0).err()?;
+            assert_eq!(e.status(), Status::Unsupported);
+            Some(e.message().to_owned())
+        };
+        for (change, what) in [
+            (
+                (|a| a.output_bias = true) as fn(&mut Architecture),
+                "biases",
+            ),
+            (|a| a.qk_norm = true, "norms of heads"),
+            (|a| a.final_softcap = Some(30.0), "soft caps"),
+            (|a| a.windows[1] = Some(5), "a window shorter"),
+        ] {
+            let said = refused(change).unwrap();
+            assert!(
+                said.contains("plain Llama") && said.contains(what),
+                "{said}"
+            );
+        }
+        assert_eq!(refused(|a| a.windows[1] = Some(6)), None);
     }
 }
