@@ -5,6 +5,10 @@
 //! given, at `s + (l . g) / (l H l')`. Every step lowers the error or is not taken, so the result is never worse than
 //! the search's. Zero points stay.
 //!
+//! The objective is that of OBQ (Frantar and Alistarh, "Optimal Brain Compression", 2022) and of GPTQ (Frantar, Ashkboos, Hoefler and
+//! Alistarh, 2022), which quantise each weight once and let those that follow make up for it. Here weights are visited again and
+//! again until none moves, and scales move too.
+//!
 //! A step changes the gradient of the whole row. Inside a block of columns this is done at once; what a block's changes do to
 //! all columns is one product of the library, `g -= changes H[block]`, for all rows together.
 
@@ -24,7 +28,7 @@ const SWEEPS: usize = 8;
 /// Columns of a block, and more if a group has more.
 const BLOCK: usize = 128;
 
-/// Rows that go together, by their elements: what they take beside the matrix is five times 16 MB.
+/// Rows per band, in elements; a band's working memory is about 5 × 16 MiB.
 const BAND_ELEMENTS: usize = 1 << 22;
 
 /// Rows that a thread takes at a time, by their elements.

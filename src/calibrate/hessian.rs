@@ -16,7 +16,7 @@ pub struct Hessian {
 }
 
 impl Hessian {
-    /// Of no inputs yet.
+    /// The sums of no inputs: zeros, `cols * cols * 4` bytes.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -33,14 +33,15 @@ impl Hessian {
         self.cols
     }
 
-    /// Inputs that it was made of.
+    /// Inputs that were added, the `n` of all calls.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Adds inputs; `x` is `(n, cols)`.
+    /// Adds inputs `X` `(n, cols)`: `sums += XᵀX`.
     ///
-    /// The sum of a call is a product of the library: `X' X`, with the columns of `X` both as rows of the matrix and as vectors.
+    /// `XᵀX` is a product of the library, with the columns of `X` both as rows of the matrix and as vectors; float32, one chain of
+    /// sums a call.
     ///
     /// # Errors
     /// `ERR_MEMORY`.

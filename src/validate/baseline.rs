@@ -14,18 +14,19 @@ use crate::formats::{MatrixView, json};
 /// What float32 may differ from float64 in a whole forward pass.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// The outcomes by name.
+/// What PyTorch computed in float32, by name: `dense_32x64` `(16, 32)`, `layer.output` `(32, 128)`, `model.logits` `(n, vocabulary)`.
 pub struct Baselines {
-    /// Shape and values.
+    /// Shape and values, row by row.
     tensors: HashMap<String, ([usize; 2], Vec<f32>)>,
     metadata: HashMap<String, String>,
 }
 
 impl Baselines {
-    /// From the bytes of a file.
+    /// From the bytes of a file of safetensors whose metadata has the `sha256` of its data, which is compared, the version of PyTorch as
+    /// `torch`, and the `model_sha256` of the model that was read.
     ///
     /// # Errors
-    /// `ERR_FORMAT` if it is no such file or damaged.
+    /// `ERR_FORMAT` if it is no such file or damaged; `ERR_MEMORY`.
     pub fn parse(bytes: &[u8]) -> Result<Baselines> {
         let header = header(bytes)?;
         let metadata = metadata(header)?;
@@ -98,7 +99,7 @@ impl Baselines {
 
 /// What PyTorch found of a model.
 pub struct OfModel<'a> {
-    /// What it read.
+    /// The `n` tokens that it read.
     pub ids: Vec<u32>,
     /// What each layer puts out, normed: `(n, hidden)`.
     pub layers: Vec<&'a [f32]>,
@@ -135,14 +136,14 @@ fn not_baselines(why: &str) -> Error {
 /// A computation in float64 beside PyTorch's in float32.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// What was computed.
+    /// What was computed: a dense layer, attention, a layer, the logits of a model.
     pub scenario: String,
-    /// The norm of the difference over the norm.
+    /// The norm of the difference over the norm of PyTorch's; infinite where the lengths differ.
     pub error: f64,
 }
 
 impl Check {
-    /// Compares.
+    /// Compares a float64 computation, narrowed, with PyTorch's.
     pub(super) fn new(scenario: String, ours: &[f32], torch: &[f32]) -> Check {
         // Of different lengths they are of something else.
         let same = ours.len() == torch.len();
@@ -156,12 +157,12 @@ impl Check {
         }
     }
 
-    /// Whether they agree.
+    /// Whether the error is at most [`TOLERANCE`].
     pub fn passed(&self) -> bool {
         self.error <= TOLERANCE
     }
 
-    /// As programs read it.
+    /// An element of `baselines` in the report: `docs/validation.md`.
     pub fn to_json(&self) -> Value {
         json!({"scenario": self.scenario, "error": self.error, "tolerance": TOLERANCE, "passed": self.passed()})
     }

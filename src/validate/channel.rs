@@ -1,4 +1,5 @@
-//! The test channel of rate-distortion theory: noise of the size that quantisation must make.
+//! The test channel of rate-distortion theory (Cover and Thomas, Elements of Information Theory, chapter 10): noise of the size that
+//! quantisation must make.
 
 use super::network::Matrix;
 use super::numbers::Numbers;

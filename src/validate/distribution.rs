@@ -10,7 +10,7 @@ use crate::quant::{Bits, CodesBuf};
 /// Weights over the scales of their groups, and the codes that they became.
 #[derive(Clone, Debug)]
 pub struct Distribution {
-    /// Whose weights.
+    /// The layer or the model that the weights are of.
     pub of: String,
     /// Bits a code.
     pub bits: Bits,
@@ -23,7 +23,7 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// Of matrices and their codes, together.
+    /// Over all matrices, each with its codes; `bits` and `group` are those of most weights.
     pub fn new<'a>(
         of: &str,
         bits: Bits,
@@ -76,7 +76,7 @@ impl Distribution {
         }
     }
 
-    /// As programs read it.
+    /// An element of `distributions` in the report: `docs/validation.md`.
     pub fn to_json(&self) -> Value {
         json!({"of": self.of, "bits": self.bits.get(), "group": self.group, "weights": self.weights, "codes": self.codes})
     }

@@ -62,15 +62,15 @@ pub const MARGIN: f64 = 1.15;
 /// The same behind a transformer's layers, where the expectation is itself one draw of the noise.
 pub const DEEP_MARGIN: f64 = 1.25;
 
-/// What is asked of every scenario.
+/// What is asked of every scenario: each width with each group, kind of activations and backend.
 pub struct Plan {
-    /// Widths.
+    /// Bits a code.
     pub bits: Vec<Bits>,
     /// Columns a scale; 0: a row.
     pub groups: Vec<usize>,
     /// How products take their inputs; [`Activations::Sign`] is for dense layers at one bit.
     pub activations: Vec<Activations>,
-    /// What multiplies, the best last.
+    /// What multiplies, the best last: it quantises, and runs a model to its end.
     pub backends: Vec<Runtime>,
 }
 

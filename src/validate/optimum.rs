@@ -8,7 +8,7 @@ const TRIED: usize = 64;
 /// A group of weights, and what its best scale loses.
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
-    /// Columns.
+    /// Columns, all of which share a scale.
     pub len: usize,
     /// Σ w²
     pub squares: f64,

@@ -18,7 +18,7 @@ use crate::quant::Bits;
 /// One scenario at one width, group, kind of activations and backend.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What it is of.
+    /// The dense layer, or the place in a transformer, that it is of.
     pub scenario: String,
     /// Bits a code.
     pub bits: Bits,
@@ -30,23 +30,23 @@ pub struct Outcome {
     pub backend: String,
     /// The distance from float64 on the same codes: for a dense layer the largest error of an output over `Σ |w x|`, else relative.
     pub kernel_error: f64,
-    /// What that may be.
+    /// What `kernel_error` may be.
     pub kernel_tolerance: f64,
     /// The norm of the difference from the float weights over the norm.
     pub relative_error: f64,
-    /// What theory expects it to be.
+    /// What theory expects `relative_error` to be.
     pub expected: f64,
-    /// What it may be.
+    /// What `relative_error` may be: `expected` with a margin.
     pub tolerance: f64,
-    /// What the width is named for.
+    /// The relative error that the width is named for.
     pub named_tolerance: f64,
     /// `norm(W - W') / norm(W)` of the weights.
     pub weights_error: f64,
-    /// What the best scales would have given.
+    /// `weights_error` as the best scales would have made it.
     pub best_weights_error: f64,
     /// Bits that a weight takes in truth, scales included.
     pub bits_a_weight: f64,
-    /// The first outputs of the float weights.
+    /// The first 8 outputs of the float weights.
     pub baseline: Vec<f32>,
     /// The same of the quantised ones.
     pub quantised: Vec<f32>,
@@ -55,7 +55,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether the kernel is right.
+    /// Whether the kernel is right: its error is within its tolerance.
     pub fn kernel_passed(&self) -> bool {
         self.kernel_error <= self.kernel_tolerance
     }
@@ -65,7 +65,7 @@ impl Outcome {
         self.relative_error <= self.tolerance
     }
 
-    /// Whether both answers are yes.
+    /// Whether the kernel is right and the quantisation good.
     pub fn passed(&self) -> bool {
         self.kernel_passed() && self.quantisation_passed()
     }
@@ -88,17 +88,17 @@ impl Outcome {
     }
 }
 
-/// Everything that was found.
+/// The outcomes of a plan.
 pub struct Report {
     /// The float64 computations beside PyTorch's.
     pub checks: Vec<Check>,
     /// Every outcome, scenario by scenario.
     pub outcomes: Vec<Outcome>,
-    /// Where weights lie between the codes.
+    /// Where weights lie between the codes: of the model, or of a dense layer where there is none; one a width.
     pub distributions: Vec<Distribution>,
     /// The model, if there was one.
     pub model: Option<String>,
-    /// What multiplied.
+    /// What multiplied, such as `cpu/avx512`, in the order of the plan.
     pub backends: Vec<String>,
     /// The version of PyTorch that made the baselines.
     pub torch: String,
@@ -131,7 +131,7 @@ impl Report {
     }
 }
 
-/// Does what the plan asks for. `progress(what, done, all)` is called before each step and at the end.
+/// Tries every scenario, and the model if there is one, as the plan asks. `progress(what, done, all)` is called before each step and at the end.
 ///
 /// # Errors
 /// `ERR_FORMAT` if the baselines lack something; those of the model.

@@ -2,7 +2,7 @@
 
 use super::numbers::Numbers;
 
-/// Vectors that each layer is given.
+/// Vectors that each layer is given: the columns of a batch.
 pub const VECTORS: usize = 16;
 
 /// A dense layer `y = W x` and what it is given, always the same numbers.
@@ -16,7 +16,7 @@ pub struct Scenario {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// How its weights are distributed.
+    /// The distribution of its weights.
     pub kind: Kind,
 }
 
@@ -47,7 +47,7 @@ const fn scenario(
     }
 }
 
-/// All of them.
+/// The dense layers, in the order of reports.
 pub const SCENARIOS: [Scenario; 4] = [
     scenario(
         "dense 32x64, Gaussian",

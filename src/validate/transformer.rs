@@ -19,11 +19,11 @@ const BETWEEN: f64 = 1e-6;
 /// Where a forward pass is looked at.
 #[derive(Clone, Copy, Debug)]
 pub enum Place {
-    /// What attention of a layer puts out.
+    /// What attention of a layer puts out, before its output matrix: `(n, heads, head_dim)`.
     Attention(usize),
-    /// What a layer puts out.
+    /// What a layer puts out, normed as the next one reads it: `(n, hidden)`.
     Layer(usize),
-    /// The logits.
+    /// `(n, vocabulary)`
     Logits,
 }
 
