@@ -52,6 +52,15 @@ fn types_are_told_as_the_file_has_them() {
     for tensor in found["tensors"].as_array().unwrap() {
         let matrix = tensor["shape"].as_array().unwrap().len() == 2;
         assert_eq!(tensor["type"], if matrix { "float16" } else { "vector" });
+        let sides = tensor["shape"].as_array().unwrap().iter();
+        let elements: u64 = sides.map(|n| n.as_u64().unwrap()).product();
+        assert_eq!(tensor["bytes"], 2 * elements, "{tensor}");
+    }
+    // The vectors of a manifest are float32.
+    let found = json(&["inspect", "demo"]);
+    let tensors = found["tensors"].as_array().unwrap();
+    for vector in tensors.iter().filter(|t| t["type"] == "vector") {
+        assert_eq!(vector["bytes"], 4 * vector["shape"][0].as_u64().unwrap());
     }
 }
 

@@ -56,6 +56,20 @@ fn chat_templates_that_say_nothing() {
     }
 }
 
+/// A model without a token that texts begin with cannot begin by itself, and goes on with a text.
+#[test]
+fn nothing_to_begin_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = chatting(folder.path(), "");
+    let path = folder.path().join("tokenizer_config.json");
+    fs::write(path, r#"{"add_bos_token": false}"#).unwrap();
+    let error = fails(2, &["run", &model]);
+    assert!(error.contains("give it some text"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    let told = succeeds(&["run", &model, "One", "-n", "1"]);
+    assert!(told.starts_with("One"), "{told}");
+}
+
 /// A full disk is told in one line.
 #[cfg(target_os = "linux")]
 #[test]

@@ -7,9 +7,12 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 
+use apl_ffi::matmul::Activations;
 use apl_ffi::model::{Logits, Model, Session, SessionOptions};
+use apl_ffi::options::Width;
 use apl_ffi::runtime::Runtime;
 
+use crate::arguments::{Inputs, width};
 use crate::peer::{self, Peer};
 use crate::terminal::{bar, bytes, say, table};
 use crate::{Failure, Outcome, bench_page, catalogue, run};
@@ -33,11 +36,11 @@ pub struct Arguments {
     rounds: usize,
     /// Quantise weights to so many bits while loading; 16 and 32 keep floats. Without it, codes of a width of ours stay as they are,
     /// and all others become 4 bits.
-    #[arg(long)]
-    bits: Option<u8>,
-    /// int8 or f32 (exact).
-    #[arg(long, default_value = "int8", value_parser = ["int8", "f32"])]
-    activations: String,
+    #[arg(long, value_parser = width)]
+    bits: Option<Width>,
+    /// How products take their inputs.
+    #[arg(long, value_enum, default_value_t = Inputs::Int8)]
+    activations: Inputs,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -56,11 +59,16 @@ struct Round {
     first: f64,
 }
 
-/// Does it.
+/// Runs the rounds and prints their medians, in tokens a second; the page has every round.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let begun = Instant::now();
-    let asked = (a.bits, run::Floats::Quantised);
-    let model = run::open(rt, &a.model, asked, &a.activations, None)?;
+    let how = run::Opening {
+        width: a.bits,
+        floats: run::Floats::Quantised,
+        inputs: a.activations,
+        context: None,
+    };
+    let model = run::open(rt, &a.model, &how)?;
     let opened = begun.elapsed().as_secs_f64();
     let shape = Shape {
         prompt: a.prompt.clamp(1, model.context().saturating_sub(1).max(1)),
@@ -112,20 +120,25 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     Ok(())
 }
 
-/// What is run.
+/// What each round runs, ours and llama.cpp's.
 struct Shape {
+    /// Tokens of the prompt.
     prompt: usize,
+    /// Tokens of the text.
     text: usize,
     threads: usize,
 }
 
-/// Medians.
+/// Medians over the rounds.
 struct Report {
+    /// Seconds.
     opened: f64,
+    /// Tokens a second.
     prompt: f64,
     text: f64,
+    /// Seconds to the first token.
     first: f64,
-    /// Of llama.cpp: prompt, text.
+    /// Of llama.cpp: prompt and text, tokens a second.
     peer: Option<(f64, f64)>,
     /// Prompt and text of every round, of ours and of llama.cpp.
     rounds: Vec<(f64, f64)>,
@@ -147,7 +160,7 @@ impl Report {
         json!({"model": a.model, "opened_s": self.opened, "first_token_s": self.first, "prompt_tokens_s": self.prompt,
                "text_tokens_s": self.text, "weight_bytes": all, "bits_a_weight": bits_a_weight(model),
                "peak_memory_bytes": peak_memory(), "bytes_a_token": read, "read_gb_s": self.text * read as f64 / 1e9,
-               "bits": info["bits"], "activations": a.activations, "threads": rt.pool().threads(),
+               "bits": info["bits"], "activations": Activations::from(a.activations).name(), "threads": rt.pool().threads(),
                "isa": rt.isa().name(), "rounds": rounds(&self.rounds), "llama.cpp": peer})
     }
 
@@ -157,7 +170,7 @@ impl Report {
             "{}: {:.1} million weights, {} activations, {} threads, {}",
             a.model,
             model.info()["parameters"].as_f64().unwrap_or(0.0) / 1e6,
-            a.activations,
+            Activations::from(a.activations).name(),
             shape.threads,
             rt.isa().name()
         )?;

@@ -282,19 +282,26 @@ fn fetch(api: &ApiRepo, repository: &str, name: &str) -> Outcome<PathBuf> {
 
 /// What can be done about a download that failed.
 fn refused(repository: &str, e: &ApiError) -> Failure {
-    let text = e.to_string();
-    // The number alone may also be part of a path or an address.
-    let status = |code: &str| text.contains(&format!("http status: {code}"));
-    let message = if status("401") || status("403") {
-        format!(
+    let message = match http_status(e) {
+        Some(401 | 403) => format!(
             "{repository} is gated or private: accept its licence at its page on the hub, make an access token, and set HF_TOKEN to it"
-        )
-    } else if status("404") {
-        format!("{repository} is not on the hub; check the spelling of OWNER/NAME")
-    } else {
-        format!(
-            "{repository} cannot be fetched (is there a network?): {text}; a run after this one goes on where this one stopped"
-        )
+        ),
+        Some(404) => format!("{repository} is not on the hub; check the spelling of OWNER/NAME"),
+        _ => format!(
+            "{repository} cannot be fetched (is there a network?): {e}; a run after this one goes on where this one stopped"
+        ),
     };
     Failure::new(5, message)
+}
+
+/// The status that the hub answered with, if that is what failed.
+fn http_status(e: &ApiError) -> Option<u16> {
+    match e {
+        ApiError::RequestError(e) => match **e {
+            ureq::Error::StatusCode(code) => Some(code),
+            _ => None,
+        },
+        ApiError::TooManyRetries(last) => http_status(last),
+        _ => None,
+    }
 }

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use apl_ffi::agreement::{Agreement, agreement};
+use apl_ffi::options::Width;
 use apl_ffi::runtime::Runtime;
 
+use crate::arguments::{Inputs, width};
 use crate::terminal::{bar, say, table};
 use crate::{Failure, Outcome, run};
 
@@ -29,26 +31,36 @@ pub struct Arguments {
     window: usize,
     /// Quantise the weights of the model to so many bits while loading. Without it the model is compared as it is: codes as they
     /// are, all others as the floats that they stand for.
-    #[arg(long)]
-    bits: Option<u8>,
-    /// Of the model: f32 (exact) or int8.
-    #[arg(long, default_value = "f32", value_parser = ["int8", "f32"])]
-    activations: String,
+    #[arg(long, value_parser = width)]
+    bits: Option<Width>,
+    /// How products of the model take their inputs.
+    #[arg(long, value_enum, default_value_t = Inputs::F32)]
+    activations: Inputs,
     /// As JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Does it.
+/// Reads the text with both models and prints the figures of [`Agreement`].
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let text = match &a.text {
         Some(path) => std::fs::read(path)
             .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", path.display())))?,
         None => apl_ffi::convert::SAMPLE.into(),
     };
-    let asked = |bits| (bits, run::Floats::Kept);
-    let model = run::open(rt, &a.model, asked(a.bits), &a.activations, None)?;
-    let reference = run::open(rt, &a.reference, asked(Some(32)), "f32", None)?;
+    let how = run::Opening {
+        width: a.bits,
+        floats: run::Floats::Kept,
+        inputs: a.activations,
+        context: None,
+    };
+    let model = run::open(rt, &a.model, &how)?;
+    let exact = run::Opening {
+        width: Some(Width::F32),
+        inputs: Inputs::F32,
+        ..how
+    };
+    let reference = run::open(rt, &a.reference, &exact)?;
     let tokenizer = model.tokenizer()?;
     let ids = tokenizer.encode(&String::from_utf8_lossy(&text), tokenizer.begins())?;
     let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");

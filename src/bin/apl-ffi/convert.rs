@@ -11,9 +11,10 @@ use apl_ffi::convert::{Progress, Report, Target};
 use apl_ffi::error::Status;
 use apl_ffi::model::source::Source;
 use apl_ffi::options::{WeightOptions, Width};
-use apl_ffi::quant::{Bits, Method};
+use apl_ffi::quant::Method;
 use apl_ffi::runtime::Runtime;
 
+use crate::arguments::width;
 use crate::terminal::{self, INTERRUPTED, bar, bytes, say};
 use crate::{Failure, Outcome, catalogue};
 
@@ -23,7 +24,7 @@ pub struct Arguments {
     /// A folder in the Hugging Face layout, a .gguf file, OWNER/NAME on the hub, or a short name (`apl-ffi models`).
     source: String,
     /// Bits a weight. Without it 4; weights of a GGUF file that are quantised in a way of ours are then taken over as they are.
-    #[arg(long, value_parser = bits)]
+    #[arg(long, value_parser = width)]
     bits: Option<Width>,
     /// Weights that share a scale; 0: a whole row.
     #[arg(long, default_value_t = 32)]
@@ -57,23 +58,7 @@ enum Chosen {
     Search,
 }
 
-fn bits(text: &str) -> Result<Width, String> {
-    match text {
-        "16" => Ok(Width::F16),
-        "32" => Ok(Width::F32),
-        _ => {
-            let bits = text.parse().ok().and_then(Bits::new);
-            bits.map(Width::Codes)
-                .ok_or_else(|| "expected 1, 2, 4 or 8; 16 and 32 keep floats".to_owned())
-        }
-    let target = Target {
-        folder: &out,
-        name: &name,
-    };
-    }
-}
-
-/// Does it.
+/// Fetches, calibrates and tunes as asked, converts with a bar on stderr, and prints the report; Ctrl-C ends it with exit code 130.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let path = catalogue::fetched(&a.source)?;
     let name = name_of(&a.source);
@@ -81,6 +66,10 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         .out
         .clone()
         .unwrap_or_else(|| PathBuf::from("models").join(&name));
+    let target = Target {
+        folder: &out,
+        name: &name,
+    };
     let source = Source::open(&path, true)?;
     if a.calibrate.is_some() {
         // Before hours of reading; a conversion begins with it anyway.

@@ -17,7 +17,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Does it.
+/// Prints the version, the backend, the devices, the instruction set and the number of threads.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let r = rt.resolved();
     let available: Vec<&str> = Isa::ALL

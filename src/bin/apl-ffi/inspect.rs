@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use apl_ffi::formats::{FloatValues, MatrixView, WeightFile};
-use apl_ffi::model::source::{Role, Source, architecture_to_json};
+use apl_ffi::model::source::{Role, Source, TensorSpec, architecture_to_json};
 
 use crate::terminal::{bar, bytes, say, table};
 use crate::{Outcome, catalogue};
@@ -35,7 +35,7 @@ struct Stored {
     error: Option<f64>,
 }
 
-/// Does it.
+/// Prints the architecture, what the conversion measured, and a line for each tensor; reads everything where asked to.
 pub fn run(a: &Arguments) -> Outcome {
     let source = Source::open(&catalogue::local(&a.model)?, true)?;
     let tensors = source.tensors();
@@ -43,16 +43,12 @@ pub fn run(a: &Arguments) -> Outcome {
     for spec in &tensors {
         stored.push(match spec.role {
             Role::Vector => Stored {
-                name: spec.name.clone(),
-                shape: spec.shape.clone(),
                 kind: "vector".into(),
-                group: None,
-                bytes: 4 * spec.shape[0],
-                error: None,
+                ..tensor(&source, spec)?
             },
             Role::Matrix => Stored {
                 error: source.relative_error(&spec.name)?,
-                ..matrix(&source, &spec.name, &spec.shape)?
+                ..tensor(&source, spec)?
             },
         });
     }
@@ -158,10 +154,14 @@ fn verify(source: &Source) -> Outcome {
     Ok(verified?)
 }
 
-/// A matrix as the file has it: what readers make of a type that is not ours is not looked at.
-fn matrix(source: &Source, name: &str, shape: &[usize]) -> Outcome<Stored> {
-    let Some(stored) = source.stored(name)? else {
-        return Ok(described(name, shape, &source.matrix(name)?));
+/// A tensor as the file has it: what readers make of a type that is not ours is not looked at.
+fn tensor(source: &Source, spec: &TensorSpec) -> Outcome<Stored> {
+    let view = || match spec.role {
+        Role::Matrix => source.matrix(&spec.name),
+        Role::Vector => source.vector_view(&spec.name),
+    };
+    let Some(stored) = source.stored(&spec.name)? else {
+        return Ok(described(spec, &view()?));
     };
     let kind = match stored.kind {
         "F32" => "float32".into(),
@@ -170,12 +170,12 @@ fn matrix(source: &Source, name: &str, shape: &[usize]) -> Outcome<Stored> {
         kind => kind.to_owned().into(),
     };
     let group = match stored.codes {
-        true => described(name, shape, &source.matrix(name)?).group,
+        true => described(spec, &view()?).group,
         false => None,
     };
     Ok(Stored {
-        name: name.to_owned(),
-        shape: shape.to_vec(),
+        name: spec.name.clone(),
+        shape: spec.shape.clone(),
         kind,
         group,
         bytes: stored.bytes,
@@ -183,25 +183,16 @@ fn matrix(source: &Source, name: &str, shape: &[usize]) -> Outcome<Stored> {
     })
 }
 
-fn described(name: &str, shape: &[usize], view: &MatrixView<'_>) -> Stored {
-    let weights: usize = shape.iter().product();
+fn described(spec: &TensorSpec, view: &MatrixView<'_>) -> Stored {
+    let weights: usize = spec.shape.iter().product();
     let (kind, group, bytes): (Cow<'static, str>, _, _) = match view {
         MatrixView::Codes(c) => {
             let c = c.as_codes();
-            let scale = if matches!(c.scales, apl_ffi::quant::ScaleValues::F16(_)) {
-                2
-            } else {
-                4
-            };
-            let zero = usize::from(c.zero_points.is_some());
-            let groups = c.shape.rows * c.shape.groups;
-            let bytes = c.shape.rows * apl_ffi::quant::packed_row_bytes(c.shape.cols, c.bits)
-                + groups * (scale + zero);
             let bits = c.bits.get();
             (
                 format!("{bits} bit{}", if bits == 1 { "" } else { "s" }).into(),
                 Some(c.shape.group),
-                bytes,
+                c.stored_bytes(),
             )
         }
         MatrixView::Floats(f) => match f.values {
@@ -211,8 +202,8 @@ fn described(name: &str, shape: &[usize], view: &MatrixView<'_>) -> Stored {
         },
     };
     Stored {
-        name: name.to_owned(),
-        shape: shape.to_vec(),
+        name: spec.name.clone(),
+        shape: spec.shape.clone(),
         kind,
         group,
         bytes,

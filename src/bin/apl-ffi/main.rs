@@ -1,5 +1,6 @@
 //! The command line: every verb parses its arguments, makes one call into the library, and prints.
 
+mod arguments;
 mod bench;
 mod bench_page;
 mod catalogue;
@@ -84,7 +85,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// The outcome of a verb.
+/// What a verb, or a part of one, gives; a failure becomes the exit code.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
 fn main() -> ExitCode {
@@ -95,24 +96,28 @@ fn main() -> ExitCode {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
     let cli = Cli::parse();
-    let outcome = runtime(cli.threads).and_then(|rt| match cli.verb {
-        Verb::Convert(a) => convert::run(&rt, &a),
-        Verb::Run(a) => run::run(&rt, &a),
-        Verb::Inspect(a) => inspect::run(&a),
-        Verb::Models(a) => catalogue::run(&a),
-        Verb::Validate(a) => validate::run(&rt, &a),
-        Verb::Compare(a) => compare::run(&rt, &a),
-        Verb::Perplexity(a) => perplexity::run(&rt, &a),
-        Verb::Bench(a) => bench::run(&rt, &a),
-        Verb::Info(a) => info::run(&rt, &a),
-        Verb::Quickstart(a) => quickstart::run(&rt, &a),
-    });
-    match outcome {
+    match runtime(cli.threads).and_then(|rt| perform(&rt, &cli.verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("apl-ffi: {}", failure.message);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// Runs a verb.
+fn perform(rt: &Runtime, verb: &Verb) -> Outcome {
+    match verb {
+        Verb::Convert(a) => convert::run(rt, a),
+        Verb::Run(a) => run::run(rt, a),
+        Verb::Inspect(a) => inspect::run(a),
+        Verb::Models(a) => catalogue::run(a),
+        Verb::Validate(a) => validate::run(rt, a),
+        Verb::Compare(a) => compare::run(rt, a),
+        Verb::Perplexity(a) => perplexity::run(rt, a),
+        Verb::Bench(a) => bench::run(rt, a),
+        Verb::Info(a) => info::run(rt, a),
+        Verb::Quickstart(a) => quickstart::run(rt, a),
     }
 }
 

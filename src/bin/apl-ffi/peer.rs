@@ -10,7 +10,7 @@ pub struct Peer {
     program: PathBuf,
 }
 
-/// Tokens a second.
+/// Tokens a second that it reads of a prompt and writes of a text.
 pub struct Round {
     pub prompt: f64,
     pub text: f64,

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use apl_ffi::options::Width;
 use apl_ffi::runtime::Runtime;
 
+use crate::arguments::{Inputs, width};
 use crate::terminal::{bar, say};
 use crate::{Failure, Outcome, run};
 
@@ -28,24 +30,29 @@ pub struct Arguments {
     bytes: Option<usize>,
     /// Quantise weights to so many bits while loading. Without it the file is measured as it is: codes as they are, all others as
     /// the floats that they stand for.
-    #[arg(long)]
-    bits: Option<u8>,
-    /// f32 (exact) or int8.
-    #[arg(long, default_value = "f32", value_parser = ["int8", "f32"])]
-    activations: String,
+    #[arg(long, value_parser = width)]
+    bits: Option<Width>,
+    /// How products take their inputs.
+    #[arg(long, value_enum, default_value_t = Inputs::F32)]
+    activations: Inputs,
     /// As JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Does it.
+/// Reads the text with the model and prints the perplexity, with a bar of windows on stderr.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let text = std::fs::read(&a.text)
         .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", a.text.display())))?;
     let end = a.bytes.unwrap_or(text.len()).min(text.len());
     let text = String::from_utf8_lossy(&text[..end]);
-    let asked = (a.bits, run::Floats::Kept);
-    let model = run::open(rt, &a.model, asked, &a.activations, None)?;
+    let how = run::Opening {
+        width: a.bits,
+        floats: run::Floats::Kept,
+        inputs: a.activations,
+        context: None,
+    };
+    let model = run::open(rt, &a.model, &how)?;
     let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");
     let mut progress = |done: usize, all: usize| {
         bar.set_length(all as u64);

@@ -1,19 +1,18 @@
 //! `apl-ffi quickstart`
 
-use clap::Args;
+use clap::{Args, Parser};
 use inquire::{Confirm, Select, Text};
 
 use apl_ffi::runtime::Runtime;
 
 use crate::terminal::say;
-use crate::{Cli, Failure, Outcome, Verb, catalogue, convert, info, inspect, run, validate};
-use clap::Parser;
+use crate::{Cli, Failure, Outcome, catalogue, perform};
 
 /// A guided first tour: what this machine has, a model converted, looked at and validated, a story told.
 #[derive(Args)]
 pub struct Arguments {}
 
-/// Does it.
+/// Asks for a model, a width and a folder, and runs the verbs of the tour in this process; Esc ends it with exit code 130.
 pub fn run(rt: &Runtime, _: &Arguments) -> Outcome {
     say!(
         "Five steps: this machine, a conversion, a look inside, a validation, a story. Esc leaves at any time.\n"
@@ -63,18 +62,12 @@ pub fn run(rt: &Runtime, _: &Arguments) -> Outcome {
     step(rt, &["run", &out, &prompt])
 }
 
-/// Shows a command and does what it does.
+/// Shows a command and runs it.
 fn step(rt: &Runtime, arguments: &[&str]) -> Outcome {
     say!("\n$ apl-ffi {}", arguments.join(" "))?;
     let parsed = Cli::try_parse_from(["apl-ffi"].iter().chain(arguments));
-    match parsed.map_err(|e| Failure::new(2, e.to_string()))?.verb {
-        Verb::Info(a) => info::run(rt, &a),
-        Verb::Convert(a) => convert::run(rt, &a),
-        Verb::Inspect(a) => inspect::run(&a),
-        Verb::Validate(a) => validate::run(rt, &a),
-        Verb::Run(a) => run::run(rt, &a),
-        _ => Ok(()),
-    }
+    let cli = parsed.map_err(|e| Failure::new(2, e.to_string()))?;
+    perform(rt, &cli.verb)
 }
 
 fn left(e: inquire::InquireError) -> Failure {

@@ -8,13 +8,12 @@ use clap::Args;
 use serde_json::json;
 
 use apl_ffi::error::{Error, Status};
-use apl_ffi::matmul::Activations;
 use apl_ffi::model::source::Source;
 use apl_ffi::model::{Logits, Model, ModelOptions, Sampling, Session, SessionOptions};
 use apl_ffi::options::{WeightOptions, Width};
-use apl_ffi::quant::Bits;
 use apl_ffi::runtime::Runtime;
 
+use crate::arguments::{Inputs, width};
 use crate::terminal::{
     ask, ends_at_interrupt, interrupted, interruption, say, say_now, watch_interrupts,
 };
@@ -25,7 +24,7 @@ use crate::{Failure, Outcome, catalogue};
 pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
     pub model: String,
-    /// The text to go on with; without it, the model begins by itself.
+    /// The text to go on with; without it, the model begins by itself, if it has a token that texts begin with.
     #[arg(default_value = "")]
     pub prompt: String,
     /// A conversation, by the model's chat template. An empty line or Ctrl-D ends it.
@@ -55,11 +54,11 @@ pub struct Arguments {
     pub seed: u64,
     /// Quantise weights to so many bits while loading: 1, 2, 4, 8; 16 and 32 keep floats. Without it, codes of a width of ours stay
     /// as they are, and all others (Hugging Face, F16, Q5_0, K-quants …) become 4 bits.
-    #[arg(long)]
-    pub bits: Option<u8>,
-    /// How products take their inputs: int8 (fast, under 1% of error) or f32 (exact).
-    #[arg(long, default_value = "int8", value_parser = ["int8", "f32"])]
-    pub activations: String,
+    #[arg(long, value_parser = width)]
+    pub bits: Option<Width>,
+    /// How products take their inputs.
+    #[arg(long, value_enum, default_value_t = Inputs::Int8)]
+    pub activations: Inputs,
     /// The longest context.
     #[arg(long)]
     pub context: Option<usize>,
@@ -77,39 +76,32 @@ pub enum Floats {
     Kept,
 }
 
-/// Opens a model as the arguments ask.
-pub fn open(
-    rt: &Runtime,
-    model: &str,
-    (bits, floats): (Option<u8>, Floats),
-    activations: &str,
-    context: Option<usize>,
-) -> Outcome<Arc<Model>> {
+/// How a model is opened.
+pub struct Opening {
+    /// What its weights become; `None`: codes of ours stay, and `floats` says what becomes of all others.
+    pub width: Option<Width>,
+    pub floats: Floats,
+    pub inputs: Inputs,
+    /// The longest context of a session; `None`: the model's.
+    pub context: Option<usize>,
+}
+
+/// Opens a model: a path, or a name of [`catalogue::local`].
+pub fn open(rt: &Runtime, model: &str, how: &Opening) -> Outcome<Arc<Model>> {
     let path = catalogue::local(model)?;
     let mut options = ModelOptions {
-        context,
+        context: how.context,
         ..ModelOptions::default()
     };
-    options.weights.keep_floats = floats == Floats::Kept;
-    options.weights.width = match bits {
-        None => None,
-        Some(16) => Some(Width::F16),
-        Some(32) => Some(Width::F32),
-        Some(b) => Some(Width::Codes(Bits::new(b.into()).ok_or_else(|| {
-            Failure::new(2, format!("--bits is {b}, expected 1, 2, 4, 8, 16 or 32"))
-        })?)),
-    };
-    options.weights.activations = if activations == "f32" {
-        Activations::F32
-    } else {
-        Activations::Int8
-    };
-    if bits.is_none() && floats == Floats::Quantised {
+    options.weights.keep_floats = how.floats == Floats::Kept;
+    options.weights.width = how.width;
+    options.weights.activations = how.inputs.into();
+    if how.width.is_none() && how.floats == Floats::Quantised {
         tell_requantised(&path)?;
     }
     match Model::open(rt, &path, &options) {
         // No argument is out of its range but a width that weights do not fit: the file has weights that are no numbers.
-        Err(e) if e.status() == Status::Range && bits != Some(16) => {
+        Err(e) if e.status() == Status::Range && how.width != Some(Width::F16) => {
             Err(Failure::new(4, e.message()))
         }
         opened => Ok(Arc::new(opened?)),
@@ -133,12 +125,17 @@ fn tell_requantised(path: &Path) -> Outcome {
     Ok(())
 }
 
-/// Does it.
+/// Prints the prompt and what the model goes on with, token by token, or holds a conversation; figures go to stderr.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     sampling(a, &Sampling::default()).check()?;
     let begun = Instant::now();
-    let asked = (a.bits, Floats::Quantised);
-    let model = open(rt, &a.model, asked, &a.activations, a.context)?;
+    let how = Opening {
+        width: a.bits,
+        floats: Floats::Quantised,
+        inputs: a.activations,
+        context: a.context,
+    };
+    let model = open(rt, &a.model, &how)?;
     let opened = begun.elapsed();
     if a.chat && !model.tokenizer()?.has_chat_template() {
         return Err(Failure::new(
@@ -159,10 +156,18 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     if a.chat {
         return chat(rt, &mut session, a);
     }
-    say_now(&a.prompt)?;
     let tokenizer = model.tokenizer()?;
     let ids = tokenizer.encode(&a.prompt, tokenizer.begins())?;
-    let ids = if ids.is_empty() { vec![0] } else { ids };
+    if ids.is_empty() {
+        return Err(Failure::new(
+            2,
+            format!(
+                "the prompt has no tokens, and {} has none that texts begin with: give it some text",
+                a.model
+            ),
+        ));
+    }
+    say_now(&a.prompt)?;
     let figures = tell(rt, &mut session, &ids, a.tokens)?;
     say!()?;
     if !a.quiet {

@@ -59,7 +59,7 @@ pub fn ends_at_interrupt(session: Canceller) {
     }
 }
 
-/// Whether Ctrl-C came.
+/// Whether Ctrl-C came since [`watch_interrupts`].
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }

@@ -27,7 +27,7 @@ pub enum Scale {
 pub struct Axis<'a> {
     pub label: &'a str,
     pub scale: Scale,
-    /// Both ends.
+    /// The values at both ends.
     pub range: (f64, f64),
     /// Values, and what is written at them.
     pub ticks: Vec<(f64, String)>,

@@ -6,7 +6,7 @@ mod sizes;
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use apl_ffi::error::Error;
 use apl_ffi::matmul::Activations;
@@ -16,6 +16,7 @@ use apl_ffi::validate::{
     self, Baselines, Outcome as Found, Plan, Report, Subject, named_tolerance,
 };
 
+use crate::arguments::codes;
 use crate::terminal::{bar, say, table};
 use crate::{Failure, Outcome, catalogue};
 
@@ -54,15 +55,15 @@ pub struct Arguments {
     /// A file of UTF-8 text that the model reads; without it, a short English text.
     #[arg(long)]
     text: Option<PathBuf>,
-    /// Widths.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8])]
-    bits: Vec<u8>,
+    /// Bits a code: 1, 2, 4, 8.
+    #[arg(long, value_delimiter = ',', value_parser = codes, default_values = ["1", "2", "4", "8"])]
+    bits: Vec<Bits>,
     /// Weights that share a scale; 0: a whole row.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 32])]
     group: Vec<usize>,
-    /// How products take their inputs; `sign` is for dense layers at 1 bit.
-    #[arg(long, value_delimiter = ',', default_values = ["f32", "int8", "sign"], value_parser = ["f32", "int8", "sign"])]
-    activations: Vec<String>,
+    /// How products take their inputs.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Inputs::F32, Inputs::Int8, Inputs::Sign])]
+    activations: Vec<Inputs>,
     /// What multiplies, such as cpu/avx2; without it, everything that this machine has.
     #[arg(long, value_delimiter = ',')]
     backend: Vec<String>,
@@ -83,7 +84,18 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Does it.
+/// How products take their inputs.
+#[derive(Clone, Copy, ValueEnum)]
+enum Inputs {
+    /// As float32.
+    F32,
+    /// Rounded to 8 bits.
+    Int8,
+    /// Their signs: of dense layers at 1 bit.
+    Sign,
+}
+
+/// Validates, writes the JSON file and the page, and prints the table; exit code 1 if a result did not pass.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let plan = plan(rt, a)?;
     let baselines = baselines(a)?;
@@ -116,21 +128,17 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
 }
 
 fn plan(rt: &Runtime, a: &Arguments) -> Outcome<Plan> {
-    let numbers: &[u8] = if a.quick { &[8, 4] } else { &a.bits };
-    let mut bits = Vec::new();
-    for &n in numbers {
-        bits.push(
-            Bits::new(n.into())
-                .ok_or_else(|| Failure::new(2, format!("--bits has {n}, expected 1, 2, 4 or 8")))?,
-        );
-    }
+    let mut bits = match a.quick {
+        true => vec![Bits::Eight, Bits::Four],
+        false => a.bits.clone(),
+    };
     // From the widest on.
     bits.sort_by_key(|b| std::cmp::Reverse(b.get()));
     bits.dedup();
-    let activations = a.activations.iter().map(|name| match name.as_str() {
-        "int8" => Activations::Int8,
-        "sign" => Activations::Sign,
-        _ => Activations::F32,
+    let activations = a.activations.iter().map(|inputs| match inputs {
+        Inputs::F32 => Activations::F32,
+        Inputs::Int8 => Activations::Int8,
+        Inputs::Sign => Activations::Sign,
     });
     let mut backends = validate::backends(rt.pool().threads())?;
     if a.quick {
@@ -165,7 +173,7 @@ fn baselines(a: &Arguments) -> Outcome<Baselines> {
     Ok(Baselines::parse(&bytes).map_err(|e| e.within(path.display()))?)
 }
 
-/// The model, if there is one.
+/// The model that is validated: MODEL, else the one that is shipped; `None` with --no-model, and where it is not shipped.
 fn subject(rt: &Runtime, a: &Arguments) -> Outcome<Option<Subject>> {
     if a.no_model {
         return Ok(None);
