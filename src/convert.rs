@@ -256,15 +256,22 @@ impl Tensors<'_> {
                 continue;
             }
             let view = self.source.matrix(&spec.name)?;
+            let known = match &mut calibration {
+                Some(calibration) => calibration.known(self.rt, &spec.name)?,
+                None => Known::Nothing,
+            };
+            let stored = match known {
+                // Tuning was for the options as they are.
+                Known::Codes(_) => None,
+                _ => self.source.stored(&spec.name)?,
+            };
+            let options = weights::options_for(stored, self.options);
             let one = Matrix {
                 rt: self.rt,
                 name: &spec.name,
-                options: self.options,
+                options: &options,
                 method,
-                known: match &mut calibration {
-                    Some(calibration) => calibration.known(self.rt, &spec.name)?,
-                    None => Known::Nothing,
-                },
+                known,
             };
             let (converted, norms, said) =
                 one.write(writer, view).map_err(|e| e.within(&spec.name))?;

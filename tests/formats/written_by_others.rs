@@ -3,7 +3,10 @@
 use apl_ffi::error::Status;
 use apl_ffi::formats::gguf::Value;
 use apl_ffi::formats::{MatrixView, WeightFile, open};
+use apl_ffi::options::{Source, WeightOptions};
 use apl_ffi::quant::{Bits, Packing, ScaleValues};
+use apl_ffi::runtime::{Config, Runtime};
+use apl_ffi::weights::{self, Home};
 use half::{bf16, f16};
 
 use super::{bits_of, data, floats, floats_of, read_f32, skipped};
@@ -98,6 +101,33 @@ fn safetensors_of_every_float_type() {
         assert_eq!(floats_of(&file, "f32"), (3, 5, expected.clone()));
         assert_eq!(floats_of(&file, "f16"), (3, 5, as_f16));
         assert_eq!(floats_of(&file, "bf16"), (3, 5, as_bf16));
+    }
+}
+
+/// Without a width asked for, types of more than 4 bits a weight lose little: they are quantised to 8.
+#[test]
+fn the_width_that_a_type_gets() {
+    let rt = Runtime::new(Config::default()).unwrap();
+    let blocks = data("blocks.gguf");
+    let opened = |name: &str, options: &str| {
+        let options = WeightOptions::from_json(options, Source::File).unwrap();
+        weights::open(&rt, &blocks, name, &options, Home::Backend).unwrap()
+    };
+    for (name, bits) in [
+        ("Q8_0", 8),
+        ("Q6_K", 8),
+        ("Q5_K", 8),
+        ("Q5_1", 8),
+        ("Q5_0", 8),
+        ("Q4_K", 4),
+        ("Q4_0", 4),
+        ("IQ4_NL", 4),
+        ("Q3_K", 4),
+        ("TQ2_0", 2),
+        ("F16", 4),
+    ] {
+        assert_eq!(opened(name, "").bits(), bits, "{name}");
+        assert_eq!(opened(name, r#"{"bits": 2}"#).bits(), 2, "{name}");
     }
 }
 

@@ -11,6 +11,7 @@ use apl_ffi::error::{Error, Status};
 use apl_ffi::model::source::Source;
 use apl_ffi::model::{Logits, Model, ModelOptions, Sampling, Session, SessionOptions};
 use apl_ffi::options::{WeightOptions, Width};
+use apl_ffi::quant::Bits;
 use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{Inputs, width};
@@ -111,13 +112,22 @@ pub fn open(rt: &Runtime, model: &str, how: &Opening) -> Outcome<Arc<Model>> {
 /// Says what the default does to weights that are no codes of ours, if the model has any.
 fn tell_requantised(path: &Path) -> Outcome {
     let types = Source::open(path, true)?.float_types()?;
-    if let (false, Width::Codes(bits)) = (types.is_empty(), WeightOptions::DEFAULT_WIDTH) {
-        let floats = types
+    let Width::Codes(default) = WeightOptions::DEFAULT_WIDTH else {
+        return Ok(());
+    };
+    for bits in Bits::ALL {
+        let of_these: Vec<&str> = types
             .iter()
-            .all(|t| ["F32", "F16", "BF16"].contains(&t.as_str()));
+            .filter(|(_, width)| width.unwrap_or(default) == bits)
+            .map(|(kind, _)| kind.as_str())
+            .collect();
+        if of_these.is_empty() {
+            continue;
+        }
+        let floats = of_these.iter().all(|t| ["F32", "F16", "BF16"].contains(t));
         eprintln!(
             "{} weights {} to {} bits; --bits 32 keeps them",
-            types.join(", "),
+            of_these.join(", "),
             if floats { "quantised" } else { "requantised" },
             bits.get()
         );

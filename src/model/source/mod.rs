@@ -242,28 +242,28 @@ impl Source {
         })
     }
 
-    /// The types of the matrices that are no codes which are taken over, as the file calls them, in the order of the layers:
-    /// unless a width is asked for, opening the model quantises these.
+    /// The types of the matrices that are no codes which are taken over, as the file calls them, in the order of the layers, and the
+    /// width, if it is not the default one, to which opening the model quantises them unless another is asked for.
     ///
     /// # Errors
     /// Those of [`WeightFile::matrix`].
-    pub fn float_types(&self) -> Result<Vec<String>> {
-        let mut types: Vec<String> = Vec::new();
+    pub fn float_types(&self) -> Result<Vec<(String, Option<Bits>)>> {
+        let mut types: Vec<(String, Option<Bits>)> = Vec::new();
         for spec in self.tensors().iter().filter(|s| s.role == Role::Matrix) {
-            let kind = match self.stored(&spec.name)? {
+            let (kind, width) = match self.stored(&spec.name)? {
                 Some(stored) if stored.codes => continue,
-                Some(stored) => stored.kind,
+                Some(stored) => (stored.kind, stored.width()),
                 None => match self.matrix(&spec.name)? {
                     MatrixView::Codes(_) => continue,
                     MatrixView::Floats(f) => match f.values {
-                        FloatValues::F32(_) => "F32",
-                        FloatValues::F16(_) => "F16",
-                        FloatValues::BF16(_) => "BF16",
+                        FloatValues::F32(_) => ("F32", None),
+                        FloatValues::F16(_) => ("F16", None),
+                        FloatValues::BF16(_) => ("BF16", None),
                     },
                 },
             };
-            if !types.iter().any(|t| t == kind) {
-                types.push(kind.to_owned());
+            if !types.iter().any(|(t, _)| t == kind) {
+                types.push((kind.to_owned(), width));
             }
         }
         Ok(types)
