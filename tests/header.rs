@@ -30,6 +30,9 @@ const SECTIONS: [(&str, &str); 7] = [
     ("Sessions: a conversation with a model", "sessions"),
 ];
 
+/// The longest line of the header.
+const WIDTH: usize = 100;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -58,17 +61,16 @@ fn generate() -> String {
         text += &format!(
             "\n/* ---- {title} {:-<width$} */\n\n",
             "",
-            width = 100 - title.len()
+            width = WIDTH - "/* ----   */".len() - title.len()
         );
         text += &tidy(section.trim());
     }
     text + "\n" + config.trailer.unwrap().trim_start()
 }
 
-/// What the generator has no option for: `#define NAME (-1)`, which means the same wherever it is put, comments
-/// of one line on one line, and prototypes broken between arguments at the width of the page.
+/// What cbindgen has no option for: `#define NAME (-1)`, whose parentheses keep its meaning in any
+/// expression, one-line comments on one line, and prototypes wrapped between arguments.
 fn tidy(section: &str) -> String {
-    const WIDTH: usize = 110;
     let mut text = String::new();
     let mut lines = section.lines().peekable();
     while let Some(line) = lines.next() {
@@ -232,35 +234,46 @@ fn compilers_take_it_without_a_warning() {
     }
 }
 
-/// A newcomer copies the example first.
+/// The programs in the comment at the top of the header.
 #[cfg(target_os = "linux")]
-#[test]
-fn the_example_of_the_preamble_runs() {
-    let Some(compiler) = compiler("CC", "cc") else {
-        return;
-    };
+fn examples() -> Vec<String> {
     let header = committed();
-    let preamble = header.split("*/").next().unwrap();
-    let example: Vec<&str> = preamble
-        .lines()
-        .map(|line| line.strip_prefix(" *").unwrap_or(""))
-        .skip_while(|line| !line.starts_with("     #include"))
-        .take_while(|line| line.is_empty() || line.starts_with("     "))
-        .collect();
-    let source = temporary("example.c");
-    let program = temporary("example");
-    fs::write(&source, example.join("\n") + "\n").unwrap();
+    let (preamble, _) = header.split_once("*/").unwrap();
+    let mut programs: Vec<String> = Vec::new();
+    let mut inside = false;
+    for line in preamble.lines() {
+        let line = line.strip_prefix(" *").unwrap_or("");
+        if line == "     #include <apl_ffi.h>" {
+            programs.push(String::new());
+            inside = true;
+        }
+        inside &= line.is_empty() || line.starts_with("     ");
+        if inside {
+            let program = programs.last_mut().unwrap();
+            program.push_str(line);
+            program.push('\n');
+        }
+    }
+    programs
+}
 
-    // Beside the test program, under the name that the linker asks for; a program asks for the soname.
+/// Compiles an example and links it with the library beside this test; gives the program.
+#[cfg(target_os = "linux")]
+fn compiled(compiler: &str, name: &str, example: &str) -> Command {
+    let folder = temporary(name);
+    fs::create_dir_all(&folder).unwrap();
+    let (source, program) = (folder.join("example.c"), folder.join("example"));
+    fs::write(&source, example).unwrap();
+
     let built = env::current_exe().unwrap().with_file_name("libapl_ffi.so");
-    let abi = prototypes::abi_version(&header).unwrap();
-    let soname = temporary(&format!("libapl_ffi.so.{abi}"));
+    let abi = prototypes::abi_version(&committed()).unwrap();
+    // The dynamic linker looks for the soname.
+    let soname = folder.join(format!("libapl_ffi.so.{abi}"));
     let _ = fs::remove_file(&soname);
     std::os::unix::fs::symlink(&built, &soname).unwrap();
 
-    let output = strict(&compiler, "c99")
-        .arg(&source)
-        .arg(&built)
+    let output = strict(compiler, "c99")
+        .args([&source, &built])
         .arg("-o")
         .arg(&program)
         .output()
@@ -270,10 +283,46 @@ fn the_example_of_the_preamble_runs() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let output = Command::new(&program)
-        .env("LD_LIBRARY_PATH", env!("CARGO_TARGET_TMPDIR"))
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "10.5 138\n");
-    assert!(output.status.success());
+    let mut run = Command::new(&program);
+    run.env("LD_LIBRARY_PATH", &folder);
+    run
+}
+
+/// Runs a program, which must succeed, and gives what it prints.
+#[cfg(target_os = "linux")]
+fn printed(program: &mut Command) -> String {
+    let output = program.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_examples_of_the_header_run() {
+    let Some(compiler) = compiler("CC", "cc") else {
+        return;
+    };
+    let examples = examples();
+    let [product, session] = &examples[..] else {
+        panic!("the header has {} examples, expected 2", examples.len());
+    };
+    assert_eq!(
+        printed(&mut compiled(&compiler, "product", product)),
+        "10.5 138\n"
+    );
+    let mut session = compiled(&compiler, "session", session);
+    session.arg(root().join("models/demo"));
+    let story = printed(session.arg("Once upon a time"));
+    assert!(story.starts_with(", there was a "), "{story}");
+}
+
+#[test]
+fn lines_are_at_most_100_columns() {
+    for (i, line) in committed().lines().enumerate() {
+        assert!(line.chars().count() <= WIDTH, "line {}: {line}", i + 1);
+    }
 }

@@ -1,9 +1,9 @@
 //! From raw arguments to values, slices and text, in one order of checks.
 //!
-//! An entry point reads like its contract: scalars (`count`, `one_of`), then text, then every array once, in
-//! the order of the prototype, then [`Arrays::check`]. The arrays' own checks run over all of them phase
-//! by phase (lengths, NULL, alignment, overlap), so that one wrong argument has one answer whichever
-//! others are wrong too. No pointer is read before all phases have passed.
+//! An entry point reads like its contract: scalars (`count`, `one_of`), then text, then every array
+//! once, in the order of the prototype, then [`Arrays::check`]. Arrays are checked phase by phase
+//! (lengths, NULL, alignment, overlap), each phase over all of them, so the status does not depend
+//! on the order of the arguments. No pointer is read before all phases have passed.
 
 use std::ffi::{CStr, c_char};
 use std::slice;
@@ -20,7 +20,7 @@ pub(super) fn count(name: &str, value: i64) -> Result<usize> {
         .map_err(|_| Error::range(format!("{name} is {value}, expected 0 or more")))
 }
 
-/// A number with a few legal values, each with what it stands for.
+/// A number with a few legal values, each given with its meaning.
 ///
 /// # Errors
 /// `ERR_RANGE`; the message lists the legal values.
@@ -35,13 +35,13 @@ pub(super) fn one_of<T: Copy>(name: &str, value: i32, legal: &[(i32, T)]) -> Res
     )))
 }
 
-/// A NUL-terminated text, or `None` where the pointer is NULL.
+/// A NUL-terminated text, or `None` if the pointer is NULL.
 ///
 /// # Errors
 /// `ERR_ENCODING` if it is not UTF-8.
 ///
 /// # Safety
-/// `text` is NULL or ends with NUL, and lives for `'a`.
+/// `text` is NULL, or ends with NUL and lives for `'a`.
 pub(super) unsafe fn text<'a>(name: &str, text: *const c_char) -> Result<Option<&'a str>> {
     if text.is_null() {
         return Ok(None);
@@ -56,10 +56,10 @@ pub(super) unsafe fn text<'a>(name: &str, text: *const c_char) -> Result<Option<
     })
 }
 
-/// A text that names a file, or something in one.
+/// The name of a file, or of something in a file.
 ///
 /// # Errors
-/// As [`text`]; `ERR_RANGE` if no file could have such a name.
+/// As [`text`]; `ERR_RANGE` if it is too long for a name.
 ///
 /// # Safety
 /// As for [`text`].
@@ -76,8 +76,8 @@ pub(super) unsafe fn name<'a>(what: &str, given: *const c_char) -> Result<Option
     }
 }
 
-/// Writes `text` to a caller's buffer by the rule of the contract: at most `capacity` bytes with the NUL,
-/// no character split. Gives the bytes that the whole text needs, without the NUL.
+/// Writes `text` to a caller's buffer: at most `capacity` bytes, the NUL included, without
+/// splitting a character. Returns the length in bytes of the whole text, excluding the NUL.
 ///
 /// # Errors
 /// `ERR_LENGTH` for a negative capacity, `ERR_NULL`.
@@ -103,8 +103,8 @@ pub(super) unsafe fn fill(
         )));
     }
     let fits = &text.as_bytes()[..text.floor_char_boundary(room - 1)];
-    // SAFETY: `fits` has at most `room - 1` bytes and the caller's buffer, which is not NULL, has `room`;
-    // `text` is the library's own, so they do not overlap.
+    // SAFETY: `fits` has at most `room - 1` bytes and the caller's buffer, which is not NULL, has
+    // `room`; `text` is the library's own, so they do not overlap.
     unsafe {
         buffer
             .cast::<u8>()
@@ -114,7 +114,7 @@ pub(super) unsafe fn fill(
     Ok(needed)
 }
 
-/// An array as it crosses the ABI: its name in the prototype, a pointer, a length in elements.
+/// An array argument: its name in the prototype, a pointer, a length in elements.
 #[derive(Clone, Copy)]
 pub(super) struct Arg<P> {
     name: &'static str,
@@ -122,7 +122,7 @@ pub(super) struct Arg<P> {
     len: i64,
 }
 
-/// An array argument; the length's own name is `name` with `_len`.
+/// An array argument whose length is named `name` with `_len`.
 pub(super) fn arg<P>(name: &'static str, ptr: P, len: i64) -> Arg<P> {
     Arg { name, ptr, len }
 }
@@ -135,20 +135,20 @@ pub(super) type Factor = (&'static str, usize);
 pub(super) enum Length<'a> {
     /// The product of the factors.
     Product(&'a [Factor]),
-    /// The same, or 0: the array is left out.
+    /// The same, or 0 if the array is absent.
     ProductOrNone(&'a [Factor]),
-    /// 1, `rows`, or `rows * G`: what scales and zero points may have. `optional`: or 0.
+    /// 1, `rows` or `rows * G`, as of scales and zero points; with `optional`, also 0.
     PerShape { shape: Shape, optional: bool },
     /// 0, for the reason given.
     Absent(&'static str),
     /// 0, or one of these products.
     NoneOr(&'a [&'a [Factor]]),
-    /// As much as there is room for: an argument named `capacity`.
+    /// The value of an argument named `capacity`, which may be anything from 0 up.
     Capacity,
 }
 
 impl Length<'_> {
-    /// The length in elements, if it is what it must be.
+    /// The length in elements, if it is as required.
     fn check(&self, name: &str, len: i64) -> Result<usize> {
         let wrong = |expected: String| {
             Err(Error::length(format!(
@@ -207,14 +207,15 @@ fn formula(factors: &[Factor]) -> String {
     }
 }
 
-/// Whether so many elements of `T` can be an array at all: Rust and C compilers promise no object beyond `isize::MAX` bytes.
+/// Whether an array can have so many elements of `T`: Rust and C have no object of more than
+/// `isize::MAX` bytes.
 fn addressable<T>(elements: Option<usize>) -> bool {
     elements
         .and_then(|n| n.checked_mul(size_of::<T>()))
         .is_some_and(|bytes| bytes <= isize::MAX as usize)
 }
 
-/// An input array that was declared. Its elements are reached after [`Arrays::check`].
+/// A declared input array. Its elements are accessible after [`Arrays::check`].
 #[derive(Clone, Copy)]
 pub(super) struct Input<T> {
     ptr: *const T,
@@ -230,20 +231,20 @@ impl<T> Input<T> {
         if self.len == 0 {
             return &[];
         }
-        // SAFETY: not NULL, aligned and at most isize::MAX bytes, as `Arrays::check` found; readable and
-        // not written meanwhile by the contract, and not by us, because no output overlaps it.
+        // SAFETY: `Arrays::check` found it not NULL, aligned, and at most isize::MAX bytes; by the
+        // contract it is readable and not written meanwhile, nor by us: no output overlaps it.
         unsafe { slice::from_raw_parts(self.ptr, self.len) }
     }
 }
 
-/// An output array that was declared. Its elements are reached after [`Arrays::check`].
+/// A declared output array. Its elements are accessible after [`Arrays::check`].
 pub(super) struct Output<T> {
     ptr: *mut T,
     len: usize,
 }
 
 impl<T> Output<T> {
-    /// The elements. They are to be written on success only.
+    /// The elements, to be written on success only.
     ///
     /// # Safety
     /// [`Arrays::check`] passed; the contract of `abi`; `'a` ends before the call does.
@@ -251,13 +252,13 @@ impl<T> Output<T> {
         if self.len == 0 {
             return &mut [];
         }
-        // SAFETY: as for `Input::slice`; writable, and no other array of the call overlaps it. Every
-        // element type of the ABI is a number, of which any bits are a value.
+        // SAFETY: as for `Input::slice`; writable, and no other array of the call overlaps it.
+        // Every element type of the ABI is a number, for which any bits are a value.
         unsafe { slice::from_raw_parts_mut(self.ptr, self.len) }
     }
 }
 
-/// The arrays of one call: collects the first failure of each phase while they are declared.
+/// The arrays of one call. Collects the first failure of each phase as they are declared.
 #[derive(Default)]
 pub(super) struct Arrays {
     length: Option<Error>,
@@ -268,7 +269,7 @@ pub(super) struct Arrays {
     count: usize,
 }
 
-/// No function takes more.
+/// The most arrays of a function.
 const MOST_ARRAYS: usize = 6;
 
 /// The addresses that an array covers.
@@ -293,12 +294,12 @@ impl Arrays {
         Output { ptr: a.ptr, len }
     }
 
-    /// Declares a place for one value, which has no length of its own.
+    /// Declares an output of one value, which has no length argument.
     pub(super) fn place<T>(&mut self, name: &'static str, ptr: *mut T) -> Output<T> {
         self.output(arg(name, ptr, 1), Length::Product(&[]))
     }
 
-    /// Declares a text that must be there. It counts as an array, so that its NULL has its turn.
+    /// Declares a text that must not be NULL. NULL is reported in its phase, as for arrays.
     pub(super) fn required<'a>(&mut self, name: &'static str, text: Option<&'a str>) -> &'a str {
         text.unwrap_or_else(|| {
             self.null
@@ -307,8 +308,8 @@ impl Arrays {
         })
     }
 
-    /// Refuses a shape whose product is beyond any memory, though no single array may have that length:
-    /// then nothing below need fear that `rows * cols` overflows.
+    /// Refuses a shape whose product exceeds any memory, even if no single array has that length,
+    /// so that `rows * cols` cannot overflow anywhere below.
     pub(super) fn addressable<T>(&mut self, factors: &[Factor]) {
         if !addressable::<T>(product(factors)) {
             self.length.get_or_insert_with(|| {
@@ -320,10 +321,10 @@ impl Arrays {
         }
     }
 
-    /// The outcome of the phases: lengths, NULL, alignment, overlap.
+    /// The result of the phases: lengths, NULL, alignment, overlap.
     ///
     /// # Errors
-    /// `ERR_LENGTH`, `ERR_NULL`, `ERR_RANGE`: the first failure of the first phase that has one.
+    /// `ERR_LENGTH`, `ERR_NULL`, `ERR_RANGE`: the first failure of the first phase with one.
     pub(super) fn check(self) -> Result<()> {
         let failure = self
             .length

@@ -4,10 +4,10 @@ use super::args::{Arg, Arrays, Factor, Input, Length, arg, count, one_of};
 use crate::error::{Error, Result};
 use crate::quant::{Bits, Codes, Packing, Per, ScaleValues, Shape, packed_row_bytes};
 
-/// The widths of unsigned codes.
+/// The widths of codes that are unsigned integers.
 pub(super) const CODE_BITS: &[(i32, Bits)] = &[(2, Bits::Two), (4, Bits::Four), (8, Bits::Eight)];
 
-/// The widths where one bit is among them.
+/// The same and 1 bit.
 pub(super) const ALL_BITS: &[(i32, Bits)] = &[
     (1, Bits::One),
     (2, Bits::Two),
@@ -15,7 +15,7 @@ pub(super) const ALL_BITS: &[(i32, Bits)] = &[
     (8, Bits::Eight),
 ];
 
-/// The format of a quantised matrix: its scalar arguments, each in its domain.
+/// The format of a quantised matrix: its scalar arguments, checked.
 #[derive(Clone, Copy)]
 pub(super) struct Format {
     pub(super) shape: Shape,
@@ -24,7 +24,7 @@ pub(super) struct Format {
 }
 
 impl Format {
-    /// From the scalars of a prototype; `widths` are those that the function takes.
+    /// From the scalars of a prototype; `widths` are those that the function accepts.
     ///
     /// # Errors
     /// `ERR_RANGE`.
@@ -77,7 +77,7 @@ pub(super) fn packed_len(shape: Shape, bits: Bits) -> [Factor; 2] {
     ]
 }
 
-/// The arrays of a quantised matrix as the caller gives them.
+/// The arrays of a quantised matrix, unchecked.
 #[derive(Clone, Copy)]
 pub(super) struct CodeArgs {
     /// `codes`, or `packed` in the 1-bit functions.
@@ -86,7 +86,7 @@ pub(super) struct CodeArgs {
     pub(super) zero_points: Arg<*const i32>,
 }
 
-/// The same after they were declared, before they are read.
+/// The same arrays, declared but not read.
 pub(super) struct CodeInputs {
     format: Format,
     codes: Input<u8>,
@@ -95,8 +95,8 @@ pub(super) struct CodeInputs {
 }
 
 impl CodeArgs {
-    /// Declares the three arrays. `used` is false for a product of no vectors: scales may
-    /// then be left out.
+    /// Declares the three arrays. `used` is false for a product of no vectors, in which scales may
+    /// be absent.
     pub(super) fn declare(self, arrays: &mut Arrays, format: Format, used: bool) -> CodeInputs {
         let shape = format.shape;
         arrays.addressable::<f32>(&[("rows", shape.rows), ("cols", shape.cols)]);
@@ -124,7 +124,7 @@ impl CodeArgs {
 }
 
 impl CodeInputs {
-    /// Reads and checks what the arrays hold.
+    /// Reads and checks the contents of the arrays.
     ///
     /// # Errors
     /// `ERR_RANGE`: a scale that is not finite, a zero point or an unpacked code out of range.
@@ -152,7 +152,7 @@ impl CodeInputs {
             within("codes", bytes, |c| c <= bits.max_code(), max)?;
         }
         Ok(Codes {
-            // Without columns there is nothing to scale, and perhaps no scale: then no group either.
+            // Without columns there may be no scales; group 1 makes G = 0.
             shape: if shape.cols == 0 {
                 Shape::new(shape.rows, 0, 1)
             } else {
@@ -162,7 +162,7 @@ impl CodeInputs {
             packing,
             bytes,
             scales: ScaleValues::F32(scales),
-            // Scales fit no form only where they were left out of a product of no vectors, which looks at none.
+            // Only a product of no vectors, which reads no scales, can have another number of them.
             scale_per: shape.per(scales.len()).unwrap_or(Per::Group),
             zero_points: match zero_points {
                 [] => None,
@@ -199,8 +199,8 @@ fn within<T: Copy + std::fmt::Display>(
     }
 }
 
-/// The first value outside. A block is tested whole, without an early exit, so that the test of a megabyte of codes
-/// is done in vectors and does not show beside the product.
+/// The first value outside. Blocks are tested as a whole, without an early exit, so that the test
+/// is vectorised and takes little time compared with the product, even for a megabyte of codes.
 fn first_outside<T: Copy>(values: &[T], inside: impl Fn(T) -> bool) -> Option<(usize, T)> {
     const BLOCK: usize = 4096;
     for (b, block) in values.chunks(BLOCK).enumerate() {
@@ -212,7 +212,7 @@ fn first_outside<T: Copy>(values: &[T], inside: impl Fn(T) -> bool) -> Option<(u
     None
 }
 
-/// Arguments in the order of the prototypes.
+/// From the arguments, in the order of the prototypes.
 pub(super) fn code_args(
     codes: Arg<*const u8>,
     scales: *const f32,

@@ -1,13 +1,13 @@
-//! The guard around every exported function: a `Result` or a panic goes in, a status comes out.
+//! The guard around every exported function, which turns a `Result` or a panic into a status.
 
 use super::last_error;
 use crate::cpu::Ieee;
 use crate::error::{Error, Result};
 use crate::runtime::quietly;
 
-/// Runs the body of `function` and gives what the caller sees: its value, or the status of its error.
+/// Runs the body of `function`; returns its value, or the status of its error.
 ///
-/// The outcome is recorded for `apl_ffi_last_error`, with the function's name before the message.
+/// Records the result for `apl_ffi_last_error`, with the name of the function before the message.
 pub(super) fn guard(function: &str, body: impl FnOnce() -> Result<i32>) -> i32 {
     let _floats = Ieee::enter();
     match catch(body) {
@@ -22,22 +22,23 @@ pub(super) fn guard(function: &str, body: impl FnOnce() -> Result<i32>) -> i32 {
     }
 }
 
-/// The same for the functions that leave the error state alone, so that asking what went wrong
-/// (first for the size, then for the text) does not change the answer.
+/// The same for functions that leave the error state alone, so that asking for the last error (the
+/// size first, then the text) does not change it.
 pub(super) fn guard_unrecorded(body: impl FnOnce() -> Result<i32>) -> i32 {
     let _floats = Ieee::enter();
     catch(body).unwrap_or_else(|error| error.status() as i32)
 }
 
-/// The same for a result that is no status: `otherwise` is what a panic gives.
+/// The same for a result that is not a status; a panic gives `otherwise`.
 pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     let _floats = Ieee::enter();
     catch(|| Ok(body())).unwrap_or(otherwise)
 }
 
 fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    // Unwind safety: a body writes the caller's buffers only as its last step. Every lock but a session's is taken whether poisoned or
-    // not, because what it protects is changed by single assignments; a poisoned session is refused.
+    // Unwind safety: a body writes the caller's buffers only as its last step. Locks are taken even
+    // if poisoned, because what they protect changes by single assignments, except a session's: a
+    // poisoned session is refused.
     quietly(body).unwrap_or_else(|said| Err(Error::internal(format!("a panic was caught: {said}"))))
 }
 

@@ -1,15 +1,15 @@
-//! Handles: small positive integers that are checked, never trusted.
+//! Handles: positive integers that are checked, never trusted.
 //!
 //! ```text
 //! bit 31   30..29   28..16       15..0
 //!     0    kind     generation   index
 //! ```
 //!
-//! A handle names a slot (`index`) and how often the slot had been emptied when the handle was made
-//! (`generation`), so a stale one does not match. Generations wrap after 2^13 uses of a slot. Freed slots
-//! are used again first in, first out, and only once [`REST`] of them wait, so a stale handle can meet a
-//! live one again only after 2^13 * REST = 2^23 later handles (while fewer than 2^16 - REST are live).
-//! Kinds start at 1, so 0 is never a handle.
+//! A handle names a slot (`index`) and how often that slot had been emptied when the handle was
+//! made (`generation`), so a stale handle does not match. Generations wrap after 2^13 uses of a
+//! slot. Freed slots are reused first in, first out, and only while more than [`REST`] of them are
+//! free, so a stale handle equals a live one only after 2^13 * REST = 2^23 later handles (while
+//! fewer than 2^16 - REST are live). Kinds start at 1, so 0 is never a handle.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -23,17 +23,17 @@ const KIND_SHIFT: u32 = INDEX_BITS + GENERATION_BITS;
 const CAPACITY: usize = 1 << INDEX_BITS;
 const GENERATIONS: u32 = 1 << GENERATION_BITS;
 
-/// The generation at which slots start: random per process, so that a handle of another process, kept in a saved workspace, is almost
-/// certainly refused.
+/// The generation at which slots start. It is random per process, so that a handle of another
+/// process, for example in a saved workspace, is almost certainly refused.
 fn first_generation() -> u32 {
     static FIRST: OnceLock<u32> = OnceLock::new();
     *FIRST.get_or_init(|| RandomState::new().hash_one(std::process::id()) as u32 % GENERATIONS)
 }
 
-/// How many freed slots wait before one is used again.
+/// How many slots stay free before one is reused.
 const REST: usize = 1024;
 
-/// What a handle stands for. The number is part of the handle.
+/// The kind of object behind a handle. The number is part of the handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Kind {
@@ -41,7 +41,7 @@ pub(super) enum Kind {
     Weights = 1,
     /// A language model.
     Model = 2,
-    /// A conversation with one.
+    /// A conversation with a language model.
     Session = 3,
 }
 
@@ -59,8 +59,8 @@ impl Kind {
 
 /// The live objects of one kind.
 ///
-/// Calls clone the [`Arc`] out and let go of the lock, so freeing a handle during another thread's call is safe:
-/// the object lives until that call ends.
+/// Calls clone the [`Arc`] and release the lock, so freeing a handle during another thread's call
+/// is safe: the object lives until that call ends.
 pub(super) struct Table<T> {
     kind: Kind,
     slots: RwLock<Slots<T>>,
@@ -68,7 +68,7 @@ pub(super) struct Table<T> {
 
 struct Slots<T> {
     all: Vec<Slot<T>>,
-    /// Indices of empty slots, the longest empty first. Its capacity is at least the length of `all`.
+    /// Indices of empty slots, the longest empty first. Its capacity is at least `all.len()`.
     free: VecDeque<u32>,
 }
 
@@ -88,7 +88,7 @@ impl<T> Table<T> {
         }
     }
 
-    /// Keeps an object and gives its handle.
+    /// Stores an object and returns its handle.
     ///
     /// # Errors
     /// `ERR_STATE` if 65536 are live, `ERR_MEMORY`.
@@ -113,7 +113,7 @@ impl<T> Table<T> {
             .ok_or_else(|| self.not_live(handle))
     }
 
-    /// What `f` sees of the object of a live handle, which is not kept alive for longer.
+    /// Calls `f` with the object of a live handle, under the lock, without cloning the [`Arc`].
     ///
     /// # Errors
     /// `ERR_HANDLE`.
@@ -124,7 +124,7 @@ impl<T> Table<T> {
         object.map(f).ok_or_else(|| self.not_live(handle))
     }
 
-    /// Ends a handle and gives its object back.
+    /// Frees a handle and returns its object.
     ///
     /// # Errors
     /// `ERR_HANDLE`.
@@ -136,7 +136,7 @@ impl<T> Table<T> {
             .ok_or_else(|| self.not_live(handle))
     }
 
-    /// Ends every handle. Generations go on, so none of them comes to life again.
+    /// Frees every handle. Generations continue, so none of them becomes valid again.
     pub(super) fn clear(&self) {
         let mut slots = self.write();
         for index in 0..slots.all.len() {
@@ -144,13 +144,13 @@ impl<T> Table<T> {
         }
     }
 
-    /// How many handles are live.
+    /// The number of live handles.
     pub(super) fn live(&self) -> usize {
         let slots = self.read();
         slots.all.len() - slots.free.len()
     }
 
-    /// What is said of a handle that is not live.
+    /// The error for a handle that is not live.
     pub(super) fn not_live(&self, handle: i32) -> Error {
         Error::handle(format!(
             "handle is {handle}, expected a live {} handle",
@@ -179,7 +179,7 @@ impl<T> Slots<T> {
         }
         let refused = |_| Error::memory(format!("no memory for another {} handle", kind.name()));
         self.all.try_reserve(1).map_err(refused)?;
-        // Room to free every slot later: freeing must not fail.
+        // Reserved now because freeing must not fail.
         self.free
             .try_reserve(self.all.len() + 1 - self.free.len())
             .map_err(refused)?;
@@ -190,7 +190,7 @@ impl<T> Slots<T> {
         Ok(self.all.len() as u32 - 1)
     }
 
-    /// The slot that the bits of a handle name, if kind and generation are right. It may be empty.
+    /// The slot of a handle, if kind and generation match. It may be empty.
     fn find(&self, kind: Kind, handle: i32) -> Option<usize> {
         let bits = u32::try_from(handle).ok()?;
         let index = bits as usize % CAPACITY;

@@ -11,7 +11,7 @@ use super::{last_error, state, tables};
 use crate::cpu::Isa;
 use crate::runtime::{Config, Runtime};
 
-/// The version of the ABI that this library has; compare it with `APL_FFI_ABI_VERSION`.
+/// Returns the version of the ABI that this library has; compare it with `APL_FFI_ABI_VERSION`.
 ///
 /// Never initialises the library.
 #[unsafe(no_mangle)]
@@ -19,26 +19,35 @@ pub extern "C" fn apl_ffi_abi_version() -> i32 {
     guard_or(APL_FFI_ABI_VERSION, || APL_FFI_ABI_VERSION)
 }
 
-/// Configures the library; without it the first call that needs to does so with the defaults.
+/// Initialises the library with a configuration.
+///
+/// Optional: the first call that needs the library initialised does it with the defaults.
 ///
 /// `config`: a JSON object; NULL, "" and "{}" are the defaults. Keys, all optional:
-/// - `"backend"`: `"auto"` (default: a CUDA device if there is one that will do, else the CPU without a word),
-///   `"cpu"` or `"cuda"` (or ERR_BACKEND);
-/// - `"device"`: the CUDA ordinal, 0 by default; or `"devices"`: an array of ordinals, among which the layers of
-///   a model are shared in this order;
-/// - `"threads"`: 0 (default) for the processors that this process may use, or a count;
-/// - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: may lower what the processor has;
-/// - `"amx"`: true (default, or 1) or false (or 0): whether AMX may be used beside AVX-512, where the processor has it and
-///   the system agrees. On Linux the process is then let use it for good: frames of signals grow by 8 KiB on the threads that
-///   multiplied with it, and alternative signal stacks of less than about 12 KiB (AT_MINSIGSTKSZ) are refused; where there is
-///   such a stack already, the library does without AMX.
+/// - `"backend"`: `"auto"` (default) uses a CUDA device if one is usable and the CPU otherwise,
+///   without a message; `"cpu"` does not look for devices; `"cuda"` uses CUDA or fails with
+///   ERR_BACKEND;
+/// - `"device"`: the CUDA ordinal, 0 by default; or `"devices"`: an array of ordinals, among which
+///   the layers of a model are shared in this order. Ignored on the CPU;
+/// - `"threads"`: the number of threads, the calling one included, up to 1024; 0 (default) is the
+///   number of processors that this process may use;
+/// - `"isa"`: `"auto"` (default), `"scalar"`, `"avx2"` or `"avx512"`: restricts what the processor
+///   supports;
+/// - `"amx"`: true (default, or 1) or false (or 0): whether AMX may be used in addition to AVX-512,
+///   where the processor and the system support it.
 ///
-/// Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS, APL_FFI_ISA and APL_FFI_AMX
-/// (1 or 0) say the same.
-/// A configuration that resolves to the same values again is OK.
+/// Where a key is absent, the environment variables APL_FFI_BACKEND, APL_FFI_THREADS, APL_FFI_ISA
+/// and APL_FFI_AMX (1 or 0) supply its value. A configuration that resolves to the same values
+/// again is OK.
 ///
-/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_UNSUPPORTED (an instruction set the processor lacks); ERR_BACKEND
-/// (CUDA is demanded and cannot be used; the message has the reason); ERR_MEMORY (a thread is refused); ERR_STATE (configured otherwise: `apl_ffi_cleanup` comes
+/// On Linux, the library requests AMX for the process; this cannot be revoked. Signal frames grow
+/// by 8 KiB on threads that have multiplied with AMX, and the system refuses alternate signal
+/// stacks smaller than about 12 KiB (AT_MINSIGSTKSZ). If such a stack exists already, the library
+/// does without AMX.
+///
+/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_UNSUPPORTED (an instruction set that the processor
+/// lacks); ERR_BACKEND (CUDA is demanded and cannot be used; the message says why); ERR_MEMORY (a
+/// thread cannot be started); ERR_STATE (already configured otherwise: call `apl_ffi_cleanup`
 /// first).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_ffi_init(config: *const c_char) -> i32 {
@@ -50,10 +59,11 @@ pub unsafe extern "C" fn apl_ffi_init(config: *const c_char) -> i32 {
     })
 }
 
-/// Frees every handle, ends every thread and lets the devices go; `apl_ffi_init` may follow again.
+/// Frees every handle, ends every thread and releases the devices.
 ///
-/// Waits for the calls that run in other threads. Handles from before never become valid again. It is no error
-/// if the library was not initialised. Leaves the error state alone.
+/// Waits for calls that are running in other threads. Handles from before never become valid again.
+/// `apl_ffi_init` may follow. Not an error if the library is not initialised. Leaves the error
+/// state alone.
 ///
 /// Returns: OK.
 #[unsafe(no_mangle)]
@@ -64,7 +74,7 @@ pub extern "C" fn apl_ffi_cleanup() -> i32 {
     })
 }
 
-/// 1 once the library is initialised, else 0.
+/// Returns 1 if the library is initialised, else 0.
 ///
 /// Never initialises the library and leaves the error state alone.
 #[unsafe(no_mangle)]
@@ -72,16 +82,19 @@ pub extern "C" fn apl_ffi_ready() -> i32 {
     guard_unrecorded(|| Ok(i32::from(state::if_initialised().is_some())))
 }
 
-/// What the library is and has chosen, as a JSON object.
+/// Describes the library and what it has chosen, as a JSON object.
 ///
-/// Keys: `version`, `abi`, `backend`, `backend_reason`, `isa`, `isa_available`, `amx` (whether it is used), `threads`, `cuda` (null, or of
-/// the device `name`, `compute_capability`, `memory_total`, `memory_free`, `driver`, and `image`, what its kernels
-/// were loaded from), `devices` (the same and `ordinal` of every device in use, of which `cuda` is the first),
-/// `handles` (live ones by kind). Before initialisation `backend`, `backend_reason`, `isa`, `amx` and `threads` are null.
-/// Handles of other threads may lengthen the text between two calls: give room to spare, or ask again. Never
-/// initialises the library and leaves the error state alone.
+/// Keys: `version`; `abi`; `backend`; `backend_reason`; `isa`; `isa_available`; `amx` (whether AMX
+/// is used); `threads`; `cuda`: null, or of the first device in use `ordinal`, `name`,
+/// `compute_capability`, `memory_total`, `memory_free`, `driver` and `image` (what its kernels were
+/// loaded from); `devices`: the same of every device in use; `handles`: the live ones by kind.
+/// Before initialisation, `backend`, `backend_reason`, `isa`, `amx` and `threads` are null.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+/// Handles that other threads make can lengthen the text between two calls: allow some room, or ask
+/// again. Never initialises the library and leaves the error state alone.
+///
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_LENGTH (`capacity` < 0);
+/// ERR_NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_ffi_info(json: *mut c_char, capacity: i32) -> i32 {
     guard_unrecorded(|| {
@@ -120,14 +133,18 @@ fn info() -> String {
     .to_string()
 }
 
-/// The message of this thread's latest failed call or, where it had none since its latest success, of the
-/// latest in the process.
+/// Returns the message of the latest failed call.
 ///
-/// It names the function, the argument, and what was expected and found: "apl_matmul_q: x_len is 63, expected
-/// cols = 64". It is empty if nothing failed. The other threads count because a `⎕NA` call marked `&` runs in
-/// another system thread. Leaves the error state alone, so asking for the size and then for the text is safe.
+/// This is the latest failure of the calling thread or, if it has had none since its latest
+/// success, of any thread. Failures of other threads are included because a `⎕NA` call marked `&`
+/// runs in another system thread. The text is empty if nothing has failed.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+/// The message names the function, the argument, and what was found and expected: "apl_matmul_q:
+/// x_len is 63, expected cols = 64". Leaves the error state alone, so asking for the size first and
+/// then for the text is safe.
+///
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_LENGTH (`capacity` < 0);
+/// ERR_NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_ffi_last_error(text: *mut c_char, capacity: i32) -> i32 {
     guard_unrecorded(|| {
@@ -138,7 +155,7 @@ pub unsafe extern "C" fn apl_ffi_last_error(text: *mut c_char, capacity: i32) ->
     })
 }
 
-/// The text of a status: static, never NULL, also for a number that is no status. For C.
+/// Returns the text of a status, for C: static, never NULL, even if `status` is not a status.
 ///
 /// Never initialises the library and leaves the error state alone.
 #[unsafe(no_mangle)]
@@ -146,11 +163,12 @@ pub extern "C" fn apl_ffi_status_text(status: i32) -> *const c_char {
     guard_or(c"".as_ptr(), || status::text(status).as_ptr())
 }
 
-/// The text of a status, written to a buffer. For APL, which has no use for a pointer.
+/// Writes the text of a status to a buffer, for APL, which cannot use the pointer.
 ///
 /// Never initialises the library and leaves the error state alone.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_LENGTH (`capacity` < 0);
+/// ERR_NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_ffi_status_message(
     status: i32,
@@ -164,14 +182,14 @@ pub unsafe extern "C" fn apl_ffi_status_message(
     })
 }
 
-/// Every function of this library as JSON: its C prototype, its `⎕NA` declaration and one line of
-/// documentation.
+/// Describes every function as JSON: its C prototype, its `⎕NA` declaration and its summary.
 ///
-/// `{"abi":1, "version":"…", "functions":[{"name":"…", "c":"…", "na":"…", "doc":"…"}, …]}`, in the order of
-/// this header. In `na`, `%P` stands for the path of the library. Never initialises the library and leaves the
-/// error state alone.
+/// `{"abi":1, "version":"…", "functions":[{"name":"…", "c":"…", "na":"…", "doc":"…"},
+/// …]}`, in the order of this header. In `na`, `%P` stands for the path of the library. Never
+/// initialises the library and leaves the error state alone.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_LENGTH (`capacity` < 0);
+/// ERR_NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_ffi_describe(json: *mut c_char, capacity: i32) -> i32 {
     guard_unrecorded(|| {
@@ -181,19 +199,19 @@ pub unsafe extern "C" fn apl_ffi_describe(json: *mut c_char, capacity: i32) -> i
     })
 }
 
-/// A function as the committed header has it.
+/// A function of the committed header.
 struct Function {
     name: &'static str,
-    /// The prototype.
+    /// Its prototype.
     c: &'static str,
-    /// The `⎕NA` declaration, `%P` for the path of the library.
+    /// Its `⎕NA` declaration, with `%P` for the path of the library.
     na: &'static str,
     /// The first paragraph of its comment.
     doc: &'static str,
 }
 
 fn describe() -> String {
-    // `build.rs` reads the committed header, so header, declarations and this text cannot disagree.
+    // `build.rs` reads the committed header, so the header and this description cannot disagree.
     const FUNCTIONS: &[Function] = include!(concat!(env!("OUT_DIR"), "/functions.rs"));
     let functions: Vec<Value> = FUNCTIONS
         .iter()

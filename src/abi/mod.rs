@@ -1,28 +1,31 @@
 //! The C ABI: entry points that check, convert, call one function and convert back.
 //!
-//! Every raw pointer of a caller ends in this folder, and every exported function is one call of
-//! the guard (`guard.rs`): nothing unwinds into the caller. `tests/abi_exports.rs` holds the sources to both.
+//! No raw pointer of a caller leaves this folder, and every exported function is one call of the
+//! guard (`guard.rs`), so nothing unwinds into the caller. `tests/abi_exports.rs` checks the
+//! latter.
 //!
-//! | file | one reason to exist |
+//! | file | contents |
 //! |---|---|
-//! | `lifecycle`, `oneshot`, `quantizing`, `weights`, `models`, `sessions` | the exported functions; their comments are those of the header |
-//! | `status` | the numbers and texts of the statuses, the ABI's version |
-//! | `guard`, `last_error` | from `Result` or panic to status and message |
-//! | `args` | from raw arguments to slices and text, in the order of checks that the contract gives |
+//! | `lifecycle`, `oneshot`, `quantizing` | exported functions; their comments become the header's |
+//! | `weights`, `models`, `sessions` | the same, on handles |
+//! | `status` | the numbers and texts of the statuses, the version of the ABI |
+//! | `guard`, `last_error` | `Result` or panic in, status and message out |
+//! | `args` | raw arguments in, slices and text out, in the contract's order of checks |
 //! | `code_args` | the arguments of a quantised matrix, which seven functions share |
 //! | `vectors` | the arguments x, y and n of a product |
-//! | `handles` | generational handles |
-//! | `state` | the configured library, and who may use it when |
+//! | `handles`, `tables` | generational handles; the table of each kind |
+//! | `state` | the configured library, and when it may be used |
 //!
 //! # Safety of the exported functions
 //!
-//! What cannot be checked is the caller's part, and it is the same for all of them: a pointer that is
-//! not NULL points to as many elements as its length says, readable (writable for an output) until the
-//! call returns; nobody writes an input, and nobody else touches an output, meanwhile; text ends with NUL.
-//! Lengths, NULL, alignment and overlap are checked. "The contract of `abi`" in a SAFETY comment is this paragraph.
+//! The caller guarantees what cannot be checked, and it is the same for all functions: a pointer
+//! that is not NULL points to as many elements as its length says, readable (writable for an
+//! output) until the call returns; meanwhile nobody writes an input, and nobody else reads or
+//! writes an output; text ends with NUL. Lengths, NULL, alignment and overlap are checked. "The
+//! contract of `abi`" in a SAFETY comment is this paragraph.
 #![allow(
     clippy::missing_safety_doc,
-    reason = "stated once above; the comments of the functions are those of the C header"
+    reason = "stated once above; the comments of the functions become those of the C header"
 )]
 #![allow(
     clippy::too_many_arguments,

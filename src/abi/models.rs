@@ -1,4 +1,4 @@
-//! Model handles: a language model in memory, its tokenizer, its chat template.
+//! Model handles: a language model in memory, with its tokenizer and its chat template.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -14,19 +14,22 @@ use crate::memory;
 use crate::model::{Model, ModelOptions};
 use crate::tokenizer::Messages;
 
-/// Opens a language model: a manifest (.json), a .gguf file, or a folder in the Hugging Face layout.
+/// Opens a language model: a manifest (.json), a .gguf file, or a Hugging Face folder.
 ///
-/// `path`: text. `options`: JSON; NULL or "" for the defaults. Keys: those of `apl_weights_open` (`"bits"`, `"group"`,
-/// `"symmetric"`, `"method"`, `"activations"`, `"mmap"`), and `"context"`, the longest context of a session. Weights that are
-/// quantised already are taken as stored, unless `"bits"` is given and differs; floats are quantised by the options
-/// (4 bits in groups of 32 by default; `"bits": 32` keeps them).
-/// Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
-/// Output: `model`, to be closed by `apl_model_close`. Any number of sessions and threads use one model at once.
+/// `path`: text. A folder has the Hugging Face layout (config.json, .safetensors files,
+/// tokenizer.json) or holds one manifest. `options`: JSON; keys: those of `apl_weights_open`
+/// (`"bits"`, `"group"`, `"symmetric"`, `"method"`, `"activations"`, `"mmap"`), and `"context"`,
+/// the longest context of a session. Weights that are already quantised are taken as stored, unless
+/// `"bits"` is given and differs; floats are quantised by the options (4 bits in groups of 32 by
+/// default; `"bits": 32` keeps them). Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
 ///
-/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is not finite, a
-/// path of more than 64 KiB); ERR_IO;
-/// ERR_FORMAT; ERR_UNSUPPORTED (also an architecture that is not known; the message lists those that are); ERR_MEMORY;
-/// ERR_BACKEND; ERR_STATE (no handle is left).
+/// Output: `model`, to be closed with `apl_model_close`. Any number of sessions and threads may use
+/// one model at once.
+///
+/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `model`, a weight that is
+/// not finite, a path of more than 64 KiB); ERR_IO; ERR_FORMAT; ERR_UNSUPPORTED (including an
+/// unknown architecture; the message lists the known ones); ERR_MEMORY; ERR_BACKEND; ERR_STATE (no
+/// handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_open(
     path: *const c_char,
@@ -51,14 +54,17 @@ pub unsafe extern "C" fn apl_model_open(
     })
 }
 
-/// What a model is, as a JSON object.
+/// Describes a model, as a JSON object.
 ///
-/// Keys: `family`, `format`, `layers`, `hidden`, `intermediate`, `heads`, `kv_heads`, `head_dim`, `vocabulary`, `context`,
-/// `parameters` (in matrices), `bits` (the widths that occur), `bytes` (of all matrices in memory), `backend` (where it runs: `cpu`,
-/// `cuda`, or `cuda+cpu` where the device has the first layers), `backend_reason`, `devices` (the `ordinal` of each that has a part, and how many `layers`), `activations`, `tokenizer` and `chat` (whether it
-/// has one, and a chat template), `bos` (its beginning-of-sequence token or null).
+/// Keys: `family`; `format`; `layers`; `hidden`; `intermediate`; `heads`; `kv_heads`; `head_dim`;
+/// `vocabulary`; `context`; `parameters` (in matrices); `bits` (the widths that occur); `bytes` (of
+/// all matrices in memory); `backend` (where it runs: `cpu`, `cuda`, or `cuda+cpu` if only the
+/// first layers are on the device); `backend_reason`; `devices` (the `ordinal` of each device that
+/// has a part, and its number of `layers`); `activations`; `tokenizer` and `chat` (whether it has a
+/// tokenizer and a chat template); `bos` (its beginning-of-sequence token, or null).
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_LENGTH
+/// (`capacity` < 0); ERR_NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_info(model: i32, json: *mut c_char, capacity: i32) -> i32 {
     guard("apl_model_info", || {
@@ -69,9 +75,9 @@ pub unsafe extern "C" fn apl_model_info(model: i32, json: *mut c_char, capacity:
     })
 }
 
-/// Closes a model handle. Sessions that are open go on, and other threads' calls too.
+/// Closes a model handle. Open sessions and running calls keep using the model until they end.
 ///
-/// Returns: OK; ERR_HANDLE (also for a handle that is closed already).
+/// Returns: OK; ERR_HANDLE (also for a handle that has been closed already).
 #[unsafe(no_mangle)]
 pub extern "C" fn apl_model_close(model: i32) -> i32 {
     guard("apl_model_close", || {
@@ -81,14 +87,17 @@ pub extern "C" fn apl_model_close(model: i32) -> i32 {
     })
 }
 
-/// The token ids of a text.
+/// Converts a text to token ids.
 ///
-/// `text`: text; special tokens that stand in it (`<|im_end|>` …) are taken as such. `add_bos` not 0: exactly one
-/// beginning-of-sequence token comes first, if the model has one (`bos` of `apl_model_info`), whether or not its texts begin with it.
+/// `text`: text; special tokens in it (`<|im_end|>` …) are recognised as such. If `add_bos` is not
+/// 0 and the model has a beginning-of-sequence token (`bos` of `apl_model_info`), exactly one comes
+/// first, whether or not the model's own texts begin with it.
+///
 /// Output: `ids`, of which at most `capacity` are written.
 ///
-/// Returns: the ids that the whole text has; ERR_HANDLE; ERR_ENCODING; ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_RANGE
-/// (misaligned); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
+/// Returns: the number of ids of the whole text; ERR_HANDLE; ERR_ENCODING; ERR_LENGTH
+/// (`capacity` < 0); ERR_NULL; ERR_RANGE (misaligned); ERR_FORMAT (the tokenizer cannot encode the
+/// text); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_tokenize(
     model: i32,
@@ -123,15 +132,20 @@ pub unsafe extern "C" fn apl_model_tokenize(
     })
 }
 
-/// The model's chat template over a conversation: the text that asks the model for the next turn.
+/// Applies the model's chat template to a conversation: the text that asks for the next turn.
 ///
-/// `messages`: JSON, `[{"role": "user", "content": "…"}, …]`; roles are what the template knows (system, user, assistant).
-/// Tokenize the text without `add_bos`: where the model wants that token, the template writes it. A template has 64 KiB at most, writes 64 MiB
-/// at most, and ends after 400,000 steps; what it keeps to itself is not counted: templates are programs of whoever made the model.
+/// `messages`: JSON, `[{"role": "user", "content": "…"}, …]`; the roles are those that the template
+/// knows (system, user, assistant). Tokenize the text without `add_bos`: if the model needs that
+/// token, the template writes it.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG (not such messages, or the
-/// template refuses them); ERR_LENGTH (`capacity` < 0); ERR_NULL; ERR_FORMAT (a malformed template); ERR_UNSUPPORTED (the model
-/// has no tokenizer, no template, or one beyond that); ERR_MEMORY.
+/// Templates are programs written by whoever made the model, so they are limited: to 64 KiB, to
+/// 400,000 steps, and to an output of 64 MiB. Memory that a template uses without writing it is not
+/// limited.
+///
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_ENCODING;
+/// ERR_CONFIG (`messages` is not of this form, or the template refuses it); ERR_LENGTH
+/// (`capacity` < 0); ERR_NULL; ERR_FORMAT (a malformed template); ERR_UNSUPPORTED (the model has no
+/// tokenizer, no template, or one that exceeds the limits); ERR_MEMORY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_chat(
     model: i32,
@@ -155,12 +169,13 @@ pub unsafe extern "C" fn apl_model_chat(
     })
 }
 
-/// The text of token ids. Special tokens have none; bytes that make no UTF-8 character become U+FFFD.
+/// Converts token ids to text.
 ///
-/// `ids` (ids_len).
+/// `ids`: (ids_len). Special tokens have no text; bytes that form no UTF-8 character become U+FFFD.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`ids_len` or `capacity` < 0);
-/// ERR_NULL; ERR_RANGE (misaligned, an id that is none of the vocabulary); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_LENGTH
+/// (`ids_len` or `capacity` < 0); ERR_NULL; ERR_RANGE (misaligned, an id outside the vocabulary);
+/// ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_model_detokenize(
     model: i32,
@@ -188,28 +203,30 @@ pub unsafe extern "C" fn apl_model_detokenize(
     })
 }
 
-/// Bytes that tokenizing takes of memory for each of the text, about, and detokenizing for each token.
+/// Bytes of memory, about, that tokenizing takes per byte of text, and detokenizing per token.
 const TOKENIZING: usize = 128;
 const DETOKENIZING: usize = 64;
 
-/// Declares the room for a text, so that what is wrong with it has its turn among the arrays; [`fill`] writes it.
+/// Declares the buffer for a text, so that its checks come in order with those of the arrays;
+/// [`fill`] writes it.
 fn room(arrays: &mut Arrays, text: *mut c_char, capacity: i32) {
     let bytes = arg("text", text.cast::<u8>(), i64::from(capacity));
     arrays.output(bytes, Length::Capacity);
 }
 
-/// A live handle's model, and the library that it lives in.
+/// The model of a live handle, and the library, held.
 ///
-/// # Errors `ERR_HANDLE`.
+/// # Errors
+/// `ERR_HANDLE`.
 pub(super) fn live(model: i32) -> Result<(Held, Arc<Model>)> {
-    // As for weights: held before the look-up.
+    // Held before the look-up, as for weights.
     let held = state::if_initialised();
     let found = MODELS.get(model).map_err(|e| called(e, "model"))?;
     let held = held.ok_or_else(|| called(MODELS.not_live(model), "model"))?;
     Ok((held, Arc::clone(&found)))
 }
 
-/// The message of a table, which knows only of `handle`, with the argument's name.
+/// The error of a table, whose message says `handle`, with the name of the argument instead.
 pub(super) fn called(e: Error, name: &str) -> Error {
     match e.message().strip_prefix("handle") {
         Some(rest) => Error::handle(format!("{name}{rest}")),
@@ -217,17 +234,19 @@ pub(super) fn called(e: Error, name: &str) -> Error {
     }
 }
 
-/// A number of ids: 0 or more.
+/// The number of ids, 0 or more.
 ///
-/// # Errors `ERR_LENGTH`.
+/// # Errors
+/// `ERR_LENGTH`.
 pub(super) fn id_count(ids_len: i32) -> Result<usize> {
     usize::try_from(ids_len)
         .map_err(|_| Error::length(format!("ids_len is {ids_len}, expected 0 or more")))
 }
 
-/// Ids as the library has them.
+/// The ids as unsigned integers.
 ///
-/// # Errors `ERR_RANGE` for a negative one.
+/// # Errors
+/// `ERR_RANGE` for a negative one.
 pub(super) fn as_ids(ids: &[i32]) -> Result<&[u32]> {
     match ids.iter().position(|&id| id < 0) {
         None => Ok(bytemuck::cast_slice(ids)),

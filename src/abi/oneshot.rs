@@ -1,8 +1,9 @@
 //! One-shot products: the weights come with the call.
 //!
-//! They run on the CPU, whatever the backend. A device would first have to be sent the codes: that reads them from memory once, which is
-//! all the CPU needs to be done with one vector, and then crosses a bus that is slower than the memory (64 GB/s against 100 and more).
-//! Where the codes are to be used again, a weight handle is the call to make.
+//! They run on the CPU, whatever the backend. The codes would have to be copied to a device first,
+//! which reads them from memory once; that is all the CPU needs to multiply one vector, and the bus
+//! is slower than the memory (64 GB/s against 100 GB/s and more). Weight handles are for codes that
+//! are used again.
 
 use super::args::{Arrays, arg, one_of};
 use super::code_args::{ALL_BITS, CODE_BITS, CodeArgs, Format, code_args};
@@ -13,16 +14,20 @@ use super::vectors::Vectors;
 use crate::error::Result;
 use crate::matmul;
 
-/// `y = W x` with 1-bit weights: bit 1 is `+scale`, bit 0 is `-scale`.
+/// Computes `y = W x` with 1-bit weights: bit 1 is `+scale`, bit 0 is `-scale`.
 ///
-/// `packed` (rows, ceil(cols / 8)), first column in the most significant bit; `scales` 1, (rows) or (rows, G);
-/// `x` (cols); `y` (rows).
-/// `group`: columns a scale covers, 0 for the whole row; `G` = ceil(cols / group).
-/// `mode` 0: float activations, exact to float32 rounding in short sums. `mode` 1: each x counts as +1 (x >= 0)
-/// or -1, exact in integers before the scale.
+/// `packed`: (rows, ceil(cols / 8)), first column in the most significant bit. `scales`: 1, (rows)
+/// or (rows, G). `x`: (cols). Output: `y` (rows).
 ///
-/// Returns: OK; ERR_RANGE (a negative dimension, `mode`, a scale that is not finite, misaligned or overlapping
-/// arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
+/// `group`: columns per scale, 0 for the whole row. G is the number of groups per row:
+/// ceil(cols / group), or 1 if `group` is 0.
+///
+/// `mode` 0: float activations; the error of an element of `y` is at most
+/// `1e-5 * norm2(row of W) * norm2(x)`, for rows of any length. `mode` 1: each element of `x` is
+/// replaced by +1 (if >= 0) or -1; sums are exact integers before they are scaled.
+///
+/// Returns: OK; ERR_RANGE (a negative dimension, `mode`, a scale that is not finite, misaligned or
+/// overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul_1bit(
     packed: *const u8,
@@ -48,12 +53,12 @@ pub unsafe extern "C" fn apl_matmul_1bit(
     })
 }
 
-/// `y = W x` with 1-bit weights for each of `n` vectors.
+/// Computes `y = W x` with 1-bit weights for each of `n` vectors.
 ///
-/// As `apl_matmul_1bit`, with `x` (n, cols) and `y` (n, rows). The bits of a result do not depend on the batch
-/// that its vector travels in.
+/// As `apl_matmul_1bit`, with `x` (n, cols) and `y` (n, rows). A result has the same bits whatever
+/// batch its vector is part of.
 ///
-/// Returns: as `apl_matmul_1bit`.
+/// Returns: as `apl_matmul_1bit`; ERR_RANGE also for `n` < 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul_1bit_batch(
     packed: *const u8,
@@ -80,17 +85,25 @@ pub unsafe extern "C" fn apl_matmul_1bit_batch(
     })
 }
 
-/// `y = W x` with weights of 2, 4 or 8 bits: `scale * (code - zero_point)`.
+/// Computes `y = W x` with weights of 2, 4 or 8 bits: `scale * (code - zero_point)`.
 ///
-/// `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
-/// `packing` 0: (rows, cols), one code a byte.
-/// `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0 stands for 2^(bits-1).
-/// `x` (cols); `y` (rows).
-/// `group`: columns a scale covers, 0 for the whole row; `G` = ceil(cols / group).
+/// `codes`: with `packing` 1, (rows, ceil(cols * bits / 8)) bytes, first code in the most
+/// significant bits; with `packing` 0, (rows, cols), one code per byte. `scales`, `zero_points`: 1,
+/// (rows) or (rows, G) values each; without zero points (`zero_points_len` 0), every zero point is
+/// 2^(bits-1). `x`: (cols). Output: `y` (rows).
 ///
-/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
-/// an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y`
-/// is written on success only.
+/// `group`: columns per scale, 0 for the whole row. G is the number of groups per row:
+/// ceil(cols / group), or 1 if `group` is 0.
+///
+/// The error of an element of `y` is at most `1e-5 * norm2(row of W) * norm2(x)`, for rows of any
+/// length.
+///
+/// The scalars are in another order than in `apl_quantize`: `bits` and `packing` follow the codes,
+/// and `rows`, `cols` and `group` come last.
+///
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
+/// zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH;
+/// ERR_NULL; ERR_MEMORY. `y` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul_q(
     codes: *const u8,
@@ -124,12 +137,12 @@ pub unsafe extern "C" fn apl_matmul_q(
     })
 }
 
-/// `y = W x` with weights of 2, 4 or 8 bits for each of `n` vectors.
+/// Computes `y = W x` with weights of 2, 4 or 8 bits for each of `n` vectors.
 ///
-/// As `apl_matmul_q`, with `x` (n, cols) and `y` (n, rows). The bits of a result do not depend on the batch
-/// that its vector travels in.
+/// As `apl_matmul_q`, with `x` (n, cols) and `y` (n, rows). A result has the same bits whatever
+/// batch its vector is part of.
 ///
-/// Returns: as `apl_matmul_q`.
+/// Returns: as `apl_matmul_q`; ERR_RANGE also for `n` < 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul_q_batch(
     codes: *const u8,
@@ -190,9 +203,10 @@ fn one_bit_args(
     )
 }
 
-/// What the four functions do once their scalars are in their domains.
+/// The four functions, once their scalars have been checked.
 ///
-/// # Safety The contract of `abi`, for every array.
+/// # Safety
+/// The contract of `abi`, for every array.
 unsafe fn product(
     codes: CodeArgs,
     format: Format,
@@ -204,7 +218,7 @@ unsafe fn product(
     let codes = codes.declare(&mut arrays, format, n > 0);
     let (x, y) = vectors.declare(&mut arrays, format.shape.rows, format.shape.cols);
     arrays.check()?;
-    // SAFETY: the arrays were checked; the rest is the caller's part.
+    // SAFETY: the arrays were checked; the rest is this function's own contract.
     let (codes, x, y) = unsafe { (codes.read()?, x.slice(), y.slice()) };
     if n > 0 {
         let runtime = state::runtime()?;

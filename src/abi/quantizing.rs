@@ -9,17 +9,25 @@ use crate::matmul;
 use crate::quant::{Bits, Method, ScalePrecision, Spec};
 use crate::weights;
 
-/// Quantises a float matrix to codes of 1, 2, 4 or 8 bits, one scale a group.
+/// Quantises a float matrix to codes of 1, 2, 4 or 8 bits, one scale per group.
 ///
-/// `w` (rows, cols). Outputs: `codes` packed (rows, ceil(cols * bits / 8)); `scales` (rows, G); `zero_points`
-/// (rows, G), or length 0 for symmetric codes, whose zero point is 2^(bits-1). `group`: columns a group, 0 for
-/// the whole row; `G` = ceil(cols / group).
-/// `method` 0: round to nearest, the scale from the extremes of the group (1 bit: the mean absolute value).
-/// `method` 1: scale and zero point searched for least squared error. 1-bit codes have no zero points: bit 1 is
-/// `+scale`, bit 0 is `-scale`. Scales are float16 numbers where all of them can be.
+/// `w`: (rows, cols). Outputs: `codes`, packed, (rows, ceil(cols * bits / 8)); `scales` (rows, G);
+/// `zero_points` (rows, G), or length 0 for symmetric codes, whose zero point is 2^(bits-1). 1-bit
+/// codes have no zero points: bit 1 is `+scale`, bit 0 is `-scale`. Scales are rounded to float16
+/// if that makes every scale of the matrix a normal number or 0.
 ///
-/// Returns: OK; ERR_RANGE (`bits`, `method`, a negative dimension, a weight that is not finite, misaligned or
-/// overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. The outputs are written on success only.
+/// `group`: columns per group, 0 for the whole row. G is the number of groups per row:
+/// ceil(cols / group), or 1 if `group` is 0.
+///
+/// `method` 0: round to nearest, the scale from the extremes of the group (with 1 bit, the mean
+/// absolute value). `method` 1: scale and zero point are searched for the least squared error.
+///
+/// The scalars are in another order than in `apl_matmul_q`: `rows`, `cols`, `bits`, `group` and
+/// `method` follow `w`. There is no `packing`: codes are always packed.
+///
+/// Returns: OK; ERR_RANGE (`bits`, `method`, a negative dimension, a weight that is not finite,
+/// misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. The outputs are written on
+/// success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_quantize(
     w: *const f32,
@@ -106,16 +114,17 @@ pub unsafe extern "C" fn apl_quantize(
     })
 }
 
-/// The weights that codes of 1, 2, 4 or 8 bits stand for, as floats.
+/// Converts codes of 1, 2, 4 or 8 bits to the float weights that they stand for.
 ///
-/// `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
-/// `packing` 0: (rows, cols), one code a byte.
-/// `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0 stands for 2^(bits-1),
-/// and is the only one with 1 bit. Output: `w` (rows, cols).
+/// `codes`: with `packing` 1, (rows, ceil(cols * bits / 8)) bytes, first code in the most
+/// significant bits; with `packing` 0, (rows, cols), one code per byte. `scales`, `zero_points`: 1,
+/// (rows) or (rows, G) values each; without zero points (`zero_points_len` 0), every zero point is
+/// 2^(bits-1). With 1 bit, `zero_points_len` must be 0. `group`: columns per scale, 0 for the whole
+/// row. Output: `w` (rows, cols).
 ///
-/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
-/// an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w`
-/// is written on success only.
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
+/// zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH;
+/// ERR_NULL; ERR_MEMORY. `w` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_dequantize(
     codes: *const u8,

@@ -12,15 +12,24 @@ use super::tables::{SESSIONS, SessionEntry};
 use crate::error::{Error, Result};
 use crate::model::{Logits, Session, SessionOptions};
 
-/// Opens a session: a position, a key/value cache and a sampler of its own.
+/// Opens a session: a position, a KV cache and a sampler of its own.
 ///
-/// `options`: JSON; NULL or "" for the defaults. Keys: `"context"` (the model's), `"temperature"` 0.8 (0 is greedy), `"top_k"` 40
-/// (0: all), `"top_p"` 0.95, `"min_p"` 0.05, `"repeat_penalty"` 1.0 (over the last 64 tokens), `"seed"` 0 (the same seed gives
-/// the same text), `"kv"`: `"f16"` (default) or `"f32"`; where the model keeps float32 weights it is `"f32"` whatever is asked for.
-/// Output: `session`, to be closed by `apl_session_close`. Calls on one session from several threads come one after the other.
+/// `options`: JSON; keys, all optional:
+/// - `"context"`: the most tokens, by default and at most those of the model;
+/// - `"temperature"`: 0.8 by default; 0 takes the most likely token;
+/// - `"top_k"`: 40 by default; 0 for all tokens;
+/// - `"top_p"`: 0.95 by default;
+/// - `"min_p"`: 0.05 by default;
+/// - `"repeat_penalty"`: 1.0 by default, over the last 64 tokens;
+/// - `"seed"`: 0 by default; the same seed gives the same text;
+/// - `"kv"`: the type of the KV cache, `"f16"` (default) or `"f32"`. If the model keeps float32
+///   weights, it is always `"f32"`.
 ///
-/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_BACKEND; ERR_STATE (no
-/// handle is left).
+/// Output: `session`, to be closed with `apl_session_close`. Calls on one session from several
+/// threads run one after the other.
+///
+/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY;
+/// ERR_BACKEND; ERR_STATE (no handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_open(
     model: i32,
@@ -43,15 +52,16 @@ pub unsafe extern "C" fn apl_session_open(
     })
 }
 
-/// Feeds tokens, and gives logits.
+/// Feeds tokens (prefill), and writes logits.
 ///
-/// `ids` (ids_len). Output: `logits`: `logits_len` = V, the vocabulary: those of the last token; `ids_len` * V: of every token
-/// (ids_len, V); 0: none. Without tokens, `logits_len` = V gives the latest again.
+/// `ids`: (ids_len). Output: `logits`, with V the size of the vocabulary: `logits_len` = V for
+/// those of the last token; `ids_len` * V for those of every token, (ids_len, V); 0 for none.
+/// Without tokens, `logits_len` = V gives the latest logits again.
 ///
-/// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (an id that is none of the vocabulary, misaligned or
-/// overlapping arrays); ERR_STATE (tokens beyond the context, a call that was cancelled, no logits yet); ERR_FORMAT (activations are
-/// int8, and one inside the model is not finite); ERR_MEMORY; ERR_BACKEND. Nothing is fed, and `logits` is not written, unless
-/// it is OK.
+/// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (an id outside the vocabulary,
+/// misaligned or overlapping arrays); ERR_STATE (tokens beyond the context, a cancelled call, no
+/// logits yet); ERR_FORMAT (activations are int8, and one inside the model is not finite);
+/// ERR_MEMORY; ERR_BACKEND. Unless it returns OK, nothing is fed and `logits` is not written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_eval(
     session: i32,
@@ -91,15 +101,18 @@ pub unsafe extern "C" fn apl_session_eval(
     })
 }
 
-/// Samples one token from the latest logits, feeds it, and gives its text.
+/// Samples one token from the latest logits, feeds it, and writes its text (decode).
 ///
-/// Output: `id`, and `piece`: whole UTF-8 characters, at most `capacity` bytes with the NUL. Bytes that make no whole character
-/// yet, or do not fit, come first in the next piece; where the text ends there is none, and `apl_model_detokenize` has what was held.
+/// Outputs: `id`; `piece`, whole UTF-8 characters in at most `capacity` bytes, the NUL included.
+/// Bytes that do not form a whole character yet, or do not fit, come first in the next piece. When
+/// the text ends they are not written; `apl_model_detokenize` gives them.
 ///
-/// Returns: the bytes of the piece without the NUL; APL_FFI_END, which is no error, at a token that ends the text (`id` has it; it
-/// is not fed) and where the context is full (`id` is -1), with an empty piece; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
-/// ERR_NULL; ERR_RANGE (misaligned); ERR_STATE (no logits: feed something first; or the call was cancelled); ERR_FORMAT (the logits
-/// are not finite); ERR_UNSUPPORTED (the model has no tokenizer); ERR_MEMORY; ERR_BACKEND.
+/// Returns: the length in bytes of the piece, excluding the NUL; APL_FFI_END, which is not an
+/// error, with an empty piece, at a token that ends the text (`id` is that token; it is not fed) or
+/// if the context is full (`id` is -1); ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL;
+/// ERR_RANGE (misaligned); ERR_STATE (no logits: feed something first; or a cancelled call);
+/// ERR_FORMAT (the logits are not finite); ERR_UNSUPPORTED (the model has no tokenizer);
+/// ERR_MEMORY; ERR_BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_next(
     session: i32,
@@ -126,12 +139,13 @@ pub unsafe extern "C" fn apl_session_next(
     })
 }
 
-/// Keeps the first `position` tokens and forgets the others; the logits of the last kept token are the latest again.
+/// Keeps the first `position` tokens and forgets the others.
 ///
-/// Where a sliding window has overwritten what those tokens see, they are fed again, which takes as long as it did before.
+/// The logits of the last kept token are the latest again. If a sliding window has overwritten what
+/// the kept tokens see, they are fed again, which takes as long as the first time.
 ///
-/// Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond what was fed); ERR_STATE (the call was cancelled); ERR_MEMORY;
-/// ERR_BACKEND. Nothing changes unless it is OK.
+/// Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond the tokens fed); ERR_STATE
+/// (a cancelled call); ERR_MEMORY; ERR_BACKEND. Nothing changes unless it returns OK.
 #[unsafe(no_mangle)]
 pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
     guard("apl_session_rewind", || {
@@ -143,12 +157,13 @@ pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
     })
 }
 
-/// What a session is and where it stands, as a JSON object.
+/// Describes a session and its position, as a JSON object.
 ///
-/// Keys: `position` (tokens fed), `context`, `logits` (whether there are any to sample from), `backend` (as of the model), `kv`,
-/// `kv_bytes`, and the options of the sampler.
+/// Keys: `position` (tokens fed); `context`; `logits` (whether there are any to sample from);
+/// `backend` (as of the model); `kv`; `kv_bytes` (of the KV cache); and the options of the sampler.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0); ERR_NULL.
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_LENGTH
+/// (`capacity` < 0); ERR_NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_info(session: i32, json: *mut c_char, capacity: i32) -> i32 {
     guard("apl_session_info", || {
@@ -159,24 +174,27 @@ pub unsafe extern "C" fn apl_session_info(session: i32, json: *mut c_char, capac
     })
 }
 
-/// Ends the call that another thread has running on a session: it returns ERR_STATE, and nothing was fed by it.
+/// Cancels the call that another thread is running on a session.
 ///
-/// It does not wait for that, and does nothing if no call runs.
+/// That call returns ERR_STATE and has fed nothing. This function does not wait for it, and does
+/// nothing if no call is running.
 ///
 /// Returns: OK; ERR_HANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn apl_session_cancel(session: i32) -> i32 {
     guard("apl_session_cancel", || {
-        // Without holding the library: where `cleanup` waits for the call that is to end, whoever asks for it waits for `cleanup`.
+        // Does not hold the library: if `apl_ffi_cleanup` is waiting for the call that is to be
+        // cancelled, holding it would wait for `apl_ffi_cleanup`.
         let canceller = SESSIONS.look(session, SessionEntry::canceller);
         canceller.map_err(|e| called(e, "session"))?.cancel();
         Ok(APL_FFI_OK)
     })
 }
 
-/// Closes a session handle. Safe while another thread uses it: the session lives until that call ends.
+/// Closes a session handle. Safe while another thread uses it: the session lives until that call
+/// ends.
 ///
-/// Returns: OK; ERR_HANDLE (also for a handle that is closed already).
+/// Returns: OK; ERR_HANDLE (also for a handle that has been closed already).
 #[unsafe(no_mangle)]
 pub extern "C" fn apl_session_close(session: i32) -> i32 {
     guard("apl_session_close", || {
@@ -186,9 +204,10 @@ pub extern "C" fn apl_session_close(session: i32) -> i32 {
     })
 }
 
-/// A live handle's session, and the library that it lives in.
+/// The session of a live handle, and the library, held.
 ///
-/// # Errors `ERR_HANDLE`.
+/// # Errors
+/// `ERR_HANDLE`.
 fn live(session: i32) -> Result<(Held, Arc<SessionEntry>)> {
     let held = state::if_initialised();
     let found = SESSIONS.get(session).map_err(|e| called(e, "session"))?;

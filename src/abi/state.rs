@@ -1,8 +1,8 @@
-//! The configured library, and who may use it when.
+//! The configured library, and when it may be used.
 //!
-//! A call that needs it holds a read guard to its end; `cleanup` and the first `init` take the write guard, so
-//! they wait for the calls that run. No call of the library calls the boundary again, so a thread holds at
-//! most one guard.
+//! A call that needs the library holds a read guard until it ends; [`cleanup`] and the first
+//! [`init`] take the write guard, so they wait for running calls. The library never calls its own
+//! exported functions, so a thread holds at most one guard.
 
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -15,7 +15,7 @@ type State = Option<Arc<Runtime>>;
 
 static STATE: RwLock<State> = RwLock::new(None);
 
-/// The configured library, held: while one of these lives it is neither torn down nor replaced.
+/// The configured library, held: while this value lives, it is neither torn down nor replaced.
 pub(super) struct Held {
     runtime: Arc<Runtime>,
     _state: RwLockReadGuard<'static, State>,
@@ -39,7 +39,7 @@ pub(super) fn if_initialised() -> Option<Held> {
     })
 }
 
-/// The library, configured by the defaults and the environment if it was not.
+/// The library; if it is not configured, it is with the defaults and the environment.
 ///
 /// # Errors
 /// Those of [`Config::from_json`] and [`Runtime::new`].
@@ -53,7 +53,7 @@ pub(super) fn runtime() -> Result<Held> {
 /// Configures the library.
 ///
 /// # Errors
-/// `ERR_STATE` if it is configured to other values already; those of [`Config::resolve`] and
+/// `ERR_STATE` if it is already configured to other values; those of [`Config::resolve`] and
 /// [`Runtime::from_resolved`].
 pub(super) fn init(config: Config) -> Result<()> {
     let held = if_initialised();
@@ -72,7 +72,7 @@ pub(super) fn init(config: Config) -> Result<()> {
     }
 }
 
-/// Waits for the calls that run, ends every handle, and stops the threads.
+/// Waits for running calls, frees every handle, and stops the threads.
 pub(super) fn cleanup() {
     let mut state = write();
     tables::clear();

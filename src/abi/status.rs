@@ -1,10 +1,11 @@
-//! The ABI's version, and the statuses as C sees them.
+//! The version of the ABI, and the statuses as C sees them.
 
 use std::ffi::CStr;
 
 use crate::error::Status;
 
-/// The version of this ABI. It changes when a name, an argument or a meaning does; new functions leave it alone.
+/// The version of this ABI. It changes when a name, an argument or a meaning changes; new functions
+/// do not change it.
 pub const APL_FFI_ABI_VERSION: i32 = 1;
 
 /// Success.
@@ -13,7 +14,8 @@ pub const APL_FFI_OK: i32 = 0;
 pub const APL_FFI_ERR_NULL: i32 = -1;
 /// A length does not agree with the shape; the message gives both.
 pub const APL_FFI_ERR_LENGTH: i32 = -2;
-/// An argument or an element is outside its domain, a pointer is misaligned, or an output overlaps another array.
+/// An argument or an element is outside its domain, a pointer is misaligned, or an output overlaps
+/// another array.
 pub const APL_FFI_ERR_RANGE: i32 = -3;
 /// Not a live handle, or a handle of another kind.
 pub const APL_FFI_ERR_HANDLE: i32 = -4;
@@ -21,22 +23,23 @@ pub const APL_FFI_ERR_HANDLE: i32 = -4;
 pub const APL_FFI_ERR_CONFIG: i32 = -5;
 /// A file cannot be opened, read or written; the message has the path and the system's reason.
 pub const APL_FFI_ERR_IO: i32 = -6;
-/// A file is not what it claims, is truncated, or is inconsistent.
+/// A file is not what it claims to be, is truncated, or is inconsistent.
 pub const APL_FFI_ERR_FORMAT: i32 = -7;
-/// Valid, but not something this build, processor or backend can do.
+/// Valid, but not something that this build, processor or backend can do.
 pub const APL_FFI_ERR_UNSUPPORTED: i32 = -8;
 /// Host or device memory is exhausted.
 pub const APL_FFI_ERR_MEMORY: i32 = -9;
 /// The CUDA backend was demanded and cannot be used, or failed while running.
 pub const APL_FFI_ERR_BACKEND: i32 = -10;
-/// Not possible now: configured otherwise already, no handle is left, the context is full, no logits, or the call was cancelled.
+/// Not possible now: already configured otherwise, no handle is left, the context is full, there
+/// are no logits, or the call was cancelled.
 pub const APL_FFI_ERR_STATE: i32 = -11;
 /// Text is not UTF-8.
 pub const APL_FFI_ERR_ENCODING: i32 = -12;
+/// A bug in the library: a panic was caught; the message has its text.
+pub const APL_FFI_ERR_INTERNAL: i32 = -99;
 /// Not an error: the text of a session ends here.
 pub const APL_FFI_END: i32 = -100;
-/// A bug in the library: a panic was caught; the message has it.
-pub const APL_FFI_ERR_INTERNAL: i32 = -99;
 
 /// A status, its number and its text.
 struct Row {
@@ -118,7 +121,7 @@ const TABLE: [Row; 14] = [
     ),
 ];
 
-// The numbers are written twice, because the header generator does not evaluate expressions: here they are held together.
+// The numbers are written twice because cbindgen does not evaluate expressions; this compares them.
 const _: () = {
     let mut i = 0;
     while i < TABLE.len() {
@@ -127,7 +130,7 @@ const _: () = {
     }
 };
 
-/// The text of a status; a number that is no status has one too.
+/// The text of a status. A number that is not a status has one too.
 pub(super) fn text(status: i32) -> &'static CStr {
     if status == APL_FFI_END {
         return c"no error: the text ends";

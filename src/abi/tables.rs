@@ -1,4 +1,4 @@
-//! The live handles of each kind, and what is behind them. The functions on them and the end of the library both come here.
+//! The table of live handles of each kind, for the functions on handles and for `apl_ffi_cleanup`.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -10,20 +10,20 @@ use crate::model::{Canceller, Model, Session};
 /// The live weight handles.
 pub(super) static WEIGHTS: Table<Weights> = Table::new(Kind::Weights);
 
-/// The live model handles. A session keeps its model alive beyond its handle.
+/// The live model handles. A session keeps its model alive after the handle is closed.
 pub(super) static MODELS: Table<Arc<Model>> = Table::new(Kind::Model);
 
 /// The live session handles.
 pub(super) static SESSIONS: Table<SessionEntry> = Table::new(Kind::Session);
 
-/// A session, and what reaches it while a call has it.
+/// A session, and what cancels the call that is using it.
 pub(super) struct SessionEntry {
     session: Mutex<Session>,
     canceller: Canceller,
 }
 
 impl SessionEntry {
-    /// An entry for a session that nobody else has.
+    /// The entry of a new session.
     pub fn new(session: Session) -> SessionEntry {
         SessionEntry {
             canceller: session.canceller(),
@@ -31,15 +31,15 @@ impl SessionEntry {
         }
     }
 
-    /// What ends the call that has the session.
+    /// What cancels the call that is using the session.
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
     }
 
-    /// The session, once the call that has it ends.
+    /// The session; waits for the call that is using it.
     ///
     /// # Errors
-    /// `ERR_STATE` if a panic ended an earlier call, which may have left it half changed.
+    /// `ERR_STATE` if a panic ended an earlier call, which may have left the session inconsistent.
     pub fn take(&self) -> Result<MutexGuard<'_, Session>> {
         self.session.lock().map_err(|_| {
             Error::state(
@@ -49,7 +49,7 @@ impl SessionEntry {
     }
 }
 
-/// Closes all of them, a session before its model.
+/// Frees every handle, sessions before models.
 pub(super) fn clear() {
     SESSIONS.clear();
     MODELS.clear();

@@ -1,13 +1,13 @@
-//! The vectors of a product: x (n, cols), y (n, rows), and n where the prototype has one.
+//! The vectors of a product: x (n, cols), y (n, rows), and n if the prototype has one.
 
 use super::args::{Arg, Arrays, Input, Length, Output, count};
 use crate::error::Result;
 
-/// The arguments as the caller gives them.
+/// The arguments of the caller, unchecked.
 pub(super) struct Vectors<T> {
     x: Arg<*const T>,
     y: Arg<*mut T>,
-    /// `None`: one, and the prototype has no `n` for a message to name.
+    /// `None`: one vector, and messages do not mention `n`, because the prototype has none.
     n: Option<usize>,
 }
 
@@ -23,12 +23,12 @@ impl<T> Vectors<T> {
         Ok(Vectors { x, y, n })
     }
 
-    /// How many vectors.
+    /// The number of vectors.
     pub(super) fn count(&self) -> usize {
         self.n.unwrap_or(1)
     }
 
-    /// Declares both for a matrix of `rows` × `cols`.
+    /// Declares both arrays, for a matrix (rows, cols).
     pub(super) fn declare(
         self,
         arrays: &mut Arrays,

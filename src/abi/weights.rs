@@ -1,4 +1,4 @@
-//! Weight handles: a matrix converted once, then multiplied with often.
+//! Weight handles: a matrix is converted once and then used often.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -20,20 +20,24 @@ use crate::options::{Source, WeightOptions, Width};
 use crate::runtime::Hands;
 use crate::weights::{self, Floats, Home};
 
-/// Makes a handle of a quantised matrix; the codes are converted, and the caller keeps the arrays.
+/// Makes a weight handle from a quantised matrix; the library keeps a converted copy.
 ///
-/// `codes`: `packing` 1: (rows, ceil(cols * bits / 8)) bytes, first code in the most significant bits;
-/// `packing` 0: (rows, cols), one code a byte.
-/// `bits` 1, 2, 4 or 8. `scales` and `zero_points`: 1, (rows) or (rows, G) values each; `zero_points_len` 0
-/// stands for 2^(bits-1), and is the only one with 1 bit. `group`: columns a scale covers, 0 for the whole row.
-/// `options`: JSON; NULL or "" for the defaults. Key: `"activations"`: `"f32"` (default), `"int8"`, or `"sign"`
-/// with 1 bit.
-/// Output: `handle`, to be freed by `apl_weights_free`.
+/// `codes`: with `packing` 1, (rows, ceil(cols * bits / 8)) bytes, first code in the most
+/// significant bits; with `packing` 0, (rows, cols), one code per byte. `bits`: 1, 2, 4 or 8.
+/// `scales`, `zero_points`: 1, (rows) or (rows, G) values each; without zero points
+/// (`zero_points_len` 0), every zero point is 2^(bits-1). With 1 bit, `zero_points_len` must be 0.
+/// `group`: columns per scale, 0 for the whole row.
 ///
-/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a zero point or
-/// an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH;
-/// ERR_NULL; ERR_MEMORY (of the device only where CUDA is demanded: else the CPU keeps the matrix); ERR_BACKEND
-/// (the device failed); ERR_STATE (no handle is left).
+/// `options`: JSON with one key, `"activations"`: `"f32"` (default), `"int8"`, or, with 1 bit,
+/// `"sign"`; see `apl_weights_from_f32`.
+///
+/// Output: `handle`, to be freed with `apl_weights_free`.
+///
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
+/// zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING;
+/// ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY (of device memory only if CUDA is demanded:
+/// otherwise the matrix stays on the CPU); ERR_BACKEND (the device failed); ERR_STATE (no handle is
+/// left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_from_codes(
     codes: *const u8,
@@ -78,22 +82,25 @@ pub unsafe extern "C" fn apl_weights_from_codes(
     })
 }
 
-/// Makes a handle of a float32 matrix, quantised as the options say; the caller keeps the array.
+/// Makes a weight handle from a float32 matrix, quantised as the options specify.
 ///
-/// `w` (rows, cols). `options`: JSON; NULL or "" for the defaults. Keys:
-/// - `"bits"`: 1, 2, 4 (default), 8; 32 keeps float32, 16 rounds to float16;
-/// - `"group"`: columns a scale, 32 by default, 0 for the whole row; on the CPU groups of 16 and more that are no
-///   multiples of 32 take the memory of the next multiple; rows of shorter ones are padded to a multiple of 32;
-/// - `"symmetric"`: true (default): no zero points;
-/// - `"method"`: `"nearest"` (default) or `"search"`, slower and with a smaller error;
-/// - `"activations"`: `"f32"` (default, exact); `"int8"`: each vector quantised to 8 bits on the fly, faster
-///   (not in groups of less than 16 columns), adds under 1% of error; `"sign"`: with 1 bit only. Float weights (16, 32) always take `"f32"`.
+/// `w`: (rows, cols). `options`: JSON; keys, all optional:
+/// - `"bits"`: 1, 2, 4 (default) or 8; 32 keeps float32, 16 rounds to float16;
+/// - `"group"`: columns per scale, 32 by default, 0 for the whole row. On the CPU, groups of 16
+///   columns or more take the memory of the next multiple of 32; with shorter groups, rows are
+///   padded to a multiple of 32 instead;
+/// - `"symmetric"`: true (default) means no zero points;
+/// - `"method"`: `"nearest"` (default) or `"search"`, which is slower and has a smaller error;
+/// - `"activations"`: `"f32"` (default) is exact; `"int8"` quantises each vector to 8 bits during
+///   the product, which is faster (except with groups of fewer than 16 columns) and adds less than
+///   1% of error; `"sign"`, with 1 bit only, takes the signs of the elements. Float weights (16,
+///   32) always use `"f32"`.
 ///
-/// Output: `handle`, to be freed by `apl_weights_free`.
+/// Output: `handle`, to be freed with `apl_weights_free`.
 ///
-/// Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit float16,
-/// misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY and ERR_BACKEND
-/// as `apl_weights_from_codes`; ERR_STATE (no handle is left).
+/// Returns: OK; ERR_RANGE (a negative dimension, a weight that is not finite or does not fit
+/// float16, misaligned or overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL;
+/// ERR_MEMORY and ERR_BACKEND as for `apl_weights_from_codes`; ERR_STATE (no handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_from_f32(
     w: *const f32,
@@ -109,10 +116,10 @@ pub unsafe extern "C" fn apl_weights_from_f32(
     })
 }
 
-/// Makes a handle of a float64 matrix, each weight rounded to float32 first. As `apl_weights_from_f32`.
+/// Makes a weight handle from a float64 matrix, whose elements are rounded to float32 first.
 ///
-/// `w` (rows, cols): a Dyalog array of floats needs no conversion. A weight beyond the range of float32 is
-/// ERR_RANGE.
+/// As `apl_weights_from_f32`. `w`: (rows, cols); a Dyalog array of floats needs no conversion. A
+/// weight beyond the range of float32 is ERR_RANGE.
 ///
 /// Returns: as `apl_weights_from_f32`.
 #[unsafe(no_mangle)]
@@ -130,17 +137,22 @@ pub unsafe extern "C" fn apl_weights_from_f64(
     })
 }
 
-/// Makes a handle of one named matrix out of a file: a manifest (.json), a .gguf or a .safetensors file.
+/// Makes a weight handle from a named matrix in a file: a manifest (.json), .gguf or .safetensors.
 ///
-/// `path`, `name`: text; a vector in the file is a matrix of one row. `options`: as for `apl_weights_from_f32`,
-/// and `"mmap"`: true (default) maps the file, false reads it. Weights that are quantised already are taken as
-/// stored, unless `"bits"` is given and differs; floats are quantised by the options.
-/// Output: `handle`, to be freed by `apl_weights_free`. A file that is cut short by someone while it is mapped
-/// cannot be survived.
+/// `path`, `name`: text. A vector in the file is a matrix of one row. `options`: as for
+/// `apl_weights_from_f32`, and `"mmap"`: true (default) maps the file, false reads it. Weights that
+/// are already quantised are taken as stored, unless `"bits"` is given and differs; floats are
+/// quantised by the options.
 ///
-/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `handle`, a weight that is not
-/// finite); ERR_IO; ERR_FORMAT (also a name that is not there); ERR_UNSUPPORTED; ERR_MEMORY; ERR_BACKEND; ERR_STATE (no
-/// handle is left).
+/// Output: `handle`, to be freed with `apl_weights_free`.
+///
+/// A mapped file that is truncated while in use ends the process with SIGBUS; `"mmap": false`
+/// avoids that.
+///
+/// Returns: OK; ERR_ENCODING; ERR_CONFIG; ERR_NULL; ERR_RANGE (misaligned `handle`, a weight that
+/// is not finite, a path or name of more than 64 KiB); ERR_IO; ERR_FORMAT (including a name that
+/// the file does not have); ERR_UNSUPPORTED; ERR_MEMORY; ERR_BACKEND; ERR_STATE (no handle is
+/// left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_open(
     path: *const c_char,
@@ -172,16 +184,16 @@ pub unsafe extern "C" fn apl_weights_open(
     })
 }
 
-/// What a weight handle is, as a JSON object.
+/// Describes a weight handle, as a JSON object.
 ///
-/// Keys: `rows`, `cols`, `bits` (1, 2, 4, 8; 16 and 32 are floats), `group` (columns a scale), `symmetric`,
-/// `scales` (their type), `activations`, `bytes` (memory it occupies), `path` (how it is multiplied: `"tiles"`,
-/// as codes, `"rows"`, as floats, or `"device"`), `backend` (where it lives: `"cpu"` or `"cuda"`),
-/// `isa`.
-/// `group`, `symmetric` and `scales` are null for float weights.
+/// Keys: `rows`; `cols`; `bits` (1, 2, 4, 8; 16 and 32 are floats); `group` (columns per scale);
+/// `symmetric`; `scales` (their type); `activations`; `bytes` (memory that it occupies); `path`
+/// (how it is multiplied: `"tiles"`, as codes; `"rows"`, as floats; or `"device"`); `backend`
+/// (where it is: `"cpu"` or `"cuda"`); `isa`. For float weights, `group`, `symmetric` and `scales`
+/// are null.
 ///
-/// Returns: the bytes that the whole text needs without the NUL; ERR_HANDLE; ERR_LENGTH (`capacity` < 0);
-/// ERR_NULL.
+/// Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_LENGTH
+/// (`capacity` < 0); ERR_NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_info(handle: i32, json: *mut c_char, capacity: i32) -> i32 {
     guard("apl_weights_info", || {
@@ -192,12 +204,12 @@ pub unsafe extern "C" fn apl_weights_info(handle: i32, json: *mut c_char, capaci
     })
 }
 
-/// The weights of a handle as floats: what its products multiply with.
+/// Writes the weights of a handle as floats: those that its products multiply with.
 ///
 /// Output: `w` (rows, cols).
 ///
-/// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_BACKEND. `w` is written on success
-/// only.
+/// Returns: OK; ERR_HANDLE; ERR_LENGTH; ERR_NULL; ERR_RANGE (misaligned); ERR_MEMORY; ERR_BACKEND.
+/// `w` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len: i64) -> i32 {
     guard("apl_weights_dequantize", || {
@@ -216,11 +228,13 @@ pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len:
 
 /// Saves the weights of a handle under a name: a manifest at `path` (.json), and an .npz beside it.
 ///
-/// `path`, `name`: text. The .npz is in place before the manifest that names it is, so an interruption leaves
-/// the old file or the new one. What the manifest held before is replaced. `apl_weights_open` reads it back.
+/// `path`, `name`: text. The .npz is in place before the manifest that refers to it, so an
+/// interruption leaves either the old file or the new one. Whatever the manifest held before is
+/// replaced. `apl_weights_open` reads it back.
 ///
-/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json, or `name` is empty
-/// or beyond 1024 bytes, or has control characters); ERR_IO; ERR_MEMORY; ERR_BACKEND.
+/// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json or has
+/// more than 64 KiB; `name` is empty, has more than 1024 bytes, or has control characters); ERR_IO;
+/// ERR_MEMORY; ERR_BACKEND.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_save(
     handle: i32,
@@ -242,7 +256,7 @@ pub unsafe extern "C" fn apl_weights_save(
 
 /// Frees a weight handle. Safe while other threads use it: the weights live until their calls end.
 ///
-/// Returns: OK; ERR_HANDLE (also for a handle that is freed already).
+/// Returns: OK; ERR_HANDLE (also for a handle that has been freed already).
 #[unsafe(no_mangle)]
 pub extern "C" fn apl_weights_free(handle: i32) -> i32 {
     guard("apl_weights_free", || {
@@ -252,15 +266,16 @@ pub extern "C" fn apl_weights_free(handle: i32) -> i32 {
     })
 }
 
-/// `y = W x` for each of `n` vectors, with the weights of a handle.
+/// Computes `y = W x` for each of `n` vectors, with the weights of a handle.
 ///
-/// `x` (n, cols), `y` (n, rows); they must not overlap. On the CPU the bits of a result depend neither on the
-/// number of threads nor on the batch that its vector travels in; on a CUDA device the same call gives the same
-/// bits each time.
+/// `x`: (n, cols). Output: `y` (n, rows). They must not overlap.
 ///
-/// Returns: OK; ERR_HANDLE; ERR_RANGE (`n` < 0, a vector that is not finite where activations are `"int8"`,
-/// misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_BACKEND (the device failed). `y` is
-/// written on success only.
+/// On the CPU, a result has the same bits for any number of threads and whatever batch its vector
+/// is part of. On a CUDA device, the same call gives the same bits each time.
+///
+/// Returns: OK; ERR_HANDLE; ERR_RANGE (`n` < 0, a vector that is not finite where activations are
+/// `"int8"`, misaligned or overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY; ERR_BACKEND (the
+/// device failed). `y` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul(
     handle: i32,
@@ -284,10 +299,10 @@ pub unsafe extern "C" fn apl_matmul(
     })
 }
 
-/// `apl_matmul` for float64 vectors, which are what APL has: `x` is rounded to float32 first, the sums are
-/// widened.
+/// Computes `y = W x` for each of `n` float64 vectors, which is what APL has.
 ///
-/// `x` (n, cols), `y` (n, rows). An element of `x` that is finite and beyond the range of float32 is ERR_RANGE.
+/// As `apl_matmul`. `x`: (n, cols), rounded to float32 first. Output: `y` (n, rows), the float32
+/// results, widened. An element of `x` that is finite and beyond the range of float32 is ERR_RANGE.
 ///
 /// Returns: as `apl_matmul`.
 #[unsafe(no_mangle)]
@@ -317,24 +332,27 @@ pub unsafe extern "C" fn apl_matmul_f64(
     })
 }
 
-/// A live handle's weights, and the library that they live in.
+/// The weights of a live handle, and the library, held.
 ///
-/// # Errors `ERR_HANDLE`. A library that is not initialised has no live handles, and is not initialised to find
-/// that out.
+/// # Errors
+/// `ERR_HANDLE`. A library that is not initialised has no live handles; this does not initialise
+/// it.
 fn live(handle: i32) -> Result<(Held, Arc<Weights>)> {
-    // Held before the look-up: so `cleanup` cannot come between, and the weights do not outlive their library.
+    // Held before the look-up, so that `apl_ffi_cleanup` cannot come between the two and the
+    // weights do not outlive their library.
     let held = state::if_initialised();
     let weights = WEIGHTS.get(handle)?;
     Ok((held.ok_or_else(|| WEIGHTS.not_live(handle))?, weights))
 }
 
-/// Gives the weights a handle. `_held` is the proof that no `cleanup` is under way.
+/// Makes a handle for the weights. `_held` proves that no `apl_ffi_cleanup` is running.
 fn register(weights: Weights, _held: &Held, handle: &mut [i32]) -> Result<i32> {
     handle[0] = WEIGHTS.insert(weights)?;
     Ok(APL_FFI_OK)
 }
 
-/// # Safety The contract of `abi`.
+/// # Safety
+/// The contract of `abi`.
 unsafe fn from_floats<T: Floats>(
     w: Arg<*const T>,
     rows: i64,
