@@ -1,5 +1,5 @@
-//! What the compiler and the linker are told beyond `Cargo.toml`: the names and flags of the shared
-//! library, and the description of its own functions. Nothing here looks at the machine or the network.
+//! What `Cargo.toml` cannot express: the name and the flags of the shared library, and its
+//! description of its own functions. The result does not depend on the machine or the network.
 
 #[path = "build_support/prototypes.rs"]
 mod prototypes;
@@ -38,16 +38,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The name that a program linked with the library looks for carries the ABI's number. Symbols need no version
-/// script: rustc exports from a cdylib what is `no_mangle` and hides the rest.
+/// Puts the number of the ABI into the soname. A version script is not needed: rustc exports the
+/// `no_mangle` symbols of a cdylib and hides the others.
 fn link(abi: u32, os: &str) {
     let arguments: &[String] = match os {
         "windows" => &[],
         "macos" => &[format!("-Wl,-install_name,@rpath/libapl_ffi.{abi}.dylib")],
         _ => &[
             format!("-Wl,-soname,libapl_ffi.so.{abi}"),
-            // APL unloads a library when its last function is erased. One whose thread runs at that moment
-            // would take the process with it.
+            // APL unloads a library when its last function is erased; if a thread of the library is
+            // running then, the process would crash.
             "-Wl,-z,nodelete".to_owned(),
         ],
     };

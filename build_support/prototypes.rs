@@ -1,7 +1,7 @@
-//! Reads the functions out of the C header, and derives the `⎕NA` declaration of each.
+//! Reads the functions of the C header and derives the `⎕NA` declaration of each.
 //!
-//! It serves `build.rs`, which puts them into the library for `apl_ffi_describe`, and the tests. The header is
-//! ours and generated, so the reader is small and anything that it does not know is an error.
+//! For `build.rs`, which puts them into the library for `apl_ffi_describe`, and for tests. The
+//! header is generated, so this parser is small, and anything that it does not know is an error.
 
 /// A function of the header.
 pub struct Function {
@@ -9,7 +9,7 @@ pub struct Function {
     pub name: String,
     /// Its prototype on one line.
     pub c: String,
-    /// Its `⎕NA` declaration, `%P` standing for the path of the library.
+    /// Its `⎕NA` declaration, with `%P` for the path of the library.
     pub na: String,
     /// The first paragraph of its comment, on one line.
     pub doc: String,
@@ -30,7 +30,7 @@ pub fn functions(header: &str) -> Result<Vec<Function>, String> {
     for part in header.split("/**").skip(1) {
         let (comment, after) = part.split_once("*/").ok_or("a comment has no end")?;
         let declaration = after.trim_start();
-        // The other commented things are macros.
+        // Everything else that has a comment is a macro.
         if declaration.starts_with('#') {
             continue;
         }
@@ -134,8 +134,8 @@ impl<'a> Declared<'a> {
         }
     }
 
-    /// `next` is the name of the parameter after this one: an array is followed by its length, or by its
-    /// capacity where it is cut to that. What is followed by neither is one value.
+    /// The argument in a `⎕NA` declaration. `next` is the name of the next parameter: an array is
+    /// followed by its length or its capacity; a pointer followed by neither is to one value.
     fn argument(&self, next: &str) -> Option<String> {
         let direction = if self.constant { '<' } else { '>' };
         let is_array = next.strip_suffix("_len") == Some(self.name) || next == "capacity";

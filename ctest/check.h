@@ -1,9 +1,9 @@
-/* What the test programs share: a line a test, the place of each failed check, an exit status.
+/* A small test framework: one line per test, the place of each failed check, an exit status.
  *
  *     static void sums(void) { CHECK(1 + 1 == 2); }
  *     int main(void) { test("sums", sums); return finish(); }
  *
- * For one thread: what other threads find is checked where they are joined.
+ * Not thread-safe: what other threads find is checked after they are joined.
  */
 #ifndef APL_FFI_CHECK_H
 #define APL_FFI_CHECK_H
@@ -12,13 +12,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static int check_failures; /* in the test that runs */
-static int check_exit;     /* 1 once a test has failed */
+static int check_failures; /* in the running test */
+static int check_exit;     /* 1 if a test has failed */
 
-/* Notes a failure where `condition` is false, and goes on. */
+/* Records a failure if `condition` is false, and continues. */
 #define CHECK(condition) ((condition) ? (void)0 : check_fail(__FILE__, __LINE__, #condition))
 
-/* Notes a failure where `call` does not give `expected`, both int32_t, and goes on. */
+/* Records a failure if `call` does not return `expected`, both int32_t, and continues. */
 #define CHECK_STATUS(expected, call) check_status(__FILE__, __LINE__, #call, (expected), (call))
 
 static inline void check_fail(const char *file, int line, const char *what)
@@ -35,7 +35,7 @@ static inline void check_status(const char *file, int line, const char *what, in
     printf("    gives %d, expected %d\n", (int)found, (int)expected);
 }
 
-/* Runs one test and prints its line. */
+/* Runs a test and prints its result. */
 static inline void test(const char *name, void (*body)(void))
 {
     check_failures = 0;
@@ -46,19 +46,19 @@ static inline void test(const char *name, void (*body)(void))
     fflush(stdout);
 }
 
-/* The line of a test that cannot be run here. */
+/* Prints the line of a test that cannot run here. */
 static inline void skipped(const char *name, const char *why)
 {
     printf("ok - %s # skipped: %s\n", name, why);
 }
 
-/* What `main` returns; a check that failed after the last test counts. */
+/* The exit status; includes checks that failed after the last test. */
 static inline int finish(void)
 {
     return check_exit || check_failures;
 }
 
-/* `count` elements of `size` bytes, zeroed; ends the program where there is no memory. */
+/* Allocates `count` zeroed elements of `size` bytes; ends the program if there is no memory. */
 static inline void *allocate(size_t count, size_t size)
 {
     void *p = calloc(count ? count : 1, size);

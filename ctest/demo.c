@@ -1,5 +1,5 @@
-/* What the library does on this machine: a Gaussian matrix quantised to each width, its products compared with float64,
- * and a table of error, size and speed. Exits with 1 where an error exceeds its bound.
+/* Quantises a Gaussian matrix to each width, compares its products with float64, and prints a table
+ * of error, size and speed on this machine. Exits with 1 if an error exceeds its bound.
  *
  * usage: demo [rows cols]
  */
@@ -55,7 +55,7 @@ static void gaussian(float *v, size_t n)
         v[i] = (float)(sqrt(-2 * log(uniform())) * cos(6.283185307179586 * uniform()));
 }
 
-/* Copies the value of a key in a flat JSON object, without quotes; empty if it is not there. */
+/* Copies the value of a key of a flat JSON object, without quotes; empty if there is none. */
 static void field(const char *json, const char *key, char *value, size_t capacity)
 {
     char quoted[64];
@@ -69,7 +69,8 @@ static void field(const char *json, const char *key, char *value, size_t capacit
     value[n] = 0;
 }
 
-/* y = W x in float64; W (rows, cols). Also the largest |y[r] - got[r]| / (|W[r]| |x|), where `worst` is given. */
+/* y = W x in float64; W (rows, cols). Into `worst`, if given: the largest
+ * |y[r] - got[r]| / (|W[r]| |x|). */
 static void product(const float *w, const float *x, double *y, int64_t rows, int64_t cols, const float *got,
                     double *worst)
 {
@@ -106,7 +107,7 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Median seconds of a product of n vectors: calls for a fifth of a second, at least three. */
+/* Median seconds of a product of n vectors, over calls for 0.2 s, at least three. */
 static double median_seconds(int32_t weights, const float *x, float *y, int64_t rows, int64_t cols, int64_t n)
 {
     enum { MOST = 4096 };
@@ -123,8 +124,9 @@ static double median_seconds(int32_t weights, const float *x, float *y, int64_t 
     return seconds[calls / 2];
 }
 
-/* Bounds of the relative error that quantising a Gaussian matrix adds, in groups of 32. Beside them, the error of the
- * best quantiser with as many levels (Lloyd, Max): 1 bit 0.603, 2 bits 0.343, 4 bits 0.097, 8 bits 0.005. */
+/* Bounds of the relative error of quantising a Gaussian matrix in groups of 32. For comparison, the
+ * best quantiser with as many levels (Lloyd-Max): 1 bit 0.603, 2 bits 0.343, 4 bits 0.097, 8 bits
+ * 0.005. */
 static double quantising_bound(int32_t bits)
 {
     switch (bits) {
@@ -135,7 +137,7 @@ static double quantising_bound(int32_t bits)
     }
 }
 
-/* What every row of the table is measured on. */
+/* The data of every row of the table. */
 typedef struct {
     int64_t rows, cols;
     const float *w;     /* (rows, cols), before quantising */
@@ -143,7 +145,7 @@ typedef struct {
     const float *signs; /* (cols): the signs of x[0] */
 } Problem;
 
-/* One row of the table; 1 if its errors are within bounds. */
+/* Measures and prints one row of the table; 1 if its errors are within bounds. */
 static int measure(const Problem *p, int32_t bits, const char *activations)
 {
     const int64_t rows = p->rows, cols = p->cols;

@@ -1,9 +1,11 @@
-/* Every status of the header, each way of C to be wrong, the sentence that is told of it, and outputs left alone.
+/* Statuses, messages, and untouched outputs, for every kind of invalid argument.
  *
- * APL_FFI_ERR_INTERNAL is a bug and has no way to be reached from here. An instruction set that the processor lacks
- * is told by lifecycle and oneshot where there is one; a made-up one is APL_FFI_ERR_CONFIG everywhere.
+ * APL_FFI_ERR_INTERNAL is a bug and cannot be provoked from C. APL_FFI_ERR_UNSUPPORTED for an
+ * instruction set that the processor lacks is tested by lifecycle and oneshot; an unknown
+ * instruction set is APL_FFI_ERR_CONFIG on every machine.
  *
- * With APL_FFI_SANITIZED in the environment (a sanitizer, valgrind) the test that limits the address space is skipped.
+ * If APL_FFI_SANITIZED is set (to the name of a sanitizer, or valgrind), the test that limits the
+ * address space is skipped.
  */
 #define _XOPEN_SOURCE 700
 
@@ -15,7 +17,7 @@
 #include "oracle.h"
 #include "scratch.h"
 
-/* Whether the latest error begins with the name of the function and goes on with `said`. */
+/* Whether the latest error begins with the name of the function and contains `said`. */
 static int error_is(const char *function, const char *said)
 {
     char text[1024];
@@ -32,7 +34,7 @@ static int error_is(const char *function, const char *said)
 
 enum { ROWS = 3, COLS = 64, GROUP = 32, G = 2, N = 2 };
 
-/* The arguments of all of them, as they go over the boundary. */
+/* The arguments of all of these functions. */
 struct arguments {
     const uint8_t *codes;
     int64_t codes_len;
@@ -51,7 +53,7 @@ struct arguments {
     int32_t *handle;
 };
 
-/* Memory for the arguments, and what they may not change. */
+/* The arrays behind the arguments. */
 static uint8_t codes[ROWS * COLS];
 static float scales[ROWS * G], x[N * COLS], y[ROWS * COLS];
 static int32_t zero_points[ROWS * G], handle[2];
@@ -98,7 +100,7 @@ static int32_t q(const struct arguments *a)
                         a->y_len == N * ROWS ? ROWS : a->y_len, a->rows, a->cols, a->group);
 }
 
-/* The packed 1-bit form of the same: an eighth of the bytes. */
+/* The same arguments as packed 1-bit codes: an eighth of the bytes. */
 static int32_t one_bit_batch(const struct arguments *a)
 {
     return apl_matmul_1bit_batch(a->codes, a->codes_len / 8, a->scales, a->scales_len, a->x, a->x_len, a->y, a->y_len,
@@ -112,7 +114,7 @@ static int32_t one_bit(const struct arguments *a)
                            a->rows, a->cols, a->group, a->mode);
 }
 
-/* Its output is the weights; y has room for them. */
+/* The output is the weights, for which y is large enough. */
 static int32_t dequantize(const struct arguments *a)
 {
     return apl_dequantize(a->codes, a->codes_len, a->bits, a->packing, a->scales, a->scales_len, a->zero_points,
@@ -144,7 +146,7 @@ static const struct {
     {"apl_weights_from_codes", from_codes, FROM_CODES},
 };
 
-/* What is not aligned is made of an address, as a foreign caller would; C has no such pointer. */
+/* A misaligned pointer, which C cannot form by pointer arithmetic, from an address. */
 #define MISALIGNED(type, pointer) ((type *)((uintptr_t)(pointer) + 1))
 
 static void bits_3(struct arguments *a) { a->bits = 3; }
@@ -195,7 +197,7 @@ static void zero_point_16(struct arguments *a) { (void)a, zero_points[2] = 16; }
 static void zero_point_negative(struct arguments *a) { (void)a, zero_points[0] = -1; }
 static void code_16(struct arguments *a) { (void)a, codes[100] = 16; }
 
-/* In the order of the contract's checks, so that of two the earlier one answers. */
+/* In the contract's order of checks, so that the first of two faults is the one reported. */
 static const struct fault {
     void (*spoil)(struct arguments *);
     int32_t status;
@@ -268,7 +270,7 @@ static void one_wrong_argument(void)
     }
 }
 
-/* Two faults may be of one argument; the status is still that of the kind of check that comes first. */
+/* Two faults may concern one argument; the status is still that of the earlier check. */
 static void two_wrong_arguments(void)
 {
     for (int f = 0; f < FUNCTIONS; f++)
@@ -355,8 +357,9 @@ static void weights_from_floats(void)
     CHECK_STATUS(APL_FFI_ERR_NULL, apl_weights_from_f32(w, 4, 2, 2, NULL, NULL));
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_weights_from_f32(w, 4, 2, 2, NULL, MISALIGNED(int32_t, out)));
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_weights_from_f32(MISALIGNED(const float, w), 2, 1, 2, NULL, out));
-    CHECK_STATUS(APL_FFI_ERR_RANGE, apl_weights_from_f64(wide, 4, 2, 2, NULL, out)); /* beyond float32 */
-    w[1] = 70000; /* beyond float16 */
+    /* 1e39 is beyond float32, 70000 beyond float16. */
+    CHECK_STATUS(APL_FFI_ERR_RANGE, apl_weights_from_f64(wide, 4, 2, 2, NULL, out));
+    w[1] = 70000;
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_weights_from_f32(w, 4, 2, 2, "{\"bits\": 16}", out));
     w[1] = NAN;
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_weights_from_f32(w, 4, 2, 2, NULL, out));
@@ -366,7 +369,7 @@ static void weights_from_floats(void)
 
 /* ---- Handles ---- */
 
-/* Every function that takes a handle refuses this one, and does nothing. */
+/* Every function that takes a weight handle refuses this one and does nothing. */
 static void refused(int32_t h)
 {
     float a[2] = {7, 7}, in[2] = {1, 2};
@@ -382,7 +385,7 @@ static void refused(int32_t h)
     CHECK(a[0] == 7 && a[1] == 7 && b[0] == 7 && b[1] == 7 && strcmp(json, "7777777") == 0);
 }
 
-/* The library has one kind of handle now; a made-up number stands for a handle of another. */
+/* Made-up numbers, and a live handle with any one bit flipped, among them those of the kind. */
 static void handles(void)
 {
     static const int32_t never[] = {0, -1, 1, 12345, INT32_MAX, INT32_MIN};
@@ -400,7 +403,7 @@ static void handles(void)
     refused(first);
     CHECK_STATUS(APL_FFI_OK, apl_weights_from_f32(w, 4, 2, 2, NULL, &second));
     CHECK(second != first);
-    refused(first); /* also where its place is taken again */
+    refused(first); /* even if its slot is in use again */
     CHECK_STATUS(APL_FFI_OK, apl_matmul(second, in, 2, out, 2, 1));
     CHECK_STATUS(APL_FFI_OK, apl_weights_free(second));
 }
@@ -422,7 +425,7 @@ static void products_of_a_handle(void)
     CHECK_STATUS(APL_FFI_ERR_NULL, apl_matmul(h, in, 3, NULL, 2, 1));
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_matmul(h, MISALIGNED(const float, in), 3, out, 2, 1));
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_matmul(h, in, 3, in, 2, 1));
-    in[1] = NAN; /* 8-bit activations have no code for it */
+    in[1] = NAN; /* which 8-bit activations cannot represent */
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_matmul(h, in, 3, out, 2, 1));
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_matmul_f64(h, in64, 3, out64, 2, 1));
     CHECK(error_is("apl_matmul_f64", "x[2] is 1e39"));
@@ -444,7 +447,7 @@ static void open_gives(int32_t status, const char *path, const char *name, const
     CHECK(error_is("apl_weights_open", said));
 }
 
-/* A safetensors file of one tensor "w", (1, 2), with the element type given and 8 bytes of data. */
+/* A safetensors file with a tensor "w", (1, 2), of the given element type, and 8 bytes of data. */
 static void write_safetensors(const char *path, const char *dtype)
 {
     char file[256] = {0};
@@ -523,7 +526,7 @@ static void memory(void)
     int32_t h = 7;
     CHECK(getrlimit(RLIMIT_AS, &before) == 0);
     none = before;
-    none.rlim_cur = 1 << 20; /* less than there is: nothing large can be had */
+    none.rlim_cur = 1 << 20; /* less than is in use: large allocations fail */
     CHECK(setrlimit(RLIMIT_AS, &none) == 0);
     int32_t status = apl_weights_from_f32(w, COUNT, 4096, 4096, "{\"bits\": 32}", &h);
     CHECK(setrlimit(RLIMIT_AS, &before) == 0);
@@ -534,7 +537,7 @@ static void memory(void)
     free(w);
 }
 
-/* Whether the bytes are whole UTF-8 characters, by the first byte of each. */
+/* Whether the bytes are whole UTF-8 characters, judged by the first byte of each. */
 static int whole_characters(const char *text)
 {
     const unsigned char *p = (const unsigned char *)text;
@@ -549,7 +552,7 @@ static int whole_characters(const char *text)
     return 1;
 }
 
-/* The last error repeats the key, which has characters of one to four bytes. */
+/* The last error quotes the key, which has characters of one to four bytes. */
 static void characters_are_not_cut(void)
 {
     char whole[512], part[512];
@@ -595,7 +598,7 @@ static void texts(void)
     CHECK_STATUS(APL_FFI_OK, apl_weights_free(h));
 }
 
-/* Each status has a text of its own, and a number that is none has one as well. */
+/* Each status has a text of its own; so has a number that is not a status. */
 static void every_status_has_a_text(void)
 {
     static const int32_t statuses[] = {

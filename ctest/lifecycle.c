@@ -1,7 +1,7 @@
-/* Configuring the library, asking it, and taking it down.
+/* Configuring the library, querying it, and cleaning up.
  *
- * With APL_FFI_SANITIZED in the environment (a sanitizer's name, or valgrind) the test that limits the address space is
- * skipped, and with valgrind the one of signal masks as well.
+ * If APL_FFI_SANITIZED is set (to the name of a sanitizer, or valgrind), the test that limits the
+ * address space is skipped; with valgrind, also the test of signal masks.
  */
 #define _XOPEN_SOURCE 700
 
@@ -17,7 +17,7 @@
 
 enum { CAPACITY = 4096 };
 
-/* Whether the JSON of apl_ffi_info holds `part`. */
+/* Whether the JSON of apl_ffi_info contains `part`. */
 static int info_has(const char *part)
 {
     char json[CAPACITY];
@@ -29,7 +29,7 @@ static int info_has(const char *part)
     return 0;
 }
 
-/* Whether the latest error holds `part`. */
+/* Whether the latest error contains `part`. */
 static int error_has(const char *part)
 {
     char text[CAPACITY];
@@ -58,7 +58,7 @@ static void nothing_configured(void)
     CHECK(strlen(apl_ffi_status_text(APL_FFI_ERR_HANDLE)) > 0);
     CHECK(apl_ffi_status_message(APL_FFI_ERR_HANDLE, text, sizeof text) > 0);
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
-    CHECK_STATUS(0, apl_ffi_ready()); /* none of these has initialised it */
+    CHECK_STATUS(0, apl_ffi_ready()); /* none of these calls initialises the library */
     CHECK(library_threads(NULL) == 0);
 }
 
@@ -132,7 +132,7 @@ static void instruction_sets(void)
         snprintf(found, sizeof found, "\"isa\":\"%s\"", isas[i]);
         int32_t status = apl_ffi_init(config);
         if (status == APL_FFI_OK)
-            CHECK(info_has(found)); /* the level that was asked for, not another one */
+            CHECK(info_has(found)); /* exactly the requested level */
         else
             CHECK_STATUS(APL_FFI_ERR_UNSUPPORTED, status);
         CHECK(i > 0 || status == APL_FFI_OK);
@@ -148,7 +148,7 @@ static void the_environment(void)
     CHECK(info_has("\"threads\":3") && info_has("\"isa\":\"scalar\""));
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
 
-    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"threads\": 2}")); /* a key comes before the variable */
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"threads\": 2}")); /* a key overrides the variable */
     CHECK(info_has("\"threads\":2"));
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
 
@@ -156,11 +156,12 @@ static void the_environment(void)
     CHECK_STATUS(APL_FFI_ERR_CONFIG, apl_ffi_init(NULL));
     CHECK(error_has("APL_FFI_THREADS") && error_has("many"));
     float y[2] = {1, 2};
-    CHECK_STATUS(APL_FFI_ERR_CONFIG, identity(y)); /* where a product has to configure, it fails in the same way */
+    /* A product, which would have to initialise the library, fails in the same way. */
+    CHECK_STATUS(APL_FFI_ERR_CONFIG, identity(y));
     CHECK(y[0] == 1 && y[1] == 2);
     CHECK_STATUS(0, apl_ffi_ready());
 
-    setenv("APL_FFI_THREADS", "", 1); /* empty is absent */
+    setenv("APL_FFI_THREADS", "", 1); /* empty means absent */
     CHECK_STATUS(APL_FFI_OK, apl_ffi_init(NULL));
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
     unsetenv("APL_FFI_THREADS");
@@ -168,7 +169,8 @@ static void the_environment(void)
 }
 
 #if defined __linux__ && defined __x86_64__
-/* AMX needs larger frames than a small signal stack has room for: the library does without. To be run before anything configures. */
+/* Signal frames with AMX state do not fit a small signal stack, so the library does without AMX.
+ * Must run before anything else initialises the library. */
 static void a_small_signal_stack_comes_first(void)
 {
     static char frames[4096];
@@ -183,12 +185,13 @@ static void a_small_signal_stack_comes_first(void)
     CHECK_STATUS(APL_FFI_OK, identity(y));
     CHECK(y[0] == 3 && y[1] == -7);
     CHECK(sigaltstack(&before, NULL) == 0);
-    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"backend\": \"cpu\"}")); /* the same configuration still */
+    /* Without that stack, it is still the same configuration. */
+    CHECK_STATUS(APL_FFI_OK, apl_ffi_init("{\"backend\": \"cpu\"}"));
     CHECK(info_has("\"amx\":false"));
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
 }
 
-/* Whether the processor and the system have AMX, as the system says. */
+/* Whether /proc/cpuinfo reports AMX. */
 static int amx_is_there(void)
 {
     char line[8192];
@@ -297,7 +300,7 @@ static void threads_take_no_signal_and_end(void)
     pthread_sigmask(SIG_SETMASK, NULL, &after);
     for (int signal = 1; signal < 32; signal++)
         CHECK(sigismember(&before, signal) == sigismember(&after, signal));
-    CHECK(library_threads_settled(3) == 3); /* the fourth is the one that calls */
+    CHECK(library_threads_settled(3) == 3); /* the fourth is the calling thread */
     CHECK(library_threads(blocks_every_signal) == 3);
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
     CHECK(library_threads_settled(0) == 0);
@@ -320,7 +323,7 @@ static void threads_that_cannot_be_started(void)
     struct rlimit before, tight;
     CHECK(getrlimit(RLIMIT_AS, &before) == 0);
     tight = before;
-    tight.rlim_cur = address_space() + (64 << 20); /* room for some of the stacks, not for all */
+    tight.rlim_cur = address_space() + (64 << 20); /* enough for some of the stacks, not for all */
     CHECK(setrlimit(RLIMIT_AS, &tight) == 0);
     int32_t status = apl_ffi_init("{\"threads\": 1024}");
     CHECK(setrlimit(RLIMIT_AS, &before) == 0);

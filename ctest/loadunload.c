@@ -1,4 +1,4 @@
-/* dlopen, use, dlclose, a hundred times: what a host does that unloads a library with its last function.
+/* dlopen, use, dlclose, a hundred times, like a host that unloads a library with its last function.
  *
  * usage: loadunload [LIBRARY]
  */
@@ -16,7 +16,7 @@ enum { ROUNDS = 100, THREADS = 3, ROWS = 512, COLS = 512, BATCH = 8 };
 
 static const char *library = "libapl_ffi.so.1";
 
-/* The types are the header's, so that what is called is what it declares. */
+/* With the types that the header declares. */
 static __typeof__(apl_ffi_init) *p_init;
 static __typeof__(apl_ffi_cleanup) *p_cleanup;
 static __typeof__(apl_ffi_ready) *p_ready;
@@ -30,7 +30,7 @@ static void *load(void)
         fprintf(stderr, "%s\n", dlerror());
         exit(2);
     }
-    /* ISO C has no conversion from an object pointer to a function pointer; POSIX asks for this one. */
+    /* ISO C cannot convert an object pointer to a function pointer; POSIX recommends this. */
     *(void **)&p_init = dlsym(handle, "apl_ffi_init");
     *(void **)&p_cleanup = dlsym(handle, "apl_ffi_cleanup");
     *(void **)&p_ready = dlsym(handle, "apl_ffi_ready");
@@ -40,7 +40,7 @@ static void *load(void)
     return handle;
 }
 
-/* A product that is large enough for every thread. */
+/* A product large enough to use every thread. */
 static void use(const float *w, const float *x, float *y)
 {
     int32_t weights = 0;
@@ -57,7 +57,7 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* With cleanup before dlclose in some rounds, and with threads alive and handles left in the others. */
+/* Some rounds clean up before dlclose; the others leave threads running and handles live. */
 static void rounds(void)
 {
     float *w = allocate((size_t)ROWS * COLS, sizeof *w);
@@ -79,7 +79,7 @@ static void rounds(void)
             CHECK_STATUS(0, p_ready());
         }
         CHECK(dlclose(handle) == 0);
-        CHECK(library_threads(NULL) < THREADS); /* they do not pile up */
+        CHECK(library_threads(NULL) < THREADS); /* threads do not accumulate */
     }
 
     void *handle = load();
@@ -92,7 +92,7 @@ static void rounds(void)
     free(y);
 }
 
-/* The first load of the process: relocation and initialisation, with the file in the cache of the system. */
+/* The first load in the process: relocation and initialisation, with the file in the page cache. */
 static void first_load(void)
 {
     double start = now();

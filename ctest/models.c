@@ -1,4 +1,4 @@
-/* Models: opening them in every format, what they say about themselves, text to ids and back, what is refused. */
+/* Models: opening every format, info, tokenizing and detokenizing, invalid calls. */
 #define _XOPEN_SOURCE 700
 
 #include <string.h>
@@ -58,7 +58,7 @@ static void text_and_ids(void)
     CHECK(strcmp(cut, "ab") == 0);
     CHECK_STATUS(0, apl_model_detokenize(model, NULL, 0, back, sizeof back));
     CHECK(back[0] == 0);
-    /* One beginning-of-sequence token, whatever is asked twice. */
+    /* Exactly one beginning-of-sequence token, even if the tokenizer would add one too. */
     CHECK_STATUS(count + 1, apl_model_tokenize(model, text, 1, ids, 32));
     CHECK_STATUS(APL_FFI_OK, apl_model_close(model));
 }
@@ -97,7 +97,7 @@ static void refused(void)
     CHECK_STATUS(APL_FFI_ERR_RANGE, apl_model_detokenize(model, ids, 2, text, sizeof text));
     CHECK_STATUS(APL_FFI_ERR_UNSUPPORTED, apl_model_chat(model, "[]", text, sizeof text));
     CHECK(error_has("no chat template"));
-    /* Lengths before NULL, NULL before contents, whatever else is wrong. */
+    /* Lengths are checked before NULL, and NULL before contents. */
     CHECK_STATUS(APL_FFI_ERR_LENGTH, apl_model_detokenize(model, ids, 2, text, -1));
     CHECK_STATUS(APL_FFI_ERR_LENGTH, apl_model_detokenize(model, NULL, 2, text, -1));
     CHECK_STATUS(APL_FFI_ERR_NULL, apl_model_detokenize(model, ids, 2, NULL, 10));

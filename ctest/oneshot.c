@@ -1,11 +1,11 @@
-/* Products whose weights come with the call, against the definition in float64, at every instruction set. */
+/* One-shot products at every instruction set, compared with the definition in float64. */
 #include <string.h>
 
 #include "apl_ffi.h"
 #include "check.h"
 #include "oracle.h"
 
-/* What the contract promises, relative to the norms. */
+/* The error that the contract allows, relative to the norms. */
 #define BOUND 1e-5
 #define UNTOUCHED 12345.5f
 
@@ -19,7 +19,7 @@ static float *untouched(int64_t count)
     return y;
 }
 
-/* `n` products with the codes of `m` in the form that `packing` asks for; n = 0 is the call for one vector. */
+/* `n` products with the codes of `m`, packed or not; n = 0 calls the function for one vector. */
 static int32_t call(const struct matrix *m, int32_t packing, uint8_t padding, int32_t mode, const float *x, float *y,
                     int64_t n)
 {
@@ -44,7 +44,8 @@ static int32_t call(const struct matrix *m, int32_t packing, uint8_t padding, in
     return status;
 }
 
-/* A batch agrees with the oracle, whatever the padding holds, and each of its vectors has the bits of a call alone. */
+/* A batch agrees with the oracle, whatever the padding bits are, and each of its vectors has the
+ * same bits as in a call of its own. */
 static void shape(int64_t rows, int64_t cols, int32_t bits, int32_t group, int32_t packing)
 {
     enum { N = 3 };
@@ -89,7 +90,7 @@ static void long_rows(void)
     }
 }
 
-/* A constant row is where a long float32 sum loses most. */
+/* A long float32 sum loses most accuracy on a constant row. */
 static void constant_data(void)
 {
     enum { COLS = 40000 };
@@ -128,7 +129,7 @@ static void forms_of_scales(void)
     free(x);
 }
 
-/* With one scale a row the result is one float32 product of that scale and an integer. */
+/* With one scale per row, the result is a float32 product of that scale and an integer. */
 static void signs(void)
 {
     enum { ROWS = 9, COLS = 1030, N = 3 };
@@ -149,7 +150,7 @@ static void signs(void)
     free(x);
     free_matrix(&m);
 
-    /* With groups the sums are of such products. */
+    /* With groups, it is a sum of such products. */
     m = random_matrix(ROWS, COLS, 1, 32);
     x = gaussian(N * COLS);
     for (int i = 0; i < N * COLS; i++)
@@ -167,10 +168,10 @@ static void nothing_to_multiply(void)
     const uint8_t codes[2] = {0x12, 0x34};
     const float scale = 1, x[2] = {1, 2};
     float y[4] = {UNTOUCHED, UNTOUCHED, UNTOUCHED, UNTOUCHED};
-    /* No columns: zeros. Arrays of length 0 may be NULL, or anything. */
+    /* No columns give zeros. Arrays of length 0 may have any pointer. */
     CHECK_STATUS(APL_FFI_OK, apl_matmul_q_batch(NULL, 0, 4, 1, NULL, 0, NULL, 0, NULL, 0, y, 2, 2, 0, 32, 1));
     CHECK(y[0] == 0 && y[1] == 0 && y[2] == UNTOUCHED);
-    /* No vectors, no rows: nothing. */
+    /* No vectors or no rows give nothing. */
     CHECK_STATUS(APL_FFI_OK, apl_matmul_q_batch(codes, 2, 4, 1, &scale, 1, NULL, 0, x, 0, y, 0, 2, 2, 0, 0));
     CHECK_STATUS(APL_FFI_OK, apl_matmul_1bit_batch(NULL, 0, NULL, 0, x, 2, NULL, 0, 0, 2, 0, 0, 1));
     CHECK_STATUS(APL_FFI_OK, apl_matmul_1bit(NULL, 0, NULL, 0, x, 2, (float *)1, 0, 0, 2, 0, 1));
@@ -188,7 +189,7 @@ static void infinities(void)
         m.scales[i] = i < 3 ? 1.0f : -1.0f;
     }
     x[40] = INFINITY;
-    /* The other x are 0 and their weights finite. */
+    /* The other elements of x are 0, and their weights are finite. */
     CHECK_STATUS(APL_FFI_OK, call(&m, 1, 0, 0, x, y, 0));
     CHECK(isinf(y[0]) && y[0] > 0 && isinf(y[1]) && y[1] < 0);
     x[41] = NAN;
@@ -197,7 +198,7 @@ static void infinities(void)
     free_matrix(&m);
 }
 
-/* Byte arrays begin anywhere. */
+/* Byte arrays need no alignment. */
 static void bytes_at_any_address(void)
 {
     enum { ROWS = 4, COLS = 64 };
@@ -218,7 +219,7 @@ static void bytes_at_any_address(void)
     free_matrix(&m);
 }
 
-/* Every test, at a level that the processor has; the library says which it took. */
+/* Every test at one instruction set, if the processor has it; the library must report that one. */
 static void at_level(const char *isa)
 {
     char name[80], config[64], info[4096], found[64];

@@ -1,5 +1,5 @@
-/* The definitions of the formats and of a product once more, in float64 and with nothing of the library; numbers to
- * try them with; and how far from them a result is.
+/* An independent implementation of the formats and of products, in float64; random data; and the
+ * error of a result.
  */
 #ifndef APL_FFI_ORACLE_H
 #define APL_FFI_ORACLE_H
@@ -10,7 +10,7 @@
 
 #include "check.h"
 
-/* ---- Numbers: the same in every run ---- */
+/* ---- Random numbers, the same in every run ---- */
 
 /* The upper bits of a linear congruential generator modulo 2^64. */
 static inline uint32_t random_bits(void)
@@ -25,7 +25,7 @@ static inline double random_uniform(void)
     return (random_bits() + 0.5) / 4294967296.0;
 }
 
-/* `count` Gaussian numbers, allocated. */
+/* Allocates `count` Gaussian numbers. */
 static inline float *gaussian(int64_t count)
 {
     float *v = allocate((size_t)count, sizeof *v);
@@ -36,8 +36,8 @@ static inline float *gaussian(int64_t count)
 
 /* ---- Codes ---- */
 
-/* A quantised matrix. `codes` has one code a byte, (rows, cols). `scales` and `zero_points` have 1, rows or rows * G
- * values, zero_points also 0. */
+/* A quantised matrix. `codes`: (rows, cols), one code per byte. `scales`, `zero_points`: 1, rows or
+ * rows * G values; `zero_points` may have none. */
 struct matrix {
     int64_t rows, cols;
     int32_t bits, group;
@@ -48,7 +48,7 @@ struct matrix {
     int64_t zero_points_len;
 };
 
-/* G: the groups of a row. */
+/* G, the number of groups per row. */
 static inline int64_t groups(int64_t cols, int32_t group)
 {
     return group == 0 ? 1 : (cols + group - 1) / group;
@@ -59,7 +59,7 @@ static inline int64_t packed_row(int64_t cols, int32_t bits)
     return (cols * bits + 7) / 8;
 }
 
-/* Where in an array of 1, rows or rows * G values that of element (r, c) is. */
+/* The index of the value for element (r, c) in an array of 1, rows or rows * G values. */
 static inline int64_t place(const struct matrix *m, int64_t len, int64_t r, int64_t c)
 {
     if (len == 1)
@@ -79,7 +79,7 @@ static inline double weight(const struct matrix *m, int64_t r, int64_t c)
     return scale * (code - m->zero_points[place(m, m->zero_points_len, r, c)]);
 }
 
-/* The weights, (rows, cols), allocated. */
+/* Allocates the weights, (rows, cols). */
 static inline double *weights(const struct matrix *m)
 {
     double *w = allocate((size_t)(m->rows * m->cols), sizeof *w);
@@ -89,7 +89,7 @@ static inline double *weights(const struct matrix *m)
     return w;
 }
 
-/* Random codes, a scale and (but for 1 bit) a zero point for every group. */
+/* Random codes, with a scale and (except for 1 bit) a zero point per group. */
 static inline struct matrix random_matrix(int64_t rows, int64_t cols, int32_t bits, int32_t group)
 {
     struct matrix m = {.rows = rows, .cols = cols, .bits = bits, .group = group};
@@ -112,8 +112,8 @@ static inline void free_matrix(struct matrix *m)
     free(m->zero_points);
 }
 
-/* The codes packed, first code in the most significant bits, (rows, packed_row), allocated. The bits that are left
- * over at the end of a row are those of `padding`. */
+/* Allocates the packed codes, (rows, packed_row), first code in the most significant bits. The bits
+ * left over at the end of a row are those of `padding`. */
 static inline uint8_t *pack(const struct matrix *m, uint8_t padding)
 {
     int64_t bytes = packed_row(m->cols, m->bits);
@@ -127,7 +127,7 @@ static inline uint8_t *pack(const struct matrix *m, uint8_t padding)
     return packed;
 }
 
-/* The codes that were packed, one a byte, (rows, cols), allocated. */
+/* Allocates the unpacked codes, (rows, cols), one per byte. */
 static inline uint8_t *unpack(const uint8_t *packed, int64_t rows, int64_t cols, int32_t bits)
 {
     int64_t bytes = packed_row(cols, bits);
@@ -142,8 +142,9 @@ static inline uint8_t *unpack(const uint8_t *packed, int64_t rows, int64_t cols,
 
 /* ---- Products ---- */
 
-/* The largest |y - W x| / (|row of W| |x|) over `n` vectors: W (rows, cols), x (n, cols), y (n, rows). Infinite where
- * something that should be zero, or a number, is not. */
+/* The largest |y - W x| / (|row of W| |x|) over `n` vectors: W (rows, cols), x (n, cols),
+ * y (n, rows). Infinite if a result is not finite, or if an error exceeds the norms, which may be
+ * zero. */
 static inline double worst_error(const double *w, const float *x, const float *y, int64_t rows, int64_t cols, int64_t n)
 {
     double worst = 0;
@@ -157,7 +158,7 @@ static inline double worst_error(const double *w, const float *x, const float *y
                 xx += b * b;
             }
             double error = fabs(y[v * rows + r] - sum), norms = sqrt(ww * xx);
-            /* The negation also catches a result that is not a number. */
+            /* Negated, so that it also catches NaN. */
             if (!(error <= norms))
                 return HUGE_VAL;
             if (norms > 0)
@@ -166,7 +167,7 @@ static inline double worst_error(const double *w, const float *x, const float *y
     return worst;
 }
 
-/* |y - W x| / |W x|, over all `n` vectors together. */
+/* |y - W x| / |W x|, with norms over all `n` vectors. */
 static inline double relative_error(const double *w, const float *x, const float *y, int64_t rows, int64_t cols,
                                     int64_t n)
 {

@@ -1,4 +1,4 @@
-/* Quantising and its inverse: what codes stand for, how far they are from the weights, and how they are packed. */
+/* Quantising and dequantising: the meaning of codes, their error, and packing. */
 #include <string.h>
 
 #include "apl_ffi.h"
@@ -7,7 +7,7 @@
 
 static const int32_t widths[] = {1, 2, 4, 8};
 
-/* What apl_quantize made of `w`, with its codes unpacked; `packed` and `dequantised` are allocated as well. */
+/* The result of apl_quantize for `w`, with its codes unpacked; all arrays are allocated. */
 struct quantised {
     struct matrix m;
     uint8_t *packed;
@@ -49,8 +49,8 @@ static double squared_error(const float *w, const float *v, int64_t count)
     return sum;
 }
 
-/* Dequantising gives the definition, rounded once; unpacked codes give the same as packed ones; and rounding to
- * nearest leaves every weight within half a step. */
+/* Dequantising gives the defined value, rounded once, from packed and from unpacked codes; rounding
+ * to nearest leaves every weight within half a step. */
 static void one_matrix(int64_t rows, int64_t cols, int32_t bits, int32_t group, int32_t method, int symmetric)
 {
     float *w = gaussian(rows * cols), *plain = allocate((size_t)(rows * cols), sizeof *plain);
@@ -92,7 +92,7 @@ static void awkward_shapes(void)
                     }
 }
 
-/* The scale of least squared error is the mean magnitude, kept as a float16 number. */
+/* The scale of least squared error is the mean magnitude, rounded to float16. */
 static void one_bit(void)
 {
     enum { COLS = 96 };
@@ -129,7 +129,7 @@ static void errors_on_gaussian_data(void)
     free(zero);
 }
 
-/* Of the 24 bits of a float32 significand a normal float16 number uses 11. */
+/* A normal float16 number uses 11 of the 24 bits of a float32 significand. */
 static int is_half(float v)
 {
     uint32_t bits;
@@ -145,7 +145,7 @@ static void scales_are_halves_where_they_can_be(void)
     for (int i = 0; i < ROWS * G; i++)
         CHECK(is_half(q.m.scales[i]));
     free_quantised(&q);
-    w[70] = 1e9f; /* one scale that no float16 number is near */
+    w[70] = 1e9f; /* one scale beyond the range of float16 */
     q = quantise(w, ROWS, COLS, 4, 32, 0, 1);
     CHECK(fabsf(q.dequantised[70] - 1e9f) <= 1e9f / 16);
     free_quantised(&q);

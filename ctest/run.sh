@@ -1,32 +1,37 @@
 #!/bin/sh
-# Compiles the test programs beside this script against a built library, runs them, and counts the lines that they print.
+# Compiles the test programs in this folder against a built library, runs them, and counts the
+# results that they print.
 #
-#     ctest/run.sh LIBRARY_FOLDER OUTPUT_FOLDER [PROGRAM...]     from the top of the repository; without names: all
+#     ctest/run.sh LIBRARY_FOLDER OUTPUT_FOLDER [PROGRAM...]
 #
-# CC, CFLAGS: as for make. RUNTIME: an archive linked whole into every program, whose symbols the library finds there
-# (a sanitizer's). UNDER: what a program is started with, such as valgrind and its arguments.
+# from the root of the repository; without names, all programs. Environment:
+#
+# CC, CFLAGS   as for make
+# RUNTIME      an archive linked whole into every program, which provides symbols to the library
+#              (the runtime of a sanitizer)
+# UNDER        a command that runs the programs, such as valgrind and its arguments
 set -u
 
 library=$1 out=$2
 shift 2
 if [ $# = 0 ]; then
-  # The demonstration prints a table and no tests.
+  # demo prints a table, not test results.
   set -- $(ls ctest/*.c | sed 's|ctest/\(.*\)\.c|\1|' | grep -v '^demo$')
 fi
 
 abi=$(sed -n 's/^#define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 mkdir -p "$out" || exit 2
-# A program looks for the soname, and in its own folder.
+# Programs look for the soname in their own folder.
 ln -sf "$(realpath "$library")/libapl_ffi.so" "$out/libapl_ffi.so.$abi" || exit 2
 
 log=$out/log
 : > "$log"
 for name; do
-  # Compiling and linking are two steps: a sanitizer's flag at the second would link the C compiler's runtime.
+  # Compiled and linked separately: a sanitizer's flag at linking would add the C compiler's runtime.
   # shellcheck disable=SC2086 # flags are words
   ${CC:-cc} ${CFLAGS:--O2} -std=c99 -Wall -Wextra -Wpedantic -Werror -Iinclude -c "ctest/$name.c" -o "$out/$name.o" \
     || exit 2
-  # --as-needed: the program that loads the library by itself must not be linked with it.
+  # --as-needed: loadunload, which loads the library itself, must not be linked with it.
   ${CC:-cc} "$out/$name.o" ${RUNTIME:+-Wl,--whole-archive "$RUNTIME" -Wl,--no-whole-archive -rdynamic} -o "$out/$name" \
     -Wl,--as-needed "-L$library" -lapl_ffi -lm -pthread -ldl -lrt -lgcc_s -Wl,-rpath,'$ORIGIN' || exit 2
 done
@@ -34,7 +39,7 @@ for name; do
   echo "$name:"
   # shellcheck disable=SC2086 # a command and its arguments
   { ${UNDER:-} "$out/$name" 2>&1; echo $? > "$out/status"; } | tee "$out/printed"
-  # A program that crashes, or that a sanitizer ends, may have no line for it.
+  # A program that crashes, or that a sanitizer ends, may not have printed a failure.
   if [ "$(cat "$out/status")" != 0 ] && ! grep -q '^not ok - ' "$out/printed"; then
     echo "not ok - $name exits with $(cat "$out/status")" | tee -a "$out/printed"
   fi

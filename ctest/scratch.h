@@ -1,4 +1,4 @@
-/* A folder for the files of a test. A program that includes this defines _XOPEN_SOURCE 700 first. */
+/* A folder for the files of a test. Define _XOPEN_SOURCE 700 before including this. */
 #ifndef APL_FFI_SCRATCH_H
 #define APL_FFI_SCRATCH_H
 
@@ -10,7 +10,7 @@
 
 enum { SCRATCH = 512 }; /* bytes of a path */
 
-/* Makes a folder that nobody else has. */
+/* Makes a new folder. */
 static inline void scratch_make(char folder[SCRATCH])
 {
     const char *parent = getenv("TMPDIR");

@@ -1,4 +1,4 @@
-/* Sessions: feeding, sampling, rewinding, ending, cancelling, many at once. */
+/* Sessions: evaluating, sampling, rewinding, ending, cancelling, concurrent sessions. */
 #define _XOPEN_SOURCE 700
 
 #include <pthread.h>
@@ -44,7 +44,7 @@ static void feeding(void)
 {
     int32_t model = opened(MODELS "mistral", "{\"bits\": 32}"), a = session_of(model, ""), b = session_of(model, "");
     float all[PROMPT * V], last[V], one[V];
-    /* A session keeps its model. */
+    /* A session keeps its model alive. */
     CHECK_STATUS(APL_FFI_OK, apl_model_close(model));
     CHECK_STATUS(APL_FFI_OK, apl_session_eval(a, prompt, PROMPT, all, PROMPT * V));
     for (int i = 0; i < PROMPT; i++) {
@@ -55,7 +55,7 @@ static void feeding(void)
     CHECK_STATUS(APL_FFI_OK, apl_session_eval(a, NULL, 0, last, V));
     CHECK(memcmp(last, one, sizeof last) == 0);
     CHECK_STATUS(APL_FFI_OK, apl_session_eval(a, prompt, 1, NULL, 0));
-    /* Back, and the same again. */
+    /* Rewinding brings back the same logits. */
     CHECK_STATUS(APL_FFI_OK, apl_session_rewind(a, PROMPT));
     CHECK_STATUS(APL_FFI_OK, apl_session_eval(a, NULL, 0, last, V));
     CHECK(memcmp(last, one, sizeof last) == 0);
@@ -66,7 +66,7 @@ static void feeding(void)
     CHECK_STATUS(APL_FFI_OK, apl_session_close(b));
 }
 
-/* Generates to the end or `most` tokens; gives their number. */
+/* Generates up to the end, or `most` tokens; returns their number. */
 static int generated(int32_t session, int32_t *ids, int most, char *text, size_t room)
 {
     char piece[64];
@@ -95,7 +95,7 @@ static void generating(void)
         int n = generated(a, first, 40, text, sizeof text), m = generated(b, again, 40, other, sizeof other);
         CHECK(n == m && n <= 40 - PROMPT && memcmp(first, again, (size_t)n * sizeof *first) == 0);
         CHECK(strcmp(text, other) == 0);
-        /* The pieces together are the text of the ids. */
+        /* The concatenated pieces are the text of the ids. */
         char whole[400];
         CHECK_STATUS((int32_t)strlen(text), apl_model_detokenize(model, first, n, whole, sizeof whole));
         CHECK(strcmp(whole, text) == 0);
@@ -105,7 +105,7 @@ static void generating(void)
     CHECK_STATUS(APL_FFI_OK, apl_model_close(model));
 }
 
-/* A piece never has more than fits, and what did not fit comes next. */
+/* A piece never exceeds its buffer; what did not fit comes next. */
 static void small_pieces(void)
 {
     int32_t model = opened(MODELS "qwen3", ""), a = session_of(model, "{\"temperature\": 0, \"context\": 30}");
@@ -122,7 +122,7 @@ static void small_pieces(void)
         strcat(joined, piece);
     }
     CHECK(strncmp(joined, text, strlen(joined)) == 0);
-    /* The context is full: an end without a token, as often as asked. */
+    /* A full context ends the text without a token, on every call. */
     if (n == 27) {
         CHECK_STATUS(APL_FFI_END, apl_session_next(b, &id, piece, sizeof piece));
         CHECK(id == -1 && piece[0] == 0);
@@ -212,7 +212,7 @@ static void from_many_threads(void)
     CHECK_STATUS(APL_FFI_OK, apl_model_close(model));
 }
 
-/* Another thread cancels until one call was caught; what it would have fed is not there. */
+/* Cancels from another thread until a call is caught; that call has fed nothing. */
 static void cancelled(void)
 {
     int32_t model = opened(MODELS "gemma2", "");
@@ -246,7 +246,7 @@ static void *cleaned(void *argument)
     return NULL;
 }
 
-/* While cleanup waits for a call, that can still be cancelled. */
+/* A call that apl_ffi_cleanup is waiting for can be cancelled. */
 static void cancelled_before_cleanup(void)
 {
     int caught = 0;

@@ -1,5 +1,5 @@
-/* Eight threads calling everything: the same bits as one, each its own errors, handles freed and the library taken
- * down under their hands. */
+/* Eight threads call every function: the same bits as from one thread, errors per thread, handles
+ * freed during use, cleanup during use. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <pthread.h>
@@ -8,7 +8,8 @@
 #include "apl_ffi.h"
 #include "check.h"
 
-/* Fewer and smaller where a device that is none (make test-fake-gpu) takes milliseconds for each. */
+/* Fewer and smaller products with the emulated driver of make test-fake-gpu, on which each takes
+ * milliseconds. */
 #ifdef SLOW_DEVICE
 enum { ROUNDS = 1, LARGE = 64 };
 #else
@@ -16,7 +17,7 @@ enum { ROUNDS = 5, LARGE = 768 };
 #endif
 enum { CALLERS = 8, ROWS = 96, COLS = 160, GROUP = 32, GROUPS = COLS / GROUP, N = 5 };
 
-/* What is multiplied. LARGE is for products that the library shares among its own threads. */
+/* The data. Products of size LARGE are shared among the threads of the library. */
 static float w[ROWS * COLS], x[N * COLS], large[LARGE * LARGE], large_x[N * LARGE];
 static double x64[N * COLS];
 
@@ -33,7 +34,7 @@ static const char *const options[] = {
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
-/* Every output of one caller. All members are compared as bytes; there is no padding between them. */
+/* Every output of one caller. They are compared as bytes: there is no padding between members. */
 struct outputs {
     float one_bit[N * ROWS], one_bit_single[ROWS], signs[N * ROWS];
     float product[4][N * ROWS], product_single[4][ROWS];
@@ -45,9 +46,9 @@ struct outputs {
     uint8_t codes[4][ROWS * COLS];
 };
 
-static int32_t shared[OPTIONS]; /* handles of LARGE that every caller uses */
+static int32_t shared[OPTIONS]; /* handles of `large`, which every caller uses */
 
-/* The first status that is not OK ends the sequence. */
+/* Returns the first status that is not OK. */
 #define TRY(call)                                                                                                     \
     do {                                                                                                              \
         int32_t status_ = (call);                                                                                     \
@@ -112,12 +113,12 @@ static void configure(const char *config)
                      apl_weights_from_f32(large, (int64_t)LARGE * LARGE, LARGE, LARGE, options[i], &shared[i]));
 }
 
-/* One of the threads: what it is to do, and what it found. */
+/* One thread: its input and its findings. */
 struct caller {
     pthread_t thread;
     int number;
     const struct outputs *expected;
-    int32_t status; /* the first that is not what it should be */
+    int32_t status; /* the first unexpected one */
     int differences;
     char message[256];
 };
@@ -170,7 +171,7 @@ static void the_same_bits(void)
     free(expected);
 }
 
-/* Each caller makes a mistake of its own and must read of that one, whatever the others do meanwhile. */
+/* Each caller makes an error of its own and must read its message, not that of another caller. */
 static void *read_own_errors(void *argument)
 {
     struct caller *me = argument;
@@ -198,7 +199,8 @@ static void errors_of_a_thread(void)
     CHECK_STATUS(APL_FFI_OK, apl_ffi_cleanup());
 }
 
-/* Callers share one handle that one of them frees and makes anew; a product is right, or says that the handle is stale. */
+/* Callers share a handle that one of them frees and makes anew; a product is right, or reports a
+ * stale handle. */
 static int32_t passed_on; /* read and written with the mutex */
 static pthread_mutex_t passing = PTHREAD_MUTEX_INITIALIZER;
 
@@ -253,7 +255,7 @@ static void freed_during_use(void)
     free(expected);
 }
 
-/* One caller takes the library down again and again; for the others that ends handles, and nothing worse. */
+/* One caller cleans up repeatedly; all that the others may see is stale handles. */
 static void *use_while_cleaned(void *argument)
 {
     struct caller *me = argument;

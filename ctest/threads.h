@@ -1,4 +1,4 @@
-/* The threads of this process, as Linux tells them; on other systems there are none to be seen. */
+/* The threads of this process, from /proc; on systems other than Linux, none are found. */
 #ifndef APL_FFI_THREADS_H
 #define APL_FFI_THREADS_H
 
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <time.h>
 
-/* The hexadecimal or plain text after `key` in the status of thread `id`; 0 if the thread is gone. */
+/* Copies the value of `key` in the status of thread `id`; 0 if the thread has ended. */
 static inline int thread_status(const char *id, const char *key, char *value, size_t capacity)
 {
     char path[300], line[256];
@@ -28,7 +28,7 @@ static inline int thread_status(const char *id, const char *key, char *value, si
     return found;
 }
 
-/* How many threads of the library live. `every`, if given, sees the mask of blocked signals of each. */
+/* The number of threads of the library. `every`, if given, gets the blocked signals of each. */
 static inline int library_threads(void (*every)(uint64_t blocked))
 {
     int count = 0;
@@ -47,8 +47,8 @@ static inline int library_threads(void (*every)(uint64_t blocked))
     return count;
 }
 
-/* The same once it is `expected`, or after 5 s: a thread names itself a moment after it was started, and the system
- * forgets it a moment after it was joined. */
+/* The same once it is `expected`, or after 5 s: a thread sets its name a moment after its start,
+ * and disappears from /proc a moment after it is joined. */
 static inline int library_threads_settled(int expected)
 {
     const struct timespec pause = {0, 1000000};

@@ -1,4 +1,4 @@
-/* Weight handles: what they multiply with, how exactly, what they say about themselves, and their way through a file. */
+/* Weight handles: their weights, the accuracy of products, info, saving and opening. */
 #define _XOPEN_SOURCE 700
 
 #include <string.h>
@@ -10,12 +10,12 @@
 #include "oracle.h"
 #include "scratch.h"
 
-/* What the contract promises of float32 activations, relative to the norms. */
+/* The error that the contract allows float32 activations, relative to the norms. */
 #define BOUND 1e-5
 
 static const int32_t widths[] = {1, 2, 4, 8};
 
-/* The weights of a handle, widened, allocated. */
+/* Allocates the weights of a handle, as float64. */
 static double *kept(int32_t handle, int64_t count)
 {
     float *w = allocate((size_t)count, sizeof *w);
@@ -38,7 +38,7 @@ static int info_has(int32_t handle, const char *part)
     return 0;
 }
 
-/* Float32 activations: within the bound of what the handle says that its weights are. */
+/* Products with float32 activations are within the bound of the weights that the handle reports. */
 static void exact(const char *options, int64_t rows, int64_t cols)
 {
     enum { N = 4 };
@@ -61,7 +61,7 @@ static void exact(const char *options, int64_t rows, int64_t cols)
 static void exact_products(void)
 {
     static const int64_t rows[] = {0, 1, 37}, cols[] = {0, 1, 33, 128};
-    /* The whole row; padded to multiples of 4; of 32; such multiples. */
+    /* The whole row; short groups; groups padded to a multiple of 32; multiples of 32. */
     static const int groups[] = {0, 1, 7, 15, 16, 33, 48, 32, 64};
     for (int b = 0; b < 4; b++)
         for (int g = 0; g < 9; g++)
@@ -77,7 +77,8 @@ static void exact_products(void)
     exact(NULL, 70, 8200);
 }
 
-/* Eight-bit activations add less than 1% on Gaussian data; on the CPU a batch has the bits of its vectors alone. */
+/* Int8 activations add less than 1% error on Gaussian data; on the CPU, the vectors of a batch have
+ * the same bits as alone. */
 static void eight_bit_activations(void)
 {
     enum { ROWS = 96, COLS = 512, N = 20 };
@@ -94,7 +95,7 @@ static void eight_bit_activations(void)
         CHECK(relative_error(wide, x, y, ROWS, COLS, N) < 0.01);
         for (int v = 0; v < N; v++) {
             CHECK_STATUS(APL_FFI_OK, apl_matmul(handle, x + v * COLS, COLS, alone, ROWS, 1));
-            /* A device has a kernel for one vector and others for more, which add in other orders. */
+            /* A device has other kernels for more than one vector, which sum in other orders. */
             if (info_has(handle, "\"backend\":\"cuda\""))
                 for (int r = 0; r < ROWS; r++)
                     CHECK(fabs((double)alone[r] - (double)y[v * ROWS + r]) < 1e-3);
@@ -159,7 +160,7 @@ static void codes_of_the_caller(void)
             }
 }
 
-/* Float64 in, the same handle; float64 vectors, the same sums. */
+/* Float64 weights and float64 vectors give the same sums as float32 ones. */
 static void float64(void)
 {
     enum { ROWS = 20, COLS = 70, N = 3 };
@@ -178,7 +179,8 @@ static void float64(void)
     for (int i = 0; i < N * ROWS; i++)
         CHECK(y64[i] == y[i]);
     CHECK_STATUS(APL_FFI_OK, apl_weights_free(narrow));
-    CHECK_STATUS(APL_FFI_OK, apl_matmul_f64(wide, x64, N * COLS, y64, N * ROWS, N)); /* one free, one handle */
+    /* Freeing one handle leaves the other. */
+    CHECK_STATUS(APL_FFI_OK, apl_matmul_f64(wide, x64, N * COLS, y64, N * ROWS, N));
     CHECK_STATUS(APL_FFI_OK, apl_weights_free(wide));
     free(w);
     free(x);
@@ -200,13 +202,13 @@ static void what_a_handle_says(void)
     CHECK_STATUS(APL_FFI_OK, apl_weights_free(handle));
 }
 
-/* Saved and opened again, mapped and read: the same weights and the bits of the same products. */
+/* Saved and opened again, mapped or read: the same weights, and products with the same bits. */
 static void through_a_file(void)
 {
     enum { ROWS = 33, COLS = 70 };
     char folder[SCRATCH], path[SCRATCH];
     scratch_make(folder);
-    /* Named like what an earlier saving left, and not to be removed as that is. */
+    /* Named like the .npz of an earlier save, which would be removed; a folder must not be. */
     scratch_path(path, folder, "m-0123456789ab.npz");
     CHECK(mkdir(path, 0700) == 0);
     scratch_path(path, folder, "m.json");
@@ -219,7 +221,7 @@ static void through_a_file(void)
                  every[b] == 4 ? "false" : "true");
         CHECK_STATUS(APL_FFI_OK, apl_weights_from_f32(w, ROWS * COLS, ROWS, COLS, options, &saved));
         CHECK_STATUS(APL_FFI_OK, apl_weights_save(saved, path, "a matrix"));
-        /* Floats in a file would be quantised by default. */
+        /* Without "bits", the floats of a file are quantised. */
         snprintf(options, sizeof options, "{\"bits\": %d, \"mmap\": %s}", (int)every[b], b % 2 ? "true" : "false");
         CHECK_STATUS(APL_FFI_OK, apl_weights_open(path, "a matrix", every[b] > 8 ? options : NULL, &opened));
         double *before = kept(saved, ROWS * COLS), *after = kept(opened, ROWS * COLS);

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs into a scratch folder and compiles a C and a C++ program against that tree alone, through pkg-config, through
-# CMake, and once more after the tree has been moved. Called by `make check-installed`.
+# Installs into a scratch folder and compiles a C and a C++ program against that tree only: with
+# pkg-config, with CMake, and with CMake after the tree has been moved. `make check-installed` runs
+# it.
 set -eu
 
 scratch=$(mktemp -d)
@@ -29,7 +30,7 @@ make --no-print-directory install PREFIX=/usr LIBDIR=/usr/lib/deep DESTDIR="$sta
 mv "$staged/usr" "$scratch/moved"
 apart=$scratch/apart
 make --no-print-directory install PREFIX="$apart" LIBDIR="$scratch/libs" INCLUDEDIR="$apart/include/apl_ffi"
-# CMake looks in lib by itself; a library folder of another name has to be told.
+# CMake searches lib by default; a library folder of another name must be given.
 builds=0
 for where in "CMAKE_PREFIX_PATH=$prefix" "apl_ffi_DIR=$scratch/moved/lib/deep/cmake/apl_ffi" "apl_ffi_DIR=$scratch/libs/cmake/apl_ffi"; do
   if command -v cmake > /dev/null; then

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Installs the built library, its header, and what pkg-config and CMake ask for. Called by `make install`, which sets
-# PREFIX, LIBDIR, INCLUDEDIR, DESTDIR and RELEASE (where the built library lies).
+# Installs the built library, its header, and the files of pkg-config and CMake. `make install` runs
+# it and sets PREFIX, LIBDIR, INCLUDEDIR, DESTDIR and RELEASE, the folder of the built library.
 set -eu
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 abi=$(sed -n 's/^#define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 real=libapl_ffi.so.$version
 soname=libapl_ffi.so.$abi
-# The header's folder as CMake finds it: from the library's folder back to the prefix (lib -> .., lib/x86_64-linux-gnu -> ../..) and down again, or
-# where it is, if one of the two is not below the prefix.
+# The header's folder for CMake: relative to the library's folder (lib -> .., lib/x86_64-linux-gnu
+# -> ../..) if both are under the prefix, else absolute.
 case $LIBDIR:$INCLUDEDIR in
   "$PREFIX"/*:"$PREFIX"/*)
     up=$(printf '%s' "${LIBDIR#"$PREFIX"/}" | sed 's|[^/][^/]*|..|g')

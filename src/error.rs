@@ -1,8 +1,8 @@
-//! The one error of the library: a status of the C ABI and a sentence.
+//! The error type of the library: a status of the C ABI and a message.
 
 use std::fmt;
 
-/// The outcome of a call, with the numbers that cross the C ABI.
+/// The result of a call, with its number in the C ABI.
 ///
 /// A number never changes its meaning; new ones are appended.
 #[repr(i32)]
@@ -22,9 +22,9 @@ pub enum Status {
     Config = -5,
     /// A file cannot be opened, read or written.
     Io = -6,
-    /// A file is not what it claims, is truncated, or is inconsistent.
+    /// A file is not what it claims to be, is truncated, or is inconsistent.
     Format = -7,
-    /// Valid, but not something this build or backend can do.
+    /// Valid, but not something that this build, processor or backend can do.
     Unsupported = -8,
     /// Host or device memory is exhausted.
     Memory = -9,
@@ -38,23 +38,24 @@ pub enum Status {
     Internal = -99,
 }
 
-/// A failed call: the status that the caller gets and the sentence that explains it.
+/// A failed call: the status that the caller gets, and a message.
 ///
-/// The sentence names the argument, what was expected and what was found
-/// (`x_len is 63, expected cols = 64`); the boundary puts the function's name before it.
+/// The message names the argument, what was found and what was expected
+/// (`x_len is 63, expected cols = 64`); the C ABI puts the name of the function before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     status: Status,
     message: String,
 }
 
-/// The result of everything here that can fail.
+/// The result of every fallible function of the library.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Bytes of a sentence, far more than those of ours have: files may have names of megabytes, which sentences quote.
+/// The most bytes of a message. Messages of the library are far shorter, but they quote names from
+/// files, which may have megabytes.
 const MOST_BYTES: usize = 2048;
 
-/// A sentence without its middle, if it is too long: what begins and what ends it are ours.
+/// A message without its middle, if it is too long: beginning and end are what the library says.
 fn abridged(message: String) -> String {
     if message.len() <= MOST_BYTES {
         return message;
@@ -104,7 +105,7 @@ impl Error {
         internal => Internal;
     }
 
-    /// The same failure, with where it happened before the sentence: `"model.gguf: tensor …"`.
+    /// The same failure, with its place before the message: `"model.gguf: tensor …"`.
     #[must_use]
     pub fn within(self, place: impl fmt::Display) -> Error {
         Error {
@@ -113,12 +114,12 @@ impl Error {
         }
     }
 
-    /// The status that crosses the ABI.
+    /// The status.
     pub fn status(&self) -> Status {
         self.status
     }
 
-    /// The sentence, without the name of the function that failed.
+    /// The message, without the name of the function that failed.
     pub fn message(&self) -> &str {
         &self.message
     }

@@ -1,4 +1,4 @@
-//! The JSON objects that callers give: options and configuration.
+//! JSON objects supplied by callers: options and configuration.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// Bytes of a text at most: what it says fits a line, and what is read of it takes many times its bytes.
+/// The most bytes of a text. Real ones fit a line, and parsing takes many times their memory.
 const MOST: usize = 1 << 16;
 
-/// The members of a text, which `what` names; empty text has none.
+/// The members of a JSON object; empty text has none. `what` names the text in messages.
 ///
 /// # Errors
-/// `ERR_CONFIG` if it is not a JSON object, has a key twice, or is longer than anything that it could say.
+/// `ERR_CONFIG` if it is not a JSON object, has a key twice, or is too long.
 pub(crate) fn members(what: &str, text: &str) -> Result<Map<String, Value>> {
     let text = text.trim();
     if text.is_empty() {
@@ -31,7 +31,7 @@ pub(crate) fn members(what: &str, text: &str) -> Result<Map<String, Value>> {
     Ok(object.0)
 }
 
-/// Text of a caller, short enough for a message and in one line.
+/// A caller's text, shortened to fit a message, on one line.
 pub(crate) fn abridged(text: &str) -> String {
     const CHARS: usize = 60;
     let (start, more) = match text.char_indices().nth(CHARS) {
@@ -45,7 +45,7 @@ pub(crate) fn abridged(text: &str) -> String {
     shown.chain(more.chars()).collect()
 }
 
-/// An object without a key that comes twice: which of them counts would be anybody's guess.
+/// An object that refuses a key that comes twice, because it is unclear which of them counts.
 struct Object(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Object {

@@ -7,10 +7,10 @@ use crate::matmul::Activations;
 use crate::members::{abridged, members};
 use crate::quant::{Bits, Method};
 
-/// How weights are kept.
+/// How weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
-    /// Quantised to so many bits.
+    /// Quantised to this number of bits.
     Codes(Bits),
     /// Rounded to float16.
     F16,
@@ -28,36 +28,37 @@ impl Width {
     }
 }
 
-/// Where the weights come from, which decides the keys that apply.
+/// Where weights come from, which decides the keys that apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Codes from memory: only `activations` applies.
     Codes,
-    /// Floats from memory: everything but `mmap`.
+    /// Floats from memory: every key except `mmap`.
     Floats,
-    /// A file: everything.
+    /// A file: every key.
     File,
-    /// A model: everything, and keys of its own that are taken out before.
+    /// A model: every key, and keys of its own, which are removed first.
     Model,
 }
 
-/// What the options of a weight matrix ask for; absent keys have their defaults.
+/// The options of a weight matrix; absent keys have their defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightOptions {
-    /// `bits`: 1, 2, 4, 8, 16 or 32. `None`: as stored if quantised already, else [`WeightOptions::DEFAULT_WIDTH`].
+    /// `bits`: 1, 2, 4, 8, 16 or 32. `None`: as stored if already quantised, else
+    /// [`WeightOptions::DEFAULT_WIDTH`].
     pub width: Option<Width>,
-    /// `group`: columns a group, 0 for the whole row. Default 32.
+    /// `group`: columns per group, 0 for the whole row. Default 32.
     pub group: usize,
-    /// `symmetric`: no zero points. Default true; 1 bit has none in any case.
+    /// `symmetric`: no zero points. Default true; 1-bit codes never have zero points.
     pub symmetric: bool,
     /// `method`: `"nearest"` (default) or `"search"`.
     pub method: Method,
-    /// `activations`: `"f32"` (default), `"int8"` or `"sign"`. Float weights take `"f32"` in any case.
+    /// `activations`: `"f32"` (default), `"int8"` or `"sign"`. Float weights always use `"f32"`.
     pub activations: Activations,
     /// `mmap`: whether a file is mapped (default) or read.
     pub mmap: bool,
-    /// Whether floats of a file stay float32 where no width is asked for. Not by default, and no key: for who measures a file as it
-    /// is.
+    /// Whether the floats of a file stay float32 if no width is given. Default false. Not a key: it
+    /// serves commands that measure a file as stored.
     pub keep_floats: bool,
 }
 
@@ -76,21 +77,21 @@ impl Default for WeightOptions {
 }
 
 impl WeightOptions {
-    /// What floats are quantised to where `bits` is absent.
+    /// What floats are quantised to if `bits` is absent.
     pub const DEFAULT_WIDTH: Width = Width::Codes(Bits::Four);
 
     /// From a JSON object; empty text is the defaults.
     ///
     /// # Errors
-    /// `ERR_CONFIG` for malformed JSON, an unknown key, a key that does not apply to `source`, or a value
-    /// outside its domain: the message names the key, what was found and what was expected.
+    /// `ERR_CONFIG` for malformed JSON, an unknown key, a key that does not apply to `source`, or a
+    /// value outside its domain; the message names the key, what was found and what was expected.
     pub fn from_json(text: &str, source: Source) -> Result<WeightOptions> {
         let mut options = WeightOptions::default();
         options.set_all(&members("options", text)?, source)?;
         Ok(options)
     }
 
-    /// Sets what the members of an object ask for.
+    /// Sets the options that the members of an object give.
     ///
     /// # Errors
     /// Those of [`WeightOptions::from_json`].
@@ -163,10 +164,10 @@ impl WeightOptions {
         Ok(())
     }
 
-    /// How products with weights of this width take their activations.
+    /// The activations of products with weights of this width.
     ///
     /// # Errors
-    /// `ERR_CONFIG` for signs with anything but 1 bit.
+    /// `ERR_CONFIG` for `"sign"` with any width other than 1 bit.
     pub fn activations_for(&self, width: Width) -> Result<Activations> {
         match (self.activations, width) {
             (Activations::Sign, Width::Codes(Bits::One)) => Ok(Activations::Sign),
@@ -179,7 +180,7 @@ impl WeightOptions {
     }
 }
 
-/// `ERR_CONFIG` for an option whose value is not what it may be.
+/// `ERR_CONFIG` for an option whose value is outside its domain.
 pub(crate) fn wrong_value(key: &str, found: &Value, expected: &str) -> Error {
     Error::config(format!(
         "options has \"{key}\": {}, expected {expected}",

@@ -1,4 +1,4 @@
-/* A program that knows nothing but the installed header and library. */
+/* Uses only the installed header and library. */
 #include <apl_ffi.h>
 #include <stdio.h>
 

@@ -1,4 +1,4 @@
-// The same from C++: the header is usable as it is.
+// The same from C++.
 #include <apl_ffi.h>
 
 #include <iostream>
