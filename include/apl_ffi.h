@@ -550,7 +550,8 @@ int32_t apl_weights_from_f64(const double *w, int64_t w_len, int64_t rows, int64
  * `path`, `name`: text. A vector in the file is a matrix of one row. `options`: as for
  * `apl_weights_from_f32`, and `"mmap"`: true (default) maps the file, false reads it. Weights that
  * are already quantised are taken as stored, unless `"bits"` is given and differs; floats are
- * quantised by the options.
+ * quantised by the options. Without `"bits"`, the GGUF types Q5_0, Q5_1, Q5_K and Q6_K become
+ * 8-bit codes.
  *
  * Output: `handle`, to be freed with `apl_weights_free`.
  *
@@ -644,7 +645,8 @@ int32_t apl_matmul_f64(int32_t handle, const double *x, int64_t x_len, double *y
  * (`"bits"`, `"group"`, `"symmetric"`, `"method"`, `"activations"`, `"mmap"`), and `"context"`,
  * the longest context of a session. Weights that are already quantised are taken as stored, unless
  * `"bits"` is given and differs; floats are quantised by the options (4 bits in groups of 32 by
- * default; `"bits": 32` keeps them). Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
+ * default; `"bits": 32` keeps them). Without `"bits"`, the GGUF types Q5_0, Q5_1, Q5_K and Q6_K
+ * become 8-bit codes. Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
  *
  * Output: `model`, to be closed with `apl_model_close`. Any number of sessions and threads may use
  * one model at once.

@@ -6,7 +6,7 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `lifecycle`, `oneshot`, `quantizing` | exported functions; their comments become the header's |
+//! | `lifecycle`, `oneshot`, `quantizing` | exported functions, with the header's comments |
 //! | `weights`, `models`, `sessions` | the same, on handles |
 //! | `status` | the numbers and texts of the statuses, the version of the ABI |
 //! | `guard`, `last_error` | `Result` or panic in, status and message out |

@@ -142,7 +142,8 @@ pub unsafe extern "C" fn apl_weights_from_f64(
 /// `path`, `name`: text. A vector in the file is a matrix of one row. `options`: as for
 /// `apl_weights_from_f32`, and `"mmap"`: true (default) maps the file, false reads it. Weights that
 /// are already quantised are taken as stored, unless `"bits"` is given and differs; floats are
-/// quantised by the options.
+/// quantised by the options. Without `"bits"`, the GGUF types Q5_0, Q5_1, Q5_K and Q6_K become
+/// 8-bit codes.
 ///
 /// Output: `handle`, to be freed with `apl_weights_free`.
 ///
