@@ -32,6 +32,7 @@ pub struct Manifest {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Root {
     format_version: u64,
     #[serde(default)]
@@ -44,6 +45,7 @@ struct Root {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(expecting = "an object")]
 struct Model {
     source_npz: Option<String>,
     sha256: Option<String>,
@@ -51,13 +53,23 @@ struct Model {
 
 /// What holds where a weight does not say otherwise.
 #[derive(Default, Deserialize)]
+#[serde(expecting = "an object")]
 struct Quantization {
     bit_width: Option<u8>,
     group: Option<usize>,
+    packing: Option<PackingNames>,
+}
+
+/// How codes are packed, where a weight has no `packed_format`.
+#[derive(Deserialize)]
+struct PackingNames {
+    layout: Option<String>,
+    endianness: Option<String>,
 }
 
 /// A weight: its shape, and the references to its arrays (keys of the npz, or names of files).
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Weight {
     shape: Option<Dimensions>,
     bit_width: Option<u8>,
@@ -259,9 +271,21 @@ impl Manifest {
                 axis.index
             )));
         }
-        if let Some(order) = &weight.packed_format
-            && (order.contains("lsb") || order.contains("column-major"))
-        {
+        let default = self.defaults.packing.as_ref();
+        let order = match (&weight.packed_format, default) {
+            (Some(order), _) => vec![order],
+            (None, Some(names)) => [&names.endianness, &names.layout]
+                .into_iter()
+                .flatten()
+                .collect(),
+            (None, None) => Vec::new(),
+        };
+        let other = |order: &&&String| {
+            ["lsb", "column-major", "col-major"]
+                .iter()
+                .any(|wrong| order.contains(wrong))
+        };
+        if let Some(order) = order.iter().find(other) {
             return Err(Error::unsupported(format!("codes packed {order}")));
         }
         let codes = self.codes(&codes, rows)?;

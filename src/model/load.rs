@@ -3,7 +3,7 @@
 use super::architecture::Architecture;
 use super::device::Room;
 use super::source::Source;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matmul::Weights;
 use crate::options::WeightOptions;
 use crate::runtime::Runtime;
@@ -111,7 +111,8 @@ impl Tensors for FromDisk<'_> {
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
-        self.source.vector(name)
+        // As for the weights of a matrix.
+        self.source.finite_vector(name, Error::range)
     }
 }
 

@@ -559,3 +559,26 @@ fn frequencies_that_a_window_forgot() {
         assert_eq!(latest, logits[position - 1], "{position}");
     }
 }
+
+/// A norm with a value that is no number is refused like a matrix with one.
+#[test]
+fn a_norm_that_is_not_finite() {
+    let rt = runtime("{}");
+    let folder = long_windows("llama3", 100);
+    let path = folder.path().join("model.safetensors");
+    let mut file = std::fs::read(&path).unwrap();
+    let data = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&file[8..data]).unwrap();
+    let norm = &header["model.norm.weight"];
+    assert_eq!(norm["dtype"], "BF16");
+    let at = data + norm["data_offsets"][0].as_u64().unwrap() as usize;
+    file[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    std::fs::write(&path, file).unwrap();
+    let e = Model::open(&rt, folder.path(), &ModelOptions::default());
+    let e = e.map(drop).unwrap_err();
+    assert_eq!(e.status(), Status::Range);
+    assert!(
+        e.message().contains("model.norm.weight: element 0 is NaN"),
+        "{e}"
+    );
+}

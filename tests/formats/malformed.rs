@@ -237,10 +237,22 @@ fn manifests() {
         ))
     };
 
+    // What holds for all weights.
+    let packed = |names: &str| {
+        let text = format!(
+            r#"{{"format_version":2,"model":{{"source_npz":"weights.npz"}},"quantization":{{"packing":{names}}},
+               "weights":{{"w":{{"shape":[3,11],"bit_width":4,"packed":"inside_q4","scales":"inside_q4_scales"}}}}}}"#
+        );
+        let manifest = Manifest::new(text.as_bytes(), &early, true)?;
+        manifest.matrix("w").unwrap().map(drop)
+    };
+
     codes("").unwrap();
+    packed(r#"{"endianness":"msb_first","layout":"row-major"}"#).unwrap();
     check(vec![
         (with("{"), Format, "the manifest is malformed: EOF"),
         (with("{}"), Format, "the manifest is malformed: missing field `format_version`"),
+        (with("[]"), Format, "the manifest is malformed: invalid length 0, expected an object"),
         (with(r#"{"format_version":2}"#), Format, "the manifest is malformed: missing field `weights`"),
         (with(r#"{"format_version":3,"weights":{}}"#), Unsupported, "format_version 3; 2 is known"),
         (with(r#"{"format_version":2,"weights":{"a":{},"a":{}}}"#), Format, "the manifest is malformed: the key \"a\" comes twice"),
@@ -268,6 +280,8 @@ fn manifests() {
         (weight(r#""shape":[3,11],"packed":"../early/one_1bit.bin","scales":"x""#), Format, "w: the path \"../early/one_1bit.bin\" leads out"),
         (codes(r#","scale_axis":{"index":1}"#), Unsupported, "w: scales along axis 1"),
         (codes(r#","packed_format":"lsb_first""#), Unsupported, "w: codes packed lsb_first"),
+        (packed(r#"{"endianness":"lsb","layout":"row-major"}"#), Unsupported, "w: codes packed lsb"),
+        (packed(r#"{"endianness":"msb_first","layout":"col-major"}"#), Unsupported, "w: codes packed col-major"),
         (codes(r#","zero_points":"norm_fp32""#), Format, "w: number 0 is out of range"),
         (codes(r#","zero_points":"inside_shape""#), Format, "w: 2 zero points; 1, 3 or 3 x 1 were expected"),
         (codes(r#","bit_width":2"#), Format, "the manifest is malformed: duplicate field `bit_width`"),

@@ -53,6 +53,8 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
 
 fn read(family: Family, f: &Fields<'_>) -> Result<Architecture> {
     let attention = f.need_object("attention")?;
+    known(f, "norm", &["rmsnorm"])?;
+    known(&attention, "variant", &["mha", "gqa", "mqa"])?;
     let (layers, hidden) = (f.need_count("num_layers")?, f.need_count("hidden_size")?);
     let heads = attention.need_count("num_heads")?;
     let head_dim = attention.count("head_dim")?.unwrap_or(hidden / heads);
@@ -88,6 +90,18 @@ fn read(family: Family, f: &Fields<'_>) -> Result<Architecture> {
     };
     architecture.check()?;
     Ok(architecture)
+}
+
+/// `ERR_UNSUPPORTED` for a field that names something else than what is computed.
+fn known(f: &Fields<'_>, key: &str, names: &[&str]) -> Result<()> {
+    match f.text(key)? {
+        Some(name) if !names.contains(&name) => Err(Error::unsupported(format!(
+            "{} is {name:?}; {} is supported",
+            f.name(key),
+            names.join(", ")
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// `window_size` holds for the layers that `window_layers` lists, or for all.

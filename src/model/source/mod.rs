@@ -196,12 +196,20 @@ impl Source {
     /// # Errors
     /// Those of [`WeightFile::vector`]; `ERR_FORMAT` for a value that is not finite.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        self.finite_vector(name, Error::format)
+    }
+
+    /// As [`Source::vector`]; `not_finite` makes the error for a value that is not finite.
+    ///
+    /// # Errors
+    /// As [`Source::vector`].
+    pub fn finite_vector(&self, name: &str, not_finite: fn(String) -> Error) -> Result<Vec<f32>> {
         let view = self.vector_view(name)?;
         let mut out = memory::filled(view.shape().1, 0.0, "a norm or bias")?;
         view.row(0, &mut out);
         match out.iter().position(|v| !v.is_finite()) {
             None => Ok(out),
-            Some(i) => Err(Error::format(format!(
+            Some(i) => Err(not_finite(format!(
                 "{name}: element {i} is {}, expected a finite number",
                 out[i]
             ))),

@@ -62,6 +62,30 @@ fn manifest_round_trip(a: &Architecture) -> Architecture {
     manifest::architecture(text.to_string().as_bytes()).unwrap()
 }
 
+/// Fields that name something else than what is computed are no notes.
+#[test]
+fn manifests_of_other_networks() {
+    let a = configured("llama", "");
+    let refused = |change: fn(&mut Value), named: &str| {
+        let mut text = serde_json::json!({
+            "format_version": 2, "model": {"primary_family": "llama"},
+            "architecture": architecture_to_json(&a), "weights": {},
+        });
+        change(&mut text["architecture"]);
+        let e = manifest::architecture(text.to_string().as_bytes()).unwrap_err();
+        assert_eq!(e.status(), Status::Unsupported);
+        assert!(e.message().contains(named), "{e}");
+    };
+    refused(
+        |a| a["norm"] = "layernorm".into(),
+        "norm is \"layernorm\"; rmsnorm is supported",
+    );
+    refused(
+        |a| a["attention"]["variant"] = "mla".into(),
+        "attention.variant is \"mla\"",
+    );
+}
+
 #[test]
 fn the_example_of_the_format() {
     let text = br#"{"format_version": 2, "model": {"primary_family": "llama", "families": ["llama"]},
