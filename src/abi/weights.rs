@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::matmul::{Weights, narrowed, widen};
 use crate::memory;
 use crate::options::{Source, WeightOptions, Width};
-use crate::runtime::Hands;
+use crate::runtime::Executor;
 use crate::weights::{self, Floats, Home};
 
 /// Makes a weight handle from a quantised matrix; the library keeps a converted copy.
@@ -324,11 +324,11 @@ pub unsafe extern "C" fn apl_matmul_f64(
         arrays.check()?;
         // SAFETY: the arrays were checked; the rest is the contract of `abi`.
         let (x, y) = unsafe { (x.slice(), y.slice()) };
-        let hands = Hands::Pool(runtime.pool());
-        let x = narrowed(hands, x)?;
+        let executor = Executor::Pool(runtime.pool());
+        let x = narrowed(executor, x)?;
         let mut sums = memory::zeroed(y.len(), "the sums in float32")?;
         weights.multiply(&runtime, &x, &mut sums, n)?;
-        widen(hands, &sums, y)?;
+        widen(executor, &sums, y)?;
         Ok(APL_FFI_OK)
     })
 }

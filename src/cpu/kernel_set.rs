@@ -122,10 +122,10 @@ macro_rules! kernel_set {
             pub(super) const KERNELS: TileKernels = TileKernels {
                 name: $name,
                 isa: $crate::cpu::Isa::$isa,
-                suits: $crate::cpu::Core::ALL,
+                cores: $crate::cpu::Core::ALL,
                 l2_prefetch: $crate::cpu::l2_prefetch::L2Prefetch::Never,
-                apart: false,
-                straight: super::f32::STRAIGHT,
+                splits_halves: false,
+                max_direct_vectors: super::f32::MAX_DIRECT_VECTORS,
                 int8: INT8,
                 direct: [by_width!(direct, 1), by_width!(direct, 2), by_width!(direct, 4), by_width!(direct, 8)],
                 unpack: [unpack::<1>, unpack::<2>, unpack::<4>, unpack::<8>],
@@ -168,7 +168,7 @@ macro_rules! kernel_set {
 #[cfg(target_arch = "x86_64")]
 macro_rules! integer_kernels {
     ($ext:ident, $features:literal) => {
-        use super::super::tile::{Ahead, Int8Acts, Int8Fn, SignFn, WIDTHS};
+        use super::super::tile::{Int8Acts, Int8Fn, Prefetch, SignFn, WIDTHS};
         use super::$ext as Ext;
 
         #[target_feature(enable = $features)]
@@ -178,7 +178,7 @@ macro_rules! integer_kernels {
             count: usize,
             tile: *const u8,
             acts: Int8Acts,
-            ahead: Ahead,
+            ahead: Prefetch,
             out: *mut f32,
         ) {
             // SAFETY: the caller keeps the contract of `tile` and has the features of this set.

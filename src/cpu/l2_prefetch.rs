@@ -31,7 +31,7 @@ pub(super) enum L2Prefetch {
 
 /// A kernel of few vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Few {
+pub enum SmallBatchKernel {
     /// int8 by dot products.
     Int8(Bits),
     /// One int8 vector by look-ups.
@@ -60,7 +60,7 @@ impl L2Prefetch {
         not(target_arch = "x86_64"),
         expect(unused_variables, reason = "nothing is prefetched there")
     )]
-    pub(super) fn distance(self, isa: Isa, kernel: Few, vectors: usize) -> usize {
+    pub(super) fn distance(self, isa: Isa, kernel: SmallBatchKernel, vectors: usize) -> usize {
         match self {
             L2Prefetch::Never => 0,
             #[cfg(target_arch = "x86_64")]
@@ -74,13 +74,13 @@ impl L2Prefetch {
 /// Whether a kernel is bound by arithmetic, as far as a Zen 4 core showed at both levels. Short groups gained 1 to 2% with four vectors and lost 11 to 18
 /// with one of 8 bits (groups of 1).
 #[cfg(target_arch = "x86_64")]
-fn compute_bound(isa: Isa, kernel: Few, vectors: usize) -> bool {
+fn compute_bound(isa: Isa, kernel: SmallBatchKernel, vectors: usize) -> bool {
     // With AVX2 one int8 vector gained at 4 bits and less (332 to 309 µs at 4) and lost at 8 (737 to 914), and one of signs gained (293 to 154).
     let factor = if isa == Isa::Avx2 { 4 } else { 1 };
     match kernel {
-        Few::Int8(bits) => bits.get() <= vectors * factor,
-        Few::Sign => vectors * factor > 1,
-        Few::Lookups | Few::Float => true,
-        Few::Short => false,
+        SmallBatchKernel::Int8(bits) => bits.get() <= vectors * factor,
+        SmallBatchKernel::Sign => vectors * factor > 1,
+        SmallBatchKernel::Lookups | SmallBatchKernel::Float => true,
+        SmallBatchKernel::Short => false,
     }
 }

@@ -7,6 +7,7 @@ mod dispatch;
 mod float_mode;
 pub mod l2_prefetch;
 pub mod layout;
+mod registry;
 pub mod rows;
 mod scalar;
 mod short;

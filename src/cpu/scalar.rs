@@ -7,18 +7,18 @@ use self::short::{direct as short_direct, round as short_round, unpack as short_
 use super::dispatch::{Core, Isa};
 use super::l2_prefetch::L2Prefetch;
 use super::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use super::tile::{Ahead, FLUSH_SUBS, Int8Acts, TileKernels};
+use super::tile::{FLUSH_SUBS, Int8Acts, Prefetch, TileKernels};
 use crate::quant::{Bits, quantize_block};
 use half::f16;
 
 pub(super) const KERNELS: TileKernels = TileKernels {
     name: "scalar",
     isa: Isa::Scalar,
-    suits: Core::ALL,
+    cores: Core::ALL,
     l2_prefetch: L2Prefetch::Never,
-    apart: false,
+    splits_halves: false,
     // Unpacked, 1 to 12 vectors took as long (4 bits).
-    straight: [48; 4],
+    max_direct_vectors: [48; 4],
     int8: [
         by_width!(int8, 1),
         by_width!(int8, 2),
@@ -99,7 +99,7 @@ unsafe fn int8<const BITS: usize, const V: usize>(
     count: usize,
     tile: *const u8,
     acts: Int8Acts,
-    _ahead: Ahead,
+    _ahead: Prefetch,
     out: *mut f32,
 ) {
     // SAFETY: `out` is (V, 32).

@@ -14,7 +14,7 @@ use std::ops::Range;
 pub(super) const MAGIC: i32 = (127 + 23) << 23;
 
 /// The prefetch distance in bytes: that of the float32 kernels of other groups; no other was tried.
-const AHEAD: usize = 3072;
+const PREFETCH_DISTANCE: usize = 3072;
 
 /// Quads of a chain: two of them make a sub-block.
 const CHAIN_QUADS: usize = SUB_QUADS / 2;
@@ -76,7 +76,7 @@ pub(super) trait Lanes {
 ///
 /// # Safety
 /// Of every function: the processor has the level of `L`, and there is memory for that many columns.
-trait Columns<L: Lanes, const STEP: usize> {
+trait ColumnSink<L: Lanes, const STEP: usize> {
     /// Takes a column of `STEP` parts.
     unsafe fn column(&mut self, w: [L::Floats; STEP]);
     /// A chain ends behind the last column.
@@ -95,7 +95,7 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     first: usize,
     columns: Range<usize>,
     l2_distance: usize,
-    to: &mut impl Columns<L, STEP>,
+    to: &mut impl ColumnSink<L, STEP>,
 ) {
     let (bits, group) = (l.bits.get(), l.shape.group);
     let mask = l.bits.max_code();
@@ -105,8 +105,12 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     let mut left = (g + 1) * group - columns.start;
     // SAFETY: quads, scales and zero points of the columns lie in the tile; prefetches may name any address.
     unsafe {
-        let prefetch_ahead =
-            |at: *const u8| L::prefetch(at.wrapping_add(AHEAD), at.wrapping_add(l2_distance));
+        let prefetch_ahead = |at: *const u8| {
+            L::prefetch(
+                at.wrapping_add(PREFETCH_DISTANCE),
+                at.wrapping_add(l2_distance),
+            )
+        };
         let mut tail = tile.add(l.tail_offset(g));
         let mut scale = [L::zero(); STEP];
         let mut base = [L::zero(); STEP];
@@ -193,7 +197,7 @@ struct Chains<L: Lanes, const STEP: usize, const V: usize> {
     f: [[L::Floats; STEP]; V],
 }
 
-impl<L: Lanes, const STEP: usize, const V: usize> Columns<L, STEP> for Chains<L, STEP, V> {
+impl<L: Lanes, const STEP: usize, const V: usize> ColumnSink<L, STEP> for Chains<L, STEP, V> {
     #[inline(always)]
     unsafe fn column(&mut self, w: [L::Floats; STEP]) {
         // SAFETY: the caller's; `x` has `V` floats for the column.
@@ -228,7 +232,7 @@ struct Weights {
     to: *mut f32,
 }
 
-impl<L: Lanes, const STEP: usize> Columns<L, STEP> for Weights {
+impl<L: Lanes, const STEP: usize> ColumnSink<L, STEP> for Weights {
     #[inline(always)]
     unsafe fn column(&mut self, w: [L::Floats; STEP]) {
         for s in 0..STEP {

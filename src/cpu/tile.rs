@@ -32,9 +32,7 @@
 //! Exactly the tile and the activations described. Prefetches may name any address.
 
 use super::dispatch::{Core, Isa};
-#[cfg(target_arch = "x86_64")]
-use super::dispatch::{Features, permit_amx};
-use super::l2_prefetch::{Few, L2Prefetch};
+use super::l2_prefetch::{L2Prefetch, SmallBatchKernel};
 use super::layout::Layout;
 use crate::quant::Bits;
 
@@ -60,7 +58,7 @@ pub struct Int8Acts {
 
 /// What a kernel prefetches while it works: the bytes that this thread will read next.
 #[derive(Clone, Copy)]
-pub struct Ahead {
+pub struct Prefetch {
     /// The first of them.
     pub at: *const u8,
     /// Cache lines to prefetch at each sub-block.
@@ -70,12 +68,12 @@ pub struct Ahead {
 }
 
 /// From how many int8 vectors on kernels that take the halves of a tile one after the other do so.
-pub const APART_VECTORS: usize = 8;
+pub const SPLIT_HALVES_VECTORS: usize = 8;
 
 /// int8: `(layout, first, count, tile, activations, ahead, out)`: groups `first..first + count` of the tile, whose activations
 /// begin with those groups, **added** to `out`. A driver with many vectors keeps some groups of a tile in a cache while all of
 /// them pass.
-pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Ahead, *mut f32);
+pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Prefetch, *mut f32);
 
 /// float32, `V` vectors, straight from the codes: `(layout, tile, x, l2_distance, out)`. It prefetches into the L2 cache at that distance in bytes.
 pub type DirectFn = unsafe fn(&Layout, *const u8, *const f32, usize, *mut f32);
@@ -105,7 +103,7 @@ pub type BuildFn = unsafe fn(*const i8, usize, *mut i16);
 
 /// Activations of `vectors` vectors, at most the widest of [`WIDTHS`], in tables.
 #[derive(Clone, Copy)]
-pub struct Tabled {
+pub struct TableActs {
     /// How many.
     pub vectors: usize,
     /// `(subs, vectors, TABLE_WORDS)`.
@@ -119,7 +117,7 @@ pub struct Tabled {
 /// int8 by tables: `(layout, first, count, tile, activations, ahead, out)`: sub-blocks `first..first + count` of the tile, which
 /// are whole blocks of activations and with which the activations begin, **added** to `out`. What the caller wants next lies `ahead` bytes
 /// from what it wants now.
-pub type TablesFn = unsafe fn(&Layout, usize, usize, *const u8, Tabled, isize, *mut f32);
+pub type TablesFn = unsafe fn(&Layout, usize, usize, *const u8, TableActs, isize, *mut f32);
 
 /// One bit with int8 activations by tables of what groups of columns can sum to, for many vectors and many tiles: the bits of
 /// [`Int8Fn`], sooner.
@@ -140,7 +138,7 @@ pub type LookupBuildFn = unsafe fn(*const i8, usize, *mut u8);
 
 /// Activations of one vector, in tables.
 #[derive(Clone, Copy)]
-pub struct LookedUp {
+pub struct LookupActs {
     /// `(subs, LOOKUP_BYTES)`.
     pub tables: *const u8,
     /// `(blocks)`.
@@ -155,14 +153,14 @@ pub struct Stream {
     /// The first byte.
     pub at: *const u8,
     /// What comes behind the last one.
-    pub then: *const u8,
+    pub next: *const u8,
     /// As for [`DirectFn`].
     pub l2_distance: usize,
 }
 
 /// int8 by look-ups, one vector: `(layout, first, count, stream, activations, out)`: groups `first..first + count` of a tile, which `stream` has
 /// and with which the activations begin, **added** to the 32 sums of `out`, which is aligned to 64 bytes.
-pub type LookupFn = unsafe fn(&Layout, usize, usize, Stream, LookedUp, *mut f32);
+pub type LookupFn = unsafe fn(&Layout, usize, usize, Stream, LookupActs, *mut f32);
 
 /// One bit with int8 activations by tables of what four columns can sum to, for one vector and many tiles: the bits of [`Int8Fn`],
 /// sooner.
@@ -191,7 +189,7 @@ pub type BytesFn = unsafe fn(&Layout, *const u8, usize, usize, Bytes);
 /// int8, `V` vectors and two tiles: `(layout, count, tiles, activations, ahead, out)`: `count` sub-blocks, which are whole blocks of
 /// activations and with which the activations begin, **added** to the `(V, 32)` of each tile. What the caller wants of each tile next is
 /// prefetched.
-pub type PairInt8Fn = unsafe fn(&Layout, usize, [Bytes; 2], Int8Acts, [Ahead; 2], [*mut f32; 2]);
+pub type PairInt8Fn = unsafe fn(&Layout, usize, [Bytes; 2], Int8Acts, [Prefetch; 2], [*mut f32; 2]);
 
 /// float32, `V` vectors and two tiles: as [`PanelFn`], of each tile its own levels, scales and sums.
 pub type PairF32Fn = unsafe fn([*const f32; 2], [*const f32; 2], usize, *const f32, [*mut f32; 2]);
@@ -270,7 +268,7 @@ pub struct AmxActs {
 /// int8 with AMX: `(layout, first, count, levels, activations, ahead, out)`: the levels of sub-blocks `first..first + count`, which are
 /// whole blocks of activations, **added** to the `(vectors, 32)` of `out`. For every 16 vectors and block, what the caller wants next is called
 /// for.
-pub type AmxFn = unsafe fn(&Layout, usize, usize, Levels, AmxActs, Ahead, *mut f32);
+pub type AmxFn = unsafe fn(&Layout, usize, usize, Levels, AmxActs, Prefetch, *mut f32);
 
 /// One tile with many vectors by AMX: the bits of [`Int8Fn`], sooner.
 #[derive(Clone, Copy)]
@@ -307,12 +305,12 @@ pub struct TileKernels {
         not(target_arch = "x86_64"),
         expect(dead_code, reason = "they have the scalar set only")
     )]
-    pub(super) suits: &'static [Core],
+    pub(super) cores: &'static [Core],
     pub(super) l2_prefetch: L2Prefetch,
-    /// Whether int8 kernels of [`APART_VECTORS`] and more take the halves of a tile one after the other.
-    pub(super) apart: bool,
-    /// See [`TileKernels::straight`].
-    pub(super) straight: [usize; 4],
+    /// Whether int8 kernels of [`SPLIT_HALVES_VECTORS`] and more take the halves of a tile one after the other.
+    pub(super) splits_halves: bool,
+    /// See [`TileKernels::max_direct_vectors`].
+    pub(super) max_direct_vectors: [usize; 4],
     pub(super) int8: [[Int8Fn; WIDTHS.len()]; 4],
     pub(super) direct: [[DirectFn; WIDTHS.len()]; 4],
     pub(super) unpack: [UnpackFn; 4],
@@ -340,64 +338,6 @@ fn by_width(widths: &[usize], width: usize) -> usize {
 }
 
 impl TileKernels {
-    /// The best kernels of a level, or `None` where the processor lacks it; with `amx`, and those of AMX, if this process may use it.
-    pub fn for_isa(isa: Isa, amx: bool) -> Option<TileKernels> {
-        let sets = TileKernels::sets(amx && isa == Isa::Avx512);
-        sets.into_iter().rev().find(|k| k.isa == isa)
-    }
-
-    /// Every set of kernels that this processor can run, the reference first: a level may have more than one, the best of which is
-    /// the last.
-    pub fn variants() -> Vec<TileKernels> {
-        TileKernels::sets(true)
-    }
-
-    /// The same; AMX is asked for if `amx`.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_variables, unused_mut, reason = "they have the scalar set only")
-    )]
-    fn sets(amx: bool) -> Vec<TileKernels> {
-        let mut all = vec![super::scalar::KERNELS];
-        #[cfg(target_arch = "x86_64")]
-        {
-            let features = Features::detect();
-            let avx512 = features.isa() >= Isa::Avx512;
-            let (vnni, ice) = (features.avx512_vnni(), features.avx512_ice());
-            let amx = amx && permit_amx();
-            all.extend(
-                [
-                    (features.isa() >= Isa::Avx2, super::avx2::BASE),
-                    #[cfg(test)]
-                    (features.isa() >= Isa::Avx2, super::avx2::BASE_STRAIGHT),
-                    (features.avx_vnni(), super::avx2::VNNI),
-                    (avx512, super::avx512::BASE),
-                    (avx512, super::avx512::BASE_PAIRS),
-                    (vnni, super::avx512::VNNI),
-                    (vnni, super::avx512::VNNI_PAIRS),
-                    (ice, super::avx512::ICE_PAIRS),
-                    (ice, super::avx512::ICE_TABLES),
-                    (ice, super::avx512::ZEN4),
-                    // With tables, no test would multiply many vectors of one bit by its dot products.
-                    #[cfg(test)]
-                    (ice, super::avx512::ZEN4_UNTABLED),
-                    (amx, super::avx512::AMX),
-                ]
-                .into_iter()
-                .filter(|(has, _)| *has)
-                .map(|(_, k)| k),
-            );
-            // Last those that suit this core. Tables: `vpermw` leaves room for additions beside it on Zen 4 and 5, and lost on an
-            // Intel core of the same features (422 Gop/s against 472). Pairs lost on Zen 4 (see `avx512/zen4.rs`).
-            let core = features.core();
-            all.sort_by_key(|k| (k.isa, k.suits.contains(&core)));
-            for k in all.iter_mut().filter(|k| k.isa != Isa::Scalar) {
-                k.l2_prefetch = L2Prefetch::of(core);
-            }
-        }
-        all
-    }
-
     /// The name of the set, for people: the level, and what it uses beyond it.
     pub fn name(&self) -> &'static str {
         self.name
@@ -409,7 +349,7 @@ impl TileKernels {
     }
 
     /// The distance in bytes at which a kernel of few vectors is to prefetch into the L2 cache: see [`super::l2_prefetch`].
-    pub fn l2_distance(&self, kernel: Few, vectors: usize) -> usize {
+    pub fn l2_distance(&self, kernel: SmallBatchKernel, vectors: usize) -> usize {
         self.l2_prefetch.distance(self.isa, kernel, vectors)
     }
 
@@ -418,16 +358,16 @@ impl TileKernels {
         self.int8[by_bits(bits)][by_width(&WIDTHS, width)]
     }
 
-    /// Whether its int8 kernel for so many vectors passes over a tile twice, and prefetches half of [`Ahead::lines`] each time. Below 8 bits it passes twice and prefetches in
+    /// Whether its int8 kernel for so many vectors passes over a tile twice, and prefetches half of [`Prefetch::lines`] each time. Below 8 bits it passes twice and prefetches in
     /// one: with so much to do for each byte the first pass need not wait for memory. (On Zen 4 prefetches in both took 0 to 4% longer
     /// there, and 25% and 7% less at 8 bits with 8 and 12 vectors.)
     pub fn prefetches_twice(&self, bits: Bits, width: usize) -> bool {
-        self.apart && width >= APART_VECTORS && bits == Bits::Eight
+        self.splits_halves && width >= SPLIT_HALVES_VECTORS && bits == Bits::Eight
     }
 
     /// Up to how many float32 vectors are best multiplied straight from the codes, by [`TileKernels::direct`], unless groups are short.
-    pub fn straight(&self, bits: Bits) -> usize {
-        self.straight[by_bits(bits)]
+    pub fn max_direct_vectors(&self, bits: Bits) -> usize {
+        self.max_direct_vectors[by_bits(bits)]
     }
 
     /// The float32 kernel for few vectors.
@@ -488,37 +428,5 @@ impl TileKernels {
     /// The activation quantiser.
     pub fn quantize(&self) -> QuantizeFn {
         self.quantize
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_best_set_of_a_level_is_the_one_for_this_core() {
-        for isa in Isa::ALL {
-            let best = TileKernels::for_isa(isa, true).map(|k| k.name);
-            assert_eq!(best.is_some(), isa.available(), "{isa}");
-        }
-        let features = crate::cpu::Features::detect();
-        if !features.avx512_ice() {
-            eprintln!("SKIPPED: a processor whose AVX-512 has sets for several cores");
-            return;
-        }
-        let wants = match features.core() {
-            Core::Other => "pairs",
-            Core::Zen4 => "zen4",
-            Core::Amd => "tables",
-        };
-        let best = TileKernels::for_isa(Isa::Avx512, true).expect("it is there");
-        let parts: Vec<_> = best.name.split('+').collect();
-        assert_eq!(best.tables.is_some(), features.core() != Core::Other);
-        assert!(
-            parts.contains(&wants),
-            "{} on {:?}",
-            best.name,
-            features.core()
-        );
     }
 }

@@ -4,14 +4,14 @@
 //! the size of one vector in every buffer here, whatever the widths before it.
 
 use super::aligned::Aligned;
-use super::tasks::{lock, members, run, run_chunks};
+use super::tasks::{lock, run, run_chunks, threads_for};
 use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind, interleave};
 use crate::cpu::tile::{
-    AMX_VECTORS, AmxActs, Int8Acts, LOOKUP_BYTES, LookedUp, Lookups, TileKernels, WIDTHS,
+    AMX_VECTORS, AmxActs, Int8Acts, LOOKUP_BYTES, LookupActs, Lookups, TileKernels, WIDTHS,
 };
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::runtime::Hands;
+use crate::runtime::Executor;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -150,13 +150,13 @@ impl Int8 {
     pub fn set(
         &mut self,
         k: &TileKernels,
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         l: &Layout,
         order: Interleave,
         x: &[f32],
         n: usize,
     ) -> Result<()> {
-        match self.fill(&Quantizer { k, l }, hands, order, x, n)? {
+        match self.fill(&Quantizer { k, l }, executor, order, x, n)? {
             true => Ok(()),
             false => all_finite(x, l.shape.cols),
         }
@@ -166,7 +166,7 @@ impl Int8 {
     fn fill(
         &mut self,
         quantize: &Quantizer<'_>,
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         order: Interleave,
         x: &[f32],
         n: usize,
@@ -185,7 +185,7 @@ impl Int8 {
             &mut self.corrections[..],
         );
         if n != 1 {
-            return set_many(quantize, hands, order, x, padded, outputs);
+            return set_many(quantize, executor, order, x, padded, outputs);
         }
         Ok(quantize.vector(x, outputs.0, outputs.1, outputs.2))
     }
@@ -194,7 +194,7 @@ impl Int8 {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn tabulate(&mut self, k: &Lookups) -> Result<()> {
+    pub fn build_tables(&mut self, k: &Lookups) -> Result<()> {
         let subs = self.vector_codes / SUB_COLS;
         let floats = subs * LOOKUP_BYTES / size_of::<f32>();
         self.tables
@@ -205,10 +205,10 @@ impl Int8 {
         Ok(())
     }
 
-    /// The one vector in tables, which [`Int8::tabulate`] made, from sub-block `sub` and activation block `block` on.
-    pub fn looked_up(&self, sub: usize, block: usize) -> LookedUp {
+    /// The one vector in tables, which [`Int8::build_tables`] made, from sub-block `sub` and activation block `block` on.
+    pub fn lookup_acts(&self, sub: usize, block: usize) -> LookupActs {
         let tables: &[u8] = bytemuck::cast_slice(self.tables.floats());
-        LookedUp {
+        LookupActs {
             tables: tables[sub * LOOKUP_BYTES..].as_ptr(),
             scales: self.scales[block..].as_ptr(),
             corrections: self.corrections[block..].as_ptr(),
@@ -244,7 +244,7 @@ impl Int8 {
 /// Several vectors, shared; whether all of them are finite.
 fn set_many(
     quantize: &Quantizer<'_>,
-    hands: Hands<'_>,
+    executor: Executor<'_>,
     order: Interleave,
     x: &[f32],
     padded: usize,
@@ -269,8 +269,8 @@ fn set_many(
         ))
     };
     let finite = AtomicBool::new(true);
-    let members = members(hands, x.len() / QUANTIZED_PER_NS);
-    run(hands, members, outputs.len(), one, |one, task| {
+    let threads = threads_for(executor, x.len() / QUANTIZED_PER_NS);
+    run(executor, threads, outputs.len(), one, |one, task| {
         let x = &x[task * vectors * cols..];
         let x = &x[..x.len().min(vectors * cols)];
         let (codes, scales, corrections) = &mut *lock(&outputs[task]);
@@ -282,8 +282,8 @@ fn set_many(
                 }
                 let to = &mut codes[first * padded..(first + width) * padded];
                 match order.columns {
-                    SUB_COLS => spread::<SUB_COLS>(&one.0, to, v, width),
-                    _ => spread::<{ 2 * SUB_COLS }>(&one.0, to, v, width),
+                    SUB_COLS => scatter::<SUB_COLS>(&one.0, to, v, width),
+                    _ => scatter::<{ 2 * SUB_COLS }>(&one.0, to, v, width),
                 }
                 for b in 0..per {
                     scales[first * per + b * width + v] = one.1[b];
@@ -296,7 +296,7 @@ fn set_many(
 }
 
 /// Writes vector `v` of the `width` that `to` interleaves, `COLS` columns at a time.
-fn spread<const COLS: usize>(from: &[i8], to: &mut [i8], v: usize, width: usize) {
+fn scatter<const COLS: usize>(from: &[i8], to: &mut [i8], v: usize, width: usize) {
     let to = to
         .as_chunks_mut::<COLS>()
         .0
@@ -334,14 +334,14 @@ pub fn all_finite(x: &[f32], cols: usize) -> Result<()> {
 ///
 /// A vector that comes near is taken 2^32 times smaller, and its sums that much larger afterwards: powers of two, so nothing is
 /// rounded but what is 2^200 times smaller than its largest. Each vector is judged by itself, so the batch it travels in makes no difference.
-pub struct InRange<'a> {
+pub struct Prescaled<'a> {
     /// `(n, cols)`.
     pub x: Cow<'a, [f32]>,
     /// The vectors that were taken smaller.
-    shrunk: Vec<usize>,
+    scaled: Vec<usize>,
 }
 
-impl<'a> InRange<'a> {
+impl<'a> Prescaled<'a> {
     const FACTOR: f32 = (1u64 << 32) as f32;
 
     /// The largest magnitude that cannot overflow: 255 levels times 32 columns are less than 2^13.
@@ -351,10 +351,10 @@ impl<'a> InRange<'a> {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn new(x: &'a [f32], cols: usize) -> Result<InRange<'a>> {
-        let mut held = InRange {
+    pub fn new(x: &'a [f32], cols: usize) -> Result<Prescaled<'a>> {
+        let mut prescaled = Prescaled {
             x: Cow::Borrowed(x),
-            shrunk: Vec::new(),
+            scaled: Vec::new(),
         };
         for (v, vector) in x.chunks_exact(cols).enumerate() {
             // Without an early exit, so that it is done in vectors.
@@ -364,23 +364,23 @@ impl<'a> InRange<'a> {
             {
                 continue;
             }
-            if held.shrunk.is_empty() {
+            if prescaled.scaled.is_empty() {
                 let mut copy = memory::with_capacity(x.len(), "activations taken smaller")?;
                 copy.extend_from_slice(x);
-                held.x = Cow::Owned(copy);
-                held.shrunk = memory::with_capacity(x.len() / cols - v, "their numbers")?;
+                prescaled.x = Cow::Owned(copy);
+                prescaled.scaled = memory::with_capacity(x.len() / cols - v, "their numbers")?;
             }
-            held.shrunk.push(v);
-            for x in &mut held.x.to_mut()[v * cols..(v + 1) * cols] {
+            prescaled.scaled.push(v);
+            for x in &mut prescaled.x.to_mut()[v * cols..(v + 1) * cols] {
                 *x /= Self::FACTOR;
             }
         }
-        Ok(held)
+        Ok(prescaled)
     }
 
     /// Takes the sums back to size; `y` is `(n, rows)`.
     pub fn restore(&self, y: &mut [f32], rows: usize) {
-        for &v in &self.shrunk {
+        for &v in &self.scaled {
             for y in &mut y[v * rows..(v + 1) * rows] {
                 *y *= Self::FACTOR;
             }
@@ -396,7 +396,7 @@ impl<'a> InRange<'a> {
 /// `ERR_MEMORY`.
 pub fn interleaved<'a>(
     k: &TileKernels,
-    hands: Hands<'_>,
+    executor: Executor<'_>,
     l: &Layout,
     activations: Activations,
     x: &'a [f32],
@@ -435,10 +435,10 @@ pub fn interleaved<'a>(
     if n == 1 {
         some(0, to);
     } else {
-        let members = members(hands, x.len() / INTERLEAVED_PER_NS);
+        let threads = threads_for(executor, x.len() / INTERLEAVED_PER_NS);
         let chunks = (&mut to[..], WIDTHS[0] * padded);
         let none = || Ok(());
-        run_chunks(hands, members, chunks, none, |(), i, to| {
+        run_chunks(executor, threads, chunks, none, |(), i, to| {
             some(i * WIDTHS[0], to)
         })?;
     }

@@ -107,7 +107,7 @@ fn no_memory(len: usize, what: &str) -> Error {
 pub struct Arena {
     /// Bytes that it maps at once. Those that nobody touches take no memory.
     #[cfg(target_os = "linux")]
-    at_once: usize,
+    block_bytes: usize,
     /// What the next buffers come from, if there is one.
     #[cfg(target_os = "linux")]
     block: Mutex<Option<Block>>,
@@ -128,7 +128,7 @@ impl Arena {
     pub fn of(bytes: usize) -> Arena {
         Arena {
             #[cfg(target_os = "linux")]
-            at_once: bytes.min(BLOCK),
+            block_bytes: bytes.min(BLOCK),
             #[cfg(target_os = "linux")]
             block: Mutex::new(None),
         }
@@ -140,14 +140,14 @@ impl Arena {
     /// As there.
     #[cfg(target_os = "linux")]
     pub fn zeroed(&self, len: usize, what: &str) -> Result<Buffer> {
-        if self.at_once < HUGE_PAGE / 2 {
+        if self.block_bytes < HUGE_PAGE / 2 {
             return Buffer::zeroed(len, what);
         }
         let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(buffer) = block.as_mut().and_then(|block| block.take(len)) {
             return Ok(buffer);
         }
-        let new = Block::new(len.max(self.at_once)).or_else(|| Block::new(len));
+        let new = Block::new(len.max(self.block_bytes)).or_else(|| Block::new(len));
         let mut new = new.ok_or_else(|| no_memory(len, what))?;
         let buffer = new.take(len).ok_or_else(|| no_memory(len, what))?;
         // The one with more room serves the next.

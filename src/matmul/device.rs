@@ -6,7 +6,7 @@ use super::activations::Activations;
 use crate::cuda::{self, Gpu, Mode};
 use crate::error::{Result, Status};
 use crate::quant::{Codes, CodesBuf};
-use crate::runtime::{Hands, Runtime};
+use crate::runtime::{Executor, Runtime};
 
 /// A matrix on a device, and the device that multiplies with it.
 pub struct OnDevice {
@@ -44,9 +44,9 @@ impl OnDevice {
         }
         let gpu = &rt.gpus()[match device {
             Some(device) => device,
-            None => roomiest(rt.gpus())?,
+            None => most_free_memory(rt.gpus())?,
         }];
-        let uploaded = Hands::Pool(rt.pool())
+        let uploaded = Executor::Pool(rt.pool())
             .share(|team| gpu.upload(codes, &|tasks, job| team.run(tasks, job)));
         match uploaded {
             Ok(weights) => Ok(Some(OnDevice {
@@ -96,7 +96,7 @@ impl OnDevice {
 }
 
 /// The one with the most free memory, of equals the first.
-fn roomiest(gpus: &[Arc<Gpu>]) -> Result<usize> {
+fn most_free_memory(gpus: &[Arc<Gpu>]) -> Result<usize> {
     let (mut best, mut most) = (0, 0);
     // A single one need not be asked.
     for (i, gpu) in gpus.iter().enumerate().filter(|_| gpus.len() > 1) {

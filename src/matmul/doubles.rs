@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::tasks::{members, run_chunks};
+use super::tasks::{run_chunks, threads_for};
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::runtime::Hands;
+use crate::runtime::Executor;
 
 /// Elements of a task.
 const CHUNK: usize = 1 << 15;
@@ -14,10 +14,10 @@ const CHUNK: usize = 1 << 15;
 ///
 /// # Errors
 /// `ERR_RANGE` where a finite number has no finite float32; `ERR_MEMORY`.
-pub fn narrowed(hands: Hands<'_>, x: &[f64]) -> Result<Vec<f32>> {
+pub fn narrowed(executor: Executor<'_>, x: &[f64]) -> Result<Vec<f32>> {
     let mut narrow = memory::zeroed(x.len(), "x in float32")?;
     let first_beyond = AtomicUsize::new(usize::MAX);
-    each_chunk(hands, &mut narrow, |i, narrow| {
+    each_chunk(executor, &mut narrow, |i, narrow| {
         let x = &x[i * CHUNK..][..narrow.len()];
         // Without an end to it, so that it is done a vector at a time.
         let mut finite = true;
@@ -45,8 +45,8 @@ pub fn narrowed(hands: Hands<'_>, x: &[f64]) -> Result<Vec<f32>> {
 ///
 /// # Errors
 /// `ERR_MEMORY`; nothing is written then.
-pub fn widen(hands: Hands<'_>, y: &[f32], out: &mut [f64]) -> Result<()> {
-    each_chunk(hands, out, |i, out| {
+pub fn widen(executor: Executor<'_>, y: &[f32], out: &mut [f64]) -> Result<()> {
+    each_chunk(executor, out, |i, out| {
         for (wide, y) in out.iter_mut().zip(&y[i * CHUNK..]) {
             *wide = (*y).into();
         }
@@ -54,15 +54,15 @@ pub fn widen(hands: Hands<'_>, y: &[f32], out: &mut [f64]) -> Result<()> {
 }
 
 fn each_chunk<T: Send>(
-    hands: Hands<'_>,
+    executor: Executor<'_>,
     out: &mut [T],
     job: impl Fn(usize, &mut [T]) + Sync,
 ) -> Result<()> {
     // An element takes about a nanosecond, most of it memory that the system has to find.
-    let members = members(hands, out.len());
+    let threads = threads_for(executor, out.len());
     run_chunks(
-        hands,
-        members,
+        executor,
+        threads,
         (out, CHUNK),
         || Ok(()),
         |(), i, chunk| job(i, chunk),
@@ -81,9 +81,9 @@ mod tests {
             let pool = Pool::new(threads).unwrap();
             for len in [0, 1, CHUNK - 1, CHUNK, 3 * CHUNK + 7] {
                 let x: Vec<f64> = (0..len).map(|i| i as f64 * 0.1 - 7.0).collect();
-                let narrow = narrowed(Hands::Pool(&pool), &x).unwrap();
+                let narrow = narrowed(Executor::Pool(&pool), &x).unwrap();
                 let mut wide = vec![0.0; len];
-                widen(Hands::Pool(&pool), &narrow, &mut wide).unwrap();
+                widen(Executor::Pool(&pool), &narrow, &mut wide).unwrap();
                 for ((x, n), w) in x.iter().zip(&narrow).zip(&wide) {
                     assert_eq!((*n, *w), (*x as f32, f64::from(*x as f32)));
                 }
@@ -96,9 +96,9 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let mut x = vec![1.0; 3 * CHUNK];
         (x[5], x[6]) = (f64::NAN, f64::INFINITY);
-        assert!(narrowed(Hands::Pool(&pool), &x).is_ok());
+        assert!(narrowed(Executor::Pool(&pool), &x).is_ok());
         (x[2 * CHUNK + 1], x[CHUNK + 3]) = (1e300, -4e38);
-        let e = narrowed(Hands::Pool(&pool), &x).unwrap_err();
+        let e = narrowed(Executor::Pool(&pool), &x).unwrap_err();
         let expected = "x[32771] is -4e38, expected a number within the range of float32";
         assert_eq!((e.status(), e.message()), (Status::Range, expected));
     }

@@ -6,41 +6,41 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::cpu;
 use crate::error::Result;
 use crate::memory;
-use crate::runtime::{Hands, Shared};
+use crate::runtime::{Executor, Shared};
 
 /// Nanoseconds of work below which the calling thread works alone: waking a thread costs 3 to 10 µs, so that
 /// a second one has nothing to give.
-const ALONE: usize = 8192;
+const MIN_SHARED_NS: usize = 8192;
 
 /// How many threads share work that takes one of them about so many nanoseconds.
-pub fn members(hands: Hands<'_>, nanoseconds: usize) -> usize {
-    if nanoseconds < ALONE {
+pub fn threads_for(executor: Executor<'_>, nanoseconds: usize) -> usize {
+    if nanoseconds < MIN_SHARED_NS {
         1
     } else {
-        hands.threads()
+        executor.threads()
     }
 }
 
-/// Runs `job(scratch, task)` once for each task in `0..tasks`, in any order, on at most `members` threads.
+/// Runs `job(scratch, task)` once for each task in `0..tasks`, in any order, on at most `threads` threads.
 ///
 /// Each thread has a scratch of its own, made by `scratch` before the first task runs.
 ///
 /// # Errors
 /// Those of `scratch`, and `ERR_MEMORY`; no task has run then.
 pub fn run<S: Send>(
-    hands: Hands<'_>,
-    members: usize,
+    executor: Executor<'_>,
+    threads: usize,
     tasks: usize,
     scratch: impl Fn() -> Result<S>,
     job: impl Fn(&mut S, usize) + Sync,
 ) -> Result<()> {
-    if members == 1 || tasks == 1 {
+    if threads == 1 || tasks == 1 {
         let mut scratch = scratch()?;
         (0..tasks).for_each(|task| job(&mut scratch, task));
         return Ok(());
     }
-    hands.share(|team| {
-        let workers = team.members().min(members).min(tasks);
+    executor.share(|team| {
+        let workers = team.threads().min(threads).min(tasks);
         let mut scratches = memory::with_capacity(workers, "the scratch of the threads")?;
         for _ in 0..workers {
             scratches.push(Mutex::new(scratch()?));
@@ -52,7 +52,7 @@ pub fn run<S: Send>(
 
 /// As [`run`], with as many scratches as threads may take part, made before: it allocates nothing.
 pub fn run_with<S: Send>(
-    hands: Hands<'_>,
+    executor: Executor<'_>,
     scratches: &[Mutex<S>],
     tasks: usize,
     job: impl Fn(&mut S, usize) + Sync,
@@ -62,8 +62,8 @@ pub fn run_with<S: Send>(
         (0..tasks).for_each(|task| job(&mut scratch, task));
         return;
     }
-    hands.share(|team| {
-        let workers = team.members().min(scratches.len()).min(tasks);
+    executor.share(|team| {
+        let workers = team.threads().min(scratches.len()).min(tasks);
         claim(team, &scratches[..workers], tasks, &job);
     });
 }
@@ -76,8 +76,8 @@ fn claim<S: Send>(
     tasks: usize,
     job: &(impl Fn(&mut S, usize) + Sync),
 ) {
-    let runs = scratches.len().min(RUNS);
-    let begun = [const { AtomicUsize::new(0) }; RUNS];
+    let runs = scratches.len().min(MAX_RUNS);
+    let begun = [const { AtomicUsize::new(0) }; MAX_RUNS];
     team.run(scratches.len(), &|worker| {
         let mut scratch = lock(&scratches[worker]);
         for run in (0..runs).map(|i| (worker + i) % runs) {
@@ -98,7 +98,7 @@ fn claim<S: Send>(
 }
 
 /// Runs of tasks at most: more threads than that share them.
-const RUNS: usize = 64;
+const MAX_RUNS: usize = 64;
 
 /// As [`run`], the tasks being the chunks of `len` elements of `out`, the last one perhaps short:
 /// `job(scratch, i, chunk)` for the `i`-th.
@@ -106,15 +106,15 @@ const RUNS: usize = 64;
 /// # Errors
 /// As [`run`].
 pub fn run_chunks<T: Send, S: Send>(
-    hands: Hands<'_>,
-    members: usize,
+    executor: Executor<'_>,
+    threads: usize,
     (out, len): (&mut [T], usize),
     scratch: impl Fn() -> Result<S>,
     job: impl Fn(&mut S, usize, &mut [T]) + Sync,
 ) -> Result<()> {
     let mut chunks = memory::with_capacity(out.len().div_ceil(len), "the list of tasks")?;
     chunks.extend(out.chunks_mut(len).map(Mutex::new));
-    run(hands, members, chunks.len(), scratch, |scratch, i| {
+    run(executor, threads, chunks.len(), scratch, |scratch, i| {
         job(scratch, i, &mut lock(&chunks[i]));
     })
 }
@@ -193,21 +193,21 @@ mod tests {
     fn every_chunk_once_whoever_takes_it() {
         let pool = Pool::new(3).unwrap();
         for (len, chunk) in [(0, 4), (1, 4), (8, 4), (103, 4), (5000, 7)] {
-            for members in [1, 2, 3] {
+            for threads in [1, 2, 3] {
                 let mut out = vec![0; len];
                 let add = |(): &mut (), i: usize, chunk: &mut [usize]| {
                     chunk.iter_mut().for_each(|v| *v += i + 1);
                 };
                 run_chunks(
-                    Hands::Pool(&pool),
-                    members,
+                    Executor::Pool(&pool),
+                    threads,
                     (&mut out, chunk),
                     || Ok(()),
                     add,
                 )
                 .unwrap();
                 let expected: Vec<usize> = (0..len).map(|i| i / chunk + 1).collect();
-                assert_eq!(out, expected, "{len} by {chunk}, {members} members");
+                assert_eq!(out, expected, "{len} by {chunk}, {threads} threads");
             }
         }
     }
@@ -215,13 +215,13 @@ mod tests {
     #[test]
     fn without_scratch_no_task_runs() {
         let pool = Pool::new(2).unwrap();
-        for members in [1, 2] {
+        for threads in [1, 2] {
             let made = AtomicUsize::new(0);
             let scratch = || match made.fetch_add(1, Ordering::Relaxed) + 1 {
-                last if last == members => Err(Error::memory("none left")),
+                last if last == threads => Err(Error::memory("none left")),
                 _ => Ok(()),
             };
-            let error = run(Hands::Pool(&pool), members, 9, scratch, |(), _| {
+            let error = run(Executor::Pool(&pool), threads, 9, scratch, |(), _| {
                 panic!("a task ran")
             });
             assert_eq!(error.unwrap_err().message(), "none left");

@@ -4,7 +4,7 @@ use super::activations::{Activations, all_finite};
 use super::buffer::{Arena, Buffer};
 use super::device::OnDevice;
 use super::rows;
-use super::tiles::{TOGETHER, Tiles};
+use super::tiles::{MAX_MATRICES, Tiles};
 use super::workspace::Workspace;
 use crate::cpu::layout::Layout;
 use crate::cpu::rows::RowSource;
@@ -14,7 +14,7 @@ use crate::memory;
 use crate::quant::{
     Bits, Codes, CodesBuf, ScaleValues, ScalesBuf, Shape, pack_row, packed_row_bytes,
 };
-use crate::runtime::{Backend, Hands, Runtime};
+use crate::runtime::{Backend, Executor, Runtime};
 use half::f16;
 
 /// A matrix converted once for multiplication.
@@ -38,7 +38,7 @@ enum Form {
 }
 
 /// A form that is not row-major.
-enum Other<'a> {
+enum NotRowMajor<'a> {
     Tiles(&'a Tiles),
     Device(&'a OnDevice),
 }
@@ -108,8 +108,8 @@ impl Weights {
         let form = match layout(codes, activations) {
             Some(layout) => {
                 let buffer = zeroed(layout.tiles() * layout.tile_bytes(), "weights")?;
-                let hands = Hands::Pool(rt.pool());
-                Form::Tiles(Tiles::pack(hands, layout, codes, buffer)?)
+                let executor = Executor::Pool(rt.pool());
+                Form::Tiles(Tiles::pack(executor, layout, codes, buffer)?)
             }
             None => Form::Codes(owned(codes)?),
         };
@@ -280,8 +280,8 @@ impl Weights {
     pub fn dequantize(&self, rt: &Runtime, out: &mut [f32]) -> Result<()> {
         match self.rows_form() {
             Ok(source) => rows::Driver::new(rt).dequantize(&source, out),
-            Err(Other::Tiles(tiles)) => tiles.dequantize(Hands::Pool(rt.pool()), out),
-            Err(Other::Device(device)) => {
+            Err(NotRowMajor::Tiles(tiles)) => tiles.dequantize(Executor::Pool(rt.pool()), out),
+            Err(NotRowMajor::Device(device)) => {
                 let codes = device.to_codes()?;
                 rows::Driver::new(rt).dequantize(&RowSource::Codes(codes.as_codes()), out)
             }
@@ -316,10 +316,10 @@ impl Weights {
     /// # Panics
     /// If `x` or `y` has another length.
     pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
-        self.multiply_by(rt, Hands::Pool(rt.pool()), x, y, n)
+        self.multiply_by(rt, Executor::Pool(rt.pool()), x, y, n)
     }
 
-    /// As [`Weights::multiply`], by those `hands`: a sequence of products wakes the threads once.
+    /// As [`Weights::multiply`], by those `executor`: a sequence of products wakes the threads once.
     ///
     /// # Errors
     /// As [`Weights::multiply`].
@@ -329,7 +329,7 @@ impl Weights {
     pub fn multiply_by(
         &self,
         rt: &Runtime,
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         x: &[f32],
         y: &mut [f32],
         n: usize,
@@ -345,13 +345,13 @@ impl Weights {
         );
         let source = match self.rows_form() {
             Ok(source) => source,
-            Err(Other::Tiles(tiles)) => {
+            Err(NotRowMajor::Tiles(tiles)) => {
                 let kernels = &rt.kernels().tiles;
-                return tiles.multiply(kernels, hands, self.activations, x, y, n);
+                return tiles.multiply(kernels, executor, self.activations, x, y, n);
             }
-            Err(Other::Device(device)) => return device.multiply(self.activations, x, y, n),
+            Err(NotRowMajor::Device(device)) => return device.multiply(self.activations, x, y, n),
         };
-        let driver = rows::Driver::with(rt, hands);
+        let driver = rows::Driver::with(rt, executor);
         match (self.activations, &source) {
             (Activations::Sign, RowSource::Codes(codes)) => driver.multiply_sign(codes, x, y, n),
             (Activations::Int8, RowSource::Codes(codes)) => {
@@ -363,7 +363,7 @@ impl Weights {
         }
     }
 
-    /// Products of several matrices with the same vectors, by those `hands`: `x` is `(n, cols)`, and each matrix comes with its `y`
+    /// Products of several matrices with the same vectors, by those `executor`: `x` is `(n, cols)`, and each matrix comes with its `y`
     /// `(n, rows)`. Where int8 activations are the same for all of them, they are quantised once, the threads share one run of
     /// tasks, and nothing is allocated that `workspace` has already.
     ///
@@ -371,7 +371,7 @@ impl Weights {
     /// As [`Weights::multiply`]; any of the results may then have been written.
     pub fn multiply_all(
         rt: &Runtime,
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         workspace: &mut Workspace,
         x: &[f32],
         n: usize,
@@ -380,12 +380,12 @@ impl Weights {
         let first = products.first().and_then(|(w, _)| w.int8_tiles());
         let together = first.map(|tiles| *tiles.layout()).filter(|layout| {
             let tiles = |w: &Weights| w.int8_tiles().is_some_and(|t| t.shares_activations(layout));
-            products.iter().all(|(w, _)| tiles(w)) && products.len() <= TOGETHER
+            products.iter().all(|(w, _)| tiles(w)) && products.len() <= MAX_MATRICES
         });
         if together.is_none() {
             return products
                 .iter_mut()
-                .try_for_each(|(weights, y)| weights.multiply_by(rt, hands, x, y, n));
+                .try_for_each(|(weights, y)| weights.multiply_by(rt, executor, x, y, n));
         }
         let mut rest = products.iter_mut();
         let tiles = std::array::from_fn(|_| match rest.next()? {
@@ -398,7 +398,7 @@ impl Weights {
             ) => Some((t, &mut **y)),
             _ => None,
         });
-        Tiles::multiply_int8(&rt.kernels().tiles, hands, workspace, x, n, tiles)
+        Tiles::multiply_int8(&rt.kernels().tiles, executor, workspace, x, n, tiles)
     }
 
     /// The tiles, if these are what is multiplied with int8 activations.
@@ -410,10 +410,10 @@ impl Weights {
     }
 
     /// The weights as the row-major path reads them, or what they are in that it does not read.
-    fn rows_form(&self) -> std::result::Result<RowSource<'_>, Other<'_>> {
+    fn rows_form(&self) -> std::result::Result<RowSource<'_>, NotRowMajor<'_>> {
         match &self.form {
-            Form::Tiles(t) => Err(Other::Tiles(t)),
-            Form::Device(d) => Err(Other::Device(d)),
+            Form::Tiles(t) => Err(NotRowMajor::Tiles(t)),
+            Form::Device(d) => Err(NotRowMajor::Device(d)),
             Form::Codes(c) => Ok(RowSource::Codes(c.as_codes())),
             &Form::F32(Floats {
                 ref values,
@@ -602,9 +602,9 @@ mod tests {
                         .zip(found.iter_mut().map(|y| &mut y[..]))
                         .collect();
                     for part in [0..3, 0..1, 1..3] {
-                        let hands = Hands::Pool(rt.pool());
+                        let executor = Executor::Pool(rt.pool());
                         let part = &mut products[part];
-                        Weights::multiply_all(&rt, hands, &mut workspace, &x, n, part).unwrap();
+                        Weights::multiply_all(&rt, executor, &mut workspace, &x, n, part).unwrap();
                     }
                     assert_eq!(found, expected, "{threads} {n}");
                 }

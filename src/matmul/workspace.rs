@@ -19,27 +19,27 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Makes the sums of `members` threads `len` floats long, and gives them with the activations.
+    /// Makes the sums of `threads` threads `len` floats long, and gives them with the activations.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
     pub(super) fn sums(
         sums: &mut Vec<Mutex<Aligned>>,
-        members: usize,
+        threads: usize,
         len: usize,
     ) -> Result<&[Mutex<Aligned>]> {
-        if sums.len() < members {
-            let more = members - sums.len();
-            let mut list = memory::with_capacity(members, "the scratch of the threads")?;
+        if sums.len() < threads {
+            let more = threads - sums.len();
+            let mut list = memory::with_capacity(threads, "the scratch of the threads")?;
             list.append(sums);
             for _ in 0..more {
                 list.push(Mutex::new(Aligned::zeros(len, "sums")?));
             }
             *sums = list;
         }
-        for one in &sums[..members] {
+        for one in &sums[..threads] {
             lock(one).at_least(len, "sums")?;
         }
-        Ok(&sums[..members])
+        Ok(&sums[..threads])
     }
 }

@@ -137,7 +137,7 @@ impl<T: Cached> Attention<'_, T> {
         let threads = &scratch.threads;
         let members = match work < ALONE {
             true => 1,
-            false => team.members().min(threads.len()),
+            false => team.threads().min(threads.len()),
         };
         let part = ROWS * row_part(self.layer.width());
         let parts = tiles * chunks.len() * part;

@@ -12,7 +12,7 @@ use crate::cpu::vector::{Cached, VectorKernels};
 use crate::error::Result;
 use crate::matmul::{Floats, Weights, Workspace};
 use crate::memory;
-use crate::runtime::{Hands, Runtime, Shared};
+use crate::runtime::{Executor, Runtime, Shared};
 
 /// Tokens that pass through the layers together. Products with many vectors are then at their best, and what lies between
 /// them stays in the L2 cache of a big core.
@@ -298,7 +298,7 @@ impl Pass<'_> {
     /// `job(t, row)` for each row of `data` `(n, width)`: of many tokens shared, of a few by the calling thread.
     fn each(&self, data: &mut [f32], width: usize, job: &(dyn Fn(usize, &mut [f32]) + Sync)) {
         let n = data.len() / width;
-        let workers = self.team.members();
+        let workers = self.team.threads();
         if n < SHARED_ROWS || workers == 1 {
             data.chunks_exact_mut(width)
                 .enumerate()
@@ -369,10 +369,10 @@ impl Pass<'_> {
         if let Some(observer) = &mut self.observer {
             observer.input(name, &s.b[..len], n);
         }
-        let hands = Hands::Team(self.team);
+        let executor = Executor::Team(self.team);
         let x = &s.b[..len];
         let mut output = [(self.parameters.output(), &mut *out)];
-        Weights::multiply_all(self.rt, hands, &mut s.workspace, x, n, &mut output)?;
+        Weights::multiply_all(self.rt, executor, &mut s.workspace, x, n, &mut output)?;
         if let Some(cap) = a.final_softcap {
             self.kernels().softcap(out, cap);
         }
@@ -395,7 +395,14 @@ impl Pass<'_> {
         let mut pairs = products
             .each_mut()
             .map(|(linear, y)| (&linear.weights, &mut **y));
-        Weights::multiply_all(self.rt, Hands::Team(self.team), workspace, x, n, &mut pairs)?;
+        Weights::multiply_all(
+            self.rt,
+            Executor::Team(self.team),
+            workspace,
+            x,
+            n,
+            &mut pairs,
+        )?;
         for (linear, y) in products {
             if let Some(bias) = &linear.bias {
                 for y in y.chunks_exact_mut(bias.len()) {

@@ -1,13 +1,13 @@
 //! What a configured library is: the resolved configuration, the device, the instruction set and the threads.
 
 mod config;
-mod crew;
+mod fork_join;
 mod panic_scope;
 mod pool;
 
 pub use config::{Backend, BackendChoice, Config, MAX_THREADS, Resolved};
 pub(crate) use panic_scope::{enter_library, quietly};
-pub use pool::{Hands, Pool, Shared, Team};
+pub use pool::{Executor, Pool, Shared, Team};
 
 use std::sync::Arc;
 

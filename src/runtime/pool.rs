@@ -7,8 +7,8 @@ use std::thread::{Builder, JoinHandle};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::crew::{Crew, Held, lock};
 use super::enter_library;
+use super::fork_join::{ForkJoin, Held, lock};
 use crate::error::{Error, Result};
 use crate::memory::with_capacity;
 use crate::signals::Blocked;
@@ -23,9 +23,9 @@ const STACK: usize = 2 << 20;
 ///
 /// They are the threads of a rayon pool, where they sleep and share coarse work. A sequence of products
 /// is too fine for rayon's jobs, each an allocation, a queue and, for the caller, a wait until every
-/// worker has come and gone: there they leave rayon for a while to serve a [`Crew`].
+/// worker has come and gone: there they leave rayon for a while to serve a [`ForkJoin`].
 pub struct Pool {
-    crew: Arc<Crew>,
+    fork_join: Arc<ForkJoin>,
     /// `None` if the calling thread is alone.
     rayon: Option<ThreadPool>,
     workers: Vec<JoinHandle<()>>,
@@ -39,7 +39,7 @@ impl Pool {
     pub fn new(threads: usize) -> Result<Pool> {
         let count = threads.saturating_sub(1);
         let mut pool = Pool {
-            crew: Arc::new(Crew::new(0)),
+            fork_join: Arc::new(ForkJoin::new(0)),
             rayon: None,
             workers: with_capacity(count, "the threads of the pool")?,
         };
@@ -66,7 +66,7 @@ impl Pool {
                 Error::memory(format!("thread {n} of {count} cannot be started: {e}"))
             })?);
             // rayon has a limit of its own.
-            pool.crew = Arc::new(Crew::new(pool.workers.len()));
+            pool.fork_join = Arc::new(ForkJoin::new(pool.workers.len()));
         }
         Ok(pool)
     }
@@ -80,17 +80,17 @@ impl Pool {
     ///
     /// If another caller holds them, the team is the calling thread alone: nobody waits. The same
     /// holds for a team asked for from inside a team or a job. While [`Pool::try_for_each`] has the
-    /// workers, the team has as many members as ever, and the calling thread does the work.
+    /// workers, the team has as many threads as ever, and the calling thread does the work.
     pub fn team<R>(&self, f: impl FnOnce(&Team) -> R) -> R {
         let workers = self.rayon.as_ref().and_then(|rayon| {
             Some(Workers {
-                held: RefCell::new(self.crew.try_hold()?),
-                crew: &self.crew,
+                held: RefCell::new(self.fork_join.try_hold()?),
+                fork_join: &self.fork_join,
                 rayon,
             })
         });
         f(&Team {
-            members: workers.as_ref().map_or(1, |_| self.threads()),
+            threads: workers.as_ref().map_or(1, |_| self.threads()),
             workers,
         })
     }
@@ -132,7 +132,7 @@ impl Pool {
                 }
             }
         };
-        let _away_from_teams = self.crew.dismiss();
+        let _away_from_teams = self.fork_join.dismiss();
         rayon.in_place_scope(|scope| {
             for _ in 0..helpers {
                 scope.spawn(|_| take_part());
@@ -149,7 +149,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // `&mut self`: no team borrows the pool any more.
-        let _for_good = self.crew.dismiss();
+        let _for_good = self.fork_join.dismiss();
         // Its threads end when those who serve have come back.
         self.rayon = None;
         for worker in self.workers.drain(..) {
@@ -163,14 +163,14 @@ impl Drop for Pool {
 ///
 /// It stays on the thread that asked for it: a job cannot capture it.
 pub struct Team<'a> {
-    members: usize,
+    threads: usize,
     workers: Option<Workers<'a>>,
 }
 
 /// What a team has beside the calling thread.
 struct Workers<'a> {
     held: RefCell<Held<'a>>,
-    crew: &'a Arc<Crew>,
+    fork_join: &'a Arc<ForkJoin>,
     rayon: &'a ThreadPool,
 }
 
@@ -178,14 +178,14 @@ impl Team<'_> {
     /// A team of the calling thread alone.
     pub fn alone() -> Team<'static> {
         Team {
-            members: 1,
+            threads: 1,
             workers: None,
         }
     }
 
     /// At most how many threads share the work.
-    pub fn members(&self) -> usize {
-        self.members
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
     /// Runs `job(task)` once for each task in `0..tasks`, in no particular order, and waits for all.
@@ -195,11 +195,15 @@ impl Team<'_> {
     /// has begun by then are not run. The pool stays usable.
     pub fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
         match &self.workers {
-            Some(Workers { held, crew, rayon }) if tasks > 1 => {
+            Some(Workers {
+                held,
+                fork_join,
+                rayon,
+            }) if tasks > 1 => {
                 held.borrow_mut().run(tasks, job, |missing| {
                     for _ in 0..missing {
-                        let crew = Arc::clone(crew);
-                        rayon.spawn(move || crew.serve());
+                        let fork_join = Arc::clone(fork_join);
+                        rayon.spawn(move || fork_join.serve());
                     }
                 });
             }
@@ -210,7 +214,7 @@ impl Team<'_> {
 
 /// Who shares a piece of work: whoever the pool can spare, or a team that is held already.
 #[derive(Clone, Copy)]
-pub enum Hands<'a> {
+pub enum Executor<'a> {
     /// A team is formed for this piece alone.
     Pool(&'a Pool),
     /// One that lasts for a sequence of them.
@@ -219,16 +223,16 @@ pub enum Hands<'a> {
 
 /// What shares tasks: a [`Team`], whatever it borrows from.
 pub trait Shared {
-    /// As [`Team::members`].
-    fn members(&self) -> usize;
+    /// As [`Team::threads`].
+    fn threads(&self) -> usize;
 
     /// As [`Team::run`].
     fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync));
 }
 
 impl Shared for Team<'_> {
-    fn members(&self) -> usize {
-        self.members
+    fn threads(&self) -> usize {
+        self.threads
     }
 
     fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
@@ -236,20 +240,20 @@ impl Shared for Team<'_> {
     }
 }
 
-impl Hands<'_> {
+impl Executor<'_> {
     /// At most how many threads share the work.
     pub fn threads(&self) -> usize {
         match self {
-            Hands::Pool(pool) => pool.threads(),
-            Hands::Team(team) => team.members(),
+            Executor::Pool(pool) => pool.threads(),
+            Executor::Team(team) => team.threads(),
         }
     }
 
     /// Has the work shared.
     pub fn share<R>(&self, work: impl FnOnce(&dyn Shared) -> R) -> R {
         match self {
-            Hands::Pool(pool) => pool.team(|team| work(team)),
-            Hands::Team(team) => work(*team),
+            Executor::Pool(pool) => pool.team(|team| work(team)),
+            Executor::Team(team) => work(*team),
         }
     }
 }

@@ -124,7 +124,7 @@ pub(super) unsafe fn store(sum: &[[__m256d; 2]; OCTETS], out: *mut f32) {
 /// Up to how many vectors, by bits, [`direct`] is no slower than [`unpack`] and [`panel`]: unpacking serves all of them there, four vectors here. µs a vector
 /// straight and unpacked (Zen 4 at this level, 4096 × 4096 from memory, groups of 32): 8 bits, 2 vectors 859 and 945, 4 524 and 625, 5 635 and
 /// 571, 12 547 and 449; 4 bits, 2 833 and 728, 3 943 and 628, 4 533 and 528, 8 542 and 434; 1 bit, 2 853 and 666, 4 486 and 500, 8 492 and 421.
-pub(super) const STRAIGHT: [usize; 4] = [1, 1, 1, 4];
+pub(super) const MAX_DIRECT_VECTORS: [usize; 4] = [1, 1, 1, 4];
 
 /// One tile times `V` vectors, straight from the codes, in walks of four vectors: their eight chains, a level and an activation are what
 /// sixteen registers hold. Four after the other in each sub-block took 1.5 times as long for eight and twelve: the compiler kept the levels for the

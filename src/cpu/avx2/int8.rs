@@ -2,7 +2,7 @@
 
 use super::{Extensions, OCTETS, prefetch, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{Ahead, Int8Acts};
+use crate::cpu::tile::{Int8Acts, Prefetch};
 use std::arch::x86_64::*;
 
 /// The codes of four columns, `4k..4k + 4` of the sub-block, for an octet of rows: unsigned bytes, one bit as 0 or 2.
@@ -38,7 +38,7 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     count: usize,
     tile: *const u8,
     acts: Int8Acts,
-    ahead: Ahead,
+    ahead: Prefetch,
     out: *mut f32,
 ) {
     // SAFETY: as the caller promises.
@@ -88,7 +88,7 @@ unsafe fn walk<
     count: usize,
     tile: *const u8,
     acts: Int8Acts,
-    ahead: Ahead,
+    ahead: Prefetch,
     out: *mut f32,
 ) {
     debug_assert!(V.is_multiple_of(VS) && OCTETS.is_multiple_of(OS));

@@ -247,9 +247,9 @@ kernel_set! {
 
 /// [`BASE`] that takes more vectors straight from the codes than pay: no test would multiply so many by those kernels otherwise.
 #[cfg(test)]
-pub(in crate::cpu) const BASE_STRAIGHT: super::tile::TileKernels = super::tile::TileKernels {
-    name: "avx2+straight",
-    suits: &[],
-    straight: [48; 4],
+pub(in crate::cpu) const BASE_DIRECT: super::tile::TileKernels = super::tile::TileKernels {
+    name: "avx2+direct",
+    cores: &[],
+    max_direct_vectors: [48; 4],
     ..BASE
 };

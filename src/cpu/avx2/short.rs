@@ -1,10 +1,5 @@
 //! Short groups: the instructions of [`crate::cpu::short`], an octet to a register.
 
-#![expect(
-    clippy::undocumented_unsafe_blocks,
-    reason = "the contract of `Lanes`: the caller's processor has AVX2, FMA, F16C; pointers are the caller's"
-)]
-
 use super::{OCTETS, scales, zero_points};
 use crate::cpu::layout::Layout;
 use crate::cpu::short::{self, Lanes, MAGIC};
@@ -56,6 +51,7 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn shifted(at: *const u8, right: u32) -> __m256i {
+        // SAFETY: the caller's processor has the level; `at` is an octet of the tile, 32-byte aligned.
         unsafe {
             _mm256_srl_epi32(
                 _mm256_load_si256(at.cast()),
@@ -66,41 +62,49 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
+        // SAFETY: the caller's processor has the level.
         unsafe { _mm256_setzero_ps() }
     }
 
     #[inline(always)]
     unsafe fn broadcast(at: *const f32) -> __m256 {
+        // SAFETY: the caller's processor has the level; `at` is a readable float.
         unsafe { _mm256_set1_ps(*at) }
     }
 
     #[inline(always)]
     unsafe fn plus(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's processor has the level.
         unsafe { _mm256_add_ps(a, b) }
     }
 
     #[inline(always)]
     unsafe fn times(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's processor has the level.
         unsafe { _mm256_mul_ps(a, b) }
     }
 
     #[inline(always)]
     unsafe fn multiply_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the caller's processor has the level.
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
     unsafe fn write(values: __m256, to: *mut f32) {
+        // SAFETY: the caller's processor has the level; `to` is 8 floats, 32-byte aligned.
         unsafe { _mm256_store_ps(to, values) }
     }
 
     #[inline(always)]
     unsafe fn scales(l: &Layout, tail: *const u8, part: usize) -> __m256 {
+        // SAFETY: the caller's processor has the level; `tail` points to the scales of a group.
         unsafe { scales(l, tail, part) }
     }
 
     #[inline(always)]
     unsafe fn base(l: &Layout, tail: *const u8, part: usize) -> __m256 {
+        // SAFETY: the caller's processor has the level; `tail` points to the scales of a group.
         unsafe {
             let magic = _mm256_castsi256_ps(_mm256_set1_epi32(MAGIC));
             _mm256_add_ps(magic, _mm256_cvtepi32_ps(zero_points(l, tail, part)))
@@ -109,6 +113,7 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn level<const J: usize>(quad: __m256i, mask: u8, base: __m256) -> __m256 {
+        // SAFETY: the caller's processor has the level.
         unsafe {
             let byte = match J {
                 0 => quad,
@@ -124,6 +129,7 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn signed<const J: usize>(quad: __m256i, scale: __m256) -> __m256 {
+        // SAFETY: the caller's processor has the level.
         unsafe {
             let top = match J {
                 0 => _mm256_slli_epi32::<31>(quad),
@@ -138,11 +144,13 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn zero_wide() -> [__m256d; 2] {
+        // SAFETY: the caller's processor has the level.
         unsafe { [_mm256_setzero_pd(); 2] }
     }
 
     #[inline(always)]
     unsafe fn flush(sum: [__m256d; 2], more: __m256) -> [__m256d; 2] {
+        // SAFETY: the caller's processor has the level.
         unsafe {
             let low = _mm256_cvtps_pd(_mm256_castps256_ps128(more));
             let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(more));
@@ -152,6 +160,7 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn store(values: [__m256d; 2], out: *mut f32) {
+        // SAFETY: the caller's processor has the level; `out` is 8 floats.
         unsafe {
             _mm_storeu_ps(out, _mm256_cvtpd_ps(values[0]));
             _mm_storeu_ps(out.add(4), _mm256_cvtpd_ps(values[1]));

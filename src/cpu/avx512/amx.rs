@@ -14,7 +14,7 @@
 use super::int8::four_columns;
 use super::{scales, zero_points};
 use crate::cpu::layout::{Layout, QUAD_COLS, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{AMX_VECTORS, Ahead, Amx, AmxActs, Levels};
+use crate::cpu::tile::{AMX_VECTORS, Amx, AmxActs, Levels, Prefetch};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -82,7 +82,7 @@ unsafe fn multiply(
     count: usize,
     levels: Levels,
     x: AmxActs,
-    ahead: Ahead,
+    ahead: Prefetch,
     out: *mut f32,
 ) {
     let mut ahead = ahead;
@@ -173,7 +173,7 @@ unsafe fn walk<const ALL: bool>(
     count: usize,
     levels: Levels,
     x: Block,
-    ahead: &mut Ahead,
+    ahead: &mut Prefetch,
     out: *mut f32,
 ) {
     let vectors = if ALL { AMX_VECTORS } else { x.vectors };
@@ -181,12 +181,12 @@ unsafe fn walk<const ALL: bool>(
     let mut sums = MaybeUninit::<Sums>::uninit();
     let first = sums.as_mut_ptr().cast::<i32>();
     let second = first.wrapping_add(AMX_VECTORS * HALF);
-    let mut feed = Feed::new(l, count, levels.codes, x.codes, vectors);
-    // SAFETY: the caller's; the feed begins each of the `2 * blocks` blocks once, each is stored when it has begun, and read when it is stored.
+    let mut multiply_stage = MultiplyStage::new(l, count, levels.codes, x.codes, vectors);
+    // SAFETY: the caller's; the multiply_stage begins each of the `2 * blocks` blocks once, each is stored when it has begun, and read when it is stored.
     unsafe {
-        let mut total = Total::<ALL>::new(l, levels.scales, x, out);
-        feed.start::<0>();
-        feed.start::<1>();
+        let mut accumulate = AccumulateStage::<ALL>::new(l, levels.scales, x, out);
+        multiply_stage.start::<0>();
+        multiply_stage.start::<1>();
         store::<0>(first);
         for two in 0..blocks {
             for _ in 0..ahead.lines {
@@ -195,28 +195,28 @@ unsafe fn walk<const ALL: bool>(
             }
             let more = two + 1 < blocks;
             if more {
-                feed.start::<0>();
+                multiply_stage.start::<0>();
             }
             store::<1>(second);
             if 2 * two == blocks {
-                total.turn(levels.scales);
+                accumulate.start_second_half(levels.scales);
             }
-            total.add(first);
+            accumulate.add(first);
             if more {
-                feed.start::<1>();
+                multiply_stage.start::<1>();
                 store::<0>(first);
             }
             if 2 * two + 1 == blocks {
-                total.turn(levels.scales);
+                accumulate.start_second_half(levels.scales);
             }
-            total.add(second);
+            accumulate.add(second);
         }
-        total.store();
+        accumulate.store();
     }
 }
 
 /// Where the conversions are, and their float32 sums `(vectors, 16)`.
-struct Total<const ALL: bool> {
+struct AccumulateStage<const ALL: bool> {
     f: [__m512; AMX_VECTORS],
     x: Block,
     rows: *const f32,
@@ -225,16 +225,16 @@ struct Total<const ALL: bool> {
     out: *mut f32,
 }
 
-impl<const ALL: bool> Total<ALL> {
+impl<const ALL: bool> AccumulateStage<ALL> {
     /// For the first half.
     ///
     /// # Safety
     /// As [`walk`].
     #[inline(always)]
-    unsafe fn new(l: &Layout, rows: *const f32, x: Block, out: *mut f32) -> Total<ALL> {
+    unsafe fn new(l: &Layout, rows: *const f32, x: Block, out: *mut f32) -> AccumulateStage<ALL> {
         // SAFETY: the caller's.
         unsafe {
-            let mut total = Total {
+            let mut accumulate = AccumulateStage {
                 f: [_mm512_setzero_ps(); AMX_VECTORS],
                 x,
                 rows,
@@ -242,8 +242,8 @@ impl<const ALL: bool> Total<ALL> {
                 scales: x.scales,
                 out,
             };
-            total.load();
-            total
+            accumulate.load();
+            accumulate
         }
     }
 
@@ -277,7 +277,7 @@ impl<const ALL: bool> Total<ALL> {
     /// # Safety
     /// As [`walk`].
     #[inline(always)]
-    unsafe fn turn(&mut self, rows: *const f32) {
+    unsafe fn start_second_half(&mut self, rows: *const f32) {
         // SAFETY: the caller's.
         unsafe {
             self.store();
@@ -308,7 +308,7 @@ impl<const ALL: bool> Total<ALL> {
 }
 
 /// Where the multiplications are.
-struct Feed {
+struct MultiplyStage {
     x: *const i8,
     w: *const i8,
     /// Multiplications left of this half.
@@ -322,11 +322,11 @@ struct Feed {
     w_rows: usize,
 }
 
-impl Feed {
-    fn new(l: &Layout, count: usize, w: *const i8, x: *const i8, vectors: usize) -> Feed {
+impl MultiplyStage {
+    fn new(l: &Layout, count: usize, w: *const i8, x: *const i8, vectors: usize) -> MultiplyStage {
         let step = l.amx_subs();
         let of_half = count.div_ceil(step);
-        Feed {
+        MultiplyStage {
             x,
             w,
             left: of_half,

@@ -9,7 +9,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 /// The prefetch distance in bytes. At 8 bits, where it reads most in a given time, one vector
 /// from memory reached 73 and 97% of reading with 3 KB, and 102 and 99% with 6 KB, in two runs each in turn (Zen 4, 4096 × 4096).
-const fn ahead(bits: usize) -> usize {
+const fn prefetch_distance(bits: usize) -> usize {
     if bits == 8 { 6144 } else { 3072 }
 }
 
@@ -84,7 +84,7 @@ pub(super) unsafe fn store(sum: &[[__m512d; 2]; 2], out: *mut f32) {
 /// the codes again, but reads the tile as one stream and keeps no levels; against unpacking once into the cache, with one thread
 /// on Zen 5, 4096 × 4096 from memory, ms at 8 and 4 bits: 4 vectors 0.87 for 3.5, 0.78 for 2.6; 8: 1.6 for 4.3, 1.4 for 3.1; 16: 3.1 for 5.9, 3.0 for 4.4;
 /// 64: 13.0 for 13.7, 13.0 for 12.0; 512: 99 for 102, 97 for 93.
-pub(super) const STRAIGHT: [usize; 4] = [48; 4];
+pub(super) const MAX_DIRECT_VECTORS: [usize; 4] = [48; 4];
 
 /// [`direct_by`] masks.
 ///
@@ -106,13 +106,18 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
 ///
 /// With one vector all four chains of a sub-block run side by side: two at a time waited for themselves, and took 1.3 times as long at
 /// 4 bits, 1.5 times at 2 and 1.05 times at 8 (Zen 4, from cache). With more vectors there are chains enough, and those of 16
-/// columns are taken one after the other so that they stay in registers. Either way a chain is the same sum. `APART`: two vectors and more take one half of the
+/// columns are taken one after the other so that they stay in registers. Either way a chain is the same sum. `SPLIT_HALVES`: two vectors and more take one half of the
 /// tile after the other.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
 #[inline(always)]
-pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, const APART: bool>(
+pub(super) unsafe fn direct_by<
+    L: Levels,
+    const BITS: usize,
+    const V: usize,
+    const SPLIT_HALVES: bool,
+>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
@@ -139,14 +144,17 @@ pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, con
             for _ in 0..subs {
                 if const { V == 1 } {
                     sub_of_one::<L, BITS>(p, x, &scale, &levels, l2_distance, &mut f[0]);
-                } else if const { V >= 2 && APART } {
+                } else if const { V >= 2 && SPLIT_HALVES } {
                     for line in 0..2 * BITS {
                         let at = p.wrapping_add(64 * line);
-                        prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(l2_distance));
+                        prefetch(
+                            at.wrapping_add(prefetch_distance(BITS)),
+                            at.wrapping_add(l2_distance),
+                        );
                     }
-                    half_of_few::<L, BITS, V, 0>(p, x, &scale, &levels, &mut f);
-                    loads_again();
-                    half_of_few::<L, BITS, V, 1>(p, x, &scale, &levels, &mut f);
+                    half_sub_of_few::<L, BITS, V, 0>(p, x, &scale, &levels, &mut f);
+                    reload_barrier();
+                    half_sub_of_few::<L, BITS, V, 1>(p, x, &scale, &levels, &mut f);
                 } else {
                     sub_of_few::<L, BITS, V>(p, x, &scale, &levels, l2_distance, &mut f);
                 }
@@ -160,7 +168,10 @@ pub(super) unsafe fn direct_by<L: Levels, const BITS: usize, const V: usize, con
                     until_flush = FLUSH_SUBS;
                 }
             }
-            prefetch(p.wrapping_add(ahead(BITS)), p.wrapping_add(l2_distance));
+            prefetch(
+                p.wrapping_add(prefetch_distance(BITS)),
+                p.wrapping_add(l2_distance),
+            );
             p = p.add(l.tail_bytes());
         }
         for v in 0..V {
@@ -193,7 +204,7 @@ unsafe fn sub_of_one<L: Levels, const BITS: usize>(
             if I.is_multiple_of(16 / BITS) {
                 for line in 0..2 {
                     let at = p.wrapping_add(8 * BITS * I + 64 * line);
-                    prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(l2_distance));
+                    prefetch(at.wrapping_add(prefetch_distance(BITS)), at.wrapping_add(l2_distance));
                 }
             }
             let x = [_mm512_set1_ps(*x.add(I)), _mm512_set1_ps(*x.add(I + 16))];
@@ -235,7 +246,7 @@ unsafe fn sub_of_few<L: Levels, const BITS: usize, const V: usize>(
                     if I.is_multiple_of(16 / BITS) {
                         let line = $from / 16 * BITS + I * BITS / 16;
                         let at = p.wrapping_add(64 * line);
-                        prefetch(at.wrapping_add(ahead(BITS)), at.wrapping_add(l2_distance));
+                        prefetch(at.wrapping_add(prefetch_distance(BITS)), at.wrapping_add(l2_distance));
                     }
                     let q = COL / 4 % BITS;
                     let w = [
@@ -266,7 +277,7 @@ unsafe fn sub_of_few<L: Levels, const BITS: usize, const V: usize>(
 /// # Safety
 /// As for [`sub_of_few`].
 #[inline(always)]
-unsafe fn half_of_few<L: Levels, const BITS: usize, const V: usize, const HALF: usize>(
+unsafe fn half_sub_of_few<L: Levels, const BITS: usize, const V: usize, const HALF: usize>(
     p: *const u8,
     x: *const f32,
     scale: &[__m512; 2],
@@ -300,7 +311,7 @@ unsafe fn half_of_few<L: Levels, const BITS: usize, const V: usize, const HALF: 
 
 /// Behind it what was loaded before is loaded again, as an operand of each multiply-add that takes it.
 #[inline(always)]
-fn loads_again() {
+fn reload_barrier() {
     compiler_fence(Ordering::SeqCst);
 }
 
@@ -402,7 +413,7 @@ pub(super) unsafe fn panel<const V: usize>(
 /// # Safety
 /// Those of [`panel`].
 #[inline(always)]
-pub(super) unsafe fn panel_apart<const V: usize>(
+pub(super) unsafe fn panel_split_halves<const V: usize>(
     levels: *const f32,
     scales: *const f32,
     count: usize,

@@ -2,7 +2,7 @@
 
 use super::{Dot, prefetch, scales_of_half, zero_points_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{APART_VECTORS, Ahead, Int8Acts};
+use crate::cpu::tile::{Int8Acts, Prefetch, SPLIT_HALVES_VECTORS};
 use std::arch::x86_64::*;
 
 /// Whether the columns `4k..4k + 4` of a sub-block are summed in the odd one of the two chains of one vector: every other code of a byte.
@@ -64,8 +64,8 @@ const fn in_registers(v: usize, halves: usize) -> bool {
 ///
 /// Twelve vectors below 8 bits are two walks of six, whose float32 sums stay in registers: 512 vectors went from 54 to 60-62% of
 /// the `vpdpbusd` rate at 4, 2 and 1 bits (Zen 5, 4096 × 4096, groups of 32). At 8 bits the second walk costs more than it
-/// gains (45-56 to 41%), and so do two walks of four for eight vectors (0.8 of the rate). With [`Dot::HALVES_APART`] a walk has one half of the tile
-/// and all vectors, of [`APART_VECTORS`] or more, at every width.
+/// gains (45-56 to 41%), and so do two walks of four for eight vectors (0.8 of the rate). With [`Dot::SPLITS_HALVES`] a walk has one half of the tile
+/// and all vectors, of [`SPLIT_HALVES_VECTORS`] or more, at every width.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
@@ -76,21 +76,21 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
     count: usize,
     tile: *const u8,
     acts: Int8Acts,
-    ahead: Ahead,
+    ahead: Prefetch,
     out: *mut f32,
 ) {
     // SAFETY: as the caller promises; the second six of twelve vectors lie behind the first in each sub-block, block and `out`.
     unsafe {
         // `const`, or every width of codes and vectors would have functions for all ways made, of which one is called: two
         // thirds of the code of this file, before it is optimised.
-        if const { V >= APART_VECTORS && E::HALVES_APART } {
+        if const { V >= SPLIT_HALVES_VECTORS && E::SPLITS_HALVES } {
             // At 8 bits each walk prefetches its share: see [`crate::cpu::tile::TileKernels::prefetches_twice`].
             let lines = match BITS {
                 8 => ahead.lines.div_ceil(2),
                 _ => ahead.lines,
             };
-            let here = Ahead { lines, ..ahead };
-            let then = Ahead {
+            let here = Prefetch { lines, ..ahead };
+            let then = Prefetch {
                 at: ahead.at.wrapping_add(64 * lines * count * l.subs),
                 lines: ahead.lines - lines,
                 ..ahead
@@ -139,7 +139,7 @@ unsafe fn walk<
     count: usize,
     tile: *const u8,
     acts: Int8Acts,
-    ahead: Ahead,
+    ahead: Prefetch,
     out: *mut f32,
 ) {
     // Codes of more than two bits would leave the range of `vpmaddubsw`.

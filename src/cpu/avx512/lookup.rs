@@ -10,14 +10,14 @@
 
 use super::{prefetch, scales_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS};
-use crate::cpu::tile::{LOOKUP_BYTES, LookedUp, Lookups, Stream};
+use crate::cpu::tile::{LOOKUP_BYTES, LookupActs, Lookups, Stream};
 use std::arch::x86_64::*;
 
 /// The tables as a kernel set has them.
 pub(super) const KERNELS: Lookups = Lookups { build, multiply };
 
 /// The prefetch distance in bytes.
-const AHEAD: usize = 5 << 10;
+const PREFETCH_DISTANCE: usize = 5 << 10;
 
 /// Bytes of a vector.
 #[repr(align(64))]
@@ -99,25 +99,28 @@ unsafe fn multiply(
     first: usize,
     count: usize,
     stream: Stream,
-    x: LookedUp,
+    x: LookupActs,
     out: *mut f32,
 ) {
     let mut p = stream.at;
     let group_bytes = l.group_offset(1);
     // What lies beyond the last group lies from `then` on: of whole groups, the last of which may reach into the gap.
     let bytes = l.group_offset(first + count).min(l.tile_bytes()) - l.group_offset(first);
-    let gap = (stream.then as isize).wrapping_sub(p.wrapping_add(bytes) as isize);
+    let gap = (stream.next as isize).wrapping_sub(p.wrapping_add(bytes) as isize);
     let last = first + count;
     let inside = |ahead: usize| last - count.min(ahead.div_ceil(group_bytes));
-    let (near, far) = (AHEAD as isize, stream.l2_distance as isize);
+    let (near, far) = (PREFETCH_DISTANCE as isize, stream.l2_distance as isize);
     let farther = if far == 0 { 0 } else { far.wrapping_add(gap) };
-    let (a, b) = (inside(stream.l2_distance.max(AHEAD)), inside(AHEAD));
+    let (a, b) = (
+        inside(stream.l2_distance.max(PREFETCH_DISTANCE)),
+        inside(PREFETCH_DISTANCE),
+    );
     let stretches = [
         (first..a, near, far),
         (a..b, near, farther),
         (b..last, near.wrapping_add(gap), farther),
     ];
-    let LookedUp {
+    let LookupActs {
         mut tables,
         mut scales,
         mut corrections,

@@ -24,7 +24,7 @@ mod zen4;
 
 pub(in crate::cpu) use self::zen4::ZEN4;
 #[cfg(test)]
-pub(in crate::cpu) use self::zen4::ZEN4_UNTABLED;
+pub(in crate::cpu) use self::zen4::ZEN4_WITHOUT_TABLES;
 use super::dispatch::Core;
 use super::layout::{Layout, ScaleKind, ZeroKind};
 use super::tile::TileKernels;
@@ -36,7 +36,7 @@ trait Dot {
     const ANY_BYTE: bool;
 
     /// Whether many vectors take the halves of a tile one after the other: see [`zen4`].
-    const HALVES_APART: bool;
+    const SPLITS_HALVES: bool;
 
     /// `acc + dot(u, s)` in each dword: four products of the unsigned bytes of `u` with the signed bytes of `s`.
     /// Bytes of `u` are at most 15 where `BITS` is below 8, unless it takes [`Dot::ANY_BYTE`].
@@ -64,7 +64,7 @@ struct Vpopcntdq;
 
 impl Dot for Base {
     const ANY_BYTE: bool = false;
-    const HALVES_APART: bool = false;
+    const SPLITS_HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
@@ -108,7 +108,7 @@ impl Popcount for Base {
 
 impl Dot for Vnni {
     const ANY_BYTE: bool = true;
-    const HALVES_APART: bool = false;
+    const SPLITS_HALVES: bool = false;
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
@@ -213,7 +213,7 @@ kernel_set! {
 /// [`BASE`], and pairs of tiles for many float32 vectors.
 pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {
     name: "avx512+pairs",
-    suits: &[Core::Other],
+    cores: &[Core::Other],
     pairs: Some(pairs::BASE),
     ..BASE
 };
@@ -221,7 +221,7 @@ pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {
 /// [`VNNI`], and pairs of tiles for many vectors.
 pub(in crate::cpu) const VNNI_PAIRS: TileKernels = TileKernels {
     name: "avx512+vnni+pairs",
-    suits: &[Core::Other],
+    cores: &[Core::Other],
     pairs: Some(pairs::VNNI),
     ..VNNI
 };
@@ -244,7 +244,7 @@ pub(in crate::cpu) const AMX: TileKernels = TileKernels {
 /// [`VNNI`] with VPOPCNTDQ, and tables for many vectors of one bit: AVX-512 as AMD has it.
 pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables",
-    suits: &[Core::Amd],
+    cores: &[Core::Amd],
     sign: by_width!(ice_sign),
     tables: Some(tables::KERNELS),
     ..VNNI

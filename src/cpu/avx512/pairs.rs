@@ -9,7 +9,7 @@
 use super::int8::four_columns;
 use super::{scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{Ahead, Bytes, Int8Acts, Pairs, PairsInt8};
+use crate::cpu::tile::{Bytes, Int8Acts, Pairs, PairsInt8, Prefetch};
 use std::arch::x86_64::*;
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -34,7 +34,7 @@ pub(super) const VNNI: Pairs = Pairs {
 /// Keeps sums that live in memory there: the optimiser would rather carry them through the loop, in registers that it does not have, and
 /// spill others for them (without it float32 fell from 91 to 62% of the peak, int8 from 66 to 43%).
 #[inline(always)]
-fn sums_stay_in_memory() {
+fn keep_accumulators_in_memory() {
     compiler_fence(Ordering::SeqCst);
 }
 
@@ -85,7 +85,7 @@ unsafe fn int8<const V: usize>(
     count: usize,
     tiles: [Bytes; 2],
     x: Int8Acts,
-    ahead: [Ahead; 2],
+    ahead: [Prefetch; 2],
     out: [*mut f32; 2],
 ) {
     let from = |v: usize| Int8Acts {
@@ -120,7 +120,7 @@ unsafe fn int8_walk<const V: usize, const VS: usize, const PREFETCH: bool>(
     count: usize,
     tiles: [Bytes; 2],
     x: Int8Acts,
-    ahead: [Ahead; 2],
+    ahead: [Prefetch; 2],
     out: [*mut f32; 2],
 ) {
     let mut left = count;
@@ -187,7 +187,7 @@ unsafe fn int8_walk<const V: usize, const VS: usize, const PREFETCH: bool>(
                     _mm512_store_ps(at, _mm512_fmadd_ps(sum, s, _mm512_load_ps(at)));
                 }
             }
-            sums_stay_in_memory();
+            keep_accumulators_in_memory();
             sx = sx.wrapping_add(V);
             corr = corr.wrapping_add(V);
             scales = scales.map(|scales| scales.add(block * TILE_ROWS));
@@ -269,7 +269,7 @@ unsafe fn float_walk<const V: usize, const VS: usize>(
                         _mm512_store_ps(at, sum);
                     }
                 }
-                sums_stay_in_memory();
+                keep_accumulators_in_memory();
             }
             scales = scales.map(|scales| scales.add(TILE_ROWS));
         }

@@ -6,7 +6,7 @@ use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
 
 /// The prefetch distance in bytes.
-const AHEAD: usize = 4096;
+const PREFETCH_DISTANCE: usize = 4096;
 
 /// One tile times the signs of `V` vectors.
 ///
@@ -48,7 +48,10 @@ unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const PREFETCH: boo
     let (mut p, mut x) = (tile, x);
     let prefetch_ahead = |at: *const u8| {
         if PREFETCH {
-            prefetch(at.wrapping_add(AHEAD), at.wrapping_add(l2_distance));
+            prefetch(
+                at.wrapping_add(PREFETCH_DISTANCE),
+                at.wrapping_add(l2_distance),
+            );
         }
     };
     // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out; from other than the first vector on the last step of

@@ -12,7 +12,7 @@
 
 use super::scales;
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{TABLE_WORDS, Tabled, Tables, WIDTHS};
+use crate::cpu::tile::{TABLE_WORDS, TableActs, Tables, WIDTHS};
 use std::arch::x86_64::*;
 
 /// The tables as a kernel set has them.
@@ -85,7 +85,7 @@ const CLOSE: u8 = 3;
 
 /// Integer sums of half a block.
 #[repr(align(64))]
-struct Carried([i16; WIDTHS[0] * 64]);
+struct PartialSums([i16; WIDTHS[0] * 64]);
 
 /// The contract of [`crate::cpu::tile::TablesFn`].
 ///
@@ -97,11 +97,11 @@ unsafe fn multiply(
     first: usize,
     count: usize,
     tile: *const u8,
-    x: Tabled,
+    x: TableActs,
     ahead: isize,
     out: *mut f32,
 ) {
-    let mut carried = Carried([0; WIDTHS[0] * 64]);
+    let mut carried = PartialSums([0; WIDTHS[0] * 64]);
     let mut walk = Walk {
         l,
         tile,
@@ -124,17 +124,17 @@ unsafe fn multiply(
             match (l.block_subs, block) {
                 (1, _) if left > 0 => {
                     left -= 1;
-                    sweep.over::<2, EACH>([walk.next(), walk.next()]);
+                    sweep.accumulate::<2, EACH>([walk.next(), walk.next()]);
                 }
-                (_, 1) => sweep.over::<1, WHOLE>([walk.next()]),
-                (_, 2) => sweep.over::<2, WHOLE>([walk.next(), walk.next()]),
+                (_, 1) => sweep.accumulate::<1, WHOLE>([walk.next()]),
+                (_, 2) => sweep.accumulate::<2, WHOLE>([walk.next(), walk.next()]),
                 (_, 3) => {
-                    sweep.over::<2, OPEN>([walk.next(), walk.next()]);
-                    sweep.over::<1, CLOSE>([walk.next()]);
+                    sweep.accumulate::<2, OPEN>([walk.next(), walk.next()]);
+                    sweep.accumulate::<1, CLOSE>([walk.next()]);
                 }
                 _ => {
-                    sweep.over::<2, OPEN>([walk.next(), walk.next()]);
-                    sweep.over::<2, CLOSE>([walk.next(), walk.next()]);
+                    sweep.accumulate::<2, OPEN>([walk.next(), walk.next()]);
+                    sweep.accumulate::<2, CLOSE>([walk.next(), walk.next()]);
                 }
             }
         }
@@ -177,7 +177,7 @@ impl Walk<'_> {
 struct Sweep<'a> {
     l: &'a Layout,
     /// From the sub-blocks on that come next.
-    x: Tabled,
+    x: TableActs,
     ahead: isize,
     carried: &'a mut [i16; WIDTHS[0] * 64],
     out: *mut f32,
@@ -189,7 +189,7 @@ impl Sweep<'_> {
     /// # Safety
     /// As [`multiply`]; the places are those that come next.
     #[inline(always)]
-    unsafe fn over<const N: usize, const STAGE: u8>(&mut self, places: [Place; N]) {
+    unsafe fn accumulate<const N: usize, const STAGE: u8>(&mut self, places: [Place; N]) {
         let vectors = self.x.vectors;
         // SAFETY: sub-blocks of one bit are two vectors; tables, scales and corrections are as the contract says; `out` is
         // `(vectors, 32)`, and vectors are at most WIDTHS[0]. Prefetches may name any address.

@@ -24,14 +24,14 @@ use super::levels::{Masked, Shuffled};
 use super::{Dot, Vnni, f32 as floats, int8, lookup};
 use crate::cpu::dispatch::Core;
 use crate::cpu::layout::{Layout, ZeroKind};
-use crate::cpu::tile::{Ahead, Int8Acts, TileKernels};
+use crate::cpu::tile::{Int8Acts, Prefetch, TileKernels};
 use std::arch::x86_64::*;
 
 /// [`super::ICE_TABLES`], and what this module is about.
 pub(in crate::cpu) const ZEN4: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables+zen4",
-    suits: &[Core::Zen4],
-    apart: Apart::HALVES_APART,
+    cores: &[Core::Zen4],
+    splits_halves: SplitHalves::SPLITS_HALVES,
     int8: [
         by_width!(dot_products, 1),
         by_width!(dot_products, 2),
@@ -52,19 +52,19 @@ pub(in crate::cpu) const ZEN4: TileKernels = TileKernels {
 
 /// [`ZEN4`] without tables.
 #[cfg(test)]
-pub(in crate::cpu) const ZEN4_UNTABLED: TileKernels = TileKernels {
+pub(in crate::cpu) const ZEN4_WITHOUT_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+zen4",
-    suits: &[],
+    cores: &[],
     tables: None,
     ..ZEN4
 };
 
 /// [`Vnni`], halves apart.
-struct Apart;
+struct SplitHalves;
 
-impl Dot for Apart {
+impl Dot for SplitHalves {
     const ANY_BYTE: bool = Vnni::ANY_BYTE;
-    const HALVES_APART: bool = true;
+    const SPLITS_HALVES: bool = true;
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
@@ -84,11 +84,11 @@ unsafe fn dot_products<const BITS: usize, const V: usize>(
     count: usize,
     tile: *const u8,
     acts: Int8Acts,
-    ahead: Ahead,
+    ahead: Prefetch,
     out: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { int8::tile::<Apart, BITS, V>(l, first, count, tile, acts, ahead, out) }
+    unsafe { int8::tile::<SplitHalves, BITS, V>(l, first, count, tile, acts, ahead, out) }
 }
 
 /// [`floats::direct_by`], shuffled where that is for the zero points.
@@ -147,7 +147,7 @@ unsafe fn unpack<const BITS: usize>(
     }
 }
 
-/// [`floats::panel_apart`].
+/// [`floats::panel_split_halves`].
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F.
@@ -160,5 +160,5 @@ unsafe fn panel<const V: usize>(
     f: *mut f32,
 ) {
     // SAFETY: the caller's.
-    unsafe { floats::panel_apart::<V>(levels, scales, count, x, f) }
+    unsafe { floats::panel_split_halves::<V>(levels, scales, count, x, f) }
 }

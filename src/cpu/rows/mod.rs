@@ -25,6 +25,7 @@ mod avx2;
 mod avx512;
 mod dot;
 mod level;
+mod registry;
 mod scalar;
 mod sign;
 mod source;
@@ -74,21 +75,6 @@ impl fmt::Debug for RowKernels {
 }
 
 impl RowKernels {
-    /// The kernels of a level, or `None` where the processor lacks it.
-    pub fn for_isa(isa: Isa) -> Option<RowKernels> {
-        let table = match isa {
-            _ if !isa.available() => return None,
-            Isa::Scalar => &scalar::TABLE,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &avx2::TABLE,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &avx512::TABLE,
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => return None,
-        };
-        Some(RowKernels { table })
-    }
-
     /// Floats in a vector.
     pub fn lanes(&self) -> usize {
         self.table.lanes

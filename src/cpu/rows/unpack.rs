@@ -1,7 +1,7 @@
 //! Codes to float weights, written once for every level. The contract is in [`super`].
 //!
 //! Four ways by how the groups lie: one group (or one scale) for all columns; groups of whole vectors,
-//! whose scale is broadcast once; other groups of more than [`PHASES`] columns, which are taken one after the
+//! whose scale is broadcast once; other groups of more than [`MAX_PATTERN_GROUP`] columns, which are taken one after the
 //! other; and other groups up to that, where each lane picks the scale of its group.
 
 use super::level::Level;
@@ -15,7 +15,7 @@ const BLOCK: usize = CHAIN * MAX_LANES;
 
 /// The longest group whose lanes pick their scales by a pattern. A longer one has more than four vectors of
 /// its own between those that it shares, so that one scale at a time costs less than a pattern a vector.
-const PHASES: usize = 64;
+const MAX_PATTERN_GROUP: usize = 64;
 
 /// Room that [`super::RowKernels::unpack`] works in.
 pub struct UnpackScratch {
@@ -34,8 +34,8 @@ impl Default for UnpackScratch {
             zeros: [0.0; BLOCK + MAX_LANES],
             patterns: Patterns {
                 of: (0, 0),
-                lanes: [[0; MAX_LANES]; PHASES],
-                groups: [0; PHASES],
+                lanes: [[0; MAX_LANES]; MAX_PATTERN_GROUP],
+                groups: [0; MAX_PATTERN_GROUP],
             },
         }
     }
@@ -47,13 +47,13 @@ struct Patterns {
     /// The group size and the number of lanes that these are for; (0, 0): none yet.
     of: (usize, usize),
     /// For each vector of the period, the group of each lane, counted from that of the first lane.
-    lanes: [[u32; MAX_LANES]; PHASES],
+    lanes: [[u32; MAX_LANES]; MAX_PATTERN_GROUP],
     /// For each vector of the period, the group of the first lane.
-    groups: [usize; PHASES],
+    groups: [usize; MAX_PATTERN_GROUP],
 }
 
 impl Patterns {
-    /// Makes them those of groups of `size` columns, at most [`PHASES`], and vectors of `lanes` lanes.
+    /// Makes them those of groups of `size` columns, at most [`MAX_PATTERN_GROUP`], and vectors of `lanes` lanes.
     fn set(&mut self, size: usize, lanes: usize) {
         if self.of != (size, lanes) {
             self.of = (size, lanes);
@@ -159,7 +159,7 @@ fn unpack_codes<const N: usize, L: Level<N>, const BITS: usize>(
         let out = &mut out[at..][..columns.count.next_multiple_of(N)];
         let k = columns.groups().len();
         group_scales(l, codes, row, &columns, &mut scratch.scales);
-        if size.is_multiple_of(N) || size > PHASES {
+        if size.is_multiple_of(N) || size > MAX_PATTERN_GROUP {
             if one_zero {
                 scratch.zeros[..k].fill(zero);
             } else {
@@ -383,7 +383,7 @@ fn long_groups<const N: usize, L: Level<N>, const BITS: usize>(
     }
 }
 
-/// Columns in groups of at most [`PHASES`] columns; without `ZEROS` all have the zero point `zero`.
+/// Columns in groups of at most [`MAX_PATTERN_GROUP`] columns; without `ZEROS` all have the zero point `zero`.
 #[inline(always)]
 fn short_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: bool>(
     l: L,

@@ -1,10 +1,5 @@
 //! Short groups: the instructions of [`crate::cpu::short`], all rows of a tile side by side.
 
-#![expect(
-    clippy::undocumented_unsafe_blocks,
-    reason = "the contract of `Lanes`: pointers are the caller's"
-)]
-
 use super::{Lanes as Rows, scales, zero_points};
 use crate::cpu::layout::{Layout, TILE_ROWS};
 use crate::cpu::short::{self, Lanes};
@@ -55,6 +50,7 @@ impl Lanes for Tile {
     type Wide = Rows<f64>;
 
     unsafe fn shifted(at: *const u8, right: u32) -> Rows<u32> {
+        // SAFETY: `at` is 32 dwords of the tile, 64-byte aligned.
         unsafe { *at.cast::<Rows<u32>>() }.map(|d| d >> right)
     }
 
@@ -63,6 +59,7 @@ impl Lanes for Tile {
     }
 
     unsafe fn broadcast(at: *const f32) -> Rows<f32> {
+        // SAFETY: `at` is a readable float.
         [unsafe { *at }; TILE_ROWS]
     }
 
@@ -79,14 +76,17 @@ impl Lanes for Tile {
     }
 
     unsafe fn write(values: Rows<f32>, to: *mut f32) {
+        // SAFETY: `to` is 32 floats.
         unsafe { to.cast::<Rows<f32>>().write(values) }
     }
 
     unsafe fn scales(l: &Layout, tail: *const u8, _: usize) -> Rows<f32> {
+        // SAFETY: `tail` points to the scales of a group.
         unsafe { scales(l, tail) }
     }
 
     unsafe fn base(l: &Layout, tail: *const u8, _: usize) -> Rows<f32> {
+        // SAFETY: `tail` points to the scales of a group.
         unsafe { zero_points(l, tail) }.map(|z| z as f32)
     }
 
@@ -113,6 +113,7 @@ impl Lanes for Tile {
     }
 
     unsafe fn store(values: Rows<f64>, out: *mut f32) {
+        // SAFETY: `out` is 32 floats.
         unsafe { out.cast::<Rows<f32>>().write(values.map(|v| v as f32)) }
     }
 

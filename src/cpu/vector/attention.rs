@@ -8,14 +8,16 @@ use super::{BLOCK, CHUNK, Chunk};
 use crate::cpu::prefetch_line;
 
 /// The prefetch distance in bytes: less than 2 KB comes too late, and what is prefetched beyond the last position is read for nothing.
-const AHEAD: usize = 4096;
+const PREFETCH_DISTANCE: usize = 4096;
 
 const LINE: usize = 64;
 
 /// Prefetches the beginning of the keys, or of the values, that a kernel is going to read: itself it prefetches at a distance only.
 pub fn prefetch_beginning<T>(of: &[T]) {
     let lines = of.iter().step_by(LINE / size_of::<T>());
-    lines.take(AHEAD / LINE).for_each(|v| prefetch_line(v));
+    lines
+        .take(PREFETCH_DISTANCE / LINE)
+        .for_each(|v| prefetch_line(v));
 }
 
 /// See [`super::VectorKernels::scores`]; `B` blocks of keys and `S` rows at a time.
@@ -59,7 +61,7 @@ fn products<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
 ) {
     // A column of all the blocks. Whole runs of `B` blocks ahead, because all of them are begun at once.
     let step = B * BLOCK * size_of::<T>();
-    let ahead = AHEAD.next_multiple_of(q.len() * step);
+    let ahead = PREFETCH_DISTANCE.next_multiple_of(q.len() * step);
     let next = keys[0].as_ptr().cast::<u8>().wrapping_add(ahead);
     let keys = keys.map(|k| &k.as_chunks::<BLOCK>().0[..q.len()]);
     let mut sums = [[l.splat(0.0); S]; B];
@@ -119,12 +121,12 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: us
     out: &mut [f32],
 ) {
     let width = out.len() / R;
-    let positions = (AHEAD / (width * size_of::<T>())).max(1);
+    let positions = (PREFETCH_DISTANCE / (width * size_of::<T>())).max(1);
     for (i, values) in values.chunks(positions * width).enumerate() {
         let at = at + i * positions;
         for row in (0..R).step_by(S) {
             // One row prefetches what all rows will read; the others prefetch what they work on, which changes nothing.
-            let ahead = if row == 0 { AHEAD } else { 0 };
+            let ahead = if row == 0 { PREFETCH_DISTANCE } else { 0 };
             let p: &[Chunk; S] = p[row..].first_chunk().expect("a chunk for each row");
             let out = &mut out[row * width..][..S * width];
             let mut c = 0;

@@ -27,6 +27,7 @@ mod avx2;
 mod avx512;
 mod elementwise;
 mod lanes;
+mod registry;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -40,8 +41,6 @@ use half::f16;
 pub use attention::prefetch_beginning;
 
 use super::Isa;
-#[cfg(target_arch = "x86_64")]
-use super::dispatch::{Core, Features};
 
 /// Positions whose keys are transposed together, and the granule of everything here.
 pub const BLOCK: usize = 16;
@@ -135,39 +134,6 @@ fn width(rows: usize) -> usize {
 }
 
 impl VectorKernels {
-    /// The kernels of a level, or `None` where the processor lacks it.
-    pub fn for_isa(isa: Isa) -> Option<VectorKernels> {
-        let table = match isa {
-            _ if !isa.available() => return None,
-            Isa::Scalar => &scalar::TABLE,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &avx2::TABLE,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if Features::detect().core() == Core::Zen4 => &avx512::ZEN4,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &avx512::TABLE,
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => return None,
-        };
-        Some(VectorKernels { table })
-    }
-
-    /// Those of every level that the processor has, and of every kind of core.
-    #[cfg(test)]
-    fn variants() -> Vec<VectorKernels> {
-        let tables = [
-            &scalar::TABLE,
-            #[cfg(target_arch = "x86_64")]
-            &avx2::TABLE,
-            #[cfg(target_arch = "x86_64")]
-            &avx512::TABLE,
-            #[cfg(target_arch = "x86_64")]
-            &avx512::ZEN4,
-        ];
-        let there = tables.into_iter().filter(|table| table.isa.available());
-        there.map(|table| VectorKernels { table }).collect()
-    }
-
     /// The rows that so many are padded to: 1, 2, 4 or 8.
     pub fn padded_rows(rows: usize) -> usize {
         WIDTHS[width(rows)]

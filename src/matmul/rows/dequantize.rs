@@ -4,7 +4,7 @@ use super::Driver;
 use crate::cpu::rows::{RowSource, UnpackScratch};
 use crate::error::Result;
 use crate::matmul::aligned::Aligned;
-use crate::matmul::tasks::{members, run_chunks};
+use crate::matmul::tasks::{run_chunks, threads_for};
 
 /// Spans unpacked at a time.
 const PIECE: usize = 4;
@@ -28,15 +28,15 @@ impl Driver<'_> {
         let kernels = &self.kernels;
         let piece = PIECE * kernels.span();
         let rows_per_task = (WEIGHTS_PER_TASK / cols).clamp(1, rows);
-        let members = members(self.hands, out.len() / WEIGHTS_PER_NS);
+        let threads = threads_for(self.executor, out.len() / WEIGHTS_PER_NS);
         let new_scratch = || {
             let weights = Aligned::zeros(piece, "a piece of a row of weights")?;
             Ok((UnpackScratch::default(), weights))
         };
         let chunks = (out, rows_per_task * cols);
         run_chunks(
-            self.hands,
-            members,
+            self.executor,
+            threads,
             chunks,
             new_scratch,
             |(scratch, weights), task, out| {

@@ -4,7 +4,7 @@ use super::Driver;
 use crate::cpu::rows::{MAX_LANES, RowSource, SPANS, UnpackScratch};
 use crate::error::Result;
 use crate::matmul::aligned::Aligned;
-use crate::matmul::tasks::{Output, members, run};
+use crate::matmul::tasks::{Output, run, threads_for};
 
 /// Spans unpacked at a time: as many as `RowKernels::dot` runs side by side.
 const PIECE: usize = 4;
@@ -61,8 +61,8 @@ impl Driver<'_> {
         };
         let products = rows.saturating_mul(cols).saturating_mul(n);
         run(
-            self.hands,
-            members(self.hands, products / PRODUCTS_PER_NS),
+            self.executor,
+            threads_for(self.executor, products / PRODUCTS_PER_NS),
             rows.div_ceil(rows_per_task),
             new_scratch,
             |scratch, task| {

@@ -4,7 +4,7 @@ use super::Driver;
 use crate::cpu::rows::{RowSource, SPANS, UnpackScratch};
 use crate::error::Result;
 use crate::matmul::aligned::Aligned;
-use crate::matmul::tasks::{Output, members, run};
+use crate::matmul::tasks::{Output, run, threads_for};
 use crate::memory;
 
 /// Rows and vectors of a block: each weight is unpacked once for so many vectors, each activation copied
@@ -18,7 +18,7 @@ const BLOCK_VECTORS: usize = 60;
 /// Rows that the prefetch runs ahead of the unpacking: a block reads some hundred bytes of each row, far
 /// apart, which the processor does not foresee. Without it 512 vectors take 17% longer; the same for the
 /// activations gained nothing.
-const AHEAD: usize = 4;
+const PREFETCH_ROWS: usize = 4;
 
 /// Products that one thread makes in a nanosecond, about.
 const PRODUCTS_PER_NS: usize = 32;
@@ -62,8 +62,8 @@ impl Driver<'_> {
         let row_blocks = rows.div_ceil(block_rows);
         let products = rows.saturating_mul(cols).saturating_mul(n);
         run(
-            self.hands,
-            members(self.hands, products / PRODUCTS_PER_NS),
+            self.executor,
+            threads_for(self.executor, products / PRODUCTS_PER_NS),
             row_blocks * n.div_ceil(block_vectors),
             new_scratch,
             |scratch, task| {
@@ -81,7 +81,7 @@ impl Driver<'_> {
                     let len = count.next_multiple_of(lanes);
                     let weights = &mut scratch.weights.floats_mut()[..rows_here * len];
                     for (r, w) in weights.chunks_exact_mut(len).enumerate() {
-                        source.prefetch(first_row + r + AHEAD, start, span);
+                        source.prefetch(first_row + r + PREFETCH_ROWS, start, span);
                         kernels.unpack(source, first_row + r, start, &mut scratch.unpack, w);
                     }
                     let vectors = &mut scratch.vectors.floats_mut()[..vectors_here * len];

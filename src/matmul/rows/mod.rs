@@ -15,7 +15,7 @@ mod tests;
 use super::tasks::Output;
 use crate::cpu::rows::{RowKernels, RowSource};
 use crate::error::Result;
-use crate::runtime::{Hands, Runtime};
+use crate::runtime::{Executor, Runtime};
 
 /// From this number of vectors on, blocks win. At 4096 × 4096, 4 bits, one thread, the linear stream takes
 /// 1.8 ms and 0.6 ms for each further vector, blocks take 3.4 ms for four and 0.3 ms for each further one.
@@ -24,20 +24,20 @@ const MANY: usize = 4;
 /// What products run on: the kernels of one level, and threads.
 pub struct Driver<'a> {
     kernels: RowKernels,
-    hands: Hands<'a>,
+    executor: Executor<'a>,
 }
 
 impl<'a> Driver<'a> {
     /// The kernels of a runtime, and its threads as far as they are free.
     pub fn new(rt: &'a Runtime) -> Driver<'a> {
-        Driver::with(rt, Hands::Pool(rt.pool()))
+        Driver::with(rt, Executor::Pool(rt.pool()))
     }
 
     /// The kernels of a runtime, and these threads.
-    pub fn with(rt: &'a Runtime, hands: Hands<'a>) -> Driver<'a> {
+    pub fn with(rt: &'a Runtime, executor: Executor<'a>) -> Driver<'a> {
         Driver {
             kernels: rt.kernels().rows,
-            hands,
+            executor,
         }
     }
 

@@ -3,7 +3,7 @@
 use super::Driver;
 use crate::cpu::rows::{row_words, sign_words};
 use crate::error::Result;
-use crate::matmul::tasks::{Output, members, run};
+use crate::matmul::tasks::{Output, run, threads_for};
 use crate::memory;
 use crate::quant::{Codes, Per, ScaleValues};
 use half::slice::HalfFloatSliceExt;
@@ -55,8 +55,8 @@ impl Driver<'_> {
         };
         let products = (rows * words).saturating_mul(n);
         run(
-            self.hands,
-            members(self.hands, products / PRODUCTS_PER_NS),
+            self.executor,
+            threads_for(self.executor, products / PRODUCTS_PER_NS),
             rows.div_ceil(rows_per_task),
             new_scratch,
             |(bits, scales), task| {

@@ -19,7 +19,7 @@ fn driver(isa: Isa, pool: &Pool) -> Driver<'_> {
     let kernels = RowKernels::for_isa(isa).expect("an available level");
     Driver {
         kernels,
-        hands: Hands::Pool(pool),
+        executor: Executor::Pool(pool),
     }
 }
 

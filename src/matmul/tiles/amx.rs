@@ -5,7 +5,7 @@
 use super::Tiles;
 use super::plan::{Part, Plan};
 use crate::cpu::layout::{SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{AMX_VECTORS, Ahead, Amx, Levels, TileKernels};
+use crate::cpu::tile::{AMX_VECTORS, Amx, Levels, Prefetch, TileKernels};
 use crate::matmul::activations::Int8;
 use crate::matmul::aligned::Aligned;
 use crate::matmul::tasks::Output;
@@ -14,15 +14,15 @@ use crate::matmul::tasks::Output;
 const UNPACKED_SUBS: usize = 16;
 
 /// From how many vectors on AMX pays. Tests want it for any number.
-const FEWEST_VECTORS: usize = if cfg!(test) { 2 } else { 16 };
+const MIN_VECTORS: usize = if cfg!(test) { 2 } else { 16 };
 
 /// The floats of unpacked sub-blocks: levels and scales.
 const LEVELS: usize = UNPACKED_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
 const SCALES: usize = UNPACKED_SUBS * TILE_ROWS;
 
 /// AMX to multiply `n` vectors with, where the kernels have it and it pays.
-pub fn that_pays(k: &TileKernels, n: usize) -> Option<Amx> {
-    k.amx().filter(|_| n >= FEWEST_VECTORS)
+pub fn select(k: &TileKernels, n: usize) -> Option<Amx> {
+    k.amx().filter(|_| n >= MIN_VECTORS)
 }
 
 /// Floats that a task works in.
@@ -65,7 +65,7 @@ impl Tiles {
                 }
                 let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
                 let blocks = count.div_ceil(l.block_subs);
-                let ahead = Ahead {
+                let ahead = Prefetch {
                     at: tile.wrapping_add(to),
                     lines: (to - from).div_ceil(64 * blocks * calls),
                     l2_distance: 0,

@@ -10,7 +10,7 @@ use crate::quant::Bits;
 
 /// From how many tiles a thread on look-ups pay: one thread makes the tables, which costs what a tile does, and of a tile they save a third. (256 rows of 4096
 /// columns, 8 tiles, took 10.6 µs with dot products and 8.7 with look-ups.) Tests want them for every shape.
-const FEWEST_TILES: usize = if cfg!(test) { 1 } else { 4 };
+const MIN_TILES: usize = if cfg!(test) { 1 } else { 4 };
 
 /// Sub-blocks whose tables a run of tiles passes at most, or one group: 16 KiB, which stay in the L1 cache beside what is read and prefetched. The 32 KiB of 4096
 /// columns did not where it has 48: 4096 × 4096 from memory took 233 µs, 84 to 85% of reading, and 217 in two parts, 90% (5632 columns, in three, 322 and 301;
@@ -18,17 +18,17 @@ const FEWEST_TILES: usize = if cfg!(test) { 1 } else { 4 };
 const TABLED_SUBS: usize = if cfg!(test) { 4 } else { 64 };
 
 /// Tiles of a run, whose sums wait in a cache.
-const RUN: usize = if cfg!(test) { 2 } else { 64 };
+const RUN_TILES: usize = if cfg!(test) { 2 } else { 64 };
 
 /// The look-ups to multiply `n` vectors with on so many threads, where the kernels have some that pay.
-pub fn that_pay(k: &TileKernels, l: &Layout, n: usize, members: usize) -> Option<Lookups> {
-    let pay = l.bits == Bits::One && n == 1 && l.tiles() >= FEWEST_TILES * members;
+pub fn select(k: &TileKernels, l: &Layout, n: usize, threads: usize) -> Option<Lookups> {
+    let pay = l.bits == Bits::One && n == 1 && l.tiles() >= MIN_TILES * threads;
     k.lookups().filter(|_| pay)
 }
 
 /// Floats that a task works in.
 pub fn scratch_floats(plan: &Plan) -> usize {
-    plan.tiles_a_task.min(RUN) * TILE_ROWS
+    plan.tiles_per_task.min(RUN_TILES) * TILE_ROWS
 }
 
 impl Tiles {
@@ -50,13 +50,13 @@ impl Tiles {
             true => l2_distance.min(l.group_offset(step)),
             false => l2_distance,
         };
-        for start in tiles.clone().step_by(RUN) {
-            let tiles = start..tiles.end.min(start + RUN);
+        for start in tiles.clone().step_by(RUN_TILES) {
+            let tiles = start..tiles.end.min(start + RUN_TILES);
             let sums = &mut sums.as_chunks_mut::<TILE_ROWS>().0[..tiles.len()];
             sums.as_flattened_mut().fill(0.0);
             for first in (0..groups).step_by(step) {
                 let end = groups.min(first + step);
-                let x = acts.looked_up(first * l.subs, first * l.group_blocks());
+                let x = acts.lookup_acts(first * l.subs, first * l.group_blocks());
                 for (t, sums) in tiles.clone().zip(&mut *sums) {
                     // Behind the last tile the first one comes again, with the groups that follow.
                     let (next, from) = match (t + 1 < tiles.end, end < groups) {
@@ -66,7 +66,7 @@ impl Tiles {
                     };
                     let stream = Stream {
                         at: self.tile(t)[l.group_offset(first)..].as_ptr(),
-                        then: (self.tile(0).as_ptr())
+                        next: (self.tile(0).as_ptr())
                             .wrapping_add(next * l.tile_bytes() + l.group_offset(from)),
                         l2_distance,
                     };

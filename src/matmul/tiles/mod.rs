@@ -6,24 +6,24 @@ mod pairs;
 mod plan;
 mod tables;
 
-use self::plan::{Part, Plan, Scratch, UNPACK_SUBS, most_straight};
+use self::plan::{Part, Plan, Scratch, UNPACK_SUBS, max_direct_vectors};
 use super::activations::{
-    Activations, InRange, Int8, Interleave, all_finite, blocks, interleaved, signs,
+    Activations, Int8, Interleave, Prescaled, all_finite, blocks, interleaved, signs,
 };
 use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
-use super::tasks::{Output, members, run, run_chunks, run_with};
+use super::tasks::{Output, run, run_chunks, run_with, threads_for};
 use super::workspace::Workspace;
-use crate::cpu::l2_prefetch::Few;
+use crate::cpu::l2_prefetch::SmallBatchKernel;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{
-    Ahead, Amx, FLUSH_SUBS, Lookups, Pairs, PairsInt8, Tables, TileKernels, WIDTHS,
+    Amx, FLUSH_SUBS, Lookups, Pairs, PairsInt8, Prefetch, Tables, TileKernels, WIDTHS,
 };
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
-use crate::runtime::Hands;
+use crate::runtime::Executor;
 use half::f16;
 use std::sync::Mutex;
 
@@ -34,7 +34,7 @@ pub struct Tiles {
 }
 
 /// Matrices that [`Tiles::multiply_int8`] takes: queries, keys and values are three.
-pub const TOGETHER: usize = 3;
+pub const MAX_MATRICES: usize = 3;
 
 /// Bytes of tiles that a thread reads in a nanosecond, about, once for four vectors.
 const READ_PER_NS: usize = 32;
@@ -48,18 +48,18 @@ impl Tiles {
     /// # Errors
     /// `ERR_MEMORY`.
     pub fn pack(
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         layout: Layout,
         codes: &Codes<'_>,
         mut buffer: Buffer,
     ) -> Result<Tiles> {
         let tile_bytes = layout.tile_bytes();
         assert_eq!(buffer.len(), layout.tiles() * tile_bytes);
-        let members = members(hands, buffer.len() / PACKED_PER_NS);
+        let threads = threads_for(executor, buffer.len() / PACKED_PER_NS);
         let chunks = (buffer.as_mut_slice(), tile_bytes);
         run_chunks(
-            hands,
-            members,
+            executor,
+            threads,
             chunks,
             || Ok(()),
             |(), t, tile| pack::pack_tile(&layout, codes, t, tile),
@@ -138,13 +138,13 @@ impl Tiles {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn dequantize(&self, hands: Hands<'_>, out: &mut [f32]) -> Result<()> {
+    pub fn dequantize(&self, executor: Executor<'_>, out: &mut [f32]) -> Result<()> {
         let l = &self.layout;
         let cols = l.shape.cols;
-        let members = members(hands, out.len());
+        let threads = threads_for(executor, out.len());
         let chunks = (out, TILE_ROWS * cols);
         let row_codes = || memory::filled(cols, 0, "a row of codes");
-        run_chunks(hands, members, chunks, row_codes, |codes, t, out| {
+        run_chunks(executor, threads, chunks, row_codes, |codes, t, out| {
             for (r, out) in out.chunks_exact_mut(cols).enumerate() {
                 self.row(t * TILE_ROWS + r, codes, out);
             }
@@ -178,7 +178,7 @@ impl Tiles {
     pub fn multiply(
         &self,
         kernels: &TileKernels,
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         activations: Activations,
         x: &[f32],
         y: &mut [f32],
@@ -190,28 +190,28 @@ impl Tiles {
         match activations {
             Activations::Int8 => {
                 let products = [Some((self, y)), None, None];
-                Tiles::multiply_int8(kernels, hands, &mut workspace, x, n, products)
+                Tiles::multiply_int8(kernels, executor, &mut workspace, x, n, products)
             }
             Activations::Sign if !l.short => {
                 let x = signs(l, x, n)?;
-                let members = members(hands, self.nanoseconds(n));
-                let plan = Plan::new(l, activations, n, members);
+                let threads = threads_for(executor, self.nanoseconds(n));
+                let plan = Plan::new(l, activations, n, threads);
                 let out = Output::new(y);
-                run(hands, members, plan.tasks(), no_scratch, |(), task| {
+                run(executor, threads, plan.tasks(), no_scratch, |(), task| {
                     self.sign_task(kernels, &x, &plan, task, &out);
                 })
             }
             Activations::Sign => {
                 let Workspace { floats, sums, .. } = &mut workspace;
-                let x = interleaved(kernels, hands, l, activations, x, n, floats)?;
-                self.multiply_floats(kernels, hands, x, y, n, sums)
+                let x = interleaved(kernels, executor, l, activations, x, n, floats)?;
+                self.multiply_floats(kernels, executor, x, y, n, sums)
             }
             Activations::F32 => {
                 let Workspace { floats, sums, .. } = &mut workspace;
-                let held = InRange::new(x, l.shape.cols)?;
-                let x = interleaved(kernels, hands, l, activations, &held.x, n, floats)?;
-                self.multiply_floats(kernels, hands, x, y, n, sums)?;
-                held.restore(y, l.shape.rows);
+                let prescaled = Prescaled::new(x, l.shape.cols)?;
+                let x = interleaved(kernels, executor, l, activations, &prescaled.x, n, floats)?;
+                self.multiply_floats(kernels, executor, x, y, n, sums)?;
+                prescaled.restore(y, l.shape.rows);
                 Ok(())
             }
         }
@@ -221,20 +221,20 @@ impl Tiles {
     fn multiply_floats(
         &self,
         kernels: &TileKernels,
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         x: &[f32],
         y: &mut [f32],
         n: usize,
         scratch: &mut Vec<Mutex<Aligned>>,
     ) -> Result<()> {
         let l = &self.layout;
-        let members = members(hands, self.nanoseconds(n));
-        let plan = Plan::new(l, Activations::F32, n, members);
-        let pairs = pairs::that_pay(kernels, l, n);
+        let threads = threads_for(executor, self.nanoseconds(n));
+        let plan = Plan::new(l, Activations::F32, n, threads);
+        let pairs = pairs::select(kernels, l, n);
         let out = Output::new(y);
-        if n <= most_straight(kernels, l) && pairs.is_none() {
-            let none = Workspace::sums(scratch, members, 0)?;
-            run_with(hands, none, plan.tasks(), |_, task| {
+        if n <= max_direct_vectors(kernels, l) && pairs.is_none() {
+            let none = Workspace::sums(scratch, threads, 0)?;
+            run_with(executor, none, plan.tasks(), |_, task| {
                 self.direct_task(kernels, x, plan.task(task), &out);
             });
             return Ok(());
@@ -245,7 +245,7 @@ impl Tiles {
             None => plan,
         };
         let scratch = || Scratch::new(&plan, pairs.map_or(1, |_| 2));
-        run(hands, members, plan.tasks(), scratch, |scratch, task| {
+        run(executor, threads, plan.tasks(), scratch, |scratch, task| {
             self.f32_task(kernels, pairs, x, plan.task(task), scratch, &out);
         })
     }
@@ -253,21 +253,21 @@ impl Tiles {
     /// [`Tiles::multiply_int8`] for short groups, whose weights are floats: product after product with what is left of the activations.
     fn multiply_rounded(
         kernels: &TileKernels,
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         workspace: &mut Workspace,
         x: &[f32],
         n: usize,
-        products: [Option<(&Tiles, &mut [f32])>; TOGETHER],
+        products: [Option<(&Tiles, &mut [f32])>; MAX_MATRICES],
     ) -> Result<()> {
         let Workspace { floats, sums, .. } = workspace;
         let layout = products[0].as_ref().expect("at least one").0.layout;
         all_finite(x, layout.shape.cols)?;
-        let held = InRange::new(x, layout.shape.cols)?;
+        let prescaled = Prescaled::new(x, layout.shape.cols)?;
         let int8 = Activations::Int8;
-        let x = interleaved(kernels, hands, &layout, int8, &held.x, n, floats)?;
+        let x = interleaved(kernels, executor, &layout, int8, &prescaled.x, n, floats)?;
         for (tiles, y) in products.into_iter().flatten() {
-            tiles.multiply_floats(kernels, hands, x, y, n, sums)?;
-            held.restore(y, tiles.layout.shape.rows);
+            tiles.multiply_floats(kernels, executor, x, y, n, sums)?;
+            prescaled.restore(y, tiles.layout.shape.rows);
         }
         Ok(())
     }
@@ -282,11 +282,11 @@ impl Tiles {
     /// With none of them.
     pub fn multiply_int8(
         kernels: &TileKernels,
-        hands: Hands<'_>,
+        executor: Executor<'_>,
         workspace: &mut Workspace,
         x: &[f32],
         n: usize,
-        products: [Option<(&Tiles, &mut [f32])>; TOGETHER],
+        products: [Option<(&Tiles, &mut [f32])>; MAX_MATRICES],
     ) -> Result<()> {
         let layout = products[0].as_ref().expect("at least one").0.layout;
         assert_eq!(x.len(), n * layout.shape.cols);
@@ -294,64 +294,64 @@ impl Tiles {
             y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout)
         }));
         if layout.short {
-            return Tiles::multiply_rounded(kernels, hands, workspace, x, n, products);
+            return Tiles::multiply_rounded(kernels, executor, workspace, x, n, products);
         }
         let time = products.iter().flatten().map(|(t, _)| t.nanoseconds(n));
-        let members = members(hands, time.fold(0, usize::saturating_add));
+        let threads = threads_for(executor, time.fold(0, usize::saturating_add));
         let Workspace {
             activations, sums, ..
         } = workspace;
         // Activations in its order are of use to nothing else.
         let fit = (products.iter().flatten()).all(|(t, _)| t.layout.levels_fit_bytes());
-        let amx = amx::that_pays(kernels, n).filter(|_| fit);
+        let amx = amx::select(kernels, n).filter(|_| fit);
         let order = match amx {
             Some(_) => Interleave::amx(&layout),
             None => Interleave::KERNELS,
         };
-        activations.set(kernels, hands, &layout, order, x, n)?;
+        activations.set(kernels, executor, &layout, order, x, n)?;
 
         let mut tasks = 0;
         let parts = products.map(|product| {
             let (tiles, y) = product?;
             let by = match amx {
-                Some(k) => By::Amx(k),
-                None => By::best(kernels, &tiles.layout, n, members),
+                Some(k) => Int8Path::Amx(k),
+                None => Int8Path::best(kernels, &tiles.layout, n, threads),
             };
-            let plan = by.plan(&tiles.layout, n, members);
+            let plan = by.plan(&tiles.layout, n, threads);
             let first = tasks;
             tasks += plan.tasks();
             Some((first, plan, by, tiles, Output::new(y)))
         });
         let parts = &parts;
         let looks_up = parts.iter().flatten().find_map(|(_, _, by, ..)| match by {
-            By::Lookups(k) => Some(k),
+            Int8Path::Lookups(k) => Some(k),
             _ => None,
         });
         if let Some(k) = looks_up {
-            activations.tabulate(k)?;
+            activations.build_tables(k)?;
         }
         let activations = &*activations;
         let scratch = parts.iter().flatten();
         let scratch = scratch.map(|(_, plan, by, ..)| by.scratch_floats(plan));
-        let sums = Workspace::sums(sums, members, scratch.max().unwrap_or(0))?;
-        run_with(hands, sums, tasks, |sums, task| {
+        let sums = Workspace::sums(sums, threads, scratch.max().unwrap_or(0))?;
+        run_with(executor, sums, tasks, |sums, task| {
             let mut begun = parts.iter().flatten().rev();
             let part = begun.find(|(first, ..)| *first <= task);
             let (first, plan, by, tiles, out) = part.expect("the first begins at 0");
             let task = task - first;
             match by {
-                By::Amx(k) => tiles.amx_task(k, activations, plan.task(task), sums, out),
-                By::Lookups(k) => {
+                Int8Path::Amx(k) => tiles.amx_task(k, activations, plan.task(task), sums, out),
+                Int8Path::Lookups(k) => {
                     let part = plan.task(task);
                     let sums = sums.floats_mut();
-                    let l2_distance = kernels.l2_distance(Few::Lookups, 1);
+                    let l2_distance = kernels.l2_distance(SmallBatchKernel::Lookups, 1);
                     tiles.lookups_task(k, l2_distance, activations, part, sums, out);
                 }
-                By::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
-                By::Pairs(k) => {
+                Int8Path::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
+                Int8Path::Pairs(k) => {
                     tiles.pairs_task(kernels, k, activations, plan.task(task), sums, out);
                 }
-                By::Tiles => {
+                Int8Path::Tiles => {
                     let sums = sums.floats_mut();
                     tiles.int8_tiles(kernels, activations, plan.task(task), sums, out);
                 }
@@ -437,20 +437,20 @@ impl Tiles {
                     // One pass prefetches a little ahead of itself; of several, and of one that is two, each prefetches its share of
                     // the groups that follow.
                     let ahead = if prefetches_twice {
-                        Ahead {
+                        Prefetch {
                             at: tile.as_ptr().wrapping_add(l.group_offset(first) + bytes),
                             lines: l.group_offset(1).div_ceil(64 * l.subs),
                             l2_distance: 0,
                         }
                     } else if passes == 1 {
-                        Ahead {
-                            at: tile.as_ptr().wrapping_add(INT8_AHEAD),
+                        Prefetch {
+                            at: tile.as_ptr().wrapping_add(INT8_PREFETCH_DISTANCE),
                             lines,
-                            l2_distance: k.l2_distance(Few::Int8(l.bits), width),
+                            l2_distance: k.l2_distance(SmallBatchKernel::Int8(l.bits), width),
                         }
                     } else {
                         let at = l.group_offset(first) + bytes + pass * bytes / passes;
-                        Ahead {
+                        Prefetch {
                             at: tile.as_ptr().wrapping_add(at),
                             lines: lines.div_ceil(passes),
                             l2_distance: 0,
@@ -486,7 +486,7 @@ impl Tiles {
                 let mut values = Block::zero();
                 let x = x[first * subs..].as_ptr();
                 let tile = self.tile(t).as_ptr();
-                let l2_distance = k.l2_distance(Few::Sign, width);
+                let l2_distance = k.l2_distance(SmallBatchKernel::Sign, width);
                 // SAFETY: as in `int8_tiles`.
                 unsafe { k.sign(width)(&self.layout, tile, x, l2_distance, values.as_mut_ptr()) };
                 // SAFETY: tasks have disjoint tiles or vectors.
@@ -504,8 +504,8 @@ impl Tiles {
                 let tile = self.tile(t).as_ptr();
                 let x = x[first * l.padded_cols()..].as_ptr();
                 let (kernel, few) = match l.short {
-                    true => (k.short_direct(width), Few::Short),
-                    false => (k.direct(l.bits, width), Few::Float),
+                    true => (k.short_direct(width), SmallBatchKernel::Short),
+                    false => (k.direct(l.bits, width), SmallBatchKernel::Float),
                 };
                 let l2_distance = k.l2_distance(few, width);
                 // SAFETY: as in `int8_tiles`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
@@ -588,7 +588,7 @@ impl Tiles {
 }
 
 /// Which kernels a product with int8 activations takes.
-enum By {
+enum Int8Path {
     Amx(Amx),
     Lookups(Lookups),
     Tables(Tables),
@@ -596,38 +596,38 @@ enum By {
     Tiles,
 }
 
-impl By {
+impl Int8Path {
     /// Those that suit `n` vectors and so many threads, without AMX.
-    fn best(k: &TileKernels, l: &Layout, n: usize, members: usize) -> By {
-        if let Some(k) = lookups::that_pay(k, l, n, members) {
-            return By::Lookups(k);
+    fn best(k: &TileKernels, l: &Layout, n: usize, threads: usize) -> Int8Path {
+        if let Some(k) = lookups::select(k, l, n, threads) {
+            return Int8Path::Lookups(k);
         }
-        if let Some(k) = tables::that_pay(k, l, n) {
-            return By::Tables(k);
+        if let Some(k) = tables::select(k, l, n) {
+            return Int8Path::Tables(k);
         }
-        match pairs::that_pay(k, l, n).and_then(|k| k.int8()) {
-            Some(k) => By::Pairs(k),
-            None => By::Tiles,
+        match pairs::select(k, l, n).and_then(|k| k.int8()) {
+            Some(k) => Int8Path::Pairs(k),
+            None => Int8Path::Tiles,
         }
     }
 
-    fn plan(&self, l: &Layout, n: usize, members: usize) -> Plan {
+    fn plan(&self, l: &Layout, n: usize, threads: usize) -> Plan {
         match self {
-            By::Amx(_) => Plan::for_amx(l, n, members),
-            By::Tables(_) => Plan::for_tables(l, n, members),
-            By::Pairs(_) => Plan::new(l, Activations::Int8, n, members).in_pairs(),
-            By::Lookups(_) | By::Tiles => Plan::new(l, Activations::Int8, n, members),
+            Int8Path::Amx(_) => Plan::for_amx(l, n, threads),
+            Int8Path::Tables(_) => Plan::for_tables(l, n, threads),
+            Int8Path::Pairs(_) => Plan::new(l, Activations::Int8, n, threads).in_pairs(),
+            Int8Path::Lookups(_) | Int8Path::Tiles => Plan::new(l, Activations::Int8, n, threads),
         }
     }
 
     /// Floats that a task works in.
     fn scratch_floats(&self, plan: &Plan) -> usize {
         match self {
-            By::Amx(_) => amx::scratch_floats(plan),
-            By::Lookups(_) => lookups::scratch_floats(plan),
-            By::Tables(_) => tables::scratch_floats(plan),
-            By::Pairs(_) => pairs::scratch_floats(plan),
-            By::Tiles => plan.panel * TILE_ROWS,
+            Int8Path::Amx(_) => amx::scratch_floats(plan),
+            Int8Path::Lookups(_) => lookups::scratch_floats(plan),
+            Int8Path::Tables(_) => tables::scratch_floats(plan),
+            Int8Path::Pairs(_) => pairs::scratch_floats(plan),
+            Int8Path::Tiles => plan.panel * TILE_ROWS,
         }
     }
 }
@@ -644,7 +644,7 @@ const CACHED_BYTES: usize = if cfg!(test) { 8 << 10 } else { 128 << 10 };
 ///
 /// With one thread on Zen 5, 4096 × 4096 from memory, medians of runs taken in turn beside other work: 3 KB 111, 192, 335 and
 /// 637 µs at 1, 2, 4 and 8 bits, 4 KB 113, 171, 292 and 589, 5 KB 99, 164, 291 and 561, 6 KB 99, 160, 303 and 588.
-const INT8_AHEAD: usize = 5 << 10;
+const INT8_PREFETCH_DISTANCE: usize = 5 << 10;
 
 /// The output of one kernel call, aligned: kernels keep sums here, and every vector would straddle two cache lines
 /// (aligning them took products with 512 vectors from about 40 to 45% of the peak).

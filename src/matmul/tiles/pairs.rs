@@ -5,7 +5,7 @@
 use super::Tiles;
 use super::plan::{Part, Plan};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{Ahead, Bytes, Pairs, PairsInt8, TileKernels, WIDTHS};
+use crate::cpu::tile::{Bytes, Pairs, PairsInt8, Prefetch, TileKernels, WIDTHS};
 use crate::matmul::activations::{Int8, blocks};
 use crate::matmul::aligned::Aligned;
 use crate::matmul::tasks::Output;
@@ -15,7 +15,7 @@ const UNPACKED_SUBS: usize = 8;
 
 /// From how many vectors on pairs pay: weights are unpacked for each panel of them, which 12 do not earn back at 8 bits (0.8 times as fast as
 /// one tile at a time; Ice Lake).
-const FEWEST_VECTORS: usize = 2 * WIDTHS[0];
+const MIN_VECTORS: usize = 2 * WIDTHS[0];
 
 /// The floats of a tile's unpacked sub-blocks: codes, scales and zero points.
 const CODES: usize = UNPACKED_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
@@ -26,8 +26,8 @@ const _: () =
     assert!(CODES.is_multiple_of(16) && ROWS.is_multiple_of(16) && TILE_ROWS.is_multiple_of(16));
 
 /// The kernels to multiply `n` vectors with two tiles at a time, where there are some that pay.
-pub fn that_pay(k: &TileKernels, l: &Layout, n: usize) -> Option<Pairs> {
-    let pay = n >= FEWEST_VECTORS && l.tiles() > 1;
+pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Pairs> {
+    let pay = n >= MIN_VECTORS && l.tiles() > 1;
     k.pairs().filter(|_| pay)
 }
 
@@ -88,7 +88,7 @@ impl Tiles {
                     let (a, b) = sums.split_at_mut(cells);
                     // Groups before the last are whole blocks, and so are these sub-blocks.
                     let x = acts.block(v, width, first, first / l.block_subs);
-                    let ahead = |tile: *const u8| Ahead {
+                    let ahead = |tile: *const u8| Prefetch {
                         at: tile.wrapping_add(next + pass * share),
                         lines,
                         l2_distance: 0,

@@ -23,21 +23,21 @@ pub const UNPACK_SUBS: usize = 4;
 /// Up to how many float32 vectors are multiplied straight from the codes where groups are short, whose weights are scaled besides: as many as one pass
 /// takes. A column of 32 rows in groups of 7 took 10 cycles a pass of four vectors, 16 a pass of eight; unpacked, 5 and 11 for eight (4 bits, from a
 /// near cache, Ice Lake).
-const SHORT_DIRECT: usize = SHORT_WIDTHS[0];
+const MAX_SHORT_DIRECT_VECTORS: usize = SHORT_WIDTHS[0];
 
 /// Up to how many float32 vectors are multiplied straight from the codes.
-pub fn most_straight(k: &TileKernels, l: &Layout) -> usize {
+pub fn max_direct_vectors(k: &TileKernels, l: &Layout) -> usize {
     match l.short {
-        true => SHORT_DIRECT,
-        false => k.straight(l.bits),
+        true => MAX_SHORT_DIRECT_VECTORS,
+        false => k.max_direct_vectors(l.bits),
     }
 }
 
 /// Tiles of a task with float32 and many vectors at most.
-const UNPACKED_TILES: usize = 16;
+const MAX_UNPACKED_TILES: usize = 16;
 
 /// Tiles of a task by tables at most: 192 KiB of sums of twelve vectors.
-const TABLE_TILES: usize = 128;
+const MAX_TABLE_TILES: usize = 128;
 
 /// The tiles and the vectors of a task.
 pub type Part = (Range<usize>, Range<usize>);
@@ -46,7 +46,7 @@ pub type Part = (Range<usize>, Range<usize>);
 pub struct Plan {
     tiles: usize,
     /// Tiles a task, at most.
-    pub tiles_a_task: usize,
+    pub tiles_per_task: usize,
     vectors: usize,
     /// Vectors a panel.
     pub panel: usize,
@@ -54,32 +54,32 @@ pub struct Plan {
 
 impl Plan {
     /// For `n` vectors and so many threads.
-    pub fn new(l: &Layout, activations: Activations, n: usize, members: usize) -> Plan {
+    pub fn new(l: &Layout, activations: Activations, n: usize, threads: usize) -> Plan {
         let vector_bytes = match activations {
             Activations::Sign => l.total_subs() * 4,
             Activations::Int8 => l.padded_cols() + l.blocks() * 8,
             Activations::F32 => l.total_subs().min(FLUSH_SUBS) * SUB_COLS * 4,
         };
-        Plan::of_panels(l, n, members, WIDTHS[0], PANEL_BYTES / vector_bytes)
+        Plan::with_panels(l, n, threads, WIDTHS[0], PANEL_BYTES / vector_bytes)
     }
 
     /// For `n` vectors by AMX.
-    pub fn for_amx(l: &Layout, n: usize, members: usize) -> Plan {
+    pub fn for_amx(l: &Layout, n: usize, threads: usize) -> Plan {
         let vector_bytes = l.padded_cols() + l.blocks() * 4;
-        Plan::of_panels(l, n, members, AMX_VECTORS, AMX_PANEL_BYTES / vector_bytes)
+        Plan::with_panels(l, n, threads, AMX_VECTORS, AMX_PANEL_BYTES / vector_bytes)
     }
 
     /// With at most so many vectors a panel, or `widest`, of which panels are multiples.
-    fn of_panels(l: &Layout, n: usize, members: usize, widest: usize, most: usize) -> Plan {
+    fn with_panels(l: &Layout, n: usize, threads: usize, widest: usize, most: usize) -> Plan {
         // Panels of one size: a short last one would pay for its tiles with few vectors.
         let most = (most / widest * widest).max(widest);
         let panel = n.div_ceil(n.div_ceil(most).max(1));
         let panel = panel.next_multiple_of(widest).clamp(1, n.max(1));
         // Four tasks a member even out what the machine takes from one of them.
-        let chunks = if members == 1 { 1 } else { 4 * members };
+        let chunks = if threads == 1 { 1 } else { 4 * threads };
         Plan {
             tiles: l.tiles(),
-            tiles_a_task: l.tiles().div_ceil(chunks),
+            tiles_per_task: l.tiles().div_ceil(chunks),
             vectors: n,
             panel,
         }
@@ -87,13 +87,13 @@ impl Plan {
 
     /// For `n` vectors by tables. A task is a block of vectors, whose tables exist once, and as many tiles as the
     /// L2 cache has room for the sums of; fewer only where threads would be idle.
-    pub fn for_tables(l: &Layout, n: usize, members: usize) -> Plan {
+    pub fn for_tables(l: &Layout, n: usize, threads: usize) -> Plan {
         let panel = WIDTHS[0].min(n);
-        let chunks = if members == 1 { 1 } else { 4 * members };
+        let chunks = if threads == 1 { 1 } else { 4 * threads };
         let runs = chunks.div_ceil(n.div_ceil(panel));
         Plan {
             tiles: l.tiles(),
-            tiles_a_task: l.tiles().div_ceil(runs).min(TABLE_TILES),
+            tiles_per_task: l.tiles().div_ceil(runs).min(MAX_TABLE_TILES),
             vectors: n,
             panel,
         }
@@ -102,7 +102,7 @@ impl Plan {
     /// With so few tiles in a task that their sums in float64 stay in the L2 cache.
     pub fn with_unpacked_sums(self) -> Plan {
         Plan {
-            tiles_a_task: self.tiles_a_task.min(UNPACKED_TILES),
+            tiles_per_task: self.tiles_per_task.min(MAX_UNPACKED_TILES),
             ..self
         }
     }
@@ -110,13 +110,13 @@ impl Plan {
     /// With whole pairs of tiles in every task but the last.
     pub fn in_pairs(self) -> Plan {
         Plan {
-            tiles_a_task: self.tiles_a_task.next_multiple_of(2),
+            tiles_per_task: self.tiles_per_task.next_multiple_of(2),
             ..self
         }
     }
 
     fn tile_runs(&self) -> usize {
-        self.tiles.div_ceil(self.tiles_a_task)
+        self.tiles.div_ceil(self.tiles_per_task)
     }
 
     /// How many there are.
@@ -127,9 +127,9 @@ impl Plan {
     /// The tiles and the vectors of one.
     pub fn task(&self, task: usize) -> Part {
         let (panel, run) = (task / self.tile_runs(), task % self.tile_runs());
-        let (t, v) = (run * self.tiles_a_task, panel * self.panel);
+        let (t, v) = (run * self.tiles_per_task, panel * self.panel);
         (
-            t..(t + self.tiles_a_task).min(self.tiles),
+            t..(t + self.tiles_per_task).min(self.tiles),
             v..(v + self.panel).min(self.vectors),
         )
     }
@@ -159,7 +159,7 @@ impl Scratch {
             levels: Aligned::zeros(levels, "unpacked weights")?,
             scales: Aligned::zeros(scales, "unpacked scales")?,
             f: Aligned::zeros(at_a_time * plan.panel * TILE_ROWS, "sums")?,
-            sum: memory::filled(plan.tiles_a_task * plan.panel * TILE_ROWS, 0.0, "sums")?,
+            sum: memory::filled(plan.tiles_per_task * plan.panel * TILE_ROWS, 0.0, "sums")?,
         })
     }
 }

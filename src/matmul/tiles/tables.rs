@@ -6,7 +6,7 @@
 use super::Tiles;
 use super::plan::Plan;
 use crate::cpu::layout::{Layout, TILE_ROWS};
-use crate::cpu::tile::{TABLE_WORDS, Tabled, Tables, TileKernels, WIDTHS};
+use crate::cpu::tile::{TABLE_WORDS, TableActs, Tables, TileKernels, WIDTHS};
 use crate::matmul::activations::{Int8, blocks};
 use crate::matmul::aligned::Aligned;
 use crate::matmul::tasks::Output;
@@ -19,20 +19,20 @@ const TABLED_SUBS: usize = 4;
 const TABLE_FLOATS: usize = TABLED_SUBS * WIDTHS[0] * TABLE_WORDS / 2;
 
 /// From how many vectors on tables pay.
-const FEWEST_VECTORS: usize = 8;
+const MIN_VECTORS: usize = 8;
 
 /// From how many tiles on tables pay: making them costs what two tiles take. Tests want them for every shape.
-const FEWEST_TILES: usize = if cfg!(test) { 1 } else { 16 };
+const MIN_TILES: usize = if cfg!(test) { 1 } else { 16 };
 
 /// The tables to multiply `n` vectors with, where the kernels have some that pay.
-pub fn that_pay(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
-    let pay = l.bits == Bits::One && n >= FEWEST_VECTORS && l.tiles() >= FEWEST_TILES;
+pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
+    let pay = l.bits == Bits::One && n >= MIN_VECTORS && l.tiles() >= MIN_TILES;
     k.tables().filter(|_| pay)
 }
 
 /// Floats that a task works in.
 pub fn scratch_floats(plan: &Plan) -> usize {
-    TABLE_FLOATS + plan.tiles_a_task * plan.panel * TILE_ROWS
+    TABLE_FLOATS + plan.tiles_per_task * plan.panel * TILE_ROWS
 }
 
 impl Tiles {
@@ -77,7 +77,7 @@ impl Tiles {
                 for (v, width) in blocks(&WIDTHS, vectors.clone()) {
                     let acts = at(v, width);
                     let v = v - vectors.start;
-                    let x = Tabled {
+                    let x = TableActs {
                         vectors: width,
                         tables: tables[v * count * TABLE_WORDS..].as_ptr(),
                         scales: acts.scales,

@@ -46,7 +46,7 @@ fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
     let codes = m.as_codes();
     let layout = Layout::new(&codes).expect("tiles can hold it");
     let buffer = Buffer::zeroed(layout.tiles() * layout.tile_bytes(), "a test").unwrap();
-    Tiles::pack(Hands::Pool(pool), layout, &codes, buffer).unwrap()
+    Tiles::pack(Executor::Pool(pool), layout, &codes, buffer).unwrap()
 }
 
 /// Runs `check(name, kernels, matrix, tiles, generator)` for everything. Under a sanitizer a shape has one kind at each width, another
@@ -90,7 +90,8 @@ fn run(
 ) -> Vec<f32> {
     let pool = Pool::new(threads).unwrap();
     let mut y = vec![f32::NAN; n * t.layout.shape.rows];
-    t.multiply(k, Hands::Pool(&pool), a, x, &mut y, n).unwrap();
+    t.multiply(k, Executor::Pool(&pool), a, x, &mut y, n)
+        .unwrap();
     y
 }
 
@@ -454,7 +455,7 @@ fn activations_that_are_not_finite_are_refused() {
                 x[300 + at] = bad;
                 let mut y = vec![7.0; 8];
                 let e = t
-                    .multiply(&k, Hands::Pool(&pool), Activations::Int8, &x, &mut y, 2)
+                    .multiply(&k, Executor::Pool(&pool), Activations::Int8, &x, &mut y, 2)
                     .unwrap_err();
                 assert_eq!(e.status(), crate::error::Status::Range);
                 assert!(

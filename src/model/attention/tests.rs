@@ -10,7 +10,7 @@ use std::path::Path;
 struct Alone;
 
 impl Shared for Alone {
-    fn members(&self) -> usize {
+    fn threads(&self) -> usize {
         2
     }
 

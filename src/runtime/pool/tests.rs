@@ -65,11 +65,11 @@ fn sequence(team: &Team, width: usize, layers: usize) {
 }
 
 /// Runs a job in which every member of the pool takes part, once each.
-fn with_every_member(pool: &Pool, job: impl Fn() + Sync) {
+fn with_every_thread(pool: &Pool, job: impl Fn() + Sync) {
     let all = Barrier::new(pool.threads());
     pool.team(|team| {
-        assert_eq!(team.members(), pool.threads());
-        team.run(team.members(), &|_| {
+        assert_eq!(team.threads(), pool.threads());
+        team.run(team.threads(), &|_| {
             all.wait();
             job();
         });
@@ -115,7 +115,7 @@ fn sleeping_workers_are_woken() {
     let pool = pool(3);
     for pause in (0..150).map(|i| Duration::from_micros(i * 17 % 1500)) {
         std::thread::sleep(pause);
-        with_every_member(&pool, || {}); // hangs if a worker stays asleep
+        with_every_thread(&pool, || {}); // hangs if a worker stays asleep
     }
 }
 
@@ -147,7 +147,7 @@ fn a_panic_of_any_thread_comes_out_and_the_pool_stays_usable() {
                 "{threads} {from_worker}"
             );
             pool.team(|team| {
-                assert_eq!(team.members(), threads);
+                assert_eq!(team.threads(), threads);
                 sequence(team, 9, 100);
             });
         }
@@ -161,7 +161,7 @@ fn a_panic_between_runs_releases_the_workers() {
         pool.team(|_| resume_unwind(Box::new("between")))
     }));
     assert!(outcome.is_err());
-    assert_eq!(pool.team(|team| team.members()), 2);
+    assert_eq!(pool.team(|team| team.threads()), 2);
 }
 
 #[test]
@@ -170,16 +170,16 @@ fn whoever_comes_second_works_alone() {
     pool.team(|first| {
         // More than once: being refused must not release what the first one holds.
         for _ in 0..3 {
-            assert_eq!(pool.team(|second| second.members()), 1);
+            assert_eq!(pool.team(|second| second.threads()), 1);
         }
         std::thread::scope(|s| {
-            let other = s.spawn(|| pool.team(|other| other.members()));
+            let other = s.spawn(|| pool.team(|other| other.threads()));
             assert_eq!(other.join().unwrap(), 1);
         });
-        assert_eq!(first.members(), 2);
+        assert_eq!(first.threads(), 2);
         sequence(first, 4, 100);
     });
-    assert_eq!(pool.team(|again| again.members()), 2);
+    assert_eq!(pool.team(|again| again.threads()), 2);
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_team_inside_a_job_is_its_thread_alone() {
     pool.team(|team| {
         team.run(20, &|_| {
             pool.team(|nested| {
-                assert_eq!(nested.members(), 1);
+                assert_eq!(nested.threads(), 1);
                 nested.run(5, &|_| {
                     inner.fetch_add(1, Ordering::Relaxed);
                 });
@@ -218,7 +218,7 @@ fn many_callers_and_two_pools() {
     });
     // Nobody left one held, and every worker is still there.
     for pool in &pools {
-        with_every_member(pool, || {});
+        with_every_thread(pool, || {});
     }
 }
 
@@ -287,7 +287,7 @@ fn a_panic_of_an_item_comes_out() {
             }));
             assert_eq!(outcome.unwrap_err().downcast_ref(), Some(&panicking));
         }
-        with_every_member(&pool, || {});
+        with_every_thread(&pool, || {});
     }
 }
 
@@ -313,7 +313,7 @@ fn teams_and_items_inside_one_another() {
     });
     assert_eq!(outer, Ok(()));
     assert_eq!(count.into_inner(), 7 * (5 + 1 + 5));
-    with_every_member(&pool, || {});
+    with_every_thread(&pool, || {});
 }
 
 #[test]
@@ -347,7 +347,7 @@ fn items_of_many_callers_while_runs_follow_one_another_without_a_pause() {
         }
         team.join().unwrap();
     });
-    with_every_member(&pool, || {});
+    with_every_thread(&pool, || {});
 }
 
 #[test]
@@ -362,7 +362,7 @@ fn a_pool_ends_while_its_workers_serve() {
 
 #[test]
 fn workers_are_the_library() {
-    with_every_member(&pool(3), || {
+    with_every_thread(&pool(3), || {
         assert_eq!(crate::runtime::panic_scope::in_library(), on_worker());
     });
 }
@@ -383,7 +383,7 @@ mod linux {
     /// The `/proc` folders of the pool's own threads.
     fn workers(pool: &Pool) -> Vec<PathBuf> {
         let ids = Mutex::new(Vec::new());
-        with_every_member(pool, || {
+        with_every_thread(pool, || {
             if on_worker() {
                 // SAFETY: it only asks for a number.
                 ids.lock().unwrap().push(unsafe { libc::gettid() });

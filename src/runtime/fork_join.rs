@@ -72,10 +72,10 @@ struct Run {
 }
 
 /// What the caller and the workers share.
-pub(super) struct Crew {
+pub(super) struct ForkJoin {
     gate: Line<AtomicUsize>,
     run: Line<Run>,
-    /// Whether a caller holds the crew; then nobody else opens the gate.
+    /// Whether a caller holds the fork_join; then nobody else opens the gate.
     held: AtomicBool,
     /// How many workers there are to be called.
     workers: usize,
@@ -87,13 +87,13 @@ pub(super) struct Crew {
 // the one `Held` and writes while the gate is closed and nobody is inside; it is read only by a worker
 // that went in through the open gate, and `run` does not write again before that worker has left. The
 // gate's Release/Acquire pairs order these accesses. What it points to is Sync and outlives the run.
-unsafe impl Sync for Crew {}
-// SAFETY: as above; the pointer in `run.job` is not used outside a run, whichever thread owns the crew.
-unsafe impl Send for Crew {}
+unsafe impl Sync for ForkJoin {}
+// SAFETY: as above; the pointer in `run.job` is not used outside a run, whichever thread owns the fork_join.
+unsafe impl Send for ForkJoin {}
 
-impl Crew {
-    pub(super) fn new(workers: usize) -> Crew {
-        Crew {
+impl ForkJoin {
+    pub(super) fn new(workers: usize) -> ForkJoin {
+        ForkJoin {
             gate: Line(AtomicUsize::new(0)),
             run: Line(Run {
                 job: UnsafeCell::new((NOTHING, 0)),
@@ -112,7 +112,7 @@ impl Crew {
         self.held
             .compare_exchange(false, true, Acquire, Relaxed)
             .is_ok()
-            .then(|| Held { crew: self }) // not `then_some`: dropping a refused one would release the crew
+            .then(|| Held { fork_join: self }) // not `then_some`: dropping a refused one would release the fork_join
     }
 
     /// Sends the workers away for as long as the result lives: those inside leave when their run has no
@@ -120,7 +120,7 @@ impl Crew {
     pub(super) fn dismiss(&self) -> Dismissed<'_> {
         // Relaxed, as in all that is done to the count of dismissals: it orders nothing.
         self.gate.0.fetch_add(DISMISSAL, Relaxed);
-        Dismissed { crew: self }
+        Dismissed { fork_join: self }
     }
 
     /// Takes part in runs until none comes for a while. The gate has counted this worker already: it was
@@ -195,42 +195,42 @@ impl Crew {
     }
 }
 
-/// The right to publish runs to a crew.
+/// The right to publish runs to a fork_join.
 pub(super) struct Held<'a> {
-    crew: &'a Crew,
+    fork_join: &'a ForkJoin,
 }
 
 impl Held<'_> {
     /// Runs `job` once for each task in `0..tasks` and waits for all; a panic of any comes out here.
     ///
-    /// `call` is told how many workers more the run has use for, if any: each must come to [`Crew::serve`]
+    /// `call` is told how many workers more the run has use for, if any: each must come to [`ForkJoin::serve`]
     /// once, at any time.
     ///
     /// `&mut`: a run is not published while another is, which also rules out a run from inside a job.
     pub(super) fn run(&mut self, tasks: usize, job: &Job<'_>, call: impl FnOnce(usize)) {
-        let crew = self.crew;
+        let fork_join = self.fork_join;
         let job_ptr: *const Job<'_> = job;
         // SAFETY: only the lifetime changes. No member uses the pointer after `published` is dropped,
         // which is before this function returns or unwinds.
         let job_ptr: *const Job<'static> = unsafe { std::mem::transmute(job_ptr) };
         // SAFETY: the gate is closed and nobody is inside, as the previous run left it (or `new` did), so
         // no worker reads; `Held` is the only one, so nobody else writes.
-        unsafe { *crew.run.0.job.get() = (job_ptr, tasks) };
-        crew.run.0.next.store(0, Relaxed);
+        unsafe { *fork_join.run.0.job.get() = (job_ptr, tasks) };
+        fork_join.run.0.next.store(0, Relaxed);
         // Release: a worker that goes in sees the two stores above.
-        let gate = crew.gate.0.fetch_or(OPEN, Release);
-        let published = Published { crew };
+        let gate = fork_join.gate.0.fetch_or(OPEN, Release);
+        let published = Published { fork_join };
 
-        let wanted = tasks.saturating_sub(1).min(crew.workers);
+        let wanted = tasks.saturating_sub(1).min(fork_join.workers);
         let missing = wanted.saturating_sub(gate % DISMISSAL / SERVING);
         if missing > 0 && gate & DISMISSED == 0 {
-            crew.gate.0.fetch_add(missing * SERVING, Relaxed);
+            fork_join.gate.0.fetch_add(missing * SERVING, Relaxed);
             call(missing);
         }
-        crew.work(job, tasks);
+        fork_join.work(job, tasks);
         drop(published);
 
-        let panic = lock(&crew.panic).take();
+        let panic = lock(&fork_join.panic).take();
         if let Some(payload) = panic {
             resume_unwind(payload);
         }
@@ -239,18 +239,18 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.crew.held.store(false, Release);
+        self.fork_join.held.store(false, Release);
     }
 }
 
 /// A run that workers may see. Dropping it ends the run: the gate is closed and nobody is inside.
 struct Published<'a> {
-    crew: &'a Crew,
+    fork_join: &'a ForkJoin,
 }
 
 impl Drop for Published<'_> {
     fn drop(&mut self) {
-        let gate = &self.crew.gate.0;
+        let gate = &self.fork_join.gate.0;
         // Those inside are at their last tasks, or a scheduler has taken the processor from them: then it
         // is better given to them than spun away.
         let mut looks = 0;
@@ -275,12 +275,12 @@ impl Drop for Published<'_> {
 /// While it lives, nobody serves.
 #[must_use = "the workers may be called again when this is dropped"]
 pub(super) struct Dismissed<'a> {
-    crew: &'a Crew,
+    fork_join: &'a ForkJoin,
 }
 
 impl Drop for Dismissed<'_> {
     fn drop(&mut self) {
-        self.crew.gate.0.fetch_sub(DISMISSAL, Relaxed);
+        self.fork_join.gate.0.fetch_sub(DISMISSAL, Relaxed);
     }
 }
 
@@ -302,26 +302,26 @@ mod tests {
 
     #[test]
     fn a_run_calls_those_it_lacks() {
-        let crew = Crew::new(3);
-        let mut held = crew.try_hold().unwrap();
+        let fork_join = ForkJoin::new(3);
+        let mut held = fork_join.try_hold().unwrap();
         for (tasks, expected) in [(0, 0), (1, 0), (2, 1), (2, 0), (9, 2), (9, 0)] {
             assert_eq!(called(&mut held, tasks), expected, "{tasks}");
         }
         // They come and, as no run does, go.
-        (0..3).for_each(|_| crew.serve());
+        (0..3).for_each(|_| fork_join.serve());
         assert_eq!(called(&mut held, 9), 3);
     }
 
     #[test]
     fn the_dismissed_leave_an_open_run_and_are_not_called() {
-        let crew = Crew::new(2);
-        let mut held = crew.try_hold().unwrap();
+        let fork_join = ForkJoin::new(2);
+        let mut held = fork_join.try_hold().unwrap();
         assert_eq!(called(&mut held, 2), 1);
         let done = AtomicUsize::new(0);
         let job = |task| {
             if task == 0 {
-                let _dismissed = crew.dismiss();
-                crew.serve(); // would do the other tasks
+                let _dismissed = fork_join.dismiss();
+                fork_join.serve(); // would do the other tasks
                 assert_eq!(done.load(Relaxed), 0);
             }
             done.fetch_add(1, Relaxed);
@@ -329,7 +329,7 @@ mod tests {
         held.run(2, &job, |_| ());
         assert_eq!(done.into_inner(), 2);
 
-        let dismissed = [crew.dismiss(), crew.dismiss()];
+        let dismissed = [fork_join.dismiss(), fork_join.dismiss()];
         for one in dismissed {
             assert_eq!(called(&mut held, 9), 0);
             drop(one);
@@ -339,14 +339,14 @@ mod tests {
 
     #[test]
     fn a_run_that_cannot_call_is_ended() {
-        let crew = Crew::new(1);
-        let mut held = crew.try_hold().unwrap();
+        let fork_join = ForkJoin::new(1);
+        let mut held = fork_join.try_hold().unwrap();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let call = |_| resume_unwind(Box::new("no call")); // without the hook, which prints
             held.run(2, &|_| {}, call);
         }));
         assert!(outcome.is_err());
-        crew.serve(); // would run the job of the run that has ended
+        fork_join.serve(); // would run the job of the run that has ended
         let done = AtomicUsize::new(0);
         let job = |_| {
             done.fetch_add(1, Relaxed);
