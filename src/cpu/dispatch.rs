@@ -1,4 +1,5 @@
-//! The one detector: which instruction sets this processor (and its operating system) offers.
+//! CPU detection: which instruction sets this processor and its operating system offer. No other
+//! module detects features.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -49,23 +50,24 @@ impl fmt::Display for Isa {
     }
 }
 
-/// Kinds of cores that differ in which of two kernels is the faster. No feature bit tells what a core is good at.
+/// Kinds of cores for which different kernels are fastest. Feature bits do not tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Core {
-    /// Not one of these. Measured: Ice Lake, Emerald Rapids.
+    /// Any other core. Measured: Ice Lake, Emerald Rapids.
     Other,
-    /// Zen 4 (and Zen 3, which has no AVX-512): 512-bit instructions are two passes of 256 bits.
+    /// Zen 4 (and Zen 3, which has no AVX-512): 512-bit instructions execute as two passes of 256
+    /// bits.
     Zen4,
-    /// Others by AMD. Measured: Zen 5.
+    /// Other AMD cores. Measured: Zen 5.
     Amd,
 }
 
 impl Core {
-    /// Every one.
+    /// All of them.
     pub const ALL: &[Core] = &[Core::Other, Core::Zen4, Core::Amd];
 }
 
-/// What the processor offers, by name. Only [`Features::detect`] makes one with anything in it.
+/// What the processor offers. Only [`Features::detect`] creates a value with any feature set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     avx2: bool,
@@ -78,15 +80,15 @@ pub struct Features {
 }
 
 impl Features {
-    /// Asks the processor, once; the answer of the operating system (does it save these registers?) included.
+    /// Asks the processor, once, and the operating system whether it saves the registers.
     pub fn detect() -> Features {
-        // `cpuid` leaves a virtual machine, which takes microseconds.
+        // In a virtual machine `cpuid` traps to the hypervisor, which takes microseconds.
         static ANSWER: LazyLock<Features> = LazyLock::new(Features::ask);
         *ANSWER
     }
 
-    /// `is_x86_feature_detected!` reads XCR0, which a hand-made `cpuid` forgets: AVX-512 masked by a
-    /// hypervisor would be an illegal instruction later.
+    /// `is_x86_feature_detected!` reads XCR0, which hand-written `cpuid` checks often miss: AVX-512
+    /// masked by a hypervisor would then raise an illegal-instruction fault.
     #[cfg(target_arch = "x86_64")]
     fn ask() -> Features {
         use std::arch::is_x86_feature_detected as has;
@@ -106,7 +108,7 @@ impl Features {
         }
     }
 
-    /// Other architectures run the scalar set.
+    /// Other architectures use the scalar set.
     #[cfg(not(target_arch = "x86_64"))]
     fn ask() -> Features {
         Features {
@@ -139,23 +141,24 @@ impl Features {
         self.avx512_vnni
     }
 
-    /// What came with Ice Lake and Zen 4 besides: VBMI, VPOPCNTDQ.
+    /// What Ice Lake and Zen 4 added: VBMI, VPOPCNTDQ.
     pub fn avx512_ice(&self) -> bool {
         self.avx512_ice
     }
 
-    /// What came with Sapphire Rapids besides: AMX with products of bytes, which a process may use once [`permit_amx`] said so.
+    /// What Sapphire Rapids added: AMX with int8 products, which a process may use once
+    /// [`permit_amx`] has returned true.
     pub fn amx(&self) -> bool {
         self.amx
     }
 
-    /// Which kind of core it is.
+    /// The kind of core.
     pub fn core(&self) -> Core {
         self.core
     }
 }
 
-/// Whether the processor has AMX-TILE and AMX-INT8. No macro of the stable toolchain asks.
+/// Whether the processor has AMX-TILE and AMX-INT8, which no macro of the stable toolchain detects.
 #[cfg(target_arch = "x86_64")]
 fn amx() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
@@ -163,18 +166,19 @@ fn amx() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (tile | int8) == tile | int8
 }
 
-/// Asks Linux to let this process use AMX, whose registers it saves only for those that asked; whether the processor has it and it may. The answer of
-/// another system is no.
+/// Asks Linux for permission to use AMX, whose registers it saves only for processes that request
+/// it. Returns whether the processor has AMX and the process may use it; false on other systems.
 ///
-/// What it changes for the process, for good: the frame of a signal grows by 8 KiB on every thread that has used AMX since, and the system refuses
-/// alternative signal stacks (`sigaltstack`) that are too small for that, be they set before, when it refuses this, or later. Threads
-/// and forked processes inherit the permission.
+/// The permission is permanent and changes the process. The signal frame grows by 8 KiB on every
+/// thread that has used AMX since. The system refuses alternative signal stacks (`sigaltstack`)
+/// that are too small for that: if one is already set, it refuses the permission; afterwards it
+/// refuses such a stack. Threads and forked processes inherit the permission.
 pub fn permit_amx() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
         const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-        // SAFETY: it takes two numbers and touches no memory of the caller's.
+        // SAFETY: the call takes two integers and accesses no memory of this process.
         let ask = || unsafe {
             libc::syscall(
                 libc::SYS_arch_prctl,
@@ -188,7 +192,7 @@ pub fn permit_amx() -> bool {
     false
 }
 
-/// Asks for the maker, the twelve letters of `cpuid`, and the family.
+/// Reads the vendor string of `cpuid` (twelve letters) and the family.
 #[cfg(target_arch = "x86_64")]
 fn core() -> Core {
     use std::arch::x86_64::__cpuid;
@@ -197,7 +201,7 @@ fn core() -> Core {
     core_of(maker.as_flattened(), __cpuid(1).eax)
 }
 
-/// The core of a maker, with the family in its version.
+/// The core for a vendor and a version word, which contains the family.
 #[cfg(target_arch = "x86_64")]
 fn core_of(maker: &[u8], version: u32) -> Core {
     let (family, extended) = (version >> 8 & 0xf, version >> 20 & 0xff);

@@ -1,16 +1,17 @@
-//! The rounding mode and the treatment of subnormal numbers, which belong to a thread: the library's results must not depend on what its
-//! caller has set. A library that was compiled with `-ffast-math` sets them when it is loaded.
+//! The rounding mode and the treatment of subnormal numbers, which are per-thread state. The
+//! library's results must not depend on what its caller has set; a host library compiled with
+//! `-ffast-math`, for example, changes them when it is loaded.
 
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::Ieee;
 
 #[cfg(not(target_arch = "x86_64"))]
-/// Nothing is known of other processors' modes: they stay as they are.
+/// The modes of other processors are left as they are.
 pub struct Ieee;
 
 #[cfg(not(target_arch = "x86_64"))]
 impl Ieee {
-    /// See there.
+    /// Does nothing here.
     pub fn enter() -> Ieee {
         Ieee
     }
@@ -21,23 +22,23 @@ mod x86_64 {
     use std::arch::asm;
     use std::marker::PhantomData;
 
-    /// MXCSR as a process begins with it: to nearest, subnormal numbers are numbers, exceptions are masked.
+    /// The initial MXCSR of a process: round to nearest, subnormal numbers kept, exceptions masked.
     const DEFAULT: u32 = 0x1f80;
 
-    /// The bits that say what happened, not what is to happen.
+    /// The exception flags: status, not control.
     const FLAGS: u32 = 0x3f;
 
-    /// While it lives, this thread calculates as IEEE 754 has it by default.
+    /// While it lives, this thread calculates in the default mode of IEEE 754.
     #[must_use = "the mode ends when this is dropped"]
     pub struct Ieee {
-        /// What the caller had, if that was another mode.
+        /// The caller's mode, if it was another one.
         outer: Option<u32>,
-        // It restores a value of the thread that made it, so it stays there.
+        // Not `Send`: it restores the state of the thread that created it.
         thread: PhantomData<*const ()>,
     }
 
     impl Ieee {
-        /// Sets the mode, where it is another one.
+        /// Sets the default mode, if another one is in effect.
         pub fn enter() -> Ieee {
             let found = read();
             let other = found & !FLAGS != DEFAULT;
@@ -61,15 +62,16 @@ mod x86_64 {
 
     fn read() -> u32 {
         let mut mxcsr = 0u32;
-        // SAFETY: it stores four bytes there.
+        // SAFETY: it stores four bytes in `mxcsr`.
         unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack, preserves_flags)) };
         mxcsr
     }
 
     fn write(mxcsr: u32) {
-        // SAFETY: the value is the default, or one that was read: no reserved bit is set. Rust assumes the default mode: it holds from the
-        // first statement of a call to the last, and the caller's own is back when only the caller's code runs. (Rust does not
-        // specify what becomes of code that runs in another mode, which is that caller's business.)
+        // SAFETY: the value is the default or one that was read, so no reserved bit is set. Rust
+        // assumes the default mode, which holds from the first to the last statement of a call; the
+        // caller's mode is restored when only the caller's code runs. (Rust does not specify the
+        // behaviour of code that runs in another mode, which is the caller's responsibility.)
         unsafe {
             asm!("ldmxcsr [{}]", in(reg) &raw const mxcsr, options(nostack, preserves_flags))
         };

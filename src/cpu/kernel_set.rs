@@ -1,6 +1,7 @@
-//! Macros of the kernels: the tables of [`super::tile::TileKernels`] out of generic functions, and loops that must unroll.
+//! Macros for the kernels: the tables of [`super::tile::TileKernels`] from generic functions, and
+//! loops that must be unrolled.
 
-/// A row of a kernel table: one function for each of [`super::tile::WIDTHS`].
+/// A row of a kernel table: one instance for each of [`super::tile::WIDTHS`].
 macro_rules! by_width {
     ($f:ident) => {
         [$f::<12>, $f::<8>, $f::<4>, $f::<2>, $f::<1>]
@@ -36,8 +37,9 @@ const _: () = {
     );
 };
 
-/// Repeats a block with `$i` a constant: shifts and masks that depend on it become immediates, and sums stay in registers
-/// where the optimiser would rather keep a loop of eight (it did, and spilled, with twelve vectors).
+/// Repeats a block with `$i` a constant. Shifts and masks that depend on it become immediates, and
+/// accumulators stay in registers where the optimiser would otherwise keep a loop of eight
+/// iterations (it did, and spilled, with twelve vectors).
 macro_rules! unroll {
     ($i:ident in 0..4 => $body:block) => {
         unroll!(@ $i $body 0 1 2 3)
@@ -53,8 +55,9 @@ macro_rules! unroll {
     };
 }
 
-/// Makes a set of kernels: entry points with the `target_feature` of the set, each a call of a generic `inline(always)`
-/// function of the sibling modules `int8`, `sign`, `short`, `f32` and `activations`.
+/// Defines a set of kernels: entry points with the `target_feature` of the set, each of which calls
+/// a generic `inline(always)` function of the sibling modules `int8`, `sign`, `short`, `f32` and
+/// `activations`.
 #[cfg(target_arch = "x86_64")]
 macro_rules! kernel_set {
     ($(#[$doc:meta])* $set:ident, $module:ident, $ext:ident, $isa:ident, $name:literal, $features:literal) => {
@@ -68,7 +71,8 @@ macro_rules! kernel_set {
             unsafe fn direct<const BITS: usize, const V: usize>(
                 l: &Layout, tile: *const u8, x: *const f32, l2_distance: usize, out: *mut f32,
             ) {
-                // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
+                // SAFETY: the caller upholds the contract of `tile` and guarantees the features of
+                // this set.
                 unsafe { super::f32::direct::<BITS, V>(l, tile, x, l2_distance, out) }
             }
 
@@ -144,7 +148,8 @@ macro_rules! kernel_set {
         $(#[$doc])*
         pub(in crate::cpu) const $set: $crate::cpu::tile::TileKernels = $module::KERNELS;
     };
-    // A set that adds instructions for integers to another: what computes with floats is that set's.
+    // A set that adds integer instructions to another; the floating-point kernels are those of that
+    // set.
     ($(#[$doc:meta])* $set:ident = $base:ident with $module:ident, $ext:ident, $name:literal, $features:literal) => {
         mod $module {
             use super::super::layout::Layout;
@@ -164,7 +169,7 @@ macro_rules! kernel_set {
     };
 }
 
-/// The entry points that sum integers, and the tables of them.
+/// The entry points of the integer kernels, and their tables.
 #[cfg(target_arch = "x86_64")]
 macro_rules! integer_kernels {
     ($ext:ident, $features:literal) => {
@@ -181,7 +186,8 @@ macro_rules! integer_kernels {
             ahead: Prefetch,
             out: *mut f32,
         ) {
-            // SAFETY: the caller keeps the contract of `tile` and has the features of this set.
+            // SAFETY: the caller upholds the contract of `tile` and guarantees the features of this
+            // set.
             unsafe { super::int8::tile::<Ext, BITS, V>(l, first, count, tile, acts, ahead, out) }
         }
 

@@ -1,42 +1,45 @@
-//! The interleaved tile: how weights lie in memory when a handle is created.
+//! The interleaved tile: how weights are laid out in memory when a handle is created.
 //!
 //! # The contract
 //!
-//! A tile is 32 rows, two *halves* of 16. Tiles follow each other in row order, so a thread that owns a
-//! run of rows reads one linear stream. In a tile the groups of the columns follow each other; a group is
+//! A tile is 32 rows, two *halves* of 16. Tiles follow each other in row order, so that a thread
+//! which owns a range of rows reads one linear stream. Within a tile the groups of columns follow
+//! each other; a group is
 //!
 //! ```text
-//! [sub-block 0] … [sub-block subs-1] [scales: 32 × f16 or 32 × f32] [zero points: 32 × i16, or nothing]
+//! [sub-block 0] … [sub-block subs-1] [scales: 32 × f16 or f32] [zero points: 32 × i16, or nothing]
 //! ```
 //!
-//! A sub-block is 32 columns × 32 rows, `128 * bits` bytes, made of `2 * bits` vectors of 64 bytes: vector
-//! `(q, half)` lies at `(2 * q + half) * 64`. Its dword `lane` (little endian) belongs to row
-//! `16 * half + lane` of the tile and holds `32 / bits` codes. In a dword, the code at bit `8 * j + bits * p`
-//! (`j` in 0..4, `p` in 0..8/bits) is that of column
+//! A sub-block is 32 columns × 32 rows, `128 * bits` bytes, made of `2 * bits` vectors of 64 bytes.
+//! Vector `(q, half)` is at offset `(2 * q + half) * 64`. Its dword `lane` (little endian) belongs
+//! to row `16 * half + lane` of the tile and holds `32 / bits` codes. In a dword, the code at bit
+//! `8 * j + bits * p` (`j` in 0..4, `p` in 0..8/bits) is that of column
 //!
 //! ```text
 //! 4 * (q + bits * p) + j
 //! ```
 //!
-//! so that at 8 bits a dword is four columns in a row, and at every width one shift by `bits * p` and a mask leave
-//! four neighbouring columns in the four bytes of a dword: what `vpdpbusd` wants beside four bytes of activations.
+//! so that at 8 bits a dword is four consecutive columns, and at every width one shift by
+//! `bits * p` and a mask leave four consecutive columns in the four bytes of a dword: the operand
+//! of `vpdpbusd`, whose other operand is four bytes of activations.
 //!
 //! # Short groups
 //!
-//! Groups of less than 16 columns, which sub-blocks of their own would more than double, share sub-blocks: column `c` of the
-//! row is column `c % 32` of sub-block `c / 32`. Their scales and zero points follow the codes of all groups, as in a tile that were one group:
+//! Groups of fewer than 16 columns would more than double in size if padded to sub-blocks of their
+//! own. They share sub-blocks: column `c` of the row is column `c % 32` of sub-block `c / 32`.
+//! Their scales and zero points follow the codes of all groups, as if the tile were one group:
 //!
 //! ```text
 //! [sub-block 0] … [scales of group 0] [zero points of group 0, or nothing] [scales of group 1] …
 //! ```
 //!
-//! # In both
+//! # Both forms
 //!
 //! - Every part is a multiple of 64 bytes and aligned to 64.
-//! - A group whose columns are no multiple of 32 (a row, if groups are short) ends in a sub-block that it fills in part. Columns that
-//!   do not exist hold code 0, and kernels see activations of 0 there or do not look. Rows beyond the matrix hold code 0 and
-//!   scale 0; what is computed for them is not read.
-//! - The row of a zero point is that of its lane; one bit has none.
+//! - A group whose number of columns is not a multiple of 32 (with short groups: a row) ends in a
+//!   partly filled sub-block. Padding columns hold code 0; kernels see activations of 0 there or do
+//!   not read them. Padding rows hold code 0 and scale 0; their results are not read.
+//! - Zero point `i` of a group belongs to row `i` of the tile; 1-bit matrices have none.
 
 use crate::quant::{Bits, Codes, ScaleValues, Shape};
 use std::ops::Range;
@@ -45,9 +48,10 @@ use std::ops::Range;
 pub const TILE_ROWS: usize = 32;
 /// Columns of a sub-block, and of the longest float32 chain.
 pub const SUB_COLS: usize = 32;
-/// Columns of a quad, the four bytes of a dword after one shift: what a dot product of bytes takes at once.
+/// Columns of a quad, the four bytes of a dword after one shift: what one byte dot product
+/// consumes.
 pub const QUAD_COLS: usize = 4;
-/// Columns of a short group at most.
+/// The most columns that a short group has.
 pub const SHORT_COLS: usize = SUB_COLS / 2 - 1;
 /// Quads of a sub-block.
 pub const SUB_QUADS: usize = SUB_COLS / QUAD_COLS;
@@ -55,18 +59,18 @@ pub const SUB_QUADS: usize = SUB_COLS / QUAD_COLS;
 /// How the scales of a group are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScaleKind {
-    /// 64 bytes a tile and group.
+    /// 64 bytes per tile and group.
     F16,
-    /// 128 bytes a tile and group.
+    /// 128 bytes per tile and group.
     F32,
 }
 
 /// Where zero points come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroKind {
-    /// One for the whole matrix. One bit: 1, on codes that kernels double to 0 and 2.
+    /// One for the whole matrix. With one bit: 1, for codes that kernels double to 0 and 2.
     Constant(i32),
-    /// Stored behind the scales of each group, 64 bytes a tile and group.
+    /// Stored after the scales of each group, 64 bytes per tile and group.
     PerGroup,
 }
 
@@ -75,7 +79,7 @@ pub enum ZeroKind {
 pub struct Layout {
     /// Rows, columns and groups.
     pub shape: Shape,
-    /// Bits a code.
+    /// Bits per code.
     pub bits: Bits,
     /// How scales are stored.
     pub scale: ScaleKind,
@@ -83,16 +87,16 @@ pub struct Layout {
     pub zero: ZeroKind,
     /// Whether groups are short.
     pub short: bool,
-    /// Sub-blocks of every group but the last; of a tile, where groups are short.
+    /// Sub-blocks of every group but the last; with short groups, of a tile.
     pub subs: usize,
-    /// Sub-blocks of the last group; of a tile, where groups are short.
+    /// Sub-blocks of the last group; with short groups, of a tile.
     pub last_subs: usize,
     /// Sub-blocks of an activation block (int8): 1, 2 or 4.
     pub block_subs: usize,
 }
 
 impl Layout {
-    /// The layout for a matrix, or `None` where it has no element.
+    /// The layout for a matrix, or `None` if it is empty.
     pub fn new(codes: &Codes<'_>) -> Option<Layout> {
         let s = codes.shape;
         if s.rows == 0 || s.cols == 0 {
@@ -136,12 +140,12 @@ impl Layout {
         })
     }
 
-    /// Whether every code less its zero point is between -128 and 127.
+    /// Whether every code minus its zero point is in -128..=127.
     pub fn levels_fit_bytes(&self) -> bool {
         self.bits != Bits::Eight || self.zero == ZeroKind::Constant(128)
     }
 
-    /// Whether the kernels of signs can sum every group, which they do in int32.
+    /// Whether the sign kernels can sum every group in int32, as they do.
     pub fn signs_fit(&self) -> bool {
         i32::try_from(self.shape.group_columns(0).len()).is_ok()
     }
@@ -159,22 +163,23 @@ impl Layout {
         (self.shape.groups - 1) * self.subs + self.last_subs
     }
 
-    /// Columns of a row when every column that does not exist is counted.
+    /// Columns of a row including padding.
     pub fn padded_cols(&self) -> usize {
         self.total_subs() * SUB_COLS
     }
 
-    /// The same of a group before the last, if it is not short.
+    /// Columns of a group before the last including padding, if groups are not short.
     fn padded_group(&self) -> usize {
         self.shape.group.next_multiple_of(SUB_COLS)
     }
 
-    /// Whether groups before the last end in columns that do not exist.
+    /// Whether groups before the last end in padding columns.
     pub fn has_gaps(&self) -> bool {
         !self.short && self.shape.groups > 1 && self.padded_group() != self.shape.group
     }
 
-    /// Runs of columns without a gap: the columns of each, and where it begins when every column that does not exist is counted.
+    /// Runs of columns without padding between them: the columns of each, and the padded column at
+    /// which it begins.
     pub fn runs(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
         let layout = *self;
         let runs = if self.has_gaps() {
@@ -188,7 +193,7 @@ impl Layout {
         })
     }
 
-    /// The columns of sub-block `s` of group `g`, if it is not short.
+    /// The columns of sub-block `s` of group `g`, if groups are not short.
     pub fn sub_columns(&self, g: usize, s: usize) -> Range<usize> {
         debug_assert!(!self.short);
         let group = self.shape.group_columns(g);
@@ -196,7 +201,7 @@ impl Layout {
         start..group.end.min(start + SUB_COLS)
     }
 
-    /// Sub-blocks of group `g`, if it is not short.
+    /// Sub-blocks of group `g`, if groups are not short.
     #[inline(always)]
     pub fn group_subs(&self, g: usize) -> usize {
         debug_assert!(!self.short);
@@ -207,7 +212,8 @@ impl Layout {
         }
     }
 
-    /// Where sub-block `sub` of a tile begins, if groups are not short; that behind the last is where the next tile begins.
+    /// The offset of sub-block `sub` in a tile, if groups are not short; for the one after the
+    /// last, that of the next tile.
     pub fn sub_offset(&self, sub: usize) -> usize {
         debug_assert!(!self.short);
         if sub == self.total_subs() {
@@ -216,7 +222,8 @@ impl Layout {
         self.sub_and_tail(sub).0
     }
 
-    /// Where sub-block `sub` of a tile begins, and what follows its group: scales and zero points; if groups are not short.
+    /// The offsets in a tile of sub-block `sub` and of the tail of its group (scales and zero
+    /// points), if groups are not short.
     #[inline(always)]
     pub fn sub_and_tail(&self, sub: usize) -> (usize, usize) {
         debug_assert!(!self.short);
@@ -227,13 +234,15 @@ impl Layout {
         )
     }
 
-    /// Columns of an activation block (int8), but for the last of a group, if groups are not short.
+    /// Columns of an activation block (int8) other than the last of a group, if groups are not
+    /// short.
     pub fn block_cols(&self) -> usize {
         debug_assert!(!self.short);
         self.block_subs * SUB_COLS
     }
 
-    /// Sub-blocks that a multiplication by AMX takes: two where blocks of activations have as many.
+    /// Sub-blocks that one AMX multiplication takes: two where blocks of activations have at least
+    /// two.
     pub fn amx_subs(&self) -> usize {
         self.block_subs.min(2)
     }
@@ -279,13 +288,13 @@ impl Layout {
         self.total_subs() * self.sub_bytes() + self.shape.groups * self.tail_bytes()
     }
 
-    /// Where in a tile group `g` begins, if it is not short.
+    /// The offset of group `g` in a tile, if groups are not short.
     pub fn group_offset(&self, g: usize) -> usize {
         debug_assert!(!self.short);
         g * (self.subs * self.sub_bytes() + self.tail_bytes())
     }
 
-    /// Where in a tile the scales of group `g` begin.
+    /// The offset in a tile of the scales of group `g`.
     #[inline(always)]
     pub fn tail_offset(&self, g: usize) -> usize {
         if self.short {
@@ -295,7 +304,8 @@ impl Layout {
     }
 }
 
-/// The dwords of one row in one sub-block, `q` in order, from 32 codes packed most significant first: `packed` is `4 * BITS` bytes.
+/// The dwords of one row in one sub-block, in the order of `q`, from 32 codes packed most
+/// significant first; `packed` is `4 * BITS` bytes.
 #[inline(always)]
 pub fn interleave<const BITS: usize>(packed: &[u8]) -> [u32; BITS] {
     let packed = &packed[..4 * BITS];
@@ -307,7 +317,8 @@ pub fn interleave<const BITS: usize>(packed: &[u8]) -> [u32; BITS] {
             }
         }
         4 => {
-            // Columns 0 to 15 below, 16 to 31 above: what is done with a byte is done with eight side by side.
+            // Columns 0 to 15 go to the low nibbles, 16 to 31 to the high ones. Fixed-size byte
+            // loops, so that eight bytes are processed at once.
             let (below, above) = packed.split_at(8);
             let mut bytes = [0u8; 16];
             for i in 0..8 {
@@ -319,8 +330,9 @@ pub fn interleave<const BITS: usize>(packed: &[u8]) -> [u32; BITS] {
             }
         }
         2 => {
-            // Byte 2p + q has the codes that belong to bits 2p of the bytes of dword q: both dwords are a transposition of fields at
-            // 16p + 8q + 2f, f being 0 for the last code of a byte, by exchanging one field in two, then two in four.
+            // Byte 2p + q holds the codes for bits 2p of the bytes of dword q: 2-bit fields at 16p
+            // + 8q + 2f, f being 0 for the last code of a byte. Transposing p and f, a 4 × 4 matrix
+            // of fields, gives both dwords: exchange every other field, then pairs of fields.
             let packed = packed.first_chunk().expect("8 bytes");
             let mut x = u64::from_le_bytes(*packed);
             for (by, mask) in [(14, 0x0000_cccc_0000_cccc), (28, 0x0000_0000_f0f0_f0f0)] {
@@ -333,7 +345,8 @@ pub fn interleave<const BITS: usize>(packed: &[u8]) -> [u32; BITS] {
             }
         }
         _ => {
-            // Column 4p + j from bit 4p + j to bit 8j + p: the binary digits of the place change their order, two at a time.
+            // Moves column 4p + j from bit 4p + j to bit 8j + p: a permutation of the binary digits
+            // of the bit index, by exchanging two at a time.
             let packed = packed.first_chunk().expect("4 bytes");
             let mut x = u32::from_be_bytes(*packed).reverse_bits();
             let swaps = [
@@ -352,7 +365,7 @@ pub fn interleave<const BITS: usize>(packed: &[u8]) -> [u32; BITS] {
     out
 }
 
-/// The 32 codes of one row in one sub-block: the inverse of [`interleave`], one code a byte.
+/// The 32 codes of one row in one sub-block, one code per byte: the inverse of [`interleave`].
 pub fn deinterleave(bits: Bits, dwords: &[u32]) -> [u8; SUB_COLS] {
     let b = bits.get();
     let mut out = [0; SUB_COLS];

@@ -1,4 +1,4 @@
-//! Kernels behind one contract, and the one place that asks what the processor can do.
+//! Kernels behind common contracts, and the detection of CPU features.
 
 #[macro_use]
 mod kernel_set;
@@ -22,19 +22,20 @@ mod avx512;
 pub use dispatch::{Core, Features, Isa, permit_amx};
 pub use float_mode::Ieee;
 
-/// The kernels of one level; that a value exists proves that the processor has it.
+/// The kernels of one level; a value proves that the processor has it.
 #[derive(Clone, Copy)]
 pub struct Kernels {
-    /// Those of the interleaved tiles.
+    /// Kernels for interleaved tiles.
     pub tiles: tile::TileKernels,
-    /// Those of row-major weights.
+    /// Kernels for row-major weights.
     pub rows: rows::RowKernels,
-    /// Those of vectors of activations.
+    /// Kernels for vectors of activations.
     pub vector: vector::VectorKernels,
 }
 
 impl Kernels {
-    /// The kernels of a level, or `None` where the processor lacks it; with `amx`, and those of AMX, if this process may use it.
+    /// The kernels of a level, or `None` where the processor lacks it. With `amx` they include the
+    /// AMX kernels, if this process may use AMX.
     pub fn for_isa(isa: Isa, amx: bool) -> Option<Kernels> {
         Some(Kernels {
             tiles: tile::TileKernels::for_isa(isa, amx)?,
@@ -44,11 +45,12 @@ impl Kernels {
     }
 }
 
-/// Prefetches the cache line at an address, which may be any; without effect where the processor has no such instruction.
+/// Prefetches the cache line at an address, which need not be valid, into L2. No effect on other
+/// architectures.
 #[inline(always)]
 pub fn prefetch_line<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 has it, and it reads nothing.
+    // SAFETY: every x86-64 has the instruction, and a prefetch never faults.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(at.cast());

@@ -1,6 +1,6 @@
-//! The kernel sets that exist, and which of them a processor uses.
+//! The sets of tile kernels, and which of them a processor uses.
 //!
-//! Apart from [`super::tile`], which every set imports: imports then go one way.
+//! Separate from [`super::tile`], which every set imports, so that imports go one way.
 
 use super::dispatch::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -10,19 +10,20 @@ use super::l2_prefetch::L2Prefetch;
 use super::tile::TileKernels;
 
 impl TileKernels {
-    /// The best kernels of a level, or `None` where the processor lacks it; with `amx`, and those of AMX, if this process may use it.
+    /// The best kernels of a level, or `None` where the processor lacks it. With `amx` they include
+    /// the AMX kernels, if this process may use AMX.
     pub fn for_isa(isa: Isa, amx: bool) -> Option<TileKernels> {
         let sets = TileKernels::sets(amx && isa == Isa::Avx512);
         sets.into_iter().rev().find(|k| k.isa == isa)
     }
 
-    /// Every set of kernels that this processor can run, the reference first: a level may have more than one, the best of which is
-    /// the last.
+    /// Every set of kernels that this processor can run, the reference first. A level may have
+    /// several sets, of which the last is the best.
     pub fn variants() -> Vec<TileKernels> {
         TileKernels::sets(true)
     }
 
-    /// The same; AMX is asked for if `amx`.
+    /// As [`TileKernels::variants`]; permission to use AMX is requested only if `amx`.
     #[cfg_attr(
         not(target_arch = "x86_64"),
         expect(unused_variables, unused_mut, reason = "they have the scalar set only")
@@ -48,7 +49,8 @@ impl TileKernels {
                     (ice, super::avx512::ICE_PAIRS),
                     (ice, super::avx512::ICE_TABLES),
                     (ice, super::avx512::ZEN4),
-                    // With tables, no test would multiply many vectors of one bit by its dot products.
+                    // The sets with tables never use dot products for many vectors of 1-bit
+                    // weights; this one tests those.
                     #[cfg(test)]
                     (ice, super::avx512::ZEN4_WITHOUT_TABLES),
                     (amx, super::avx512::AMX),
@@ -57,8 +59,9 @@ impl TileKernels {
                 .filter(|(has, _)| *has)
                 .map(|(_, k)| k),
             );
-            // Last those that suit this core. Tables: `vpermw` leaves room for additions beside it on Zen 4 and 5, and lost on an
-            // Intel core of the same features (422 Gop/s against 472). Pairs lost on Zen 4 (see `avx512/zen4.rs`).
+            // Sets meant for this core come last. Tables: on Zen 4 and 5 `vpermw` leaves issue
+            // slots for the additions; on an Intel core with the same features tables were slower
+            // (422 Gop/s against 472). Pairs were slower on Zen 4 (see `avx512/zen4.rs`).
             let core = features.core();
             all.sort_by_key(|k| (k.isa, k.cores.contains(&core)));
             for k in all.iter_mut().filter(|k| k.isa != Isa::Scalar) {

@@ -1,5 +1,6 @@
-//! The complete reference set: the contract of [`super::tile`] in plain Rust, lanes innermost so that a compiler
-//! may use what the target guarantees. Other architectures run it.
+//! The complete reference set: the contract of [`super::tile`] in plain Rust, with the lanes in the
+//! innermost loops so that the compiler can vectorise for the target's baseline. Other
+//! architectures use it.
 
 mod short;
 
@@ -17,7 +18,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     cores: Core::ALL,
     l2_prefetch: L2Prefetch::Never,
     splits_halves: false,
-    // Unpacked, 1 to 12 vectors took as long (4 bits).
+    // 1 to 12 vectors took as long with unpacking (4 bits).
     max_direct_vectors: [48; 4],
     int8: [
         by_width!(int8, 1),
@@ -46,7 +47,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
 
 type Lanes<T> = [T; TILE_ROWS];
 
-/// The rows' codes in column `col` of a sub-block; one bit is doubled to 0 and 2.
+/// The rows' codes in column `col` of a sub-block; 1-bit codes are doubled to 0 and 2.
 ///
 /// # Safety
 /// `sub` points to a sub-block of `BITS`.
@@ -84,7 +85,7 @@ unsafe fn scales(l: &Layout, tail: *const u8) -> Lanes<f32> {
 unsafe fn zero_points(l: &Layout, tail: *const u8) -> Lanes<i32> {
     match l.zero {
         ZeroKind::Constant(z) => [z; TILE_ROWS],
-        // SAFETY: with ZeroKind::PerGroup the layout puts 32 of them behind the scales.
+        // SAFETY: with ZeroKind::PerGroup the layout stores 32 zero points after the scales.
         ZeroKind::PerGroup => unsafe {
             (*tail.add(l.scale_bytes()).cast::<Lanes<i16>>()).map(i32::from)
         },
@@ -106,7 +107,7 @@ unsafe fn int8<const BITS: usize, const V: usize>(
     let f = unsafe { &mut *out.cast::<[Lanes<f32>; V]>() };
     let (mut sub_index, mut block) = (0, 0);
     for g in first..first + count {
-        // SAFETY: the group lies in the tile, its tail behind its sub-blocks.
+        // SAFETY: the group lies in the tile, and its tail follows its sub-blocks.
         let (base, scale, zero) = unsafe {
             let base = tile.add(l.group_offset(g));
             let tail = base.add(l.group_subs(g) * l.sub_bytes());
@@ -117,7 +118,7 @@ unsafe fn int8<const BITS: usize, const V: usize>(
             let end = (s + l.block_subs).min(l.group_subs(g));
             let mut sums = [[0i32; TILE_ROWS]; V];
             for v in 0..V {
-                // SAFETY: one correction a block and vector.
+                // SAFETY: one correction per block and vector.
                 let c = unsafe { *acts.corrections.add(block * V + v) };
                 sums[v] = match l.zero {
                     ZeroKind::Constant(_) => [c; TILE_ROWS],
@@ -129,7 +130,7 @@ unsafe fn int8<const BITS: usize, const V: usize>(
                     // SAFETY: the sub-block lies in the group.
                     let codes = unsafe { column::<BITS>(base.add(sub * l.sub_bytes()), col) };
                     for (v, sums) in sums.iter_mut().enumerate() {
-                        // SAFETY: 32 codes a sub-block and vector.
+                        // SAFETY: 32 codes per sub-block and vector.
                         let x = unsafe {
                             *acts
                                 .codes
@@ -142,7 +143,7 @@ unsafe fn int8<const BITS: usize, const V: usize>(
                 }
             }
             for v in 0..V {
-                // SAFETY: one scale a block and vector.
+                // SAFETY: one scale per block and vector.
                 let sx = unsafe { *acts.scales.add(block * V + v) };
                 for r in 0..TILE_ROWS {
                     f[v][r] = (sums[v][r] as f32).mul_add(scale[r] * sx, f[v][r]);
@@ -275,7 +276,7 @@ unsafe fn sign<const V: usize>(
     let mut sum = [[0f64; TILE_ROWS]; V];
     for g in 0..l.shape.groups {
         let cols = l.shape.group_columns(g).len() as i64;
-        // SAFETY: the group lies in the tile, its tail behind its sub-blocks.
+        // SAFETY: the group lies in the tile, and its tail follows its sub-blocks.
         let (base, scale) = unsafe {
             let base = tile.add(l.group_offset(g));
             (base, scales(l, base.add(l.group_subs(g) * l.sub_bytes())))
@@ -283,7 +284,8 @@ unsafe fn sign<const V: usize>(
         let mut differ = [[0u32; TILE_ROWS]; V];
         for s in 0..l.group_subs(g) {
             for (v, differ) in differ.iter_mut().enumerate() {
-                // SAFETY: a 1-bit sub-block is 32 dwords in row order; one dword of signs a sub-block and vector.
+                // SAFETY: a 1-bit sub-block is 32 dwords in row order; one dword of signs per
+                // sub-block and vector.
                 let (w, x) = unsafe {
                     (
                         *base.add(s * l.sub_bytes()).cast::<Lanes<u32>>(),

@@ -1,44 +1,49 @@
-//! The kernels of short groups (see [`super::layout`]), one source for every level.
+//! The kernels for short groups (see [`super::layout`]), one source for every level.
 //!
-//! A group of a few columns is no sum of integers that one conversion and one scaling turn into a float: these would cost more than the
-//! products. So every weight is scaled once, for all vectors, which then is one multiply-add each, however short the groups
-//! are. Groups begin at any column: which scale a column has is a number of the loop, and one kernel serves all widths of codes.
+//! A group of a few columns is too short for an integer sum that is converted and scaled once: the
+//! conversion and the scaling would cost more than the products. Instead every weight is scaled
+//! once for all vectors, and costs one multiply-add per vector however short the groups are. Groups
+//! begin at any column: which scale applies to a column is a loop variable, and one kernel serves
+//! all bit widths.
 
 use super::layout::{Layout, QUAD_COLS, SHORT_COLS, SUB_COLS, SUB_QUADS, TILE_ROWS, ZeroKind};
 use super::tile::FLUSH_SUBS;
 use crate::quant::{Bits, TINY_AMAX, quantize_block};
 use std::ops::Range;
 
-/// The bits of 2^23: or'ed under a code they are the float 2^23 + code.
+/// The bits of 2^23: combined with a code by a bitwise or, they are the float 2^23 + code.
 #[cfg(target_arch = "x86_64")]
 pub(super) const MAGIC: i32 = (127 + 23) << 23;
 
-/// The prefetch distance in bytes: that of the float32 kernels of other groups; no other was tried.
+/// The prefetch distance in bytes: that of the float32 kernels for longer groups; no other was
+/// tried.
 const PREFETCH_DISTANCE: usize = 3072;
 
-/// Quads of a chain: two of them make a sub-block.
+/// Quads of a chain; a sub-block has two chains.
 const CHAIN_QUADS: usize = SUB_QUADS / 2;
 
-/// The instructions of a level, on a *part* of the rows of a tile, side by side.
+/// The operations of a level, on a *part* of the rows of a tile, one row per lane.
 ///
 /// # Safety
-/// Of every function: the processor has the level. Pointers name what the function says.
+/// Every function requires that the processor has the level, and that pointers are valid for what
+/// the function accesses.
 pub(super) trait Lanes {
     /// Rows of a part.
     const ROWS: usize;
-    /// A dword a row.
+    /// One dword per row.
     type Dwords: Copy;
-    /// A float32 a row.
+    /// One float32 per row.
     type Floats: Copy;
-    /// A float64 a row.
+    /// One float64 per row.
     type Wide: Copy;
 
-    /// The dwords at `at`, each shifted right by less than 8 bits; what comes in from above does not matter.
+    /// The dwords at `at`, each shifted right by less than 8 bits; the bits shifted in are
+    /// unspecified.
     unsafe fn shifted(at: *const u8, right: u32) -> Self::Dwords;
 
-    /// Nothing.
+    /// Zeros.
     unsafe fn zero() -> Self::Floats;
-    /// The float at `at` for every row.
+    /// The float at `at` in every row.
     unsafe fn broadcast(at: *const f32) -> Self::Floats;
     /// `a + b`.
     unsafe fn plus(a: Self::Floats, b: Self::Floats) -> Self::Floats;
@@ -49,11 +54,11 @@ pub(super) trait Lanes {
     /// Writes a part.
     unsafe fn write(values: Self::Floats, to: *mut f32);
 
-    /// The scales behind a group, of part `part`.
+    /// The scales of part `part` in the tail of a group.
     unsafe fn scales(l: &Layout, tail: *const u8, part: usize) -> Self::Floats;
-    /// What [`Lanes::level`] takes off for the zero points behind a group, of part `part`.
+    /// What [`Lanes::level`] subtracts for the zero points of part `part` in the tail of a group.
     unsafe fn base(l: &Layout, tail: *const u8, part: usize) -> Self::Floats;
-    /// Byte `J` of the dwords, of which `mask` is the code, less the zero points.
+    /// The level: byte `J` of each dword, masked with `mask`, minus the zero point.
     unsafe fn level<const J: usize>(
         quad: Self::Dwords,
         mask: u8,
@@ -62,20 +67,22 @@ pub(super) trait Lanes {
     /// `scale` where the lowest bit of byte `J` of the dwords is 1, else `-scale`.
     unsafe fn signed<const J: usize>(quad: Self::Dwords, scale: Self::Floats) -> Self::Floats;
 
-    /// No sum.
+    /// Zeros.
     unsafe fn zero_wide() -> Self::Wide;
-    /// A sum and more.
+    /// `sum + more`.
     unsafe fn flush(sum: Self::Wide, more: Self::Floats) -> Self::Wide;
-    /// Writes a part, rounded.
+    /// Writes a part, rounded to float32.
     unsafe fn store(values: Self::Wide, out: *mut f32);
-    /// Prefetches the line at `near` into the L1 cache and that at `far` into L2; they may be any address.
+    /// Prefetches the line at `near` into L1 and that at `far` into L2; the addresses need not be
+    /// valid.
     fn prefetch(near: *const u8, far: *const u8);
 }
 
-/// What is done with weights, column after column.
+/// Receives scaled weights, column after column.
 ///
 /// # Safety
-/// Of every function: the processor has the level of `L`, and there is memory for that many columns.
+/// Every function requires that the processor has the level of `L`, and that there is memory for
+/// that many columns.
 trait ColumnSink<L: Lanes, const STEP: usize> {
     /// Takes a column of `STEP` parts.
     unsafe fn column(&mut self, w: [L::Floats; STEP]);
@@ -83,13 +90,14 @@ trait ColumnSink<L: Lanes, const STEP: usize> {
     unsafe fn end_chain(&mut self);
 }
 
-/// Gives `to` the weights of `columns`, which begin with a sub-block and end with one or with the row, of the `STEP` parts from `first` on;
-/// `ONE_BIT` is that of the layout, `l2_distance` as for [`super::tile::DirectFn`].
+/// Passes to `to` the scaled weights of `columns`, which begin at a sub-block and end at the end of
+/// one or of the row, for `STEP` parts from `first` on. `ONE_BIT` says whether the layout has one
+/// bit; `l2_distance` is as for [`super::tile::DirectFn`].
 ///
 /// # Safety
-/// The level of `L`; the tile has the columns; what `to` asks for.
+/// The processor has the level of `L`; the tile has the columns; the requirements of `to`.
 #[inline(always)]
-unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
+unsafe fn for_each_column<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     l: &Layout,
     tile: *const u8,
     first: usize,
@@ -103,7 +111,8 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     let zeros = l.zero == ZeroKind::PerGroup;
     let g = columns.start / group;
     let mut left = (g + 1) * group - columns.start;
-    // SAFETY: quads, scales and zero points of the columns lie in the tile; prefetches may name any address.
+    // SAFETY: the quads, scales and zero points of the columns lie in the tile; prefetches may use
+    // any address.
     unsafe {
         let prefetch_ahead = |at: *const u8| {
             L::prefetch(
@@ -137,12 +146,12 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
         read_tail!();
         for quad in columns.start / QUAD_COLS..columns.end.div_ceil(QUAD_COLS) {
             let (sub, k) = (quad / SUB_QUADS, quad % SUB_QUADS);
-            // k % bits, of which the compiler does not know that it is a power of two.
+            // k % bits: the compiler does not know that `bits` is a power of two.
             let q = k & (bits - 1);
             let at = sub * l.sub_bytes() + 4 * (TILE_ROWS * q + L::ROWS * first);
             let at = tile.add(at);
             if k < bits {
-                // The first of the quads that these dwords hold.
+                // The first quad of these dwords: prefetch their lines once.
                 for line in 0..(4 * L::ROWS * STEP).div_ceil(64) {
                     prefetch_ahead(at.wrapping_add(64 * line));
                 }
@@ -189,7 +198,7 @@ unsafe fn walk<L: Lanes, const STEP: usize, const ONE_BIT: bool>(
     }
 }
 
-/// Multiplies with `V` vectors.
+/// Multiplies by `V` vectors.
 struct Chains<L: Lanes, const STEP: usize, const V: usize> {
     /// `(columns, V)`, from the next column on.
     x: *const f32,
@@ -200,7 +209,7 @@ struct Chains<L: Lanes, const STEP: usize, const V: usize> {
 impl<L: Lanes, const STEP: usize, const V: usize> ColumnSink<L, STEP> for Chains<L, STEP, V> {
     #[inline(always)]
     unsafe fn column(&mut self, w: [L::Floats; STEP]) {
-        // SAFETY: the caller's; `x` has `V` floats for the column.
+        // SAFETY: the caller upholds this contract; `x` has `V` floats for the column.
         unsafe {
             for v in 0..V {
                 let x = L::broadcast(self.x.add(v));
@@ -216,7 +225,7 @@ impl<L: Lanes, const STEP: usize, const V: usize> ColumnSink<L, STEP> for Chains
     unsafe fn end_chain(&mut self) {
         for v in 0..V {
             for s in 0..STEP {
-                // SAFETY: the caller's.
+                // SAFETY: the caller upholds this contract.
                 unsafe {
                     self.f[v][s] = L::plus(self.chain[v][s], self.f[v][s]);
                     self.chain[v][s] = L::zero();
@@ -226,9 +235,9 @@ impl<L: Lanes, const STEP: usize, const V: usize> ColumnSink<L, STEP> for Chains
     }
 }
 
-/// Writes weights down.
+/// Stores the scaled weights.
 struct Weights {
-    /// `(columns, 32)`, from the next column and the first of the parts on.
+    /// `(columns, 32)`, from the next column and the first part on.
     to: *mut f32,
 }
 
@@ -236,7 +245,7 @@ impl<L: Lanes, const STEP: usize> ColumnSink<L, STEP> for Weights {
     #[inline(always)]
     unsafe fn column(&mut self, w: [L::Floats; STEP]) {
         for s in 0..STEP {
-            // SAFETY: the caller's; `to` has room for the column.
+            // SAFETY: the caller upholds this contract; `to` has room for the column.
             unsafe { L::write(w[s], self.to.add(L::ROWS * s)) };
         }
         self.to = self.to.wrapping_add(TILE_ROWS);
@@ -246,7 +255,8 @@ impl<L: Lanes, const STEP: usize> ColumnSink<L, STEP> for Weights {
     unsafe fn end_chain(&mut self) {}
 }
 
-/// One tile times `V` float32 vectors; `PARTS` parts make a tile, and `STEP` of them are worked on side by side.
+/// One tile times `V` float32 vectors, fused dequantise. A tile is `PARTS` parts, of which `STEP`
+/// are processed together.
 ///
 /// # Safety
 /// The contract of [`super::tile`]; the level of `L`.
@@ -261,7 +271,7 @@ pub(super) unsafe fn direct<L: Lanes, const PARTS: usize, const STEP: usize, con
     const FLUSH_COLS: usize = FLUSH_SUBS * SUB_COLS;
     for step in 0..PARTS / STEP {
         let first = STEP * step;
-        // SAFETY: the caller's; `x` is (cols, V), `out` (V, 32).
+        // SAFETY: the caller upholds this contract; `x` is (cols, V), `out` (V, 32).
         unsafe {
             let mut chains = Chains::<L, STEP, V> {
                 x,
@@ -272,10 +282,22 @@ pub(super) unsafe fn direct<L: Lanes, const PARTS: usize, const STEP: usize, con
             for start in (0..l.shape.cols).step_by(FLUSH_COLS) {
                 let columns = start..l.shape.cols.min(start + FLUSH_COLS);
                 match l.bits {
-                    Bits::One => {
-                        walk::<L, STEP, true>(l, tile, first, columns, l2_distance, &mut chains)
-                    }
-                    _ => walk::<L, STEP, false>(l, tile, first, columns, l2_distance, &mut chains),
+                    Bits::One => for_each_column::<L, STEP, true>(
+                        l,
+                        tile,
+                        first,
+                        columns,
+                        l2_distance,
+                        &mut chains,
+                    ),
+                    _ => for_each_column::<L, STEP, false>(
+                        l,
+                        tile,
+                        first,
+                        columns,
+                        l2_distance,
+                        &mut chains,
+                    ),
                 }
                 chains.end_chain();
                 for v in 0..V {
@@ -294,7 +316,8 @@ pub(super) unsafe fn direct<L: Lanes, const PARTS: usize, const STEP: usize, con
     }
 }
 
-/// Unpacks sub-blocks of a tile to weights, with scales of 1; the rest is as in [`direct`].
+/// Unpacks sub-blocks of a tile to scaled weights, with scales of 1; the parameters are as in
+/// [`direct`].
 ///
 /// # Safety
 /// The contract of [`super::tile::UnpackFn`]; the level of `L`.
@@ -310,7 +333,8 @@ pub(super) unsafe fn unpack<L: Lanes, const PARTS: usize, const STEP: usize>(
     let start = first * SUB_COLS;
     let end = start + count * SUB_COLS;
     let columns = start..end.min(l.shape.cols);
-    // SAFETY: the tile has the columns, `levels` room for 32 floats each, and for those that do not exist; `scales` for 32 a sub-block.
+    // SAFETY: the tile has the columns; `levels` has room for 32 floats for each of them and for
+    // each padding column, `scales` for 32 per sub-block.
     unsafe {
         for step in 0..PARTS / STEP {
             let part = STEP * step;
@@ -318,8 +342,10 @@ pub(super) unsafe fn unpack<L: Lanes, const PARTS: usize, const STEP: usize>(
                 to: levels.add(L::ROWS * part),
             };
             match l.bits {
-                Bits::One => walk::<L, STEP, true>(l, tile, part, columns.clone(), 0, &mut to),
-                _ => walk::<L, STEP, false>(l, tile, part, columns.clone(), 0, &mut to),
+                Bits::One => {
+                    for_each_column::<L, STEP, true>(l, tile, part, columns.clone(), 0, &mut to)
+                }
+                _ => for_each_column::<L, STEP, false>(l, tile, part, columns.clone(), 0, &mut to),
             }
         }
         let missing = levels.add(columns.len() * TILE_ROWS);
@@ -330,7 +356,7 @@ pub(super) unsafe fn unpack<L: Lanes, const PARTS: usize, const STEP: usize>(
     }
 }
 
-/// [`super::tile::RoundFn`], in vectors of whatever the caller's level has.
+/// [`super::tile::RoundFn`], vectorised for the caller's level.
 #[inline(always)]
 pub(super) fn round<const V: usize>(x: &mut [f32], group: usize) {
     for rows in x.chunks_mut(group * V) {
@@ -360,7 +386,7 @@ pub(super) fn round<const V: usize>(x: &mut [f32], group: usize) {
     }
 }
 
-/// One vector of a group, whatever its values.
+/// One vector of a group, for values of any magnitude.
 fn round_by_quotient<const V: usize>(rows: &mut [[f32; V]], v: usize) {
     let (mut x, mut codes) = ([0f32; SHORT_COLS], [0i8; SHORT_COLS]);
     let (x, codes) = (&mut x[..rows.len()], &mut codes[..rows.len()]);

@@ -3,7 +3,7 @@
 use crate::quant::{TINY_AMAX, quantize_block};
 use std::arch::x86_64::*;
 
-/// One vector, as [`crate::cpu::tile::QuantizeFn`] says.
+/// One vector: see [`crate::cpu::tile::QuantizeFn`].
 ///
 /// # Safety
 /// AVX2.
@@ -16,7 +16,7 @@ pub(super) unsafe fn quantize(
     sums: &mut [i32],
 ) -> bool {
     for (b, (x, q)) in x.chunks(block).zip(codes.chunks_mut(block)).enumerate() {
-        // SAFETY: the features are the caller's promise.
+        // SAFETY: the caller guarantees the features.
         let Some((scale, sum)) = (unsafe { quantize_one(x, q) }) else {
             return false;
         };
@@ -25,7 +25,8 @@ pub(super) unsafe fn quantize(
     true
 }
 
-/// One block: bit for bit [`quantize_block`], and the sum of the codes; `None` if a value is not finite.
+/// One block, with the same bits as [`quantize_block`], and the sum of its codes; `None` if a value
+/// is not finite.
 ///
 /// # Safety
 /// AVX2.
@@ -33,12 +34,13 @@ pub(super) unsafe fn quantize(
 unsafe fn quantize_one(x: &[f32], codes: &mut [i8]) -> Option<(f32, i32)> {
     assert_eq!(x.len(), codes.len());
     let (eights, rest) = x.as_chunks::<8>();
-    // The last values with zeros behind them, which change neither the largest magnitude nor the sum.
+    // The last values padded with zeros, which change neither the largest magnitude nor the sum.
     let mut last = [0f32; 8];
     last[..rest.len()].copy_from_slice(rest);
-    // SAFETY: the features are the caller's promise.
+    // SAFETY: the caller guarantees the features.
     unsafe {
-        // The bits of a magnitude order as integers, and what is not finite is largest.
+        // The bits of magnitudes compare as integers, and those of non-finite values are the
+        // largest.
         let mut amax = magnitudes(&last);
         for eight in eights {
             amax = _mm256_max_epi32(amax, magnitudes(eight));
@@ -83,7 +85,7 @@ unsafe fn magnitudes(x: &[f32; 8]) -> __m256i {
     }
 }
 
-/// `x * inverse`, half to even whatever the rounding mode of the calling thread is.
+/// `x * inverse`, rounded half to even whatever the thread's rounding mode.
 ///
 /// # Safety
 /// AVX2.

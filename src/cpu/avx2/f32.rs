@@ -1,22 +1,25 @@
 //! float32 activations, exact.
 //!
-//! A field of a dword becomes a float without a conversion: masked into the mantissa of `2^(23 - shift)` it *is* that number
-//! plus the code, and one subtraction of `2^(23 - shift) + zero_point` leaves the level, exactly. One bit is moved into the
-//! sign of 1.0 instead. The order of the sums, and with it every bit of the results, is that of AVX-512.
+//! Converts a field of a dword to a float without a conversion instruction: masked into the
+//! mantissa of `2^(23 - shift)` it *is* that number plus the code, and subtracting
+//! `2^(23 - shift) + zero_point` leaves the level, exactly. With one bit, the bit is moved into the
+//! sign of 1.0 instead. The order of summation, and with it every bit of the results, is that of
+//! AVX-512.
 
 use super::{OCTETS, prefetch, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
 
-/// Turns the dwords of a sub-block into levels.
+/// Converts the dwords of a sub-block to levels.
 #[derive(Clone, Copy)]
 struct Fields {
-    /// `2^(23 - shift) + zero_point` for the four places of a field in a 16-bit half.
+    /// `2^(23 - shift) + zero_point` for the four positions of a field in a 16-bit half.
     base: [__m256; 4],
 }
 
-/// Places that a field takes before the dword is shifted: bit offsets `0, BITS, 2 BITS, 3 BITS`, or 0 and 8 at 8 bits.
+/// Field positions that need no shift of the dword: bit offsets `0, BITS, 2 BITS, 3 BITS`, or 0 and
+/// 8 at 8 bits.
 const fn places(bits: usize) -> usize {
     if bits == 8 { 2 } else { 4 }
 }
@@ -77,7 +80,7 @@ impl Fields {
     }
 }
 
-/// The dwords of an octet of a sub-block, `q` in order.
+/// The dwords of an octet of a sub-block, in the order of `q`.
 ///
 /// # Safety
 /// AVX2; `sub` points to a sub-block of `BITS`.
@@ -93,7 +96,7 @@ unsafe fn dwords<const BITS: usize>(sub: *const u8, octet: usize) -> [__m256i; B
     }
 }
 
-/// Moves the float32 sums of 32 rows into float64.
+/// Flushes the float32 accumulators of 32 rows to float64.
 ///
 /// # Safety
 /// AVX2.
@@ -121,14 +124,17 @@ pub(super) unsafe fn store(sum: &[[__m256d; 2]; OCTETS], out: *mut f32) {
     }
 }
 
-/// Up to how many vectors, by bits, [`direct`] is no slower than [`unpack`] and [`panel`]: unpacking serves all of them there, four vectors here. µs a vector
-/// straight and unpacked (Zen 4 at this level, 4096 × 4096 from memory, groups of 32): 8 bits, 2 vectors 859 and 945, 4 524 and 625, 5 635 and
-/// 571, 12 547 and 449; 4 bits, 2 833 and 728, 3 943 and 628, 4 533 and 528, 8 542 and 434; 1 bit, 2 853 and 666, 4 486 and 500, 8 492 and 421.
+/// By bit width, the largest number of vectors for which [`direct`] is no slower than [`unpack`]
+/// and [`panel`]: unpacking is shared by all vectors there, by four here. µs per vector, fused and
+/// unpacked (Zen 4 at this level, 4096 × 4096 from memory, groups of 32). 8 bits: 2 vectors 859 and
+/// 945, 4 524 and 625, 5 635 and 571, 12 547 and 449. 4 bits: 2 833 and 728, 3 943 and 628, 4 533
+/// and 528, 8 542 and 434. 1 bit: 2 853 and 666, 4 486 and 500, 8 492 and 421.
 pub(super) const MAX_DIRECT_VECTORS: [usize; 4] = [1, 1, 1, 4];
 
-/// One tile times `V` vectors, straight from the codes, in walks of four vectors: their eight chains, a level and an activation are what
-/// sixteen registers hold. Four after the other in each sub-block took 1.5 times as long for eight and twelve: the compiler kept the levels for the
-/// next four in memory.
+/// One tile times `V` vectors, fused dequantise, in passes of four vectors: their eight chains, a
+/// level and an activation fill the sixteen registers. Processing the groups of four one after the
+/// other within each sub-block took 1.5 times as long for eight and twelve vectors: the compiler
+/// spilled the levels for the next four.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX2, FMA and F16C.
@@ -140,7 +146,7 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     l2_distance: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         match V {
             1 => direct_by::<BITS, V, 1>(l, tile, x, l2_distance, out),
@@ -158,7 +164,7 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
 /// `VS` of the `V` vectors that `x` interleaves.
 ///
 /// # Safety
-/// As [`direct`], but that `x` and `out` begin with the first of the `VS` vectors.
+/// As [`direct`], except that `x` and `out` begin with the first of the `VS` vectors.
 #[inline(always)]
 unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
     l: &Layout,
@@ -171,8 +177,9 @@ unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
     let ahead = 4096;
     let (mut p, mut x) = (tile, x);
     let mut until_flush = FLUSH_SUBS;
-    // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out; from other than the first vector on the last step of
-    // `x` ends beyond them, and nothing is read there.
+    // SAFETY: `p` and `x` advance through the tile and the vectors as the contract lays them out.
+    // When starting at a later vector, the last step of `x` ends past the vectors, where nothing is
+    // read.
     unsafe {
         let zero = _mm256_setzero_ps();
         let mut f = [[zero; OCTETS]; VS];
@@ -232,8 +239,8 @@ unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
     }
 }
 
-/// Unpacks sub-blocks for [`panel`], and prefetches those that the next call will unpack: without that twelve vectors of 8 bits from memory took 1008 µs
-/// each, with it 449 (Zen 4, 4096 × 4096).
+/// Unpacks sub-blocks for [`panel`], and prefetches those that the next call will unpack: without
+/// that, twelve vectors at 8 bits from memory took 1008 µs each, with it 449 (Zen 4, 4096 × 4096).
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX2, FMA and F16C.
@@ -250,10 +257,10 @@ pub(super) unsafe fn unpack<const BITS: usize>(
         let (sub, tail) = l.sub_and_tail(first + i);
         let (next, _) = l.sub_and_tail(first + i + count);
         for line in 0..2 * BITS + 1 {
-            // SAFETY: a prefetch may name any address.
+            // SAFETY: a prefetch may use any address.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(tile.wrapping_add(next + 64 * line).cast()) };
         }
-        // SAFETY: the tile has sub-block first + i, the outputs hold `count` of them.
+        // SAFETY: the tile has sub-block first + i, and the outputs hold `count` of them.
         unsafe {
             let (sub, tail) = (tile.add(sub), tile.add(tail));
             for o in 0..OCTETS {
@@ -285,9 +292,10 @@ pub(super) unsafe fn panel<const V: usize>(
     x: *const f32,
     f: *mut f32,
 ) {
-    // SAFETY: as the caller promises. A pass is at most twelve chains; codes and activations take three registers.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         match V {
+            // At most twelve chains per pass; weights and activations take three registers.
             12 => passes::<V, 6, 2>(levels, scales, count, x, f),
             8 => passes::<V, 4, 2>(levels, scales, count, x, f),
             4 => passes::<V, 4, 2>(levels, scales, count, x, f),
@@ -300,7 +308,7 @@ pub(super) unsafe fn panel<const V: usize>(
 /// [`panel`] in passes of `VS` vectors × `OS` octets over each half of a sub-block.
 ///
 /// # Safety
-/// Those of [`panel`].
+/// That of [`panel`].
 #[inline(always)]
 unsafe fn passes<const V: usize, const VS: usize, const OS: usize>(
     levels: *const f32,
@@ -314,8 +322,9 @@ unsafe fn passes<const V: usize, const VS: usize, const OS: usize>(
     for chain in 0..2 * count {
         for o in (0..OCTETS).step_by(OS) {
             for v in (0..V).step_by(VS) {
-                // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (V, 32). The last step of `w` and `x` may end
-                // beyond the end, where nothing is read.
+                // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V),
+                // `f` (V, 32). The last step of `w` and `x` may end past the buffers, where nothing
+                // is read.
                 unsafe {
                     let mut sums = [[_mm256_setzero_ps(); OS]; VS];
                     let mut w = levels.add(chain * CHAIN * TILE_ROWS + 8 * o);

@@ -1,11 +1,12 @@
-//! int8 activations: exact int32 sums in each block, float32 across the blocks.
+//! int8 activations: exact int32 sums within each block, float32 across the blocks.
 
 use super::{Extensions, OCTETS, prefetch, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Int8Acts, Prefetch};
 use std::arch::x86_64::*;
 
-/// The codes of four columns, `4k..4k + 4` of the sub-block, for an octet of rows: unsigned bytes, one bit as 0 or 2.
+/// The codes of four columns, `4k..4k + 4` of the sub-block, for an octet of rows: unsigned bytes,
+/// 1-bit codes as 0 or 2.
 ///
 /// # Safety
 /// AVX2; `octet` points to the dwords `q = 0` of an octet in a sub-block of `BITS`.
@@ -41,29 +42,32 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     ahead: Prefetch,
     out: *mut f32,
 ) {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         match V {
-            // Eight registers of sums. With twelve the optimiser, which reorders the additions, spills: 12 vectors at
-            // 4 bits, weights in cache, ran at 127 instead of 178 Gop/s (with AVX-VNNI 165 instead of 212).
+            // Eight accumulator registers. With twelve the optimiser, which reorders the additions,
+            // spills: 12 vectors at 4 bits, weights in cache, ran at 127 instead of 178 Gop/s (with
+            // AVX-VNNI 165 instead of 212).
             12 | 8 | 4 if const { !(E::SPLITS_BYTES && BITS == 8) } => {
-                walk::<E, BITS, V, 4, 2>(l, first, count, tile, acts, ahead, out)
+                tile_in_passes::<E, BITS, V, 4, 2>(l, first, count, tile, acts, ahead, out)
             }
-            12 | 8 | 4 | 2 => walk::<E, BITS, V, 2, 2>(l, first, count, tile, acts, ahead, out),
+            12 | 8 | 4 | 2 => {
+                tile_in_passes::<E, BITS, V, 2, 2>(l, first, count, tile, acts, ahead, out)
+            }
             _ if const { E::SPLITS_BYTES && BITS == 8 } => {
-                walk::<E, BITS, V, 1, 2>(l, first, count, tile, acts, ahead, out)
+                tile_in_passes::<E, BITS, V, 1, 2>(l, first, count, tile, acts, ahead, out)
             }
-            _ => walk::<E, BITS, V, 1, 4>(l, first, count, tile, acts, ahead, out),
+            _ => tile_in_passes::<E, BITS, V, 1, 4>(l, first, count, tile, acts, ahead, out),
         }
     }
 }
 
-/// What a pass reads: one activation block.
+/// The input of a pass: one activation block.
 #[derive(Clone, Copy)]
 struct Block {
     /// The first sub-block.
     codes: *const u8,
-    /// What is behind the sub-blocks of the group.
+    /// The tail of the group.
     tail: *const u8,
     /// Activations of the block.
     acts: Int8Acts,
@@ -71,12 +75,13 @@ struct Block {
 
 /// One tile times `V` vectors, in passes of `VS` vectors × `OS` octets over each block.
 ///
-/// `out` holds the float32 sums: a pass reads and writes each once a block, beside 8 to 32 products.
+/// `out` holds the float32 accumulators: a pass reads and writes each once per block, for 8 to 32
+/// products.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
 #[inline(always)]
-unsafe fn walk<
+unsafe fn tile_in_passes<
     E: Extensions,
     const BITS: usize,
     const V: usize,
@@ -96,8 +101,9 @@ unsafe fn walk<
     let tail_bytes = l.tail_bytes();
     let (mut p, mut next) = (tile.wrapping_add(l.group_offset(first)), ahead.at);
     let mut acts = acts;
-    // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, its
-    // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. `out` is (V, 32).
+    // SAFETY: every pointer advances through what the contract describes, in its order: the
+    // sub-blocks of a group, its tail, the next group; codes of V vectors per sub-block; V scales
+    // and corrections per block. `out` is (V, 32).
     unsafe {
         for g in first..first + count {
             let mut subs = l.group_subs(g);
@@ -105,8 +111,8 @@ unsafe fn walk<
             while subs > 0 {
                 let block_subs = subs.min(l.block_subs);
                 subs -= block_subs;
-                // All lines of a block at once: spread over the columns of one vector's pass they gained up to 15% from
-                // memory without AVX-VNNI and lost as much with it.
+                // All lines of a block at once: spreading them over the columns of one vector's
+                // pass gained up to 15% from memory without AVX-VNNI and lost as much with it.
                 prefetch(
                     next,
                     p.wrapping_add(ahead.l2_distance),
@@ -120,7 +126,8 @@ unsafe fn walk<
                 };
                 for octet in (0..OCTETS).step_by(OS) {
                     for v in (0..V).step_by(VS) {
-                        // The usual block is one sub-block: known to be, it needs no room for settled sums.
+                        // The common case of one sub-block, as a constant, needs no registers for
+                        // settled sums.
                         if block_subs == 1 {
                             pass::<E, BITS, V, VS, OS>(l, &block, 1, octet, v, out);
                         } else {
@@ -143,8 +150,8 @@ unsafe fn walk<
 /// Adds one block to the sums of octets `octet..octet + OS` and vectors `v..v + VS`.
 ///
 /// # Safety
-/// The features of `E`; `block` is of a tile of `l`, with `count` sub-blocks and activations of `V` vectors; `out` is
-/// `(V, 32)`.
+/// The features of `E`; `block` is of a tile of `l`, with `count` sub-blocks and activations of `V`
+/// vectors; `out` is `(V, 32)`.
 #[inline(always)]
 unsafe fn pass<
     E: Extensions,
@@ -160,8 +167,8 @@ unsafe fn pass<
     v: usize,
     out: *mut f32,
 ) {
-    // SAFETY: sub-blocks, activations, scales and sums lie where the contract puts them. The last step of `p` and `x` may end beyond them, and
-    // nothing is read there.
+    // SAFETY: sub-blocks, activations, scales and sums are where the contract puts them. The last
+    // step of `p` and `x` may end past them, where nothing is read.
     unsafe {
         let mut sums = [[E::nothing(); OS]; VS];
         let mut p = block.codes.add(32 * octet);

@@ -1,15 +1,18 @@
-//! AVX2: the tile kernels on 256-bit registers, an *octet* (8 of the 32 rows of a tile) to a register.
+//! AVX2: the tile kernels on 256-bit registers, one *octet* (8 of the 32 rows of a tile) per
+//! register.
 //!
-//! The layout is that of [`super::layout`]: a 64-byte vector `(q, half)` is two octets, so that octet `o` of the dwords `q`
-//! lies at `128 * q + 32 * o`, and its scales and zero points at `o` eighths of theirs.
+//! The layout is that of [`super::layout`]: a 64-byte vector `(q, half)` is two octets, so that
+//! octet `o` of the dwords `q` is at `128 * q + 32 * o`, and its scales and zero points at `o`
+//! quarters of theirs.
 //!
-//! There are 16 registers, not 32: where a kernel of AVX-512 keeps the sums of all its vectors and rows, these go over
-//! a group in passes of a few octets × a few vectors and unpack the weights, which are in the L1 cache by then,
-//! again in each.
+//! There are 16 registers, not 32. Where an AVX-512 kernel keeps the accumulators of all its
+//! vectors and rows, these kernels process a group in passes of a few octets × a few vectors and
+//! unpack the weights, which are then in L1, again in each pass.
 //!
-//! Two sets share one source. [`BASE`] needs AVX2, FMA, F16C and POPCNT; [`VNNI`] also AVX-VNNI. What differs is named by
-//! the trait [`Extensions`]; the generic functions carry no `target_feature` and are `inline(always)`, so that they
-//! take on the features of the entry point they end up in.
+//! Two sets share one source: [`BASE`] needs AVX2, FMA, F16C and POPCNT, [`VNNI`] also AVX-VNNI.
+//! The trait [`Extensions`] names what differs. The generic functions have no `target_feature` and
+//! are `inline(always)`, so that they are compiled with the features of the entry point that they
+//! are inlined into.
 
 mod activations;
 mod f32;
@@ -23,34 +26,35 @@ use std::arch::x86_64::*;
 /// Octets of a tile.
 const OCTETS: usize = TILE_ROWS / 8;
 
-/// What differs between the sets: how products of bytes are summed.
+/// What differs between the sets: how byte products are summed.
 trait Extensions {
-    /// Products of an octet of rows on their way to 8 int32.
+    /// Accumulators for an octet of rows, to be reduced to 8 int32.
     type Sums: Copy;
 
-    /// Whether the sums of an octet take two registers for codes of 8 bits, where other codes take one.
+    /// Whether the accumulators of an octet take two registers at 8 bits, and one otherwise.
     const SPLITS_BYTES: bool;
 
-    /// No products.
+    /// Zeros.
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
     unsafe fn nothing() -> Self::Sums;
 
-    /// Adds in each dword the four products of the bytes of `u`, codes of `BITS` (one bit: 0 or 2), with the signed
-    /// bytes of `s`, which are in -127..=127. At most a sub-block (8 times) goes in before [`Extensions::settle`].
+    /// Adds in each dword the four products of the bytes of `u`, codes of `BITS` (one bit: 0 or 2),
+    /// and the signed bytes of `s`, which are in -127..=127. At most one sub-block (8 calls) may be
+    /// added before [`Extensions::settle`].
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
     unsafe fn add<const BITS: usize>(sums: Self::Sums, u: __m256i, s: __m256i) -> Self::Sums;
 
-    /// Makes room for another sub-block, up to four in all.
+    /// Makes room for another sub-block, for up to four in all.
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
     unsafe fn settle<const BITS: usize>(sums: Self::Sums) -> Self::Sums;
 
-    /// The sums, one int32 a row.
+    /// The sums, one int32 per row.
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
@@ -63,25 +67,27 @@ trait Extensions {
     unsafe fn add_bytes(acc: __m256i, bytes: __m256i) -> __m256i;
 }
 
-/// AVX2: `vpmaddubsw` makes int16 of two products each.
+/// AVX2: `vpmaddubsw` sums pairs of products in int16.
 struct Base;
 /// And AVX-VNNI: `vpdpbusd` adds four products to an int32.
 struct Vnni;
 
-/// Sums of [`Base`]. They stay in int16 as long as they fit, because `vpmaddwd` and an addition for each `vpmaddubsw`
-/// would double the work. A lane takes two products at a time, 16 in a sub-block:
+/// Accumulators of [`Base`]. Sums stay in int16 as long as they fit, because a `vpmaddwd` and an
+/// addition per `vpmaddubsw` would double the work. A lane adds two products at a time, 16 per
+/// sub-block:
 ///
 /// - 4 bits: `16 * 15 * 127 = 30480`, one sub-block.
 /// - 2 bits: `16 * 3 * 127 = 6096`, four sub-blocks (24384).
 /// - 1 bit: `16 * 2 * 127 = 4064`, four sub-blocks.
-/// - 8 bits: `vpmaddubsw` itself saturates at `2 * 255 * 127`. Their two nibbles are summed apart, each as 4 bits are.
+/// - 8 bits: `vpmaddubsw` itself saturates at `2 * 255 * 127`. The two nibbles are summed
+///   separately, each as at 4 bits.
 #[derive(Clone, Copy)]
 struct Int16Sums {
     /// int16: codes, or low nibbles.
     low: __m256i,
-    /// int16: high nibbles, of 8 bits only.
+    /// int16: high nibbles, at 8 bits only.
     high: __m256i,
-    /// int32: what did not fit.
+    /// int32: sums of earlier sub-blocks.
     settled: __m256i,
 }
 
@@ -92,7 +98,7 @@ impl Extensions for Base {
 
     #[inline(always)]
     unsafe fn nothing() -> Int16Sums {
-        // SAFETY: the caller's processor has AVX2.
+        // SAFETY: the caller guarantees AVX2.
         let zero = unsafe { _mm256_setzero_si256() };
         Int16Sums {
             low: zero,
@@ -103,7 +109,7 @@ impl Extensions for Base {
 
     #[inline(always)]
     unsafe fn add<const BITS: usize>(sums: Int16Sums, u: __m256i, s: __m256i) -> Int16Sums {
-        // SAFETY: the caller's processor has AVX2.
+        // SAFETY: the caller guarantees AVX2.
         unsafe {
             if BITS < 8 {
                 let low = _mm256_add_epi16(sums.low, _mm256_maddubs_epi16(u, s));
@@ -125,7 +131,7 @@ impl Extensions for Base {
         if BITS < 4 {
             return sums;
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller upholds this contract.
         unsafe {
             Int16Sums {
                 settled: Self::total::<BITS>(sums),
@@ -136,7 +142,7 @@ impl Extensions for Base {
 
     #[inline(always)]
     unsafe fn total<const BITS: usize>(sums: Int16Sums) -> __m256i {
-        // SAFETY: the caller's processor has AVX2.
+        // SAFETY: the caller guarantees AVX2.
         unsafe {
             let low = _mm256_madd_epi16(sums.low, _mm256_set1_epi16(1));
             let total = _mm256_add_epi32(sums.settled, low);
@@ -149,7 +155,7 @@ impl Extensions for Base {
 
     #[inline(always)]
     unsafe fn add_bytes(acc: __m256i, bytes: __m256i) -> __m256i {
-        // SAFETY: the caller's processor has AVX2.
+        // SAFETY: the caller guarantees AVX2.
         unsafe {
             let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1));
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
@@ -164,13 +170,13 @@ impl Extensions for Vnni {
 
     #[inline(always)]
     unsafe fn nothing() -> __m256i {
-        // SAFETY: the caller's processor has AVX2.
+        // SAFETY: the caller guarantees AVX2.
         unsafe { _mm256_setzero_si256() }
     }
 
     #[inline(always)]
     unsafe fn add<const BITS: usize>(sums: __m256i, u: __m256i, s: __m256i) -> __m256i {
-        // SAFETY: the caller's processor has AVX-VNNI.
+        // SAFETY: the caller guarantees AVX-VNNI.
         unsafe { _mm256_dpbusd_avx_epi32(sums, u, s) }
     }
 
@@ -186,7 +192,7 @@ impl Extensions for Vnni {
 
     #[inline(always)]
     unsafe fn add_bytes(acc: __m256i, bytes: __m256i) -> __m256i {
-        // SAFETY: the caller's processor has AVX-VNNI.
+        // SAFETY: the caller guarantees AVX-VNNI.
         unsafe { _mm256_dpbusd_avx_epi32(acc, bytes, _mm256_set1_epi8(1)) }
     }
 }
@@ -215,7 +221,7 @@ unsafe fn zero_points(l: &Layout, tail: *const u8, octet: usize) -> __m256i {
     match l.zero {
         // SAFETY: AVX2.
         ZeroKind::Constant(z) => unsafe { _mm256_set1_epi32(z) },
-        // SAFETY: with ZeroKind::PerGroup the layout puts 32 of them behind the scales.
+        // SAFETY: with ZeroKind::PerGroup the layout stores 32 zero points after the scales.
         ZeroKind::PerGroup => unsafe {
             let z = tail.add(l.scale_bytes() + 16 * octet);
             _mm256_cvtepi16_epi32(_mm_load_si128(z.cast()))
@@ -223,12 +229,12 @@ unsafe fn zero_points(l: &Layout, tail: *const u8, octet: usize) -> __m256i {
     }
 }
 
-/// Prefetches `bytes` bytes from `near` on into the L1 cache, a line at a time, and as many from `far` on into L2.
-/// They may be any addresses.
+/// Prefetches `bytes` bytes from `near` on into L1, a line at a time, and as many from `far` on
+/// into L2. The addresses need not be valid.
 #[inline(always)]
 fn prefetch(near: *const u8, far: *const u8, bytes: usize) {
     for line in (0..bytes).step_by(64) {
-        // SAFETY: a prefetch reads nothing that the program can see.
+        // SAFETY: a prefetch has no visible effect.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(far.wrapping_add(line).cast());
             _mm_prefetch::<_MM_HINT_T0>(near.wrapping_add(line).cast());
@@ -241,11 +247,12 @@ kernel_set! {
     BASE, base, Base, Avx2, "avx2", "avx2,fma,f16c,popcnt"
 }
 kernel_set! {
-    /// And AVX-VNNI.
+    /// [`BASE`] with AVX-VNNI.
     VNNI = BASE with vnni, Vnni, "avx2+vnni", "avx2,fma,f16c,popcnt,avxvnni"
 }
 
-/// [`BASE`] that takes more vectors straight from the codes than pay: no test would multiply so many by those kernels otherwise.
+/// [`BASE`] with the fused kernels for more vectors than pay: otherwise no test would cover them
+/// with that many.
 #[cfg(test)]
 pub(in crate::cpu) const BASE_DIRECT: super::tile::TileKernels = super::tile::TileKernels {
     name: "avx2+direct",

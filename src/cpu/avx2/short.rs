@@ -1,4 +1,4 @@
-//! Short groups: the instructions of [`crate::cpu::short`], an octet to a register.
+//! Short groups: the operations of [`crate::cpu::short`] on an octet per register.
 
 use super::{OCTETS, scales, zero_points};
 use crate::cpu::layout::Layout;
@@ -18,9 +18,10 @@ pub(super) unsafe fn direct<const V: usize>(
     l2_distance: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
-        // Chains enough to hide how long one takes; the octets in two passes where one would have more of them than registers.
+        // Enough chains to hide the latency of one, and few enough to fit the registers: the octets
+        // take two passes where one pass would have too many chains.
         match V {
             1 => short::direct::<Octet, OCTETS, 4, V>(l, tile, x, l2_distance, out),
             _ => short::direct::<Octet, OCTETS, 2, V>(l, tile, x, l2_distance, out),
@@ -39,7 +40,7 @@ pub(super) unsafe fn unpack(
     levels: *mut f32,
     scales: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { short::unpack::<Octet, OCTETS, 2>(l, tile, first, count, levels, scales) }
 }
 
@@ -51,7 +52,7 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn shifted(at: *const u8, right: u32) -> __m256i {
-        // SAFETY: the caller's processor has the level; `at` is an octet of the tile, 32-byte aligned.
+        // SAFETY: the caller guarantees the level; `at` is an octet of the tile, 32-byte aligned.
         unsafe {
             _mm256_srl_epi32(
                 _mm256_load_si256(at.cast()),
@@ -62,49 +63,49 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
-        // SAFETY: the caller's processor has the level.
+        // SAFETY: the caller guarantees the level.
         unsafe { _mm256_setzero_ps() }
     }
 
     #[inline(always)]
     unsafe fn broadcast(at: *const f32) -> __m256 {
-        // SAFETY: the caller's processor has the level; `at` is a readable float.
+        // SAFETY: the caller guarantees the level; `at` is a readable float.
         unsafe { _mm256_set1_ps(*at) }
     }
 
     #[inline(always)]
     unsafe fn plus(a: __m256, b: __m256) -> __m256 {
-        // SAFETY: the caller's processor has the level.
+        // SAFETY: the caller guarantees the level.
         unsafe { _mm256_add_ps(a, b) }
     }
 
     #[inline(always)]
     unsafe fn times(a: __m256, b: __m256) -> __m256 {
-        // SAFETY: the caller's processor has the level.
+        // SAFETY: the caller guarantees the level.
         unsafe { _mm256_mul_ps(a, b) }
     }
 
     #[inline(always)]
     unsafe fn multiply_add(a: __m256, b: __m256, c: __m256) -> __m256 {
-        // SAFETY: the caller's processor has the level.
+        // SAFETY: the caller guarantees the level.
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
     unsafe fn write(values: __m256, to: *mut f32) {
-        // SAFETY: the caller's processor has the level; `to` is 8 floats, 32-byte aligned.
+        // SAFETY: the caller guarantees the level; `to` is 8 floats, 32-byte aligned.
         unsafe { _mm256_store_ps(to, values) }
     }
 
     #[inline(always)]
     unsafe fn scales(l: &Layout, tail: *const u8, part: usize) -> __m256 {
-        // SAFETY: the caller's processor has the level; `tail` points to the scales of a group.
+        // SAFETY: the caller guarantees the level; `tail` points to the scales of a group.
         unsafe { scales(l, tail, part) }
     }
 
     #[inline(always)]
     unsafe fn base(l: &Layout, tail: *const u8, part: usize) -> __m256 {
-        // SAFETY: the caller's processor has the level; `tail` points to the scales of a group.
+        // SAFETY: the caller guarantees the level; `tail` points to the scales of a group.
         unsafe {
             let magic = _mm256_castsi256_ps(_mm256_set1_epi32(MAGIC));
             _mm256_add_ps(magic, _mm256_cvtepi32_ps(zero_points(l, tail, part)))
@@ -113,7 +114,7 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn level<const J: usize>(quad: __m256i, mask: u8, base: __m256) -> __m256 {
-        // SAFETY: the caller's processor has the level.
+        // SAFETY: the caller guarantees the level.
         unsafe {
             let byte = match J {
                 0 => quad,
@@ -129,7 +130,7 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn signed<const J: usize>(quad: __m256i, scale: __m256) -> __m256 {
-        // SAFETY: the caller's processor has the level.
+        // SAFETY: the caller guarantees the level.
         unsafe {
             let top = match J {
                 0 => _mm256_slli_epi32::<31>(quad),
@@ -144,13 +145,13 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn zero_wide() -> [__m256d; 2] {
-        // SAFETY: the caller's processor has the level.
+        // SAFETY: the caller guarantees the level.
         unsafe { [_mm256_setzero_pd(); 2] }
     }
 
     #[inline(always)]
     unsafe fn flush(sum: [__m256d; 2], more: __m256) -> [__m256d; 2] {
-        // SAFETY: the caller's processor has the level.
+        // SAFETY: the caller guarantees the level.
         unsafe {
             let low = _mm256_cvtps_pd(_mm256_castps256_ps128(more));
             let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(more));
@@ -160,7 +161,7 @@ impl Lanes for Octet {
 
     #[inline(always)]
     unsafe fn store(values: [__m256d; 2], out: *mut f32) {
-        // SAFETY: the caller's processor has the level; `out` is 8 floats.
+        // SAFETY: the caller guarantees the level; `out` is 8 floats.
         unsafe {
             _mm_storeu_ps(out, _mm256_cvtpd_ps(values[0]));
             _mm_storeu_ps(out.add(4), _mm256_cvtpd_ps(values[1]));

@@ -1,11 +1,11 @@
-//! Sign activations: exclusive or and popcount.
+//! Sign activations: xor and popcount.
 
 use super::{Extensions, OCTETS, prefetch, scales};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
 
-/// Sub-blocks whose popcounts, at most 8 a byte, fit a byte.
+/// Sub-blocks whose popcounts, at most 8 per byte, fit a byte.
 const BYTE_SUBS: usize = 31;
 
 /// Set bits of each byte.
@@ -30,8 +30,8 @@ unsafe fn popcount(v: __m256i) -> __m256i {
 
 /// One tile times the signs of `V` vectors.
 ///
-/// The vectors go over a group one after the other: the group is in the L1 cache, and the bits cost nothing
-/// to unpack.
+/// The vectors process a group one after the other: the group is in L1, and the bits need no
+/// unpacking.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
@@ -45,7 +45,8 @@ pub(super) unsafe fn tile<E: Extensions, const V: usize>(
 ) {
     let sub_bytes = 4 * SUB_COLS;
     let (mut p, mut x) = (tile, x);
-    // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out; `out` is (V, 32).
+    // SAFETY: `p` and `x` advance through the tile and the vectors as the contract lays them out;
+    // `out` is (V, 32).
     unsafe {
         let mut f = [[_mm256_setzero_ps(); OCTETS]; V];
         let mut sum = [[[_mm256_setzero_pd(); 2]; OCTETS]; V];
@@ -76,10 +77,11 @@ pub(super) unsafe fn tile<E: Extensions, const V: usize>(
     }
 }
 
-/// In how many columns the rows of a group differ from one of `V` vectors.
+/// The number of columns in which each row of a group differs from one of `V` vectors.
 ///
 /// # Safety
-/// The features of `E`; `p` points to a group of `subs` 1-bit sub-blocks, `x` to the vector's dword of the first of them.
+/// The features of `E`; `p` points to a group of `subs` 1-bit sub-blocks, `x` to the vector's dword
+/// of the first of them.
 #[inline(always)]
 unsafe fn differences<E: Extensions, const V: usize>(
     p: *const u8,

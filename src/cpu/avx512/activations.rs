@@ -3,7 +3,7 @@
 use crate::quant::{TINY_AMAX, quantize_block};
 use std::arch::x86_64::*;
 
-/// One vector, as [`crate::cpu::tile::QuantizeFn`] says.
+/// One vector: see [`crate::cpu::tile::QuantizeFn`].
 ///
 /// # Safety
 /// AVX-512 F, BW, VL, DQ.
@@ -16,7 +16,7 @@ pub(super) unsafe fn quantize(
     sums: &mut [i32],
 ) -> bool {
     let mut b = 0;
-    // The end of four blocks that could not be quantised at once.
+    // The end of the last four blocks that could not be quantised together.
     let mut alone = 0;
     while b * block < x.len() {
         let (x, codes) = (&x[b * block..], &mut codes[b * block..]);
@@ -28,7 +28,7 @@ pub(super) unsafe fn quantize(
             let codes = codes.first_chunk_mut().expect("as long as x");
             let scales = scales.first_chunk_mut().expect("one a block");
             let sums = sums.first_chunk_mut().expect("one a block");
-            // SAFETY: the features are the caller's promise.
+            // SAFETY: the caller guarantees the features.
             if unsafe { quantize_four(x, codes, scales, sums) } {
                 b += 4;
                 continue;
@@ -46,10 +46,11 @@ pub(super) unsafe fn quantize(
     true
 }
 
-/// The columns of a block of which four are quantised at once.
+/// The block length for which four blocks are quantised together.
 const BLOCK: usize = 32;
 
-/// Reduces each of four registers of dwords with `$op`: lane `i` of the result is that of register `i`.
+/// Reduces each of four registers of dwords with `$op`: lane `i` of the result is the reduction of
+/// register `i`.
 macro_rules! of_lanes {
     ($op:ident, $op256:ident, $op128:ident, $m:expr) => {{
         let [a, b, c, d] = $m;
@@ -67,8 +68,9 @@ macro_rules! of_lanes {
     }};
 }
 
-/// Four blocks with the bits of [`quantize_one`], whose reductions across lanes and divisions they share; false, and nothing written, if
-/// a value is not finite or a block wants the quotient.
+/// Four blocks, with the same bits as [`quantize_one`], sharing cross-lane reductions and
+/// divisions. Returns false, with nothing written, if a value is not finite or a block is so small
+/// that it needs the quotient ([`TINY_AMAX`]).
 ///
 /// # Safety
 /// AVX-512 F, BW, VL, DQ.
@@ -79,7 +81,7 @@ unsafe fn quantize_four(
     scales: &mut [f32; 4],
     sums: &mut [i32; 4],
 ) -> bool {
-    // SAFETY: the features are the caller's promise; loads and stores are within the arrays.
+    // SAFETY: the caller guarantees the features; loads and stores are within the arrays.
     unsafe {
         let mut v = [[_mm512_setzero_ps(); 2]; 4];
         let mut amax = [_mm512_setzero_si512(); 4];
@@ -107,14 +109,14 @@ unsafe fn quantize_four(
             let inverse = _mm512_permutexvar_ps(_mm512_set1_epi32(b as i32), inverse);
             for half in 0..2 {
                 let scaled = _mm512_mul_ps(v[b][half], inverse);
-                // Half to even, whatever the rounding mode of the calling thread is.
+                // Half to even, whatever the thread's rounding mode.
                 q[b][half] = _mm512_cvt_roundps_epi32::<
                     { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
                 >(scaled);
             }
             sum[b] = _mm512_add_epi32(q[b][0], q[b][1]);
         }
-        // Packing goes by 128 bits: of each quarter four codes of either half of two blocks.
+        // Packing works within 128-bit lanes: each holds four codes of either half of two blocks.
         let quarters = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         for two in 0..2 {
             let [first, second] = [q[2 * two], q[2 * two + 1]];
@@ -132,13 +134,14 @@ unsafe fn quantize_four(
     }
 }
 
-/// The first `n` of 16 lanes, or all of them.
+/// A mask of the first `n` of 16 lanes, or of all of them.
 #[inline(always)]
 fn first(n: usize) -> u16 {
     if n >= 16 { u16::MAX } else { (1 << n) - 1 }
 }
 
-/// One block: bit for bit [`quantize_block`], and the sum of the codes; `None` if a value is not finite.
+/// One block, with the same bits as [`quantize_block`], and the sum of its codes; `None` if a value
+/// is not finite.
 ///
 /// # Safety
 /// AVX-512 F, BW, VL, DQ.
@@ -147,7 +150,8 @@ unsafe fn quantize_one(x: &[f32], codes: &mut [i8]) -> Option<(f32, i32)> {
     assert_eq!(x.len(), codes.len());
     // SAFETY: loads and stores are masked to the slices, which are equally long.
     unsafe {
-        // The bits of a magnitude order as integers, and what is not finite is largest.
+        // The bits of magnitudes compare as integers, and those of non-finite values are the
+        // largest.
         let mut amax = _mm512_setzero_si512();
         for at in (0..x.len()).step_by(16) {
             let v = _mm512_maskz_loadu_ps(first(x.len() - at), x.as_ptr().add(at));
@@ -167,7 +171,7 @@ unsafe fn quantize_one(x: &[f32], codes: &mut [i8]) -> Option<(f32, i32)> {
             let mask = first(x.len() - at);
             let v = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(at));
             let scaled = _mm512_mul_ps(v, inverse);
-            // Half to even, whatever the rounding mode of the calling thread is.
+            // Half to even, whatever the thread's rounding mode.
             let q = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
                 scaled,
             );

@@ -1,15 +1,19 @@
 //! Many vectors with AMX: see [`crate::cpu::tile::Amx`].
 //!
-//! AMX has eight registers of up to 16 rows of 64 bytes, and an instruction that multiplies two of them and adds to a third: here `(vectors, bytes)`
-//! of activations by `(bytes, 16 weight rows)`, which come four bytes of a row at a time, as a sub-block of 8 bits has them. The sums
-//! `(vectors, 16)` go through the L1 cache, the only way from there to other registers.
+//! AMX has eight registers of up to 16 rows of 64 bytes, and an instruction that multiplies two of
+//! them and adds to a third: here activations `(vectors, bytes)` by levels
+//! `(bytes, 16 weight rows)`, in units of four bytes of a row, as in an 8-bit sub-block. The sums
+//! `(vectors, 16)` go through L1, the only path from AMX to other registers.
 //!
-//! What was measured, on an Emerald Rapids core, out of the L1 cache: a multiplication takes 16 cycles, whether its 16 vectors have 32 bytes
-//! or 64; zeroing, loading of both factors and storing make that 24, if no store waits for the sum it stores. Within some 180 cycles of any such
-//! instruction the second of the two 512-bit units for floats is off, so that conversion, scaling and sum of 16 vectors and 16 rows take 48 cycles
-//! instead of 24. All together take 52 with blocks of 32 columns, 1.2 times the `vpdpbusd` rate (64 cycles, to which that would add
-//! conversions), and 22 for as many products with blocks of 128, 3.0 times. Phases without AMX in between, in which both units are on, took 7%
-//! longer at 32 (prototypes, 59 and 55 cycles), and a store right behind its multiplication 11% (61).
+//! Measured on an Emerald Rapids core, from L1. A multiplication takes 16 cycles, whether its 16
+//! vectors have 32 or 64 bytes; with zeroing, loading both factors and storing it takes 24, if no
+//! store waits for the sum that it stores. For some 180 cycles after any such instruction the
+//! second of the two 512-bit floating-point units is off, so that converting, scaling and
+//! accumulating 16 vectors and 16 rows takes 48 cycles instead of 24. All together take 52 cycles
+//! with blocks of 32 columns, 1.2 times the `vpdpbusd` rate (64 cycles, plus conversions), and 22
+//! for as many products with blocks of 128, 3.0 times. Phases without AMX, in which both units are
+//! on, took 7% longer at 32 (prototypes, 59 and 55 cycles); a store right after its multiplication
+//! took 11% longer (61).
 
 use super::int8::four_columns;
 use super::{scales, zero_points};
@@ -27,7 +31,7 @@ pub(super) const KERNELS: Amx = Amx {
 
 /// Bytes of a row of an AMX register: four columns of a half of a tile.
 const ROW: usize = 64;
-/// Bytes from four columns of a half of a tile to the next four: the other half is between them.
+/// Bytes from four columns of a tile half to the next four: the other half is between them.
 const STRIDE: usize = 2 * ROW;
 /// Bytes of a sub-block of levels.
 const SUB: usize = SUB_COLS * TILE_ROWS;
@@ -51,7 +55,8 @@ unsafe fn levels<const BITS: usize>(
     ));
     for i in 0..count {
         let (sub, tail) = l.sub_and_tail(first + i);
-        // SAFETY: the tile has sub-block `first + i`, the outputs have room for `count` of them.
+        // SAFETY: the tile has sub-block `first + i`, and the outputs have room for `count` of
+        // them.
         unsafe {
             let (sub, tail) = (tile.add(sub), tile.add(tail));
             let zero = zero_points(l, tail).map(|z| _mm512_shuffle_epi8(z, four_times));
@@ -74,7 +79,7 @@ unsafe fn levels<const BITS: usize>(
 /// The contract of [`crate::cpu::tile::AmxFn`].
 ///
 /// # Safety
-/// What it says; AVX-512 F, and AMX-INT8, which this process may use.
+/// What it says; AVX-512 F, and AMX-INT8 with permission to use it.
 #[target_feature(enable = "avx512f,fma")]
 unsafe fn multiply(
     l: &Layout,
@@ -89,14 +94,15 @@ unsafe fn multiply(
     let mut at = 0;
     while at < x.vectors {
         let vectors = AMX_VECTORS.min(x.vectors - at);
-        // Begun with the first sixteen, and once more for the few that are left.
+        // Configured for the first sixteen, and again for a smaller last block.
         if at == 0 || vectors < AMX_VECTORS {
-            // SAFETY: the caller's.
+            // SAFETY: the caller upholds this contract.
             unsafe { configure(l, vectors) };
         }
         let codes = at * x.vector_codes + first * vectors * SUB_COLS;
         let scales = at * x.vector_blocks + first / l.block_subs * vectors;
-        // SAFETY: the caller's: where a block of vectors has its activations from `first` on, and its rows of sums.
+        // SAFETY: the caller upholds this contract; these are the offsets of the block's
+        // activations from `first` on, and of its rows of sums.
         unsafe {
             let block = Block {
                 codes: x.codes.add(codes),
@@ -105,17 +111,17 @@ unsafe fn multiply(
             };
             let out = out.add(at * TILE_ROWS);
             match vectors {
-                AMX_VECTORS => walk::<true>(l, count, levels, block, &mut ahead, out),
-                _ => walk::<false>(l, count, levels, block, &mut ahead, out),
+                AMX_VECTORS => multiply_block::<true>(l, count, levels, block, &mut ahead, out),
+                _ => multiply_block::<false>(l, count, levels, block, &mut ahead, out),
             }
         }
         at += vectors;
     }
-    // SAFETY: as above. It gives the registers up, which would be saved with the thread otherwise.
+    // SAFETY: as above. It releases the registers, which would otherwise be saved with the thread.
     unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
 }
 
-/// What `ldtilecfg` reads.
+/// The operand of `ldtilecfg`.
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -125,10 +131,11 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Shapes the registers: 0 and 1 sums of so many vectors, 4 and 5 activations, 6 and 7 levels.
+/// Configures the registers: 0 and 1 for the sums of this many vectors, 4 and 5 for activations, 6
+/// and 7 for levels.
 ///
 /// # Safety
-/// AMX, which this process may use.
+/// AMX, with permission to use it.
 #[inline(always)]
 unsafe fn configure(l: &Layout, vectors: usize) {
     let cols = l.amx_subs() * SUB_COLS;
@@ -141,14 +148,14 @@ unsafe fn configure(l: &Layout, vectors: usize) {
         row_bytes: [sums, sums, 0, 0, x, x, sums, sums, 0, 0, 0, 0, 0, 0, 0, 0],
         rows: [m, m, 0, 0, m, m, w, w, 0, 0, 0, 0, 0, 0, 0, 0],
     };
-    // SAFETY: it reads the 64 bytes of `shapes`. The state it sets is as much the thread's own as the registers: no code of the compiler's
-    // uses it, and `multiply` gives it up before it returns.
+    // SAFETY: it reads the 64 bytes of `shapes`. The state that it sets belongs to the thread, as
+    // the registers do: no compiled code uses it, and `multiply` releases it before it returns.
     unsafe {
         asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(readonly, nostack, preserves_flags));
     }
 }
 
-/// Activations of up to sixteen vectors from some sub-block on.
+/// Activations of up to sixteen vectors from a sub-block on.
 #[derive(Clone, Copy)]
 struct Block {
     codes: *const i8,
@@ -156,19 +163,19 @@ struct Block {
     vectors: usize,
 }
 
-/// The sums of two blocks of activations: `(vectors, 16)` each, on their way.
+/// The sums of two blocks of activations in transit: `(vectors, 16)` each.
 #[repr(C, align(64))]
 struct Sums([[i32; AMX_VECTORS * HALF]; 2]);
 
-/// One tile times a block of vectors; whether there are [`AMX_VECTORS`] of them (`ALL`), whose float32 sums are then in registers.
+/// One tile times a block of vectors. `ALL` says whether there are [`AMX_VECTORS`] of them, whose
+/// float32 accumulators then stay in registers.
 ///
-/// Half after half, and in each half block of activations after block, in one pipeline: while the sums of a block are converted, those of the
-/// next are stored, and those of the one behind it are begun. A store that came right after its multiplication would wait for it.
-///
-/// # Safety
-/// [`configure`] was called for these vectors; the levels and `x` are those of `count` sub-blocks; `out` is `(vectors, 32)`; AVX-512 F.
+/// A software pipeline over one half of the tile after the other, and within each over the blocks
+/// of activations: while the sums of a block are converted, those of the next are stored and the
+/// multiplications of the one after that are started. A store right after its multiplication would
+/// wait for it.
 #[inline(always)]
-unsafe fn walk<const ALL: bool>(
+unsafe fn multiply_block<const ALL: bool>(
     l: &Layout,
     count: usize,
     levels: Levels,
@@ -182,7 +189,8 @@ unsafe fn walk<const ALL: bool>(
     let first = sums.as_mut_ptr().cast::<i32>();
     let second = first.wrapping_add(AMX_VECTORS * HALF);
     let mut multiply_stage = MultiplyStage::new(l, count, levels.codes, x.codes, vectors);
-    // SAFETY: the caller's; the multiply_stage begins each of the `2 * blocks` blocks once, each is stored when it has begun, and read when it is stored.
+    // SAFETY: the caller upholds this contract; `multiply_stage` starts each of the `2 * blocks`
+    // blocks once, and each is stored after it has been started and read after it has been stored.
     unsafe {
         let mut accumulate = AccumulateStage::<ALL>::new(l, levels.scales, x, out);
         multiply_stage.start::<0>();
@@ -215,7 +223,8 @@ unsafe fn walk<const ALL: bool>(
     }
 }
 
-/// Where the conversions are, and their float32 sums `(vectors, 16)`.
+/// The stage that converts and scales sums: its position and its float32 accumulators
+/// `(vectors, 16)`.
 struct AccumulateStage<const ALL: bool> {
     f: [__m512; AMX_VECTORS],
     x: Block,
@@ -226,13 +235,13 @@ struct AccumulateStage<const ALL: bool> {
 }
 
 impl<const ALL: bool> AccumulateStage<ALL> {
-    /// For the first half.
+    /// The stage at the first half.
     ///
     /// # Safety
-    /// As [`walk`].
+    /// As [`multiply_block`].
     #[inline(always)]
     unsafe fn new(l: &Layout, rows: *const f32, x: Block, out: *mut f32) -> AccumulateStage<ALL> {
-        // SAFETY: the caller's.
+        // SAFETY: the caller upholds this contract.
         unsafe {
             let mut accumulate = AccumulateStage {
                 f: [_mm512_setzero_ps(); AMX_VECTORS],
@@ -253,32 +262,32 @@ impl<const ALL: bool> AccumulateStage<ALL> {
     }
 
     /// # Safety
-    /// As [`walk`].
+    /// As [`multiply_block`].
     #[inline(always)]
     unsafe fn load(&mut self) {
         for v in 0..self.vectors() {
-            // SAFETY: the caller's.
+            // SAFETY: the caller upholds this contract.
             self.f[v] = unsafe { _mm512_load_ps(self.out.add(v * TILE_ROWS)) };
         }
     }
 
     /// # Safety
-    /// As [`walk`].
+    /// As [`multiply_block`].
     #[inline(always)]
     unsafe fn store(&self) {
         for v in 0..self.vectors() {
-            // SAFETY: the caller's.
+            // SAFETY: the caller upholds this contract.
             unsafe { _mm512_store_ps(self.out.add(v * TILE_ROWS), self.f[v]) };
         }
     }
 
-    /// Goes on with the second half; `rows` are the scales of the first.
+    /// Moves to the second half; `rows` are the scales of the first.
     ///
     /// # Safety
-    /// As [`walk`].
+    /// As [`multiply_block`].
     #[inline(always)]
     unsafe fn start_second_half(&mut self, rows: *const f32) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller upholds this contract.
         unsafe {
             self.store();
             (self.rows, self.scales) = (rows.add(HALF), self.x.scales);
@@ -290,10 +299,10 @@ impl<const ALL: bool> AccumulateStage<ALL> {
     /// Adds the next block of activations.
     ///
     /// # Safety
-    /// As [`walk`]; `sums` is `(vectors, 16)`.
+    /// As [`multiply_block`]; `sums` is `(vectors, 16)`.
     #[inline(always)]
     unsafe fn add(&mut self, sums: *const i32) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller upholds this contract.
         unsafe {
             let of_rows = _mm512_load_ps(self.rows);
             for v in 0..self.vectors() {
@@ -307,13 +316,13 @@ impl<const ALL: bool> AccumulateStage<ALL> {
     }
 }
 
-/// Where the multiplications are.
+/// The stage that issues multiplications: its position.
 struct MultiplyStage {
     x: *const i8,
     w: *const i8,
-    /// Multiplications left of this half.
+    /// Multiplications left in this half.
     left: usize,
-    /// Those of a half, and of a block of activations.
+    /// Multiplications per half, and per block of activations.
     of_half: usize,
     of_block: usize,
     /// Bytes of a row of activations, and of all rows.
@@ -338,10 +347,11 @@ impl MultiplyStage {
         }
     }
 
-    /// Begins the sums of the next block of activations, in register `T`.
+    /// Starts the sums of the next block of activations in register `T`.
     ///
     /// # Safety
-    /// [`configure`] was called for these vectors, and there is a block left in this half or the next.
+    /// [`configure`] was called for these vectors, and there is a block left in this half or the
+    /// next.
     #[inline(always)]
     unsafe fn start<const T: usize>(&mut self) {
         if self.left == 0 {
@@ -354,8 +364,10 @@ impl MultiplyStage {
         }
         let steps = self.of_block.min(self.left);
         self.left -= steps;
-        // SAFETY: the caller's. Registers are named as changed whichever is; they keep what they hold from one of these blocks of instructions to
-        // the next, since nothing else in this function uses them. A last step of one sub-block where others have two multiplies zeros with whatever follows its levels.
+        // SAFETY: the caller upholds this contract. All registers are declared clobbered, whichever
+        // is used. They keep their contents from one asm block to the next, since nothing else in
+        // this function uses them. A last step of one sub-block where others have two multiplies
+        // zeros by whatever follows its levels.
         unsafe {
             asm!("tilezero tmm{t}", t = const T, out("tmm0") _, out("tmm1") _, options(nomem, nostack, preserves_flags));
             for _ in 0..steps {
@@ -379,10 +391,10 @@ impl MultiplyStage {
 /// Stores the sums in register `T`: `(vectors, 16)`.
 ///
 /// # Safety
-/// They were begun; `to` has room for them.
+/// The sums were started; `to` has room for them.
 #[inline(always)]
 unsafe fn store<const T: usize>(to: *mut i32) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         asm!("tilestored [{to} + {s}], tmm{t}", t = const T, to = in(reg) to, s = in(reg) ROW,
             options(nostack, preserves_flags));

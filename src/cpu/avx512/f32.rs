@@ -7,13 +7,14 @@ use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-/// The prefetch distance in bytes. At 8 bits, where it reads most in a given time, one vector
-/// from memory reached 73 and 97% of reading with 3 KB, and 102 and 99% with 6 KB, in two runs each in turn (Zen 4, 4096 × 4096).
+/// The prefetch distance in bytes. At 8 bits, where the kernel reads most per unit of time, one
+/// vector from memory reached 73 and 97% of read bandwidth with 3 KB, and 102 and 99% with 6 KB
+/// (two alternating runs, Zen 4, 4096 × 4096).
 const fn prefetch_distance(bits: usize) -> usize {
     if bits == 8 { 6144 } else { 3072 }
 }
 
-/// The dword vectors of a half of a sub-block, `q` in order.
+/// The dword vectors of a half of a sub-block, in the order of `q`.
 ///
 /// # Safety
 /// AVX-512 F; `sub` points to a sub-block of `BITS`.
@@ -29,7 +30,7 @@ unsafe fn dwords<const BITS: usize>(sub: *const u8, half: usize) -> [__m512i; BI
     }
 }
 
-/// Moves the float32 sums of 32 rows into float64.
+/// Flushes the float32 accumulators of 32 rows to float64.
 ///
 /// # Safety
 /// AVX-512 F.
@@ -80,16 +81,18 @@ pub(super) unsafe fn store(sum: &[[__m512d; 2]; 2], out: *mut f32) {
     }
 }
 
-/// Up to how many vectors, by bits, are multiplied straight from the codes. Each block of them unpacks
-/// the codes again, but reads the tile as one stream and keeps no levels; against unpacking once into the cache, with one thread
-/// on Zen 5, 4096 × 4096 from memory, ms at 8 and 4 bits: 4 vectors 0.87 for 3.5, 0.78 for 2.6; 8: 1.6 for 4.3, 1.4 for 3.1; 16: 3.1 for 5.9, 3.0 for 4.4;
-/// 64: 13.0 for 13.7, 13.0 for 12.0; 512: 99 for 102, 97 for 93.
+/// By bit width, the largest number of vectors for the fused kernel [`direct`]. It unpacks the
+/// codes again for each block of vectors, but reads the tile as one stream and stores no levels.
+/// Against unpacking once into the cache, with one thread on Zen 5, 4096 × 4096 from memory, fused
+/// and unpacked, ms at 8 and at 4 bits: 4 vectors 0.87 and 3.5, 0.78 and 2.6; 8: 1.6 and 4.3, 1.4
+/// and 3.1; 16: 3.1 and 5.9, 3.0 and 4.4; 64: 13.0 and 13.7, 13.0 and 12.0; 512: 99 and 102, 97 and
+/// 93.
 pub(super) const MAX_DIRECT_VECTORS: [usize; 4] = [48; 4];
 
-/// [`direct_by`] masks.
+/// [`direct_by`] with [`Masked`] levels.
 ///
 /// # Safety
-/// Its own.
+/// That of [`direct_by`].
 #[inline(always)]
 pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     l: &Layout,
@@ -98,16 +101,17 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     l2_distance: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { direct_by::<Masked, BITS, V, false>(l, tile, x, l2_distance, out) }
 }
 
-/// One tile times `V` vectors, straight from the codes.
+/// One tile times `V` vectors, fused dequantise.
 ///
-/// With one vector all four chains of a sub-block run side by side: two at a time waited for themselves, and took 1.3 times as long at
-/// 4 bits, 1.5 times at 2 and 1.05 times at 8 (Zen 4, from cache). With more vectors there are chains enough, and those of 16
-/// columns are taken one after the other so that they stay in registers. Either way a chain is the same sum. `SPLIT_HALVES`: two vectors and more take one half of the
-/// tile after the other.
+/// With one vector all four chains of a sub-block are interleaved: two at a time are bound by
+/// latency, and took 1.3 times as long at 4 bits, 1.5 times at 2 and 1.05 times at 8 (Zen 4, from
+/// cache). With more vectors there are enough chains, and those of the two runs of 16 columns are
+/// computed one after the other so that they stay in registers. Either way a chain is the same sum.
+/// With `SPLIT_HALVES`, two or more vectors process one half of the tile after the other.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
@@ -129,7 +133,7 @@ pub(super) unsafe fn direct_by<
     // SAFETY: AVX-512 F and BW.
     let levels = unsafe { L::of_matrix::<BITS>(l) };
     let mut until_flush = FLUSH_SUBS;
-    // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out.
+    // SAFETY: `p` and `x` advance through the tile and the vectors as the contract lays them out.
     unsafe {
         let mut f = [[_mm512_setzero_ps(); 2]; V];
         let mut sum = [[[_mm512_setzero_pd(); 2]; 2]; V];
@@ -194,13 +198,13 @@ unsafe fn sub_of_one<L: Levels, const BITS: usize>(
     l2_distance: usize,
     f: &mut [__m512; 2],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         let v = [dwords::<BITS>(p, 0), dwords::<BITS>(p, 1)];
         let mut chain = [[_mm512_setzero_ps(); 2]; 2];
         unroll!(I in 0..16 => {
             const Q: usize = I / 4;
-            // Two lines in 16 / BITS columns: spread, as in the int8 kernel.
+            // Two lines every 16 / BITS columns: spread out, as in the int8 kernel.
             if I.is_multiple_of(16 / BITS) {
                 for line in 0..2 {
                     let at = p.wrapping_add(8 * BITS * I + 64 * line);
@@ -235,7 +239,7 @@ unsafe fn sub_of_few<L: Levels, const BITS: usize, const V: usize>(
     l2_distance: usize,
     f: &mut [[__m512; 2]; V],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         let dword = |q: usize, half: usize| _mm512_load_si512(p.add((2 * q + half) * 64).cast());
         macro_rules! chain {
@@ -272,7 +276,7 @@ unsafe fn sub_of_few<L: Levels, const BITS: usize, const V: usize>(
     }
 }
 
-/// A half of a sub-block times `V` vectors, added to its part of `f`.
+/// One half of a sub-block times `V` vectors, added to its part of `f`.
 ///
 /// # Safety
 /// As for [`sub_of_few`].
@@ -284,7 +288,7 @@ unsafe fn half_sub_of_few<L: Levels, const BITS: usize, const V: usize, const HA
     levels: &[L; 2],
     f: &mut [[__m512; 2]; V],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         macro_rules! chain {
             ($from:literal) => {
@@ -309,16 +313,17 @@ unsafe fn half_sub_of_few<L: Levels, const BITS: usize, const V: usize, const HA
     }
 }
 
-/// Behind it what was loaded before is loaded again, as an operand of each multiply-add that takes it.
+/// After this barrier, values are loaded again, as a memory operand of each multiply-add that uses
+/// them.
 #[inline(always)]
 fn reload_barrier() {
     compiler_fence(Ordering::SeqCst);
 }
 
-/// [`unpack_by`] masks.
+/// [`unpack_by`] with [`Masked`] levels.
 ///
 /// # Safety
-/// Its own.
+/// That of [`unpack_by`].
 #[inline(always)]
 pub(super) unsafe fn unpack<const BITS: usize>(
     l: &Layout,
@@ -328,12 +333,13 @@ pub(super) unsafe fn unpack<const BITS: usize>(
     levels: *mut f32,
     scales: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { unpack_by::<Masked, BITS>(l, tile, first, count, levels, scales) }
 }
 
-/// Unpacks sub-blocks for [`panel`], and prefetches those that the next call will unpack: while all vectors pass, they arrive.
-/// Without it a cold tile took a tenth of the product (Zen 4, 512 vectors).
+/// Unpacks sub-blocks for [`panel`], and prefetches those that the next call will unpack: they
+/// arrive while all vectors pass. Without that a cold tile took a tenth of the product (Zen 4, 512
+/// vectors).
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
@@ -352,10 +358,10 @@ pub(super) unsafe fn unpack_by<L: Levels, const BITS: usize>(
         let (sub, tail) = l.sub_and_tail(first + i);
         let (next, _) = l.sub_and_tail(first + i + count);
         for line in 0..2 * BITS + 1 {
-            // SAFETY: a prefetch may name any address.
+            // SAFETY: a prefetch may use any address.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(tile.wrapping_add(next + 64 * line).cast()) };
         }
-        // SAFETY: the tile has sub-block first + i, the outputs hold `count` of them.
+        // SAFETY: the tile has sub-block first + i, and the outputs hold `count` of them.
         unsafe {
             let (sub, tail) = (tile.add(sub), tile.add(tail));
             let (scale, zeros) = (scales(l, tail), zero_points(l, tail));
@@ -378,9 +384,10 @@ pub(super) unsafe fn unpack_by<L: Levels, const BITS: usize>(
 
 /// Unpacked sub-blocks times `V` vectors, added to `f`.
 ///
-/// Twelve vectors are two walks of six and eight of four, whose sums `f` stay in registers beside the chains. In one walk `f` lived in the
-/// L1 cache, and its stores, two cycles each on Zen 4, did not hide behind the multiply-adds: 28.5 cycles a column of 24
-/// of them, against 26.1 in two walks (25.5 is the least: 17 multiply-adds for 16 columns).
+/// Twelve vectors are two passes of six and eight are two of four, whose accumulators `f` stay in
+/// registers beside the chains. In one pass `f` was kept in L1, and its stores, two cycles each on
+/// Zen 4, were not hidden behind the multiply-adds: 28.5 cycles per column of 24 of them, against
+/// 26.1 in two passes (25.5 is the minimum: 17 multiply-adds for 16 columns).
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F.
@@ -392,26 +399,27 @@ pub(super) unsafe fn panel<const V: usize>(
     x: *const f32,
     f: *mut f32,
 ) {
-    // SAFETY: the caller's; the second half of the vectors lies behind the first in each column, and in `f`.
+    // SAFETY: the caller upholds this contract; the second half of the vectors follows the first in
+    // each column, and in `f`.
     unsafe {
         match V {
             12 => {
-                panel_walk::<V, 6, 0, 2>(levels, scales, count, x, f);
-                panel_walk::<V, 6, 0, 2>(levels, scales, count, x.add(6), f.add(6 * TILE_ROWS));
+                panel_pass::<V, 6, 0, 2>(levels, scales, count, x, f);
+                panel_pass::<V, 6, 0, 2>(levels, scales, count, x.add(6), f.add(6 * TILE_ROWS));
             }
             8 => {
-                panel_walk::<V, 4, 0, 2>(levels, scales, count, x, f);
-                panel_walk::<V, 4, 0, 2>(levels, scales, count, x.add(4), f.add(4 * TILE_ROWS));
+                panel_pass::<V, 4, 0, 2>(levels, scales, count, x, f);
+                panel_pass::<V, 4, 0, 2>(levels, scales, count, x.add(4), f.add(4 * TILE_ROWS));
             }
-            _ => panel_walk::<V, V, 0, 2>(levels, scales, count, x, f),
+            _ => panel_pass::<V, V, 0, 2>(levels, scales, count, x, f),
         }
     }
 }
 
-/// The halves of unpacked sub-blocks one after the other, times `V` vectors, added to `f`.
+/// One half after the other of unpacked sub-blocks times `V` vectors, added to `f`.
 ///
 /// # Safety
-/// Those of [`panel`].
+/// That of [`panel`].
 #[inline(always)]
 pub(super) unsafe fn panel_split_halves<const V: usize>(
     levels: *const f32,
@@ -420,22 +428,24 @@ pub(super) unsafe fn panel_split_halves<const V: usize>(
     x: *const f32,
     f: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         if const { V < 4 } {
             return panel::<V>(levels, scales, count, x, f);
         }
-        panel_walk::<V, V, 0, 1>(levels, scales, count, x, f);
-        panel_walk::<V, V, 1, 1>(levels, scales, count, x, f);
+        panel_pass::<V, V, 0, 1>(levels, scales, count, x, f);
+        panel_pass::<V, V, 1, 1>(levels, scales, count, x, f);
     }
 }
 
-/// Some halves of unpacked sub-blocks times `VS` of the `V` vectors that `x` interleaves.
+/// `HALVES` of unpacked sub-blocks from `FROM` on, times `VS` of the `V` vectors that `x`
+/// interleaves.
 ///
 /// # Safety
-/// The contract of [`crate::cpu::tile`], but that `x` and `f` begin with the first of the `VS` vectors; AVX-512 F.
+/// The contract of [`crate::cpu::tile`], except that `x` and `f` begin with the first of the `VS`
+/// vectors; AVX-512 F.
 #[inline(always)]
-unsafe fn panel_walk<const V: usize, const VS: usize, const FROM: usize, const HALVES: usize>(
+unsafe fn panel_pass<const V: usize, const VS: usize, const FROM: usize, const HALVES: usize>(
     levels: *const f32,
     scales: *const f32,
     count: usize,
@@ -443,8 +453,9 @@ unsafe fn panel_walk<const V: usize, const VS: usize, const FROM: usize, const H
     f: *mut f32,
 ) {
     let (mut w, mut x) = (levels, x);
-    // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), of which the last step from other than the first vector on
-    // ends beyond the end, where nothing is read; `f` is (VS, 32).
+    // SAFETY: `levels` is (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (VS,
+    // 32). When starting at a later vector, the last step of `x` ends past the buffer, where
+    // nothing is read.
     unsafe {
         let at = |v: usize, h: usize| f.add(v * TILE_ROWS + 16 * (FROM + h));
         let mut sums = [[_mm512_setzero_ps(); HALVES]; VS];
@@ -453,7 +464,8 @@ unsafe fn panel_walk<const V: usize, const VS: usize, const FROM: usize, const H
                 sums[v][h] = _mm512_load_ps(at(v, h));
             }
         }
-        // One loop: of a loop of two inside another the chains of both would be kept until the end, and sums leave the registers.
+        // A single loop: with an inner loop of two, the compiler would keep the chains of both
+        // until the end, and move accumulators out of registers.
         for i in 0..2 * count {
             let mut chain = [[_mm512_setzero_ps(); HALVES]; VS];
             for _ in 0..16 {

@@ -1,12 +1,13 @@
-//! int8 activations: exact int32 sums in each block, float32 across the blocks.
+//! int8 activations: exact int32 sums within each block, float32 across the blocks.
 
 use super::{Dot, prefetch, scales_of_half, zero_points_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Int8Acts, Prefetch, SPLIT_HALVES_VECTORS};
 use std::arch::x86_64::*;
 
-/// Whether the columns `4k..4k + 4` of a sub-block are summed in the odd one of the two chains of one vector: every other code of a byte.
-/// Of bytes that are taken `in_place` the codes of this chain need no shift, and are `2^bits` times as large as they should be.
+/// Whether columns `4k..4k + 4` of a sub-block are summed in the odd one of the two chains of a
+/// single vector: that is every other code of a byte. With `in_place`, the codes of this chain are
+/// not shifted, and are `2^bits` times too large.
 const fn in_odd_chain(bits: usize, in_place: bool, k: usize) -> bool {
     match in_place && bits < 8 {
         true => k / bits % 2 == 1,
@@ -14,8 +15,9 @@ const fn in_odd_chain(bits: usize, in_place: bool, k: usize) -> bool {
     }
 }
 
-/// The codes of four columns, `4k..4k + 4` of the sub-block, for the 16 rows of a half: unsigned bytes. One bit is 0/2; `in_place` 0/1, and codes of
-/// the [odd chain](in_odd_chain) are `2^BITS` times as large.
+/// The codes of four columns, `4k..4k + 4` of the sub-block, for the 16 rows of a half: unsigned
+/// bytes. 1-bit codes are 0/2; with `in_place` they are 0/1, and codes of the [odd
+/// chain](in_odd_chain) are `2^BITS` times too large.
 ///
 /// # Safety
 /// AVX-512 BW; `sub` points to a sub-block of `BITS`.
@@ -29,7 +31,7 @@ pub(super) unsafe fn four_columns<const BITS: usize>(
     let (q, p) = (k % BITS, k / BITS);
     let right = |v, by: usize| match by {
         0 => v,
-        // SAFETY: the caller's.
+        // SAFETY: the caller upholds this contract.
         _ => unsafe { _mm512_srl_epi16(v, _mm_cvtsi32_si128(by as i32)) },
     };
     let mask = (1 << BITS) - 1;
@@ -50,22 +52,25 @@ pub(super) unsafe fn four_columns<const BITS: usize>(
     }
 }
 
-/// Few vectors take a tile straight from memory, and prefetch it into the L1 cache too.
+/// With few vectors the tile is streamed from memory, and is prefetched into L1 too.
 const fn few(v: usize) -> bool {
     v <= 4
 }
 
-/// Whether the float32 sums of `v` vectors and so many halves have registers of their own beside the integer sums.
+/// Whether the float32 accumulators of `v` vectors and this many halves fit in registers beside the
+/// integer accumulators.
 const fn in_registers(v: usize, halves: usize) -> bool {
     v * halves <= 12
 }
 
 /// One tile times `V` vectors.
 ///
-/// Twelve vectors below 8 bits are two walks of six, whose float32 sums stay in registers: 512 vectors went from 54 to 60-62% of
-/// the `vpdpbusd` rate at 4, 2 and 1 bits (Zen 5, 4096 × 4096, groups of 32). At 8 bits the second walk costs more than it
-/// gains (45-56 to 41%), and so do two walks of four for eight vectors (0.8 of the rate). With [`Dot::SPLITS_HALVES`] a walk has one half of the tile
-/// and all vectors, of [`SPLIT_HALVES_VECTORS`] or more, at every width.
+/// Twelve vectors below 8 bits are two passes of six, whose float32 accumulators stay in registers:
+/// 512 vectors went from 54 to 60 to 62% of the `vpdpbusd` rate at 4, 2 and 1 bits (Zen 5, 4096 ×
+/// 4096, groups of 32). At 8 bits the second pass costs more than it gains (45 to 56% became 41%),
+/// and so do two passes of four for eight vectors (0.8 of the rate). With [`Dot::SPLITS_HALVES`],
+/// and [`SPLIT_HALVES_VECTORS`] or more vectors, a pass processes one half of the tile and all
+/// vectors, at every bit width.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
@@ -79,12 +84,15 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
     ahead: Prefetch,
     out: *mut f32,
 ) {
-    // SAFETY: as the caller promises; the second six of twelve vectors lie behind the first in each sub-block, block and `out`.
+    // SAFETY: the caller upholds this contract; the second six of twelve vectors follow the first
+    // in each sub-block, block and `out`.
     unsafe {
-        // `const`, or every width of codes and vectors would have functions for all ways made, of which one is called: two
-        // thirds of the code of this file, before it is optimised.
+        // `const`, so that only the variant in use is instantiated for each bit width and number of
+        // vectors. Otherwise the unused ones would be two thirds of the code of this file before
+        // optimisation.
         if const { V >= SPLIT_HALVES_VECTORS && E::SPLITS_HALVES } {
-            // At 8 bits each walk prefetches its share: see [`crate::cpu::tile::TileKernels::prefetches_twice`].
+            // At 8 bits each pass prefetches its share: see
+            // [`crate::cpu::tile::TileKernels::prefetches_twice`].
             let lines = match BITS {
                 8 => ahead.lines.div_ceil(2),
                 _ => ahead.lines,
@@ -95,37 +103,43 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
                 lines: ahead.lines - lines,
                 ..ahead
             };
-            walk::<E, BITS, V, V, 0, 1, true>(l, first, count, tile, acts, here, out);
-            walk::<E, BITS, V, V, 1, 1, true>(l, first, count, tile, acts, then, out);
+            pass::<E, BITS, V, V, 0, 1, true>(l, first, count, tile, acts, here, out);
+            pass::<E, BITS, V, V, 1, 1, true>(l, first, count, tile, acts, then, out);
         } else if const { V == 12 && BITS < 8 } {
-            walk::<E, BITS, V, 6, 0, 2, true>(l, first, count, tile, acts, ahead, out);
+            pass::<E, BITS, V, 6, 0, 2, true>(l, first, count, tile, acts, ahead, out);
             let acts = Int8Acts {
                 codes: acts.codes.add(6 * SUB_COLS),
                 scales: acts.scales.add(6),
                 corrections: acts.corrections.add(6),
             };
             let out = out.add(6 * TILE_ROWS);
-            walk::<E, BITS, V, 6, 0, 2, false>(l, first, count, tile, acts, ahead, out);
+            pass::<E, BITS, V, 6, 0, 2, false>(l, first, count, tile, acts, ahead, out);
         } else {
-            walk::<E, BITS, V, V, 0, 2, true>(l, first, count, tile, acts, ahead, out);
+            pass::<E, BITS, V, V, 0, 2, true>(l, first, count, tile, acts, ahead, out);
         }
     }
 }
 
-/// `HALVES` of a tile from `FROM` on, times `VS` of the `V` vectors that the activations interleave; with `PREFETCH` it prefetches the bytes of `ahead`.
+/// `HALVES` of a tile from `FROM` on, times `VS` of the `V` vectors that the activations
+/// interleave; prefetches the bytes of `ahead` if `PREFETCH`.
 ///
-/// Integer sums of all `VS` vectors stay in registers (24 of 32 for twelve); the codes of four columns are unpacked once
-/// for all of them. Float32 sums that have no registers live in `out`, in the L1 cache: they are touched once a
-/// block. One vector has two chains a half, to hide the latency of the dot product, and the codes of one of them stay where they are in
-/// their bytes, a shift less: from the L2 cache of an Emerald Rapids core 1.15 times as fast at 2 bits, 1.09 at 4, and from the L3
-/// one of a Zen 4 core 1.27 at 1 bit (what [`super::lookup`] does now where it can). One instruction of GFNI used to unpack a bit of few vectors; it
-/// shares its ports with the dot product there, and four vectors had 64% of the `vpdpbusd` rate with it, 73% with a shift and a mask.
+/// The integer accumulators of all `VS` vectors stay in registers (24 of 32 for twelve), and the
+/// codes of four columns are unpacked once for all of them. Float32 accumulators that do not fit in
+/// registers are kept in `out`, in L1, and are accessed once per block.
+///
+/// A single vector has two chains per half, to hide the latency of the dot product. The codes of
+/// one chain stay in place in their bytes, which saves a shift: 1.15 times as fast at 2 bits and
+/// 1.09 at 4 from the L2 cache of an Emerald Rapids core, and 1.27 at 1 bit from the L3 cache of a
+/// Zen 4 core (where available, [`super::lookup`] is used for 1 bit now). An earlier version
+/// unpacked the bits of few vectors with one GFNI instruction, which shares its ports with the dot
+/// product there: four vectors reached 64% of the `vpdpbusd` rate with it, 73% with a shift and a
+/// mask.
 ///
 /// # Safety
-/// The contract of [`crate::cpu::tile`], but that activations and `out` begin with the first of the `VS` vectors; the features
-/// of `E`.
+/// The contract of [`crate::cpu::tile`], except that activations and `out` begin with the first of
+/// the `VS` vectors; the features of `E`.
 #[inline(always)]
-unsafe fn walk<
+unsafe fn pass<
     E: Dot,
     const BITS: usize,
     const V: usize,
@@ -142,16 +156,18 @@ unsafe fn walk<
     ahead: Prefetch,
     out: *mut f32,
 ) {
-    // Codes of more than two bits would leave the range of `vpmaddubsw`.
+    // In-place codes of more than two bits would exceed the range of `vpmaddubsw`.
     let in_place = V == 1 && (E::ANY_BYTE || BITS <= 2);
     let sub_bytes = 4 * SUB_COLS * BITS;
     let tail_bytes = l.tail_bytes();
     let mut p = tile.wrapping_add(l.group_offset(first));
     let mut next = ahead.at;
     let (mut x, mut sx, mut corr) = (acts.codes, acts.scales, acts.corrections);
-    // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, its
-    // tail, the next group; codes of V vectors a sub-block; V scales and corrections a block. From other than the first vector on the
-    // last step of these ends beyond them all, and nothing is read there. `out` is (VS, 32). Prefetches may name any address.
+    // SAFETY: every pointer advances through what the contract describes, in its order: the
+    // sub-blocks of a group, its tail, the next group; codes of V vectors per sub-block; V scales
+    // and corrections per block. When starting at a later vector, the last step of the activation
+    // pointers ends past the buffers, where nothing is read. `out` is (VS, 32). Prefetches may use
+    // any address.
     unsafe {
         let mut f = [[_mm512_setzero_ps(); HALVES]; VS];
         if in_registers(VS, HALVES) {
@@ -177,25 +193,29 @@ unsafe fn walk<
                     for h in 0..HALVES {
                         sums[v][h] = match l.zero {
                             ZeroKind::Constant(_) => c,
-                            // Both factors fit 16 bits, and the high words of the zero points are 0.
+                            // Both factors fit 16 bits, and the high words of the zero points are
+                            // 0.
                             ZeroKind::PerGroup => _mm512_madd_epi16(zero[h], c),
                         };
                     }
                 }
-                // The odd chain of one vector. Of one bit the even one is doubled at the end, so that the corrections begin this one.
+                // The odd chain of a single vector. With one bit the even chain is doubled at the
+                // end, so that this chain starts with the corrections.
                 let mut odd = [_mm512_setzero_si512(); HALVES];
                 if V == 1 && BITS == 1 {
                     std::mem::swap(&mut sums[0], &mut odd);
                 }
                 for _ in 0..block {
-                    // Of one half in a bunch: between its loads they kept the compiler from making broadcasts operands, and it spilled (8 bits).
+                    // With one half, all prefetches at once: between the loads they kept the
+                    // compiler from making broadcasts memory operands, and it spilled (8 bits).
                     if PREFETCH && HALVES == 1 {
                         for line in 0..ahead.lines {
                             _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast());
                         }
                     }
                     unroll!(K in 0..8 => {
-                        // Of both halves they are spread: in a bunch at the start of a sub-block they lose a sixth or more.
+                        // With both halves they are spread: all at the start of a sub-block cost a
+                        // sixth or more.
                         let lines = K * BITS / 4..(K + 1) * BITS / 4;
                         for line in if PREFETCH && HALVES == 2 { lines } else { 0..0 } {
                             let at = next.wrapping_add(64 * line);

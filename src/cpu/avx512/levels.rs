@@ -1,9 +1,9 @@
-//! Codes as floats, exactly: their levels, `code - zero_point`.
+//! Codes to floats, exactly: their levels, `code - zero_point`.
 
 use crate::cpu::layout::{Layout, ZeroKind};
 use std::arch::x86_64::*;
 
-/// Turns the dwords of a sub-block into levels (see [`crate::cpu::layout`] for what lies where).
+/// Converts the dwords of a sub-block to levels (see [`crate::cpu::layout`] for the layout).
 pub(super) trait Levels: Copy {
     /// For a matrix.
     ///
@@ -24,16 +24,19 @@ pub(super) trait Levels: Copy {
     unsafe fn level<const BITS: usize>(&self, dword: __m512i, col: usize) -> __m512;
 }
 
-/// A field of a dword becomes a float without a conversion: masked into the mantissa of `2^(23 - shift)` it *is* that number
-/// plus the code, and one subtraction of `2^(23 - shift) + zero_point` leaves the level. On Zen 5 the mask runs on
-/// any of four pipes and the subtraction beside the multiply-adds. One bit is moved into the sign of 1.0 instead.
+/// Converts a field of a dword to a float without a conversion instruction: masked into the
+/// mantissa of `2^(23 - shift)` it *is* that number plus the code, and subtracting
+/// `2^(23 - shift) + zero_point` leaves the level. On Zen 5 the masking runs on any of four pipes
+/// and the subtraction alongside the multiply-adds. With one bit, the bit is moved into the sign of
+/// 1.0 instead.
 #[derive(Clone, Copy)]
 pub(super) struct Masked {
-    /// `2^(23 - shift) + zero_point` for the four places of a field in a 16-bit half.
+    /// `2^(23 - shift) + zero_point` for the four positions of a field in a 16-bit half.
     base: [__m512; 4],
 }
 
-/// Places that a field takes before the dword is shifted: bit offsets `0, BITS, 2 BITS, 3 BITS`, or 0 and 8 at 8 bits.
+/// Field positions that need no shift of the dword: bit offsets `0, BITS, 2 BITS, 3 BITS`, or 0 and
+/// 8 at 8 bits.
 const fn places(bits: usize) -> usize {
     if bits == 8 { 2 } else { 4 }
 }
@@ -102,12 +105,16 @@ impl Levels for Masked {
     }
 }
 
-/// Levels out of a table, two columns a look-up, for constant zero points: `vpermw` takes the float's upper half, which is all there is of it, for the
-/// code that is lowest in each half of the dword; of five bits of an index those beyond the code find the same. Bytes are moved into the
-/// mantissa of `2^23` by `vpshufb` and an or, and may have any zero points.
+/// Levels from a table, two columns per look-up, for constant zero points. `vpermw` returns the
+/// upper half of the float, whose lower half is zero, for the code in the low bits of each half of
+/// the dword; the table is repeated, so that the index bits above the code do not matter. At 8
+/// bits, bytes are moved into the mantissa of `2^23` by `vpshufb` and an or; zero points may then
+/// vary.
 ///
-/// An instruction of three operands, as [`Masked`] masks with, and a multiply-add wait for each other on Zen 4 (see [`super::zen4`]). One vector
-/// took 678 µs masked and 570 so at 2 bits, 659 and 564 at 4, 586 and 571 at 1 (4096 × 4096, from cache, two runs in turn); at 8 bits 665 and 725.
+/// On Zen 4 a three-operand instruction such as the masking of [`Masked`] and a multiply-add
+/// contend with each other (see [`super::zen4`]). One vector, masked and shuffled, µs: 678 and 570
+/// at 2 bits, 659 and 564 at 4, 586 and 571 at 1 (4096 × 4096, from cache, two alternating runs);
+/// at 8 bits 665 and 725.
 #[derive(Clone, Copy)]
 pub(super) struct Shuffled {
     /// The table; at 8 bits `2^23 + zero_point`.
@@ -129,7 +136,7 @@ impl Levels for Shuffled {
         unsafe {
             let code = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
             let code = _mm512_and_si512(code, _mm512_set1_epi32((1 << BITS) - 1));
-            // The zero point of one bit is for codes that are doubled.
+            // With one bit, the zero point refers to doubled codes.
             let level = match BITS {
                 1 => _mm512_sub_epi32(_mm512_add_epi32(code, code), _mm512_set1_epi32(zero)),
                 _ => _mm512_sub_epi32(code, _mm512_set1_epi32(zero)),
@@ -163,7 +170,7 @@ impl Levels for Shuffled {
         // SAFETY: AVX-512 F and BW.
         unsafe {
             if BITS == 8 {
-                // Byte col % 4 of each dword, and zeros.
+                // Byte col % 4 of each dword, zero-extended.
                 let index = _mm512_set4_epi32(12, 8, 4, 0);
                 let index = _mm512_or_si512(
                     _mm512_add_epi32(index, _mm512_set1_epi32((col % 4) as i32)),

@@ -1,19 +1,24 @@
-//! One bit, int8 activations and one vector: what four columns can sum to is looked up, 64 bytes an instruction.
+//! 1-bit weights, int8 activations and one vector: the sum of four columns is looked up, 64 bytes
+//! per instruction.
 //!
-//! `vpermb` takes 64 bytes from a table of 64. A byte of a 1-bit dword (see [`crate::cpu::layout`]) is two nibbles, four columns each, and
-//! byte `j` of all dwords has its own table of 16 sums; the four of them make one of 64, and bits 4 and 5 of an index say which. A sum has no room
-//! in a byte: its lowest seven bits are looked up in one table and the rest in another, and one dot product puts those of four
-//! bytes together, `128 * high`, and another `low`. Unlike bits that are masked, looked-up sums want no dot product for each four columns:
-//! 11 instructions between loads for 16 rows × 32 columns where dot products take 21. Making the tables costs what one tile does.
+//! `vpermb` selects 64 bytes from a table of 64. A byte of a 1-bit dword (see
+//! [`crate::cpu::layout`]) is two nibbles of four columns each. Byte `j` of all dwords has its own
+//! table of 16 sums; the four tables make one of 64, and bits 4 and 5 of an index select among
+//! them. A sum does not fit a byte: its lowest seven bits are looked up in one table and the rest
+//! in another. One dot product adds those of four bytes for `128 * high`, another for `low`. Unlike
+//! masked bits, looked-up sums need no dot product per four columns: 11 instructions, loads aside,
+//! for 16 rows × 32 columns, where dot products take 21. Building the tables costs as much as one
+//! tile.
 //!
-//! Sums are of doubled bits, as [`super::int8`] sums them: the same integers, and the same order of float32 sums behind them.
+//! Sums are of doubled bits, as in [`super::int8`]: the same integers, followed by the same order
+//! of float32 sums.
 
 use super::{prefetch, scales_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS};
 use crate::cpu::tile::{LOOKUP_BYTES, LookupActs, Lookups, Stream};
 use std::arch::x86_64::*;
 
-/// The tables as a kernel set has them.
+/// The functions for a kernel set.
 pub(super) const KERNELS: Lookups = Lookups { build, multiply };
 
 /// The prefetch distance in bytes.
@@ -26,7 +31,8 @@ struct Bytes([u8; 64]);
 /// Nibbles of a byte.
 const NIBBLES: usize = 2;
 
-/// For each nibble, the columns of the lower two bits of an index and those of the upper two, in turns: 16 bytes for each byte of a dword.
+/// For each nibble, the columns of the lower two bits of an index and those of the upper two,
+/// alternating: 16 bytes for each byte of a dword.
 static COLUMNS: [[Bytes; 2]; NIBBLES] = {
     let mut all = [const { [const { Bytes([0; 64]) }; 2] }; NIBBLES];
     let mut i = 0;
@@ -39,7 +45,8 @@ static COLUMNS: [[Bytes; 2]; NIBBLES] = {
     all
 };
 
-/// Twice the lower two bits of the eight indices below 8, then the upper two of these, then those of the other eight.
+/// Twice the lower two bits of the eight indices below 8; then twice the upper two bits of these,
+/// and of the other eight.
 static BITS: [Bytes; 3] = {
     let mut all = [const { Bytes([0; 64]) }; 3];
     let mut i = 0;
@@ -56,10 +63,11 @@ static BITS: [Bytes; 3] = {
 /// The contract of [`crate::cpu::tile::LookupBuildFn`].
 ///
 /// # Safety
-/// AVX-512 BW and VBMI; `codes` `(count, 32)`, `tables` `(count, LOOKUP_BYTES)` aligned to 64 bytes.
+/// AVX-512 BW and VBMI; `codes` `(count, 32)`, `tables` `(count, LOOKUP_BYTES)` aligned to 64
+/// bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 unsafe fn build(codes: *const i8, count: usize, tables: *mut u8) {
-    // SAFETY: the statics are vectors; the rest as the caller promises.
+    // SAFETY: the statics are vectors; the rest is guaranteed by the caller.
     unsafe {
         let vector = |bytes: &Bytes| _mm512_load_si512(bytes.0.as_ptr().cast());
         let lowest = _mm512_set1_epi16(127);
@@ -104,7 +112,8 @@ unsafe fn multiply(
 ) {
     let mut p = stream.at;
     let group_bytes = l.group_offset(1);
-    // What lies beyond the last group lies from `then` on: of whole groups, the last of which may reach into the gap.
+    // After the last group, data continues at `next`. Prefetches are redirected there for whole
+    // groups at a time, so that a few may fall just before `next`.
     let bytes = l.group_offset(first + count).min(l.tile_bytes()) - l.group_offset(first);
     let gap = (stream.next as isize).wrapping_sub(p.wrapping_add(bytes) as isize);
     let last = first + count;
@@ -125,9 +134,10 @@ unsafe fn multiply(
         mut scales,
         mut corrections,
     } = x;
-    // SAFETY: every pointer walks through what the contract describes, in its order: the sub-blocks of a group, which are two vectors each,
-    // its tail, the next group; four vectors of tables a sub-block; a scale and a correction a block. `out` is 32 floats, aligned.
-    // Prefetches may name any address.
+    // SAFETY: every pointer advances through what the contract describes, in its order: the
+    // sub-blocks of a group, which are two vectors each, its tail, the next group; four vectors of
+    // tables per sub-block; a scale and a correction per block. `out` is 32 floats, aligned.
+    // Prefetches may use any address.
     unsafe {
         let nibble = _mm512_set1_epi8(15);
         let table_of_byte = _mm512_set1_epi32(0x3020_1000);

@@ -1,14 +1,15 @@
-//! AVX-512: the tile kernels on 512-bit registers, a half of a tile (16 rows) to a register.
+//! AVX-512: the tile kernels on 512-bit registers, one half of a tile (16 rows) per register.
 //!
-//! | set | wants | processors |
+//! | set | requires | processors |
 //! |---|---|---|
 //! | [`BASE`] | F, BW, VL, DQ | Skylake-X |
 //! | [`VNNI`] | and VNNI | Cascade Lake |
 //! | [`ICE_PAIRS`], [`ICE_TABLES`], [`ZEN4`] | and VBMI and VPOPCNTDQ | Ice Lake, Zen 4 and later |
 //! | [`AMX`] | and AMX-INT8 | Sapphire Rapids and later |
 //!
-//! What differs is named by the traits [`Dot`] and [`Popcount`]; the generic functions carry no `target_feature` and are
-//! `inline(always)`, so that they take on the features of the entry point they end up in.
+//! The traits [`Dot`] and [`Popcount`] name what differs. The generic functions have no
+//! `target_feature` and are `inline(always)`, so that they are compiled with the features of the
+//! entry point that they are inlined into.
 
 mod activations;
 mod amx;
@@ -30,23 +31,23 @@ use super::layout::{Layout, ScaleKind, ZeroKind};
 use super::tile::TileKernels;
 use std::arch::x86_64::*;
 
-/// Products of bytes, summed.
+/// Byte dot products.
 trait Dot {
-    /// Whether any bytes are multiplied as fast as few bits.
+    /// Whether arbitrary bytes are multiplied as fast as codes of few bits.
     const ANY_BYTE: bool;
 
-    /// Whether many vectors take the halves of a tile one after the other: see [`zen4`].
+    /// Whether many vectors process the two halves of a tile separately: see [`zen4`].
     const SPLITS_HALVES: bool;
 
-    /// `acc + dot(u, s)` in each dword: four products of the unsigned bytes of `u` with the signed bytes of `s`.
-    /// Bytes of `u` are at most 15 where `BITS` is below 8, unless it takes [`Dot::ANY_BYTE`].
+    /// `acc + dot(u, s)` in each dword: four products of the unsigned bytes of `u` and the signed
+    /// bytes of `s`. Where `BITS` is below 8, bytes of `u` are at most 15 unless [`Dot::ANY_BYTE`].
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i;
 }
 
-/// Bits, counted.
+/// Popcount.
 trait Popcount {
     /// Set bits of each dword.
     ///
@@ -68,14 +69,15 @@ impl Dot for Base {
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
-        // SAFETY: the caller's processor has AVX-512 BW.
+        // SAFETY: the caller guarantees AVX-512 BW.
         unsafe {
             let ones = _mm512_set1_epi16(1);
             if BITS < 8 {
                 // 2 * 15 * 127 fits 16 bits.
                 return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), ones));
             }
-            // vpmaddubsw saturates at 2 * 255 * 127: the top bit goes separately, 2 * 128 * 127 just fits.
+            // vpmaddubsw saturates at 2 * 255 * 127: the top bit is multiplied separately;
+            // `2 * 128 * 127` just fits.
             let top = _mm512_set1_epi8(-128);
             let low = _mm512_maddubs_epi16(_mm512_andnot_si512(top, u), s);
             let high = _mm512_maddubs_epi16(_mm512_and_si512(top, u), s);
@@ -88,7 +90,7 @@ impl Dot for Base {
 impl Popcount for Base {
     #[inline(always)]
     unsafe fn popcount(v: __m512i) -> __m512i {
-        // SAFETY: the caller's processor has AVX-512 BW.
+        // SAFETY: the caller guarantees AVX-512 BW.
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_setr_epi8(
                 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
@@ -112,7 +114,7 @@ impl Dot for Vnni {
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
-        // SAFETY: the caller's processor has AVX-512 VNNI.
+        // SAFETY: the caller guarantees AVX-512 VNNI.
         unsafe { _mm512_dpbusd_epi32(acc, u, s) }
     }
 }
@@ -120,7 +122,7 @@ impl Dot for Vnni {
 impl Popcount for Vnni {
     #[inline(always)]
     unsafe fn popcount(v: __m512i) -> __m512i {
-        // SAFETY: the caller's processor has what `Base` wants.
+        // SAFETY: the caller guarantees what `Base` requires.
         unsafe { Base::popcount(v) }
     }
 }
@@ -128,33 +130,33 @@ impl Popcount for Vnni {
 impl Popcount for Vpopcntdq {
     #[inline(always)]
     unsafe fn popcount(v: __m512i) -> __m512i {
-        // SAFETY: the caller's processor has AVX-512 VPOPCNTDQ.
+        // SAFETY: the caller guarantees AVX-512 VPOPCNTDQ.
         unsafe { _mm512_popcnt_epi32(v) }
     }
 }
 
-/// Prefetches the line at `near` into the L1 cache and that at `far` into L2.
-/// They may be any addresses.
+/// Prefetches the line at `near` into L1 and that at `far` into L2. The addresses need not be
+/// valid.
 #[inline(always)]
 fn prefetch(near: *const u8, far: *const u8) {
-    // SAFETY: a prefetch reads nothing that the program can see.
+    // SAFETY: a prefetch has no visible effect.
     unsafe {
         _mm_prefetch::<_MM_HINT_T1>(far.cast());
         _mm_prefetch::<_MM_HINT_T0>(near.cast());
     }
 }
 
-/// The two halves of the scales of a group.
+/// The scales of a group, by halves.
 ///
 /// # Safety
 /// AVX-512 F; `tail` points to the scales of a group.
 #[inline(always)]
 unsafe fn scales(l: &Layout, tail: *const u8) -> [__m512; 2] {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { [scales_of_half(l, tail, 0), scales_of_half(l, tail, 1)] }
 }
 
-/// A half of the scales of a group.
+/// One half of the scales of a group.
 ///
 /// # Safety
 /// AVX-512 F; `tail` points to the scales of a group.
@@ -169,13 +171,13 @@ unsafe fn scales_of_half(l: &Layout, tail: *const u8, half: usize) -> __m512 {
     }
 }
 
-/// The two halves of the zero points of a group, as dwords.
+/// The zero points of a group as dwords, by halves.
 ///
 /// # Safety
 /// AVX-512 F; `tail` points to the scales of a group.
 #[inline(always)]
 unsafe fn zero_points(l: &Layout, tail: *const u8) -> [__m512i; 2] {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         [
             zero_points_of_half(l, tail, 0),
@@ -184,7 +186,7 @@ unsafe fn zero_points(l: &Layout, tail: *const u8) -> [__m512i; 2] {
     }
 }
 
-/// A half of the zero points of a group, as dwords.
+/// One half of the zero points of a group, as dwords.
 ///
 /// # Safety
 /// AVX-512 F; `tail` points to the scales of a group.
@@ -193,7 +195,7 @@ unsafe fn zero_points_of_half(l: &Layout, tail: *const u8, half: usize) -> __m51
     match l.zero {
         // SAFETY: AVX-512 F.
         ZeroKind::Constant(z) => unsafe { _mm512_set1_epi32(z) },
-        // SAFETY: with ZeroKind::PerGroup the layout puts 32 of them behind the scales.
+        // SAFETY: with ZeroKind::PerGroup the layout stores 32 zero points after the scales.
         ZeroKind::PerGroup => unsafe {
             let z = tail.add(l.scale_bytes() + 32 * half);
             _mm512_cvtepi16_epi32(_mm256_load_si256(z.cast()))
@@ -202,15 +204,15 @@ unsafe fn zero_points_of_half(l: &Layout, tail: *const u8, half: usize) -> __m51
 }
 
 kernel_set! {
-    /// AVX-512 as Skylake-X has it.
+    /// AVX-512 as on Skylake-X.
     BASE, base, Base, Avx512, "avx512", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c"
 }
 kernel_set! {
-    /// AVX-512 as Cascade Lake has it.
+    /// AVX-512 as on Cascade Lake.
     VNNI = BASE with vnni, Vnni, "avx512+vnni", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni"
 }
 
-/// [`BASE`], and pairs of tiles for many float32 vectors.
+/// [`BASE`] with pairs of tiles for many float32 vectors.
 pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {
     name: "avx512+pairs",
     cores: &[Core::Other],
@@ -218,7 +220,7 @@ pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {
     ..BASE
 };
 
-/// [`VNNI`], and pairs of tiles for many vectors.
+/// [`VNNI`] with pairs of tiles for many vectors.
 pub(in crate::cpu) const VNNI_PAIRS: TileKernels = TileKernels {
     name: "avx512+vnni+pairs",
     cores: &[Core::Other],
@@ -226,7 +228,7 @@ pub(in crate::cpu) const VNNI_PAIRS: TileKernels = TileKernels {
     ..VNNI
 };
 
-/// [`VNNI_PAIRS`] with VPOPCNTDQ: AVX-512 as Ice Lake has it.
+/// [`VNNI_PAIRS`] with VPOPCNTDQ and look-ups: AVX-512 as on Ice Lake.
 pub(in crate::cpu) const ICE_PAIRS: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+pairs",
     sign: by_width!(ice_sign),
@@ -234,14 +236,15 @@ pub(in crate::cpu) const ICE_PAIRS: TileKernels = TileKernels {
     ..VNNI_PAIRS
 };
 
-/// [`ICE_PAIRS`], and AMX for many vectors: Sapphire Rapids and later.
+/// [`ICE_PAIRS`] with AMX for many vectors: Sapphire Rapids and later.
 pub(in crate::cpu) const AMX: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+pairs+amx",
     amx: Some(amx::KERNELS),
     ..ICE_PAIRS
 };
 
-/// [`VNNI`] with VPOPCNTDQ, and tables for many vectors of one bit: AVX-512 as AMD has it.
+/// [`VNNI`] with VPOPCNTDQ, and with tables for many vectors of 1-bit weights: AVX-512 as on AMD
+/// processors.
 pub(in crate::cpu) const ICE_TABLES: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables",
     cores: &[Core::Amd],
@@ -262,6 +265,6 @@ unsafe fn ice_sign<const V: usize>(
     l2_distance: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { sign::tile::<Vpopcntdq, V>(l, tile, x, l2_distance, out) }
 }

@@ -1,10 +1,11 @@
 //! Many vectors, two tiles at a time: fewer loads.
 //!
-//! A product of sums `H` halves of tiles high and `V` vectors wide loads `H + V` registers for `H * V` multiply-adds. Intel's cores do two
-//! of these a cycle, and one 512-bit load or store where it was measured (Ice Lake), a broadcast of four bytes included. Two halves and
-//! six vectors are 8 loads for 12 multiply-adds, and wait for the loads; four halves are 10 for 24. The 24 sums of
-//! a block of columns fill the registers, so that those over the blocks live in the L1 cache, and weights are unpacked
-//! before: to bytes, as 8 bits have them, or to floats.
+//! An accumulator block `H` tile halves high and `V` vectors wide needs `H + V` register loads for
+//! `H * V` multiply-adds. Intel cores execute two multiply-adds per cycle, and one 512-bit load or
+//! store (measured on Ice Lake), a broadcast of four bytes included. Two halves and six vectors
+//! need 8 loads for 12 multiply-adds and are load-bound; four halves need 10 for 24. The 24
+//! accumulators of a block of columns fill the registers, so that the sums over the blocks are kept
+//! in L1, and weights are unpacked beforehand: to bytes, in the order of 8 bits, or to floats.
 
 use super::int8::four_columns;
 use super::{scales, zero_points};
@@ -16,13 +17,14 @@ use std::sync::atomic::{Ordering, compiler_fence};
 /// Halves of two tiles.
 const HALVES: usize = 4;
 
-/// With AVX-512 as Skylake-X has it: float32 alone, because without VNNI a dot product with bytes beyond 4 bits is two.
+/// For AVX-512 as on Skylake-X: float32 only, because without VNNI a byte dot product takes two
+/// multiplications above 4 bits.
 pub(super) const BASE: Pairs = Pairs {
     float: by_width!(float),
     int8: None,
 };
 
-/// With VNNI.
+/// With VNNI: int8 too.
 pub(super) const VNNI: Pairs = Pairs {
     int8: Some(PairsInt8 {
         bytes: [bytes::<1>, bytes::<2>, bytes::<4>, bytes::<8>],
@@ -31,8 +33,9 @@ pub(super) const VNNI: Pairs = Pairs {
     ..BASE
 };
 
-/// Keeps sums that live in memory there: the optimiser would rather carry them through the loop, in registers that it does not have, and
-/// spill others for them (without it float32 fell from 91 to 62% of the peak, int8 from 66 to 43%).
+/// Keeps accumulators that are stored in memory there. The optimiser would otherwise carry them
+/// through the loop in registers that it does not have, and spill others (without this float32 fell
+/// from 91 to 62% of peak, int8 from 66 to 43%).
 #[inline(always)]
 fn keep_accumulators_in_memory() {
     compiler_fence(Ordering::SeqCst);
@@ -52,7 +55,8 @@ unsafe fn bytes<const BITS: usize>(
 ) {
     for i in 0..count {
         let (sub, tail) = l.sub_and_tail(first + i);
-        // SAFETY: the tile has sub-block `first + i`, the outputs have room for `count` of them.
+        // SAFETY: the tile has sub-block `first + i`, and the outputs have room for `count` of
+        // them.
         unsafe {
             let (sub, tail) = (tile.add(sub), tile.add(tail));
             let codes = to.codes.add(i * SUB_COLS * TILE_ROWS);
@@ -94,18 +98,19 @@ unsafe fn int8<const V: usize>(
         corrections: x.corrections.wrapping_add(v),
     };
     let to = |v: usize| out.map(|out| out.wrapping_add(v * TILE_ROWS));
-    // SAFETY: the caller's; the second half of the vectors lies behind the first in each sub-block, block and output.
+    // SAFETY: the caller upholds this contract; the second half of the vectors follows the first in
+    // each sub-block, block and output.
     unsafe {
         match V {
             12 => {
-                int8_walk::<V, 6, true>(l, count, tiles, x, ahead, out);
-                int8_walk::<V, 6, false>(l, count, tiles, from(6), ahead, to(6));
+                int8_pass::<V, 6, true>(l, count, tiles, x, ahead, out);
+                int8_pass::<V, 6, false>(l, count, tiles, from(6), ahead, to(6));
             }
             8 => {
-                int8_walk::<V, 4, true>(l, count, tiles, x, ahead, out);
-                int8_walk::<V, 4, false>(l, count, tiles, from(4), ahead, to(4));
+                int8_pass::<V, 4, true>(l, count, tiles, x, ahead, out);
+                int8_pass::<V, 4, false>(l, count, tiles, from(4), ahead, to(4));
             }
-            _ => int8_walk::<V, V, true>(l, count, tiles, x, ahead, out),
+            _ => int8_pass::<V, V, true>(l, count, tiles, x, ahead, out),
         }
     }
 }
@@ -113,9 +118,9 @@ unsafe fn int8<const V: usize>(
 /// `VS` of the `V` vectors that the activations interleave.
 ///
 /// # Safety
-/// As [`int8`], but that activations and outputs begin with the first of the `VS` vectors.
+/// As [`int8`], except that activations and outputs begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn int8_walk<const V: usize, const VS: usize, const PREFETCH: bool>(
+unsafe fn int8_pass<const V: usize, const VS: usize, const PREFETCH: bool>(
     l: &Layout,
     count: usize,
     tiles: [Bytes; 2],
@@ -128,8 +133,9 @@ unsafe fn int8_walk<const V: usize, const VS: usize, const PREFETCH: bool>(
     let mut zeros = tiles.map(|t| t.zeros);
     let (mut x, mut sx, mut corr) = (x.codes, x.scales, x.corrections);
     let mut next = ahead.map(|a| a.at);
-    // SAFETY: every pointer walks through what the contract describes, a block after the other. From other than the first vector on the last step
-    // of the activations ends beyond them, and nothing is read there.
+    // SAFETY: every pointer advances through what the contract describes, block after block. When
+    // starting at a later vector, the last step of the activation pointers ends past the buffers,
+    // where nothing is read.
     unsafe {
         while left > 0 {
             let block = l.block_subs.min(left);
@@ -209,18 +215,19 @@ unsafe fn float<const V: usize>(
     f: [*mut f32; 2],
 ) {
     let to = |v: usize| f.map(|f| f.wrapping_add(v * TILE_ROWS));
-    // SAFETY: the caller's; the second half of the vectors lies behind the first in each column and output.
+    // SAFETY: the caller upholds this contract; the second half of the vectors follows the first in
+    // each column and output.
     unsafe {
         match V {
             12 => {
-                float_walk::<V, 6>(levels, scales, count, x, f);
-                float_walk::<V, 6>(levels, scales, count, x.add(6), to(6));
+                float_pass::<V, 6>(levels, scales, count, x, f);
+                float_pass::<V, 6>(levels, scales, count, x.add(6), to(6));
             }
             8 => {
-                float_walk::<V, 4>(levels, scales, count, x, f);
-                float_walk::<V, 4>(levels, scales, count, x.add(4), to(4));
+                float_pass::<V, 4>(levels, scales, count, x, f);
+                float_pass::<V, 4>(levels, scales, count, x.add(4), to(4));
             }
-            _ => float_walk::<V, V>(levels, scales, count, x, f),
+            _ => float_pass::<V, V>(levels, scales, count, x, f),
         }
     }
 }
@@ -228,9 +235,9 @@ unsafe fn float<const V: usize>(
 /// `VS` of the `V` vectors that `x` interleaves.
 ///
 /// # Safety
-/// As [`float`], but that `x` and `f` begin with the first of the `VS` vectors.
+/// As [`float`], except that `x` and `f` begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn float_walk<const V: usize, const VS: usize>(
+unsafe fn float_pass<const V: usize, const VS: usize>(
     levels: [*const f32; 2],
     scales: [*const f32; 2],
     count: usize,
@@ -238,8 +245,9 @@ unsafe fn float_walk<const V: usize, const VS: usize>(
     f: [*mut f32; 2],
 ) {
     let (mut w, mut scales, mut x) = (levels, scales, x);
-    // SAFETY: `levels` are (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), of which the last step from other than the first vector on
-    // ends beyond the end, where nothing is read; `f` is (VS, 32).
+    // SAFETY: `levels` are (count * 32, 32), `scales` (count, 32), `x` (count * 32, V), `f` (VS,
+    // 32). When starting at a later vector, the last step of `x` ends past the buffer, where
+    // nothing is read.
     unsafe {
         for _ in 0..count {
             for _ in 0..2 {

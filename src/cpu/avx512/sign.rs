@@ -1,4 +1,4 @@
-//! Sign activations: exclusive or and popcount.
+//! Sign activations: xor and popcount.
 
 use super::{Popcount, prefetch, scales};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
@@ -20,24 +20,25 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
     l2_distance: usize,
     out: *mut f32,
 ) {
-    // SAFETY: as the caller promises; the second six of twelve vectors lie behind the first in each sub-block and in `out`.
+    // SAFETY: the caller upholds this contract; the second six of twelve vectors follow the first
+    // in each sub-block and in `out`.
     unsafe {
         match V {
             12 => {
-                walk::<E, V, 6, true>(l, tile, x, l2_distance, out);
-                walk::<E, V, 6, false>(l, tile, x.add(6), l2_distance, out.add(6 * TILE_ROWS));
+                pass::<E, V, 6, true>(l, tile, x, l2_distance, out);
+                pass::<E, V, 6, false>(l, tile, x.add(6), l2_distance, out.add(6 * TILE_ROWS));
             }
-            _ => walk::<E, V, V, true>(l, tile, x, l2_distance, out),
+            _ => pass::<E, V, V, true>(l, tile, x, l2_distance, out),
         }
     }
 }
 
-/// `VS` of the `V` vectors that `x` interleaves; with `PREFETCH` it prefetches what lies ahead.
+/// `VS` of the `V` vectors that `x` interleaves; prefetches if `PREFETCH`.
 ///
 /// # Safety
-/// As [`tile`], but that `x` and `out` begin with the first of the `VS` vectors.
+/// As [`tile`], except that `x` and `out` begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const PREFETCH: bool>(
+unsafe fn pass<E: Popcount, const V: usize, const VS: usize, const PREFETCH: bool>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,
@@ -54,8 +55,9 @@ unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const PREFETCH: boo
             );
         }
     };
-    // SAFETY: `p` and `x` walk through the tile and the vectors as the contract lays them out; from other than the first vector on the last step of
-    // `x` ends beyond them, and nothing is read there. `out` is (VS, 32).
+    // SAFETY: `p` and `x` advance through the tile and the vectors as the contract lays them out.
+    // When starting at a later vector, the last step of `x` ends past the vectors, where nothing is
+    // read. `out` is (VS, 32).
     unsafe {
         let mut f = [[_mm512_setzero_ps(); 2]; VS];
         let mut sum = [[[_mm512_setzero_pd(); 2]; 2]; VS];

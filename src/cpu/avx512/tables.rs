@@ -1,35 +1,39 @@
-//! One bit, int8 activations and many vectors, by tables: what four columns can sum to is looked up, 32 sums an instruction.
+//! 1-bit weights, int8 activations and many vectors, by tables: the sums of four columns are looked
+//! up, 32 per instruction.
 //!
-//! `vpermw` takes 32 words from a table of 32. A 1-bit dword (see [`crate::cpu::layout`]) is two words of 16 bits: four times
-//! four columns of one row in the even words, four times four others in the odd ones. So a table of four columns has the 16 sums
-//! of the even words below, those of the odd ones above, and bit 4 of an index says which. A look-up and an addition are then 16 rows ×
-//! 8 columns, for which `vpdpbusd` is needed twice: it shares two ports with the float arithmetic, which an addition does not, and
-//! wants unpacked codes.
-//! That pays as long as the tables lie in the L1 cache and serve many tiles.
+//! `vpermw` selects 32 words from a table of 32. A 1-bit dword (see [`crate::cpu::layout`]) is two
+//! words of 16 bits: four times four columns of one row in the even words, four times four others
+//! in the odd ones. A table of four columns therefore has the 16 sums of the even words in its
+//! lower half and those of the odd words in its upper half, selected by bit 4 of an index. One
+//! look-up and one addition then cover 16 rows × 8 columns, for which `vpdpbusd` is needed twice:
+//! that instruction shares two ports with the floating-point arithmetic, which an addition does
+//! not, and needs unpacked codes. This pays as long as the tables stay in L1 and are used for many
+//! tiles.
 //!
-//! Tables hold sums of doubled bits, as [`super::int8`] sums them, and the corrections of the contract are added to those: the
-//! same integers, and the same order of float32 sums behind them.
+//! Tables hold sums of doubled bits, as in [`super::int8`], to which the corrections of the
+//! contract are added: the same integers, followed by the same order of float32 sums.
 
 use super::scales;
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::{TABLE_WORDS, TableActs, Tables, WIDTHS};
 use std::arch::x86_64::*;
 
-/// The tables as a kernel set has them.
+/// The functions for a kernel set.
 pub(super) const KERNELS: Tables = Tables { build, multiply };
 
 /// Bytes of a vector.
 #[repr(align(64))]
 struct Bytes([u8; 64]);
 
-/// Which two columns a word of a table weighs, for the lower and the upper two bits of its index.
+/// Which two columns a word of a table sums, for the lower and the upper two bits of its index.
 static COLUMNS: [[Bytes; 2]; 4] = {
     let mut all = [const { [const { Bytes([0; 64]) }; 2] }; 4];
     let mut i = 0;
     while i < 4 * 2 * 64 {
         let (n, pair, byte) = (i / 128, i / 64 % 2, i % 64);
         let odd = byte / 32;
-        // Nibble n of a word: byte j of the dword and columns 4p + j for the lower or the upper four p.
+        // Nibble n of a word: byte j of the dword, and columns 4p + j for the lower or the upper
+        // four p.
         let column = 16 * (n % 2) + n / 2 + 2 * odd + 8 * pair + 4 * (byte % 2);
         all[n][pair].0[byte] = column as u8;
         i += 1;
@@ -56,7 +60,7 @@ static BITS: [Bytes; 2] = {
 /// AVX-512 BW and VBMI; `codes` `(count, 32)`, `tables` `(count, TABLE_WORDS)` aligned to 64 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 unsafe fn build(codes: *const i8, count: usize, tables: *mut i16) {
-    // SAFETY: the statics are vectors; the rest as the caller promises.
+    // SAFETY: the statics are vectors; the rest is guaranteed by the caller.
     unsafe {
         let bits = [0, 1].map(|pair: usize| _mm512_load_si512(BITS[pair].0.as_ptr().cast()));
         for i in 0..count {
@@ -74,16 +78,16 @@ unsafe fn build(codes: *const i8, count: usize, tables: *mut i16) {
     }
 }
 
-/// Each sub-block is a block of activations.
+/// Stage: each sub-block is a block of activations.
 const EACH: u8 = 0;
-/// All sub-blocks together are one.
+/// Stage: all sub-blocks together are one block.
 const WHOLE: u8 = 1;
-/// They are the first ones of a block.
+/// Stage: they are the first ones of a block.
 const OPEN: u8 = 2;
-/// They are the last ones of a block whose others were `OPEN`.
+/// Stage: they are the last ones of a block whose others were `OPEN`.
 const CLOSE: u8 = 3;
 
-/// Integer sums of half a block.
+/// Integer sums of half a block, kept between `OPEN` and `CLOSE`.
 #[repr(align(64))]
 struct PartialSums([i16; WIDTHS[0] * 64]);
 
@@ -102,13 +106,13 @@ unsafe fn multiply(
     out: *mut f32,
 ) {
     let mut carried = PartialSums([0; WIDTHS[0] * 64]);
-    let mut walk = Walk {
+    let mut sub_blocks = SubBlocks {
         l,
         tile,
         group: first / l.subs,
         sub: first % l.subs,
     };
-    let mut sweep = Sweep {
+    let mut pass = VectorPass {
         l,
         x,
         ahead,
@@ -116,47 +120,50 @@ unsafe fn multiply(
         out,
     };
     let mut left = count;
-    // SAFETY: as the caller promises: `left` sub-blocks follow, in whole blocks, and the tables go on beside them.
+    // SAFETY: the caller upholds this contract: `left` sub-blocks follow, in whole blocks, and the
+    // tables advance with them.
     unsafe {
         while left > 0 {
-            let block = l.block_subs.min(l.group_subs(walk.group) - walk.sub);
+            let block = l
+                .block_subs
+                .min(l.group_subs(sub_blocks.group) - sub_blocks.sub);
             left -= block;
             match (l.block_subs, block) {
                 (1, _) if left > 0 => {
                     left -= 1;
-                    sweep.accumulate::<2, EACH>([walk.next(), walk.next()]);
+                    pass.accumulate::<2, EACH>([sub_blocks.next(), sub_blocks.next()]);
                 }
-                (_, 1) => sweep.accumulate::<1, WHOLE>([walk.next()]),
-                (_, 2) => sweep.accumulate::<2, WHOLE>([walk.next(), walk.next()]),
+                (_, 1) => pass.accumulate::<1, WHOLE>([sub_blocks.next()]),
+                (_, 2) => pass.accumulate::<2, WHOLE>([sub_blocks.next(), sub_blocks.next()]),
                 (_, 3) => {
-                    sweep.accumulate::<2, OPEN>([walk.next(), walk.next()]);
-                    sweep.accumulate::<1, CLOSE>([walk.next()]);
+                    pass.accumulate::<2, OPEN>([sub_blocks.next(), sub_blocks.next()]);
+                    pass.accumulate::<1, CLOSE>([sub_blocks.next()]);
                 }
                 _ => {
-                    sweep.accumulate::<2, OPEN>([walk.next(), walk.next()]);
-                    sweep.accumulate::<2, CLOSE>([walk.next(), walk.next()]);
+                    pass.accumulate::<2, OPEN>([sub_blocks.next(), sub_blocks.next()]);
+                    pass.accumulate::<2, CLOSE>([sub_blocks.next(), sub_blocks.next()]);
                 }
             }
         }
     }
 }
 
-/// A sub-block, and what stands behind its group.
+/// A sub-block, and the tail of its group.
 #[derive(Clone, Copy)]
 struct Place {
     codes: *const u8,
     tail: *const u8,
 }
 
-/// One sub-block of a tile after the other.
-struct Walk<'a> {
+/// Iterates over the sub-blocks of a tile.
+struct SubBlocks<'a> {
     l: &'a Layout,
     tile: *const u8,
     group: usize,
     sub: usize,
 }
 
-impl Walk<'_> {
+impl SubBlocks<'_> {
     #[inline(always)]
     fn next(&mut self) -> Place {
         let (subs, bytes) = (self.l.group_subs(self.group), self.l.sub_bytes());
@@ -173,17 +180,17 @@ impl Walk<'_> {
     }
 }
 
-/// What all vectors do with a few sub-blocks.
-struct Sweep<'a> {
+/// Multiplies a few sub-blocks at a time by all vectors.
+struct VectorPass<'a> {
     l: &'a Layout,
-    /// From the sub-blocks on that come next.
+    /// From the next sub-blocks on.
     x: TableActs,
     ahead: isize,
     carried: &'a mut [i16; WIDTHS[0] * 64],
     out: *mut f32,
 }
 
-impl Sweep<'_> {
+impl VectorPass<'_> {
     /// The indices of `N` sub-blocks stay in registers, 16 for two, while all vectors pass.
     ///
     /// # Safety
@@ -191,8 +198,9 @@ impl Sweep<'_> {
     #[inline(always)]
     unsafe fn accumulate<const N: usize, const STAGE: u8>(&mut self, places: [Place; N]) {
         let vectors = self.x.vectors;
-        // SAFETY: sub-blocks of one bit are two vectors; tables, scales and corrections are as the contract says; `out` is
-        // `(vectors, 32)`, and vectors are at most WIDTHS[0]. Prefetches may name any address.
+        // SAFETY: 1-bit sub-blocks are two vectors; tables, scales and corrections are as in the
+        // contract; `out` is `(vectors, 32)`, and vectors are at most WIDTHS[0]. Prefetches may use
+        // any address.
         unsafe {
             let odd = _mm512_set1_epi32(16 << 16);
             let nibble = _mm512_set1_epi16(15);

@@ -1,24 +1,28 @@
-//! The kernels as Zen 4 is fastest with them.
+//! The kernels tuned for Zen 4.
 //!
-//! Its 512-bit instructions are two passes of a pipe each, of which there are four. Cycles that eight dot products (or multiply-adds) and eight other
-//! instructions take, all of them independent; the dot products alone take 8:
+//! A 512-bit instruction takes two passes of one of four pipes. Cycles for eight dot products (or
+//! multiply-adds) and eight other instructions, all independent; the dot products alone take 8:
 //!
-//! | the others | cycles |
+//! | other instructions | cycles |
 //! |---|---|
 //! | and, or, add, shift | 8 |
 //! | `vpermw`, `vpermb`, `vpshufb` | 10.7 |
 //! | broadcasts from memory into registers | 10.7 |
-//! | none, but each has a broadcast from memory as an operand (`{1to16}`) | 8 |
+//! | none, but each dot product has a broadcast memory operand (`{1to16}`) | 8 |
 //! | `vpternlogd` | 16 |
 //!
-//! - **Halves apart.** A broadcast that two halves of a tile share is an instruction of its own, and takes a pipe. One half at a time each
-//!   has one use, and the compiler makes it an operand; and the sums of twelve vectors, integer and float, fit the registers. 512 int8 vectors
-//!   went from 73 to 75% of the `vpdpbusd` rate at 2 bits, from 71 to 74 at 4, from 66 to 72 at 8; 512 float32 vectors from 82 to 84 or 85% of FMA,
-//!   four of them from 69 to 84 (4096 × 4096, groups of 32, in turns).
-//! - **Levels shuffled**: see [`super::levels::Shuffled`].
-//! - **Look-ups** of one vector of 1 bit ([`super::lookup`]): from cache 134 µs by dot products, 97 so; from memory 147 and 104.
+//! - **Split halves.** A broadcast that two halves of a tile share is an instruction of its own and
+//!   occupies a pipe. With one half at a time each broadcast has a single use, which the compiler
+//!   makes a memory operand; and the accumulators of twelve vectors, integer and float, fit the
+//!   registers. 512 int8 vectors went from 73 to 75% of the `vpdpbusd` rate at 2 bits, from 71 to
+//!   74 at 4, from 66 to 72 at 8; 512 float32 vectors from 82 to 84 or 85% of the FMA rate, four of
+//!   them from 69 to 84 (4096 × 4096, groups of 32, alternating runs).
+//! - **Shuffled levels**: see [`super::levels::Shuffled`].
+//! - **Look-ups** for one vector of 1-bit weights ([`super::lookup`]): from cache 134 µs by dot
+//!   products, 97 by look-ups; from memory 147 and 104.
 //!
-//! Two tiles at a time ([`super::pairs`]) took 1.07 times as long at 2 and 4 bits and up to as much in float32; at 8 bits it made no difference.
+//! Two tiles at a time ([`super::pairs`]) took 1.07 times as long at 2 and 4 bits, and up to as
+//! much in float32; at 8 bits it made no difference.
 
 use super::levels::{Masked, Shuffled};
 use super::{Dot, Vnni, f32 as floats, int8, lookup};
@@ -27,7 +31,7 @@ use crate::cpu::layout::{Layout, ZeroKind};
 use crate::cpu::tile::{Int8Acts, Prefetch, TileKernels};
 use std::arch::x86_64::*;
 
-/// [`super::ICE_TABLES`], and what this module is about.
+/// [`super::ICE_TABLES`] with the kernels of this module.
 pub(in crate::cpu) const ZEN4: TileKernels = TileKernels {
     name: "avx512+vnni+vpopcntdq+tables+zen4",
     cores: &[Core::Zen4],
@@ -59,7 +63,7 @@ pub(in crate::cpu) const ZEN4_WITHOUT_TABLES: TileKernels = TileKernels {
     ..ZEN4
 };
 
-/// [`Vnni`], halves apart.
+/// [`Vnni`] with split halves.
 struct SplitHalves;
 
 impl Dot for SplitHalves {
@@ -68,7 +72,7 @@ impl Dot for SplitHalves {
 
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
-        // SAFETY: the caller's.
+        // SAFETY: the caller upholds this contract.
         unsafe { Vnni::dot::<BITS>(acc, u, s) }
     }
 }
@@ -87,11 +91,11 @@ unsafe fn dot_products<const BITS: usize, const V: usize>(
     ahead: Prefetch,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { int8::tile::<SplitHalves, BITS, V>(l, first, count, tile, acts, ahead, out) }
 }
 
-/// [`floats::direct_by`], shuffled where that is for the zero points.
+/// [`floats::direct_by`], with shuffled levels where the zero points allow.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
@@ -103,12 +107,12 @@ unsafe fn direct<const BITS: usize, const V: usize>(
     l2_distance: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         if const { BITS == 8 && V > 1 } {
             floats::direct_by::<Shuffled, BITS, V, true>(l, tile, x, l2_distance, out);
         } else if const { BITS == 8 } {
-            // Shuffled took 1.09 times as long.
+            // Shuffled levels took 1.09 times as long.
             floats::direct_by::<Masked, BITS, V, true>(l, tile, x, l2_distance, out);
         } else {
             match l.zero {
@@ -123,7 +127,7 @@ unsafe fn direct<const BITS: usize, const V: usize>(
     }
 }
 
-/// [`floats::unpack_by`], shuffled where that is for the zero points.
+/// [`floats::unpack_by`], with shuffled levels where the zero points allow.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX-512 F, BW, VL, DQ.
@@ -136,7 +140,7 @@ unsafe fn unpack<const BITS: usize>(
     levels: *mut f32,
     scales: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe {
         match l.zero {
             ZeroKind::PerGroup if BITS < 8 => {
@@ -159,6 +163,6 @@ unsafe fn panel<const V: usize>(
     x: *const f32,
     f: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { floats::panel_split_halves::<V>(levels, scales, count, x, f) }
 }

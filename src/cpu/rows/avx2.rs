@@ -13,8 +13,9 @@ const LANES: usize = 8;
 #[derive(Clone, Copy)]
 struct Avx2(());
 
-/// 1 and 2 bits: a table of the weights of all codes, repeated to 8 entries so that a permutation,
-/// which looks at three bits, needs no mask. Wider: the scale, the step and the zero point.
+/// 1 and 2 bits: a table of the weights of all codes, repeated to 8 entries: the permutation uses
+/// three bits of the index, so that no mask is needed. Wider: the scale, the step and the zero
+/// point.
 #[derive(Clone, Copy)]
 struct Group {
     table: __m256,
@@ -23,18 +24,19 @@ struct Group {
     zero: __m256,
 }
 
-/// An expression of intrinsics, given the value that proves them executable.
+/// An expression of intrinsics, given a value that proves that the processor can execute them.
 macro_rules! with {
     ($proof:expr, $e:expr) => {{
         let Avx2(()) = $proof;
-        // SAFETY: the proof was made in a function that enables avx2, fma and f16c, whose callers
-        // know that the processor has them; the memory operands are references to whole vectors.
+        // SAFETY: the proof was created in a function that enables avx2, fma and f16c, whose
+        // callers know that the processor has them; the memory operands are references to whole
+        // vectors.
         unsafe { $e }
     }};
 }
 
 impl Avx2 {
-    /// Each lane a doubleword with its code in the low bits; what is above them is other codes.
+    /// One dword per lane with its code in the low bits; the bits above belong to other codes.
     #[inline(always)]
     fn shifted<const BITS: usize>(self, bytes: &[u8]) -> __m256i {
         match BITS {

@@ -13,8 +13,9 @@ const LANES: usize = 16;
 #[derive(Clone, Copy)]
 struct Avx512(());
 
-/// Up to 4 bits: a table of the weights of all codes, repeated to 16 entries so that a permutation,
-/// which looks at four bits, needs no mask. 8 bits: the scale, the step and the zero point.
+/// Up to 4 bits: a table of the weights of all codes, repeated to 16 entries: the permutation uses
+/// four bits of the index, so that no mask is needed. 8 bits: the scale, the step and the zero
+/// point.
 #[derive(Clone, Copy)]
 struct Group {
     table: __m512,
@@ -23,18 +24,18 @@ struct Group {
     zero: __m512,
 }
 
-/// An expression of intrinsics, given the value that proves them executable.
+/// An expression of intrinsics, given a value that proves that the processor can execute them.
 macro_rules! with {
     ($proof:expr, $e:expr) => {{
         let Avx512(()) = $proof;
-        // SAFETY: the proof was made in a function that enables avx512f/bw/vl/dq, whose callers
+        // SAFETY: the proof was created in a function that enables avx512f/bw/vl/dq, whose callers
         // know that the processor has them; the memory operands are references to whole vectors.
         unsafe { $e }
     }};
 }
 
 impl Avx512 {
-    /// Each lane a doubleword with its code in the low bits; what is above them is other codes.
+    /// One dword per lane with its code in the low bits; the bits above belong to other codes.
     #[inline(always)]
     fn shifted<const BITS: usize>(self, bytes: &[u8]) -> __m512i {
         match BITS {

@@ -1,13 +1,13 @@
-//! Sums of products, written once for every level. The contract is in [`super`].
+//! Sums of products, one generic source for every level. The contract is in [`super`].
 //!
-//! Loops are plain `for` loops over slices of vectors (`[f32; N]`): a closure handed to an iterator
-//! adapter may stay a function of its own, without the level's features.
+//! Loops are plain `for` loops over slices of vectors (`[f32; N]`): a closure passed to an iterator
+//! adapter may be compiled as a separate function, without the level's features.
 
 use super::CHAIN;
 use super::level::Level;
 
-/// Rows of `dot_block` that stay in the level-1 cache while all vectors pass by: 12 rows of a
-/// 512-column span are 24 KB, which leaves 8 KB for four vectors in a cache of 32 KB.
+/// Rows of `dot_block` that stay in L1 while all vectors pass: 12 rows of a 512-column span are 24
+/// KB, which leaves 8 KB for four vectors in an L1 cache of 32 KB.
 const ROWS_IN_L1: usize = 12;
 
 /// See [`super::RowKernels::dot`].
@@ -16,7 +16,7 @@ pub(super) fn dot<const N: usize, L: Level<N>>(l: L, w: &[f32], x: &[f32], sums:
     let (mut w, mut x) = (w.as_chunks::<N>().0, x.as_chunks::<N>().0);
     let sums = &mut sums.as_chunks_mut::<N>().0[0];
     let mut sum = l.load(sums);
-    // A chain is a sequence of dependent additions: several spans side by side hide its latency.
+    // A chain is a sequence of dependent additions: interleaving several spans hides its latency.
     while w.len() >= 4 * CHAIN {
         sum = chains::<N, L, 4>(l, w, x, CHAIN, sum);
         (w, x) = (&w[4 * CHAIN..], &x[4 * CHAIN..]);
@@ -60,7 +60,7 @@ fn chains<const N: usize, L: Level<N>, const S: usize>(
     sum
 }
 
-/// See [`super::RowKernels::dot_block`]; `R` × `V` chains run in registers.
+/// See [`super::RowKernels::dot_block`]; `R` × `V` chains are kept in registers.
 #[inline(always)]
 pub(super) fn dot_block<const N: usize, L: Level<N>, const R: usize, const V: usize>(
     l: L,

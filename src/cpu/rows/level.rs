@@ -1,20 +1,21 @@
-//! What the row kernels need of an instruction set.
+//! The operations that the row kernels need from an instruction set.
 
 use half::f16;
 
 /// One instruction-set level, as a value whose existence proves that the processor has it.
 ///
-/// The kernels of `dot.rs` and `unpack.rs` are written once over this trait, `N` lanes wide, in safe Rust; an
-/// implementation is `N` lanes of arithmetic and the extraction of `N` codes. Every method is
-/// `#[inline(always)]`: it has to disappear into the function that enables the features.
+/// The kernels of `dot.rs` and `unpack.rs` are written once over this trait, `N` lanes wide, in
+/// safe Rust; an implementation provides arithmetic on `N` lanes and the extraction of `N` codes.
+/// Every method is `#[inline(always)]`, because it must be inlined into the function that enables
+/// the features.
 pub(super) trait Level<const N: usize>: Copy {
     /// `N` floats.
     type F: Copy;
-    /// What turns the codes of one group into weights: its scale and zero point, or a table of all
+    /// What converts the codes of one group to weights: its scale and zero point, or a table of all
     /// its weights.
     type Group: Copy;
 
-    /// The widest codes whose weights [`Level::weights`] looks up in a table of all of them.
+    /// The widest codes for which [`Level::weights`] uses a table of all weights.
     const TABLE_BITS: usize;
 
     /// `v` in every lane.
@@ -23,7 +24,7 @@ pub(super) trait Level<const N: usize>: Copy {
     fn load(self, from: &[f32; N]) -> Self::F;
     /// `N` floats to memory.
     fn store(self, v: Self::F, to: &mut [f32; N]);
-    /// Lanes `first..` to memory; `first` is below `N`.
+    /// Stores lanes `first..`; `first` is below `N`.
     fn store_from(self, v: Self::F, to: &mut [f32; N], first: usize);
     /// `a + b`.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -31,7 +32,7 @@ pub(super) trait Level<const N: usize>: Copy {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the level has a fused instruction, else twice.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// `a * b - c`; used where every intermediate is a small integer, so that no rounding happens.
+    /// `a * b - c`; used where every intermediate is a small integer, so that nothing is rounded.
     fn mul_sub(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `N` float16 numbers, widened.
     fn widen(self, from: &[f16; N]) -> Self::F;
@@ -40,8 +41,8 @@ pub(super) trait Level<const N: usize>: Copy {
     /// The sum of the lanes in float64, always in the same order.
     fn sum(self, v: Self::F) -> f64;
 
-    /// `N` codes of `BITS` bits as floats; `bytes` is exactly `N * BITS / 8` long, and the first code
-    /// stands in the most significant bits.
+    /// `N` codes of `BITS` bits as floats; `bytes` is exactly `N * BITS / 8` long, with the first
+    /// code in the most significant bits.
     fn codes<const BITS: usize>(self, bytes: &[u8]) -> Self::F;
     /// A group whose weights are `scale * (step * code - zero)`.
     fn group<const BITS: usize>(self, scale: f32, step: f32, zero: f32) -> Self::Group;

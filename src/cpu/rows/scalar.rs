@@ -1,4 +1,4 @@
-//! Plain Rust: the reference for the other levels, and what other architectures run.
+//! Plain Rust: the reference for the other levels, and the level of other architectures.
 
 use super::level::Level;
 use super::{RowSource, Table, UnpackScratch, dot, kernel_table, sign, unpack};
@@ -63,7 +63,7 @@ impl Level<LANES> for Scalar {
         zip(a, b, |a, b| a * b)
     }
 
-    // Two roundings: without the instruction `f32::mul_add` is a call of the C library a lane.
+    // Two roundings: without the FMA instruction `f32::mul_add` is a call to libm per lane.
     #[inline(always)]
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         self.add(self.mul(a, b), c)

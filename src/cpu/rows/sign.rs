@@ -1,7 +1,8 @@
 //! 1-bit weights with the signs of activations: XNOR and popcount on row-major bits.
 //!
-//! Both operands are words of 64 signs in the order of the bytes of a row, the first in the most significant bit of the first byte, so that
-//! groups of whole bytes lie one behind the other. Bits beyond the last column may hold anything: no group reaches them.
+//! Both operands are words of 64 signs in the byte order of a row, the first sign in the most
+//! significant bit of the first byte, so that groups of whole bytes are contiguous. Bits after the
+//! last column may hold anything: no group reaches them.
 
 use super::SPANS;
 use crate::quant::{Codes, Packing};
@@ -22,7 +23,7 @@ pub fn row_words(codes: &Codes<'_>, row: usize, out: &mut [u64]) {
     }
 }
 
-/// The signs of a vector as words: 1 where `x >= 0`, hence 0 for a NaN; `out` is `(ceil(len / 64))`.
+/// The signs of a vector as words: 1 where `x >= 0`, hence 0 for NaN; `out` is `(ceil(len / 64))`.
 pub fn sign_words(x: &[f32], out: &mut [u64]) {
     pack_bits(x, out, |&x| x >= 0.0);
 }
@@ -34,7 +35,7 @@ fn pack_bits<T>(values: &[T], out: &mut [u64], bit: impl Fn(&T) -> bool) {
     }
 }
 
-/// Where `w` and `x` differ among the bits `start..end`, which is not empty.
+/// The number of differing bits of `w` and `x` in the non-empty range `start..end`.
 #[inline(always)]
 fn mismatches(w: &[u64], x: &[u64], start: usize, end: usize) -> u64 {
     let (first, last) = (start / 64, (end - 1) / 64);
@@ -51,7 +52,7 @@ fn mismatches(w: &[u64], x: &[u64], start: usize, end: usize) -> u64 {
     count
 }
 
-/// The sum over the columns `start..end`, of which there are some.
+/// The sum over the non-empty range of columns `start..end`.
 #[inline(always)]
 fn sum(w: &[u64], x: &[u64], start: usize, end: usize) -> f32 {
     ((end - start) as i64 - 2 * mismatches(w, x, start, end) as i64) as f32
@@ -59,8 +60,9 @@ fn sum(w: &[u64], x: &[u64], start: usize, end: usize) -> f32 {
 
 /// See [`super::RowKernels::sign`].
 ///
-/// Groups that are a word are counted without masks, those of a span side by side: masks for each of them took three times as long for groups
-/// of 32 columns, and twice as long as the product with float activations.
+/// Groups that are a word are counted without masks, those of a span together. With a mask for each
+/// of them it took three times as long for groups of 32 columns, and twice as long as the product
+/// with float activations.
 #[inline(always)]
 pub(super) fn product(cols: usize, group: usize, scales: &[f32], w: &[u64], x: &[u64]) -> f32 {
     match group {
@@ -72,7 +74,7 @@ pub(super) fn product(cols: usize, group: usize, scales: &[f32], w: &[u64], x: &
     }
 }
 
-/// [`product`] for any groups.
+/// [`product`] for groups of any size.
 #[inline(always)]
 fn of_any(cols: usize, group: usize, scales: &[f32], w: &[u64], x: &[u64]) -> f32 {
     let (mut total, mut part) = (0.0f64, 0.0f32);
@@ -89,7 +91,7 @@ fn of_any(cols: usize, group: usize, scales: &[f32], w: &[u64], x: &[u64]) -> f3
     (total + part as f64) as f32
 }
 
-/// [`product`] for groups that are a `T` each.
+/// [`product`] for groups of one `T` each.
 #[inline(always)]
 fn of_words<T: Pod>(
     cols: usize,
@@ -128,7 +130,7 @@ mod tests {
         let mut out = [0u64; 2];
         let mut x = [-1.0f32; 65];
         x[0] = 0.0;
-        x[2] = -0.0; // minus zero is not below zero
+        x[2] = -0.0; // minus zero counts as >= 0
         x[3] = f32::NAN;
         x[4] = f32::INFINITY;
         x[64] = 1.0;

@@ -1,11 +1,11 @@
-//! Row-major weights where they lie.
+//! Row-major weights in place.
 
 use crate::quant::{Codes, Packing, Per, ScaleValues};
 use half::f16;
 
-/// A row-major matrix, borrowed, in any of the forms that the row kernels multiply with.
+/// A borrowed row-major matrix, in any of the forms that the row kernels multiply.
 ///
-/// Whoever makes one has checked the lengths: the kernels index and would panic.
+/// Whoever creates one has checked the lengths: the kernels index the slices and would panic.
 #[derive(Clone, Copy, Debug)]
 pub enum RowSource<'a> {
     /// Codes with scales.
@@ -47,7 +47,7 @@ impl RowSource<'_> {
         }
     }
 
-    /// Asks for the columns `start..start + len` of a row to be in the cache soon; beyond the matrix: nothing.
+    /// Prefetches the columns `start..start + len` of a row; no effect beyond the matrix.
     pub fn prefetch(&self, row: usize, start: usize, len: usize) {
         let end = (start + len).min(self.cols());
         if row < self.rows() && start < end {
@@ -81,7 +81,7 @@ impl RowSource<'_> {
 fn prefetch<T>(values: &[T]) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     for line in values.chunks(64 / size_of::<T>()) {
-        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing that the program could see.
+        // SAFETY: SSE is part of x86-64, and a prefetch has no visible effect.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }

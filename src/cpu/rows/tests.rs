@@ -148,7 +148,8 @@ fn float_weights_are_copied_and_widened() {
     }
 }
 
-/// `dot` over any number of spans and `dot_block` over any block give the sums that the contract describes.
+/// `dot` over any number of spans and `dot_block` over any block give the sums that the contract
+/// describes.
 #[test]
 fn sums_follow_the_contract() {
     for kernels in levels() {

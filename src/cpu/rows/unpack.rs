@@ -1,8 +1,9 @@
-//! Codes to float weights, written once for every level. The contract is in [`super`].
+//! Codes to float weights, one generic source for every level. The contract is in [`super`].
 //!
-//! Four ways by how the groups lie: one group (or one scale) for all columns; groups of whole vectors,
-//! whose scale is broadcast once; other groups of more than [`MAX_PATTERN_GROUP`] columns, which are taken one after the
-//! other; and other groups up to that, where each lane picks the scale of its group.
+//! Four paths, by the arrangement of the groups: one group (or one scale) for all columns; groups
+//! of whole vectors, whose scale is broadcast once; other groups of more than [`MAX_PATTERN_GROUP`]
+//! columns, which are processed one after the other; and other groups up to that length, where each
+//! lane selects the scale of its group.
 
 use super::level::Level;
 use super::{CHAIN, MAX_LANES, RowSource};
@@ -10,20 +11,21 @@ use crate::quant::{Bits, Codes, Packing, Per, ScaleValues};
 use half::f16;
 use std::ops::Range;
 
-/// Columns whose scales are gathered at a time: the longest span.
+/// Columns whose scales are gathered at once: the longest span.
 const BLOCK: usize = CHAIN * MAX_LANES;
 
-/// The longest group whose lanes pick their scales by a pattern. A longer one has more than four vectors of
-/// its own between those that it shares, so that one scale at a time costs less than a pattern a vector.
+/// The longest group whose lanes select their scales by a pattern. A longer group has more than
+/// four vectors of its own between those that it shares with neighbours, so that one scale at a
+/// time costs less than a pattern per vector.
 const MAX_PATTERN_GROUP: usize = 64;
 
-/// Room that [`super::RowKernels::unpack`] works in.
+/// Working memory of [`super::RowKernels::unpack`].
 pub struct UnpackScratch {
-    /// One scale for each group of a block, with room for a vector beyond.
+    /// One scale for each group of a block, plus one vector of padding.
     scales: [f32; BLOCK + MAX_LANES],
     /// One zero point for each group, likewise.
     zeros: [f32; BLOCK + MAX_LANES],
-    /// What the lanes of a vector pick.
+    /// Which group each lane of a vector belongs to.
     patterns: Patterns,
 }
 
@@ -41,19 +43,20 @@ impl Default for UnpackScratch {
     }
 }
 
-/// Where the lanes of consecutive vectors of a row fall in its groups. With groups of `size` columns this repeats
-/// after `size` vectors, which are as many groups as a vector has lanes.
+/// Which groups the lanes of consecutive vectors of a row belong to. With groups of `size` columns
+/// this repeats after `size` vectors, which are as many groups as a vector has lanes.
 struct Patterns {
-    /// The group size and the number of lanes that these are for; (0, 0): none yet.
+    /// The group size and the number of lanes that the patterns are for; (0, 0): none yet.
     of: (usize, usize),
-    /// For each vector of the period, the group of each lane, counted from that of the first lane.
+    /// For each vector of the period, the group of each lane, relative to that of the first lane.
     lanes: [[u32; MAX_LANES]; MAX_PATTERN_GROUP],
     /// For each vector of the period, the group of the first lane.
     groups: [usize; MAX_PATTERN_GROUP],
 }
 
 impl Patterns {
-    /// Makes them those of groups of `size` columns, at most [`MAX_PATTERN_GROUP`], and vectors of `lanes` lanes.
+    /// Computes the patterns for groups of `size` columns, at most [`MAX_PATTERN_GROUP`], and
+    /// vectors of `lanes` lanes.
     fn set(&mut self, size: usize, lanes: usize) {
         if self.of != (size, lanes) {
             self.of = (size, lanes);
@@ -104,7 +107,7 @@ pub(super) fn unpack<const N: usize, L: Level<N>>(
     beyond.fill(0.0);
 }
 
-/// `out` is `from` widened, and zeros up to a whole vector.
+/// `out` is `from` widened, with zeros up to a whole vector.
 #[inline(always)]
 fn widen<const N: usize, L: Level<N>>(l: L, from: &[f16], out: &mut [f32]) {
     let (whole, rest) = from.as_chunks::<N>();
@@ -184,7 +187,7 @@ fn unpack_codes<const N: usize, L: Level<N>, const BITS: usize>(
     }
 }
 
-/// At most [`BLOCK`] columns of a row that is cut in groups of `size`.
+/// At most [`BLOCK`] columns of a row with groups of `size` columns.
 struct Columns {
     first: usize,
     count: usize,
@@ -192,7 +195,7 @@ struct Columns {
 }
 
 impl Columns {
-    /// The groups that the columns touch.
+    /// The groups that the columns belong to.
     #[inline(always)]
     fn groups(&self) -> Range<usize> {
         self.first / self.size..(self.first + self.count - 1) / self.size + 1
@@ -224,7 +227,7 @@ fn group_scales<const N: usize, L: Level<N>>(
     }
 }
 
-/// The zero point of each group, where each has its own, into `out`.
+/// The zero point of each group, where groups have their own, into `out`.
 #[inline(always)]
 fn group_zeros(
     codes: &Codes<'_>,
@@ -261,7 +264,7 @@ fn one_group<const N: usize, L: Level<N>, const BITS: usize>(
     }
 }
 
-/// The bytes of the last, incomplete vector of `count` columns, made complete.
+/// The bytes of the last, incomplete vector of `count` columns, padded to a whole vector.
 #[inline(always)]
 fn last_bytes<const N: usize, const BITS: usize>(bytes: &[u8], count: usize) -> [u8; MAX_LANES] {
     let from = count / N * (N * BITS / 8);
@@ -338,8 +341,8 @@ fn full_groups<const N: usize, L: Level<N>, const BITS: usize>(
     }
 }
 
-/// Columns in groups longer than a vector and not of whole vectors: a vector that two groups share is written by
-/// the first in full, then by the second from its first column on.
+/// Columns in groups longer than a vector and not of whole vectors. A vector that two groups share
+/// is written in full by the first, then from the second's first column on by the second.
 #[inline(always)]
 fn long_groups<const N: usize, L: Level<N>, const BITS: usize>(
     l: L,
@@ -383,7 +386,8 @@ fn long_groups<const N: usize, L: Level<N>, const BITS: usize>(
     }
 }
 
-/// Columns in groups of at most [`MAX_PATTERN_GROUP`] columns; without `ZEROS` all have the zero point `zero`.
+/// Columns in groups of at most [`MAX_PATTERN_GROUP`] columns; without `ZEROS` all have the zero
+/// point `zero`.
 #[inline(always)]
 fn short_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: bool>(
     l: L,
@@ -402,8 +406,8 @@ fn short_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: boo
         unit: l.group::<BITS>(1.0, step, zero),
     };
     let patterns = &scratch.patterns;
-    // The vector of the period that is next, and the groups passed before the period began less those before
-    // the first column.
+    // `at` is the next vector of the period; `passed` counts the groups before the period began,
+    // less those before the first column.
     let mut at = columns.first / N % size;
     let first_group = patterns.groups[at];
     let mut passed = 0;
@@ -437,7 +441,7 @@ fn short_groups<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: boo
     }
 }
 
-/// What turns codes into levels where the zero point is one for all columns.
+/// Converts codes to levels where all columns have one zero point.
 struct Levels<const N: usize, L: Level<N>> {
     step: L::F,
     zero: L::F,
@@ -445,7 +449,7 @@ struct Levels<const N: usize, L: Level<N>> {
     unit: L::Group,
 }
 
-/// The weights of `N` codes whose lanes fall in groups by `pattern`, counted from `group`.
+/// The weights of `N` codes whose lanes belong to groups by `pattern`, relative to `group`.
 #[inline(always)]
 fn picked<const N: usize, L: Level<N>, const BITS: usize, const ZEROS: bool>(
     l: L,

@@ -1,4 +1,4 @@
-//! Short groups: the instructions of [`crate::cpu::short`], all rows of a tile side by side.
+//! Short groups: the operations of [`crate::cpu::short`] on all 32 rows of a tile at once.
 
 use super::{Lanes as Rows, scales, zero_points};
 use crate::cpu::layout::{Layout, TILE_ROWS};
@@ -13,7 +13,7 @@ pub(super) unsafe fn direct<const V: usize>(
     l2_distance: usize,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { short::direct::<Tile, 1, 1, V>(l, tile, x, l2_distance, out) }
 }
 
@@ -27,7 +27,7 @@ pub(super) unsafe fn unpack(
     levels: *mut f32,
     scales: *mut f32,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the caller upholds this contract.
     unsafe { short::unpack::<Tile, 1, 1>(l, tile, first, count, levels, scales) }
 }
 

@@ -1,18 +1,21 @@
-//! Attention of a few rows over a part of a chunk.
+//! Attention of a few rows over part of a chunk.
 //!
-//! In decoding a key and a value are read once a token, from memory: the caches of a layer are far apart in time. The kernels prefetch
-//! them ahead; on a Zen 4 core that took the scores of 544 positions from 1.4 to 0.7 ms a token of 22 layers, beside other work.
+//! In decode, each key and value is read once per token, from memory: the caches of a layer are
+//! used far apart in time. The kernels prefetch them; on a Zen 4 core, alongside other work, that
+//! took the scores of 544 positions from 1.4 to 0.7 ms per token of 22 layers.
 
 use super::lanes::{Lanes, Wide};
 use super::{BLOCK, CHUNK, Chunk};
 use crate::cpu::prefetch_line;
 
-/// The prefetch distance in bytes: less than 2 KB comes too late, and what is prefetched beyond the last position is read for nothing.
+/// The prefetch distance in bytes: less than 2 KB comes too late, and what is prefetched beyond the
+/// last position is wasted.
 const PREFETCH_DISTANCE: usize = 4096;
 
 const LINE: usize = 64;
 
-/// Prefetches the beginning of the keys, or of the values, that a kernel is going to read: itself it prefetches at a distance only.
+/// Prefetches the first [`PREFETCH_DISTANCE`] bytes of the keys, or of the values, that a kernel
+/// will read: the kernel itself only prefetches at that distance.
 pub fn prefetch_beginning<T>(of: &[T]) {
     let lines = of.iter().step_by(LINE / size_of::<T>());
     lines
@@ -49,7 +52,7 @@ pub(super) fn scores<L: Lanes, T: Wide, const R: usize, const S: usize, const B:
     }
 }
 
-/// Those of the rows from `row` on; `keys` follow each other.
+/// The products of the rows from `row` on; `keys` are consecutive blocks.
 #[inline(always)]
 fn products<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
     l: L,
@@ -59,7 +62,8 @@ fn products<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
     at: usize,
     out: &mut [Chunk; R],
 ) {
-    // A column of all the blocks. Whole runs of `B` blocks ahead, because all of them are begun at once.
+    // A column of all `B` blocks. The distance is a whole number of runs of `B` blocks, because the
+    // blocks of a run are read side by side.
     let step = B * BLOCK * size_of::<T>();
     let ahead = PREFETCH_DISTANCE.next_multiple_of(q.len() * step);
     let next = keys[0].as_ptr().cast::<u8>().wrapping_add(ahead);
@@ -97,7 +101,7 @@ pub(super) fn softmax<L: Lanes>(l: L, s: &mut [f32], first: usize, end: usize) -
     for s in s.iter() {
         largest = l.max(l.load(s), largest);
     }
-    // Were all of them minus infinity, the difference would be no number.
+    // If all were minus infinity, the difference would be NaN.
     let largest = l.largest(largest).max(f32::MIN);
     let (mut sum, shift) = (l.splat(0.0), l.splat(-largest));
     for s in s {
@@ -110,8 +114,9 @@ pub(super) fn softmax<L: Lanes>(l: L, s: &mut [f32], first: usize, end: usize) -
 
 /// See [`super::VectorKernels::mix`]; `B` times 16 elements and `S` rows at a time.
 ///
-/// Some positions at a time, whose values then stay in the L1 cache while all elements and rows pass, each prefetching those that it will
-/// want next. With all positions at a time the first pass waited for memory, and the others then calculated while memory rested.
+/// Processes a few positions at a time: their values then stay in L1 for all elements and rows,
+/// while the values needed next are prefetched. With all positions at a time the first pass was
+/// memory-bound, and the remaining passes computed while memory was idle.
 #[inline(always)]
 pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: usize>(
     l: L,
@@ -125,7 +130,8 @@ pub(super) fn mix<L: Lanes, T: Wide, const R: usize, const S: usize, const B: us
     for (i, values) in values.chunks(positions * width).enumerate() {
         let at = at + i * positions;
         for row in (0..R).step_by(S) {
-            // One row prefetches what all rows will read; the others prefetch what they work on, which changes nothing.
+            // The first rows prefetch what all rows will read. The others prefetch the line they
+            // are working on, which has no effect.
             let ahead = if row == 0 { PREFETCH_DISTANCE } else { 0 };
             let p: &[Chunk; S] = p[row..].first_chunk().expect("a chunk for each row");
             let out = &mut out[row * width..][..S * width];
@@ -161,8 +167,9 @@ fn columns<L: Lanes, T: Wide, const S: usize, const B: usize>(
             sums[b][r] = l.load(from.first_chunk().expect("16 elements"));
         }
     }
-    // Bounds are checked here, once, and rows are at fixed distances: with a slice a row, each had its own check and its pointer was read
-    // from the stack, which took a third more time (eight rows, Ice Lake).
+    // Bounds are checked here, once, and rows are at fixed distances. With a slice per row, each
+    // had its own bounds check and its pointer was reloaded from the stack, which took a third
+    // longer (eight rows, Ice Lake).
     let positions = at..at + values.len() / width;
     assert!(positions.end <= CHUNK);
     for (i, values) in positions.zip(values.chunks_exact(width)) {

@@ -1,4 +1,4 @@
-//! AVX2, FMA, F16C: two registers.
+//! AVX2, FMA, F16C: 16 lanes are two registers.
 
 use std::arch::x86_64::*;
 
@@ -12,13 +12,13 @@ use crate::cpu::Isa;
 #[derive(Clone, Copy)]
 struct Avx2(());
 
-/// An expression of intrinsics, given the value that proves them executable.
+/// An expression of intrinsics, given a value that proves that the processor can execute them.
 macro_rules! with {
     ($proof:expr, $e:expr) => {{
         let Avx2(()) = $proof;
-        // SAFETY: the proof was made in a function that enables avx2, fma and f16c, whose callers
-        // know that the processor has them; the memory operands are references to whole vectors, but those of
-        // prefetches, which may name any address.
+        // SAFETY: the proof was created in a function that enables avx2, fma and f16c, whose
+        // callers know that the processor has them; the memory operands are references to whole
+        // vectors, except those of prefetches, which may use any address.
         unsafe { $e }
     }};
 }

@@ -1,4 +1,4 @@
-//! AVX-512 F, BW, VL, DQ: one register.
+//! AVX-512 F, BW, VL, DQ: 16 lanes are one register.
 
 use std::arch::x86_64::*;
 
@@ -12,13 +12,13 @@ use crate::cpu::Isa;
 #[derive(Clone, Copy)]
 struct Avx512(());
 
-/// An expression of intrinsics, given the value that proves them executable.
+/// An expression of intrinsics, given a value that proves that the processor can execute them.
 macro_rules! with {
     ($proof:expr, $e:expr) => {{
         let Avx512(()) = $proof;
-        // SAFETY: the proof was made in a function that enables avx512f/bw/vl/dq, whose callers
-        // know that the processor has them; the memory operands are references to whole vectors, but those of
-        // prefetches, which may name any address.
+        // SAFETY: the proof was created in a function that enables avx512f/bw/vl/dq, whose callers
+        // know that the processor has them; the memory operands are references to whole vectors,
+        // except those of prefetches, which may use any address.
         unsafe { $e }
     }};
 }
@@ -125,8 +125,9 @@ vector_table!(
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,popcnt")]
 );
 
-/// On Zen 4 a broadcast is free as an operand of the one multiply-add that takes it, and otherwise takes a pipe: a block at a time for
-/// eight rows. Prompts of 512 at 1 bit were 1.02 to 1.03 times as fast, and so were texts from there on.
+/// On Zen 4 a broadcast is free as the memory operand of the only multiply-add that uses it, and
+/// otherwise occupies a pipe: hence one block at a time for eight rows. Prefill of 512 tokens at 1
+/// bit was 1.02 to 1.03 times as fast, and so was decode after it.
 pub(super) const ZEN4: Table = Table {
     scores: (
         by_rows!(scores, f32, [(1, 4), (2, 4), (4, 4), (8, 1)]),

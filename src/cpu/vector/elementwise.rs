@@ -4,8 +4,8 @@ use half::f16;
 
 use super::lanes::Lanes;
 
-/// `x = f(x, y)`, 16 elements at a time; behind the last there are zeros. A macro, because a closure need not be inlined, and
-/// would then have no features.
+/// `x = f(x, y)`, 16 elements at a time; the last vector is padded with zeros. A macro, because a
+/// closure need not be inlined, and would then lack the features.
 macro_rules! map {
     ($l:ident, $x:expr, $y:expr, |$a:ident, $b:ident| $f:expr) => {
         let (x, x_rest) = $x.as_chunks_mut::<16>();
@@ -25,7 +25,7 @@ macro_rules! map {
 #[inline(always)]
 pub(super) fn rms_norm<L: Lanes>(l: L, x: &[f32], weights: &[f32], eps: f32, out: &mut [f32]) {
     let (whole, rest) = x.as_chunks::<16>();
-    // Four chains beside each other: one alone would wait for every sum.
+    // Four independent chains: a single one would wait for the latency of every addition.
     let mut squares = [l.splat(0.0); 4];
     let (fours, last) = whole.as_chunks::<4>();
     for four in fours {
@@ -83,7 +83,8 @@ pub(super) fn softcap<L: Lanes>(l: L, x: &mut [f32], cap: f32) {
     }
 }
 
-/// `cap * tanh(x / cap)`: `tanh(v) = 2 sigmoid(2v) - 1`, by its series where that cancels.
+/// `cap * tanh(x / cap)`, with `tanh(v) = 2 sigmoid(2v) - 1`, or by its series where that suffers
+/// from cancellation.
 #[inline(always)]
 fn capped<L: Lanes>(l: L, x: L::F, cap: f32) -> L::F {
     const NEAR: f32 = 0.15;
@@ -96,7 +97,7 @@ fn capped<L: Lanes>(l: L, x: L::F, cap: f32) -> L::F {
         p = l.mul_add(p, s, l.splat(c));
     }
     let near = l.mul(small, p);
-    // One of the two, the other being 0.
+    // Select one of the two, the other being 0.
     let (s, limit) = (l.mul(v, v), l.splat(NEAR * NEAR));
     let (far, not_near) = (
         l.unless_below(s, limit, far),
@@ -105,7 +106,7 @@ fn capped<L: Lanes>(l: L, x: L::F, cap: f32) -> L::F {
     l.mul(l.add(l.sub(near, not_near), far), l.splat(cap))
 }
 
-/// To float16; what is beyond its range becomes its largest number.
+/// To float16; values out of range become its largest number.
 #[inline(always)]
 pub(super) fn narrow<L: Lanes>(l: L, from: &[f32], to: &mut [f16]) {
     let (from, rest) = from.as_chunks::<16>();

@@ -1,11 +1,11 @@
-//! What the vector kernels need of an instruction set.
+//! The operations that the vector kernels need from an instruction set.
 
 use half::f16;
 
-/// Sixteen floats, on one instruction-set level; a value proves that the processor has it.
+/// Sixteen floats at one instruction-set level; a value proves that the processor has it.
 ///
-/// The kernels are written once over this trait, in safe Rust. Every method is `#[inline(always)]`: it has to disappear into
-/// the function that enables the features.
+/// The kernels are written once over this trait, in safe Rust. Every method is `#[inline(always)]`,
+/// because it must be inlined into the function that enables the features.
 pub(super) trait Lanes: Copy {
     /// 16 floats.
     type F: Copy;
@@ -18,7 +18,7 @@ pub(super) trait Lanes: Copy {
     fn widen(self, from: &[f16; 16]) -> Self::F;
     /// To memory.
     fn store(self, v: Self::F, to: &mut [f32; 16]);
-    /// To memory as float16, to the nearest, ties to even.
+    /// To memory as float16, rounded to nearest, ties to even.
     fn narrow(self, v: Self::F, to: &mut [f16; 16]);
     /// `a + b`.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -28,18 +28,18 @@ pub(super) trait Lanes: Copy {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The larger; `b` where one is not a number.
+    /// The larger; `b` if either is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The smaller; `b` where one is not a number.
+    /// The smaller; `b` if either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
-    /// To the nearest integer.
+    /// Rounded to the nearest integer.
     fn round(self, v: Self::F) -> Self::F;
-    /// `2^n` for integers -126 to 127.
+    /// `2^n`, for integers -126 to 127.
     fn power_of_two(self, n: Self::F) -> Self::F;
-    /// `v` where `a >= b` or one of these is not a number, else 0.
+    /// `v` where `a >= b` or either is NaN, else 0.
     fn unless_below(self, a: Self::F, b: Self::F, v: Self::F) -> Self::F;
 
-    /// Prefetches a cache line, whatever lies there: nothing is read where nothing can be.
+    /// Prefetches a cache line; the address need not be valid.
     #[inline(always)]
     fn prefetch(self, _at: *const u8) {}
 
@@ -65,7 +65,7 @@ pub(super) trait Lanes: Copy {
         to.copy_from_slice(&all[..to.len()]);
     }
 
-    /// The sum of the lanes, by halves.
+    /// The sum of the lanes, by a tree of halves.
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
         let mut all = [0.0; 16];
@@ -78,7 +78,7 @@ pub(super) trait Lanes: Copy {
         all[0]
     }
 
-    /// The largest lane that is a number.
+    /// The largest lane, ignoring NaN.
     #[inline(always)]
     fn largest(self, v: Self::F) -> f32 {
         let mut all = [0.0; 16];
@@ -91,13 +91,13 @@ pub(super) trait Lanes: Copy {
         all[0]
     }
 
-    /// `e^v` within 2 units of the last place; 0 below -87.
+    /// `e^v` within 2 units in the last place; 0 below -87.
     ///
-    /// `2^n e^r`, `|r| <= ln(2)/2`: the polynomial of Cephes' `expf`.
+    /// `2^n e^r` with `|r| <= ln(2)/2`: the polynomial of Cephes' `expf`.
     #[inline(always)]
     fn exp(self, v: Self::F) -> Self::F {
         let (lowest, highest) = (self.splat(-87.0), self.splat(88.0));
-        // Numbers that are none pass through.
+        // NaN passes through.
         let x = self.min(highest, self.max(lowest, v));
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
         let r = self.mul_add(n, self.splat(-0.693_359_4), x);
@@ -124,7 +124,7 @@ pub(super) trait Lanes: Copy {
     }
 }
 
-/// What the kernels read as 16 floats.
+/// What the kernels load as 16 floats.
 pub(super) trait Wide: Copy {
     /// From memory.
     fn load<L: Lanes>(l: L, from: &[Self; 16]) -> L::F;

@@ -1,24 +1,31 @@
-//! Kernels over vectors of activations: what a transformer computes besides its products with weights.
+//! Kernels for vectors of activations: what a transformer computes apart from products with
+//! weights.
 //!
 //! # Contract
 //!
-//! Every kernel is written once over 16 *lanes* ([`lanes::Lanes`]), whatever registers a level has; every multiply-add is fused, and lanes
-//! are added in one fixed tree. So every level gives the same bits; where a processor has no fused multiply-add its result is
-//! computed in software.
+//! Every kernel is written once over 16 *lanes* ([`lanes::Lanes`]), whatever the registers of a
+//! level. Every multiply-add is fused, and lanes are summed in one fixed tree. So every level gives
+//! the same bits; a processor without fused multiply-add computes it in software.
 //!
-//! **Attention** sees positions in blocks of [`BLOCK`] and chunks of [`CHUNK`], both aligned to position 0. Keys of a block are
-//! transposed, `(head_dim, BLOCK)`, so that a lane is a position and no sum goes across lanes. Values are `(positions, width)`, a lane being
-//! an element; `width` is `head_dim` rounded up to a multiple of 16, zeros behind. Up to [`ROWS`] *rows*, queries that share keys and
-//! values, pass together, so that these are read and widened once:
+//! **Attention** processes positions in blocks of [`BLOCK`] and chunks of [`CHUNK`], both aligned
+//! to position 0. The keys of a block are transposed, `(head_dim, BLOCK)`, so that a lane is a
+//! position and no sum crosses lanes. Values are `(positions, width)`, a lane being an element;
+//! `width` is `head_dim` rounded up to a multiple of 16, with zeros as padding. Up to [`ROWS`]
+//! *rows*, queries that share keys and values, are processed together, so that keys and values are
+//! read and widened once:
 //!
-//! 1. [`VectorKernels::scores`]: the score of a row and a position is one chain over the elements of the head;
-//! 2. [`VectorKernels::softmax`]: over the positions of a chunk that a row sees, each lane a chain over the blocks;
+//! 1. [`VectorKernels::scores`]: the score of a row and a position is one chain over the elements
+//!    of the head;
+//! 2. [`VectorKernels::softmax`]: over the positions of a chunk that a row sees, each lane being a
+//!    chain over the blocks;
 //! 3. [`VectorKernels::mix`]: an element of the output is one chain over the chunk's positions.
 //!
-//! What a row gets from a chunk then depends neither on the rows beside it, nor on the other chunks, nor on how many positions
-//! that it does not see are computed: those have the probability 0, which leaves a chain as it is.
+//! A row's result for a chunk then depends neither on the other rows, nor on the other chunks, nor
+//! on how many positions that it does not see are computed: those have probability 0, which leaves
+//! a chain unchanged.
 //!
-//! Kernels do not allocate, and read nothing beyond the slices they are given. Keys and values are finite.
+//! Kernels do not allocate, and read nothing beyond the slices they are given. Keys and values are
+//! finite.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -42,22 +49,22 @@ pub use attention::prefetch_beginning;
 
 use super::Isa;
 
-/// Positions whose keys are transposed together, and the granule of everything here.
+/// Positions whose keys are transposed together; the granularity of attention.
 pub const BLOCK: usize = 16;
 
-/// Positions that a softmax is taken over at once.
+/// Positions of one softmax.
 pub const CHUNK: usize = 256;
 
-/// The most rows that pass together.
+/// The most rows that are processed together.
 pub const ROWS: usize = 8;
 
-/// The numbers of rows that kernels are made for.
+/// The numbers of rows for which kernels exist.
 const WIDTHS: [usize; 4] = [1, 2, 4, 8];
 
 type Scores<T> = unsafe fn(&[f32], &[T], usize, &mut [Chunk]);
 type Mix<T> = unsafe fn(&[Chunk], usize, &[T], &mut [f32]);
 
-/// The scores, and then the unscaled probabilities, of one row over the positions of a chunk.
+/// The scores, then the unnormalised probabilities, of one row over the positions of a chunk.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Chunk(pub [f32; CHUNK]);
@@ -75,13 +82,13 @@ struct Table {
     narrow: unsafe fn(&[f32], &mut [f16]),
 }
 
-/// What a key/value cache holds.
+/// An element type of a key/value cache.
 pub trait Cached: Pod + Send + Sync {
     #[doc(hidden)]
     fn scores(k: &VectorKernels, width: usize) -> Scores<Self>;
     #[doc(hidden)]
     fn mix(k: &VectorKernels, width: usize) -> Mix<Self>;
-    /// Rounds; what does not fit becomes the largest number. Both slices are of one length.
+    /// Rounds; values out of range become the largest number. Both slices have the same length.
     fn narrow(k: &VectorKernels, from: &[f32], to: &mut [Self]);
 }
 
@@ -115,7 +122,7 @@ impl Cached for f16 {
     }
 }
 
-/// The vector kernels of one level; one exists only where the processor has the level.
+/// The vector kernels of one level; a value exists only where the processor has the level.
 #[derive(Clone, Copy)]
 pub struct VectorKernels {
     table: &'static Table,
@@ -127,21 +134,22 @@ impl fmt::Debug for VectorKernels {
     }
 }
 
-/// Which of [`WIDTHS`] takes so many rows.
+/// The index in [`WIDTHS`] of the kernel for this many rows.
 fn width(rows: usize) -> usize {
     let fits = WIDTHS.iter().position(|&w| w >= rows);
     fits.expect("at most ROWS rows")
 }
 
 impl VectorKernels {
-    /// The rows that so many are padded to: 1, 2, 4 or 8.
+    /// The number of rows that `rows` are padded to: 1, 2, 4 or 8.
     pub fn padded_rows(rows: usize) -> usize {
         WIDTHS[width(rows)]
     }
 
     /// Scores of rows and positions, from block `at` of a chunk on.
     ///
-    /// `q` is `(head_dim, rows)`, `keys` is `(blocks, head_dim, BLOCK)`, `out` has a chunk for each of the 1, 2, 4 or 8 rows.
+    /// `q` is `(head_dim, rows)`, `keys` is `(blocks, head_dim, BLOCK)`; `out` has a chunk for each
+    /// of the 1, 2, 4 or 8 rows.
     pub fn scores<T: Cached>(&self, q: &[f32], keys: &[T], at: usize, out: &mut [Chunk]) {
         let width = width(out.len());
         assert!(WIDTHS[width] == out.len() && q.len().is_multiple_of(out.len()));
@@ -149,8 +157,9 @@ impl VectorKernels {
         unsafe { T::scores(self, width)(q, keys, at, out) }
     }
 
-    /// Turns the scores of positions `seen`, at least one of whole blocks, into `exp(score - largest)`, all others into 0; gives the
-    /// largest score and the sum.
+    /// Replaces the scores of the positions `seen`, which is not empty, by `exp(score - largest)`,
+    /// and all others by 0; returns the largest score and the sum. The length of `scores` is a
+    /// multiple of [`BLOCK`].
     pub fn softmax(&self, scores: &mut [f32], seen: Range<usize>) -> (f32, f32) {
         assert!(seen.start < seen.end && seen.end <= scores.len());
         assert!(scores.len().is_multiple_of(BLOCK));
@@ -160,7 +169,8 @@ impl VectorKernels {
 
     /// Adds values weighted with probabilities: `out[r] += sum of p[r][at + i] * values[i]`.
     ///
-    /// `values` is `(positions, width)`, `out` is `(rows, width)`; `width` is a multiple of 16, but not 0.
+    /// `values` is `(positions, width)`, `out` is `(rows, width)`; `width` is a multiple of 16, but
+    /// not 0.
     pub fn mix<T: Cached>(&self, p: &[Chunk], at: usize, values: &[T], out: &mut [f32]) {
         let rows = width(p.len());
         assert!(WIDTHS[rows] == p.len() && out.len().is_multiple_of(16 * p.len()));
@@ -169,7 +179,7 @@ impl VectorKernels {
         unsafe { T::mix(self, rows)(p, at, values, out) }
     }
 
-    /// `x / sqrt(mean(x^2) + eps) * weights`; all of one length.
+    /// `x / sqrt(mean(x^2) + eps) * weights`; all slices have the same length.
     pub fn rms_norm(&self, x: &[f32], weights: &[f32], eps: f32, out: &mut [f32]) {
         assert!(x.len() == weights.len() && x.len() == out.len());
         // SAFETY: `self` exists, so the processor has the level (`for_isa`).
@@ -183,7 +193,7 @@ impl VectorKernels {
         unsafe { (self.table.silu_times)(gate, up) }
     }
 
-    /// `gate = gelu(gate) * up`, by the tanh formula.
+    /// `gate = gelu(gate) * up`, by the tanh approximation.
     pub fn gelu_times(&self, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len());
         // SAFETY: `self` exists, so the processor has the level (`for_isa`).
@@ -197,9 +207,11 @@ impl VectorKernels {
     }
 }
 
-/// The kernels for 1, 2, 4 and 8 rows, with so many rows and blocks of 16 beside each other: few rows take several blocks, because a chain
-/// alone would wait for every sum, and many as the registers allow, because a block more is another use of what is broadcast. Sums
-/// that do not fit them cost most: with 16 registers, 8 rows of a block at once took 1.6 to 2.7 times as long as 4 and then 4.
+/// The kernels for 1, 2, 4 and 8 rows, each with a number of rows and of blocks of 16 processed
+/// together. Few rows take several blocks, because a single chain would wait for the latency of
+/// every addition. Many rows take as many blocks as registers allow, because each further block
+/// reuses what was broadcast. Accumulators that do not fit the registers cost most: with 16
+/// registers, 8 rows of a block at once took 1.6 to 2.7 times as long as 4 and then 4.
 macro_rules! by_rows {
     ($f:ident, $t:ty, [$(($rows:literal, $blocks:literal)),*]) => {
         by_rows!(@ $f, $t, [1, 2, 4, 8], [$(($rows, $blocks)),*])
@@ -209,7 +221,8 @@ macro_rules! by_rows {
     };
 }
 
-/// The table of a level: each generic kernel in a function that enables the level's features, into which it is inlined.
+/// The table of a level: each generic kernel wrapped in a function that enables the level's
+/// features and into which it is inlined.
 macro_rules! vector_table {
     ($isa:expr, $level:ty, $blocks:tt, $proof:expr $(, #[$features:meta])?) => {
         $(#[$features])?

@@ -25,7 +25,7 @@ impl VectorKernels {
         Some(VectorKernels { table })
     }
 
-    /// Those of every level that the processor has, and of every kind of core.
+    /// The kernels of every level that the processor has, and of every kind of core.
     #[cfg(test)]
     pub(super) fn variants() -> Vec<VectorKernels> {
         let tables = [

@@ -1,4 +1,4 @@
-//! Plain Rust: the reference for the other levels, and what other architectures run.
+//! Plain Rust: the reference for the other levels, and the level of other architectures.
 
 use half::f16;
 
@@ -62,7 +62,7 @@ impl Lanes for Scalar {
         zip(a, b, |a, b| a / b)
     }
 
-    // On x86-64 a call of the C library a lane: the price of the same bits at every level.
+    // On x86-64 this is a call to libm per lane: the price of the same bits at every level.
     #[inline(always)]
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
@@ -80,7 +80,7 @@ impl Lanes for Scalar {
 
     #[inline(always)]
     fn round(self, v: Self::F) -> Self::F {
-        // Adding and taking away 1.5 * 2^23 leaves the nearest integer of anything below 2^22.
+        // Adding and subtracting 1.5 * 2^23 rounds any magnitude below 2^22 to the nearest integer.
         const SHIFT: f32 = 12_582_912.0;
         v.map(|v| (v + SHIFT) - SHIFT)
     }

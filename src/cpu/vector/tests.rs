@@ -56,7 +56,8 @@ fn scores_and_mixes<T: Cached + Default>(widen: impl Fn(T) -> f32 + Copy) {
                         assert!(out.0[positions.end..].iter().all(|&s| s == 7.0));
                     }
 
-                    // Of the size of weights, so that the sums are of the size of values.
+                    // Of the magnitude of probabilities, so that the sums have the magnitude of
+                    // values.
                     let smaller = |s: &mut f32| *s /= 16.0 * dim as f32;
                     out.iter_mut()
                         .for_each(|c| c.0.iter_mut().for_each(smaller));
@@ -110,7 +111,7 @@ fn a_row_is_the_same_whatever_is_beside_it() {
                 .map(|c| k.softmax(&mut c.0, 3..70))
                 .collect();
             let mut mixed = vec![0.0; rows * 32];
-            // More positions than the row sees, then exactly those.
+            // More positions than the row sees, then exactly those that it sees.
             match rows {
                 1 => k.mix(&chunks, 3, &values[3 * 32..70 * 32], &mut mixed),
                 _ => k.mix(&chunks, 0, &values, &mut mixed),
