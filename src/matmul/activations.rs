@@ -1,7 +1,9 @@
-//! Activations in the forms that the tile kernels read (see [`crate::cpu::tile`]), for any number of vectors.
+//! Activations in the forms that the tile kernels read (see [`crate::cpu::tile`]), for any number
+//! of vectors.
 //!
-//! The vectors are cut into blocks of the widths that the kernels have. A block that begins at vector `v` begins at `v` times
-//! the size of one vector in every buffer here, whatever the widths before it.
+//! The vectors are split into blocks of the widths of the kernels. In every buffer here, a block
+//! that begins at vector `v` begins at `v` times the size of one vector, whatever the widths before
+//! it.
 
 use super::aligned::Aligned;
 use super::tasks::{lock, run, run_chunks, threads_for};
@@ -17,19 +19,19 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How the activations of a product are taken.
+/// How a product represents its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
-    /// As they are.
+    /// Unchanged.
     F32,
-    /// Quantised to 8 bits, one scale a block.
+    /// Quantised to 8 bits, one scale per block.
     Int8,
     /// Their signs (1-bit weights only).
     Sign,
 }
 
 impl Activations {
-    /// As options spell it.
+    /// The spelling in options.
     pub fn name(self) -> &'static str {
         match self {
             Activations::F32 => "f32",
@@ -39,7 +41,7 @@ impl Activations {
     }
 }
 
-/// The blocks of `vectors`: first vector and width of each, one of `widths`, which come widest first.
+/// The blocks of `vectors`: first vector and width of each. `widths` are in descending order.
 pub fn blocks(widths: &[usize], vectors: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
     let mut at = vectors.start;
     std::iter::from_fn(move || {
@@ -49,23 +51,23 @@ pub fn blocks(widths: &[usize], vectors: Range<usize>) -> impl Iterator<Item = (
     })
 }
 
-/// How the codes of int8 vectors lie beside each other.
+/// How the codes of int8 vectors are interleaved.
 #[derive(Clone, Copy)]
 pub struct Interleave {
-    /// The blocks that vectors are cut into, widest first.
+    /// The widths of the blocks that vectors are split into, widest first.
     pub widths: &'static [usize],
-    /// Columns of a vector before it is another vector's turn: those of a sub-block or of two.
+    /// Consecutive columns of one vector: those of a sub-block or of two.
     pub columns: usize,
 }
 
 impl Interleave {
-    /// That of [`crate::cpu::tile::Int8Acts`].
+    /// The order of [`crate::cpu::tile::Int8Acts`].
     pub const KERNELS: Interleave = Interleave {
         widths: &WIDTHS,
         columns: SUB_COLS,
     };
 
-    /// That of [`AmxActs`].
+    /// The order of [`AmxActs`].
     pub fn amx(l: &Layout) -> Interleave {
         Interleave {
             widths: &AMX_BLOCKS,
@@ -74,7 +76,7 @@ impl Interleave {
     }
 }
 
-/// What blocks of [`AMX_VECTORS`] leave over is a block too, whatever its width.
+/// The remainder after blocks of [`AMX_VECTORS`] is a block too, whatever its width.
 const AMX_BLOCKS: [usize; AMX_VECTORS] = {
     let mut widths = [0; AMX_VECTORS];
     let mut i = 0;
@@ -85,33 +87,34 @@ const AMX_BLOCKS: [usize; AMX_VECTORS] = {
     widths
 };
 
-/// int8 activations; memory that one product needed serves the next.
+/// int8 activations; buffers are reused from one product to the next.
 #[derive(Default)]
 pub struct Int8 {
-    /// Bytes: AMX loads rows of them, which should not straddle lines.
+    /// Bytes. Aligned, because AMX loads rows of them, which should not straddle cache lines.
     codes: Aligned,
     scales: Vec<f32>,
     corrections: Vec<i32>,
-    /// Bytes: `(subs, LOOKUP_BYTES)` of one vector, where it was tabulated.
+    /// Bytes: `(subs, LOOKUP_BYTES)` of one vector, if its tables were built.
     tables: Aligned,
     vector_codes: usize,
     vector_blocks: usize,
 }
 
-/// Activations that a thread quantises in a nanosecond, about.
+/// Activations that a thread quantises per nanosecond, approximately.
 const QUANTIZED_PER_NS: usize = 4;
 
-/// The same that it puts in order.
+/// Activations that a thread interleaves per nanosecond, approximately.
 const INTERLEAVED_PER_NS: usize = 1;
 
-/// Makes int8 of single vectors for matrices of one layout.
+/// Quantises single vectors for matrices of one layout.
 struct Quantizer<'a> {
     k: &'a TileKernels,
     l: &'a Layout,
 }
 
 impl Quantizer<'_> {
-    /// `codes` has zeros where columns do not exist; false, and anything in the outputs, if a value is not finite.
+    /// `codes` is 0 in padding columns. Returns false, with unspecified outputs, if a value is not
+    /// finite.
     fn vector(
         &self,
         x: &[f32],
@@ -146,7 +149,7 @@ impl Int8 {
     /// Quantises `n` vectors; `x` is `(n, cols)`.
     ///
     /// # Errors
-    /// `ERR_RANGE` naming the vector and the column if a value is not finite; `ERR_MEMORY`.
+    /// `ERR_RANGE`, naming the vector and the column, if a value is not finite; `ERR_MEMORY`.
     pub fn set(
         &mut self,
         k: &TileKernels,
@@ -162,7 +165,7 @@ impl Int8 {
         }
     }
 
-    /// Whether all values are finite.
+    /// Returns whether all values are finite.
     fn fill(
         &mut self,
         quantize: &Quantizer<'_>,
@@ -190,7 +193,7 @@ impl Int8 {
         Ok(quantize.vector(x, outputs.0, outputs.1, outputs.2))
     }
 
-    /// Makes the tables of the one vector that there is.
+    /// Builds the tables of the only vector.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -200,12 +203,14 @@ impl Int8 {
         self.tables
             .at_least(floats, "tables of an activation vector")?;
         let codes = self.codes().as_ptr();
-        // SAFETY: `k` exists, so the processor has its features; a vector has codes for that many sub-blocks, for which there is room.
+        // SAFETY: `k` exists, so the processor has its features; the vector has codes for that many
+        // sub-blocks, for which there is room.
         unsafe { (k.build)(codes, subs, self.tables.floats_mut().as_mut_ptr().cast()) };
         Ok(())
     }
 
-    /// The one vector in tables, which [`Int8::build_tables`] made, from sub-block `sub` and activation block `block` on.
+    /// The tables of the only vector, built by [`Int8::build_tables`], from sub-block `sub` and
+    /// activation block `block` on.
     pub fn lookup_acts(&self, sub: usize, block: usize) -> LookupActs {
         let tables: &[u8] = bytemuck::cast_slice(self.tables.floats());
         LookupActs {
@@ -219,7 +224,7 @@ impl Int8 {
         bytemuck::cast_slice(self.codes.floats())
     }
 
-    /// `vectors` for AMX, of which the first begins a block.
+    /// `vectors` for AMX, the first of which begins a block.
     pub fn amx(&self, vectors: Range<usize>) -> AmxActs {
         AmxActs {
             vectors: vectors.len(),
@@ -230,7 +235,8 @@ impl Int8 {
         }
     }
 
-    /// The block of `width` vectors that begins at vector `first`, from sub-block `sub` and activation block `block` on.
+    /// The block of `width` vectors that begins at vector `first`, from sub-block `sub` and
+    /// activation block `block` on.
     pub fn block(&self, first: usize, width: usize, sub: usize, block: usize) -> Int8Acts {
         let at = first * self.vector_blocks + block * width;
         Int8Acts {
@@ -241,7 +247,7 @@ impl Int8 {
     }
 }
 
-/// Several vectors, shared; whether all of them are finite.
+/// Quantises several vectors on the threads of `executor`; returns whether all are finite.
 fn set_many(
     quantize: &Quantizer<'_>,
     executor: Executor<'_>,
@@ -295,7 +301,7 @@ fn set_many(
     Ok(finite.into_inner())
 }
 
-/// Writes vector `v` of the `width` that `to` interleaves, `COLS` columns at a time.
+/// Writes vector `v` of the `width` vectors that `to` interleaves, `COLS` columns at a time.
 fn scatter<const COLS: usize>(from: &[i8], to: &mut [i8], v: usize, width: usize) {
     let to = to
         .as_chunks_mut::<COLS>()
@@ -309,9 +315,9 @@ fn scatter<const COLS: usize>(from: &[i8], to: &mut [i8], v: usize, width: usize
 }
 
 /// # Errors
-/// `ERR_RANGE` naming the vector and the column if a value is not finite.
+/// `ERR_RANGE`, naming the vector and the column, if a value is not finite.
 pub fn all_finite(x: &[f32], cols: usize) -> Result<()> {
-    // Without an early exit, so that it is done in vectors.
+    // Without an early exit, so that the loop is vectorised.
     if x.iter().fold(true, |all, x| all & x.is_finite()) {
         return Ok(());
     }
@@ -326,18 +332,20 @@ pub fn all_finite(x: &[f32], cols: usize) -> Result<()> {
     }
 }
 
-/// Float32 activations whose chains stay in range: a kernel sums `level * x` over up to [`SUB_COLS`] columns before it applies
-/// the scale, which can leave the range of float32 though the products with the scaled weights do not.
+/// Float32 activations scaled so that chains stay in range. A kernel sums `level * x` over up to
+/// [`SUB_COLS`] columns before it applies the scale. That can overflow float32 although the
+/// products with the scaled weights do not.
 ///
-/// Weights of short groups are scaled first, whose chains stay in range where the weights and the products do but for what cancels; they take
-/// part all the same.
+/// With short groups the weights are scaled first, so that chains stay in range if the weights and
+/// the results do, cancellation aside. Their activations are prescaled nevertheless.
 ///
-/// A vector that comes near is taken 2^32 times smaller, and its sums that much larger afterwards: powers of two, so nothing is
-/// rounded but what is 2^200 times smaller than its largest. Each vector is judged by itself, so the batch it travels in makes no difference.
+/// A vector that comes near the limit is scaled down by 2^32, and its results are scaled back up.
+/// Both are powers of two, so that nothing is rounded except elements 2^200 times smaller than the
+/// largest. Each vector is judged by itself, so that results do not depend on the batch.
 pub struct Prescaled<'a> {
     /// `(n, cols)`.
     pub x: Cow<'a, [f32]>,
-    /// The vectors that were taken smaller.
+    /// The vectors that were scaled down.
     scaled: Vec<usize>,
 }
 
@@ -357,7 +365,7 @@ impl<'a> Prescaled<'a> {
             scaled: Vec::new(),
         };
         for (v, vector) in x.chunks_exact(cols).enumerate() {
-            // Without an early exit, so that it is done in vectors.
+            // Without an early exit, so that the loop is vectorised.
             if !vector
                 .iter()
                 .fold(false, |any, x| any | (x.abs() > Self::LARGEST))
@@ -378,7 +386,7 @@ impl<'a> Prescaled<'a> {
         Ok(prescaled)
     }
 
-    /// Takes the sums back to size; `y` is `(n, rows)`.
+    /// Scales the results back; `y` is `(n, rows)`.
     pub fn restore(&self, y: &mut [f32], rows: usize) {
         for &v in &self.scaled {
             for y in &mut y[v * rows..(v + 1) * rows] {
@@ -388,9 +396,10 @@ impl<'a> Prescaled<'a> {
     }
 }
 
-/// `n` vectors as float32 in blocks of `(columns, width)`, the columns those of whole sub-blocks: as they are, or of short groups what int8
-/// activations leave over of them or 1 and -1 for their signs (not a number counts as negative). `x` is `(n, cols)`, and finite for
-/// int8; `to` is where they are put if they are not so already.
+/// `n` vectors as float32 in blocks of `(columns, width)`, the columns padded to whole sub-blocks.
+/// With short groups they are rounded as int8 quantisation rounds them, or are 1 and -1 for their
+/// signs (NaN counts as negative), as `activations` says. `x` is `(n, cols)`, and finite for int8.
+/// `to` receives the result unless `x` already has this form.
 ///
 /// # Errors
 /// `ERR_MEMORY`.
@@ -445,7 +454,8 @@ pub fn interleaved<'a>(
     Ok(to)
 }
 
-/// The signs of `n` vectors in blocks of `(subs, width)` dwords; `x` is `(n, cols)`. Not a number counts as negative.
+/// The signs of `n` vectors in blocks of `(subs, width)` dwords; `x` is `(n, cols)`. NaN counts as
+/// negative.
 ///
 /// # Errors
 /// `ERR_MEMORY`.

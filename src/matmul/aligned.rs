@@ -1,4 +1,4 @@
-//! Buffers of floats for kernels, whose vectors must not straddle cache lines.
+//! Buffers of floats for kernels, aligned so that vectors do not straddle cache lines.
 
 use crate::error::Result;
 use crate::memory;
@@ -8,7 +8,7 @@ use crate::memory;
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// A buffer of floats that starts at a cache line.
+/// A buffer of floats that is aligned to a cache line.
 #[derive(Default)]
 pub struct Aligned {
     lines: Vec<Line>,
@@ -25,7 +25,8 @@ impl Aligned {
         })
     }
 
-    /// Makes a buffer that is written again and again at least `len` floats long, of any contents: it never shrinks.
+    /// Makes a reused buffer at least `len` floats long; its contents are unspecified, and it never
+    /// shrinks.
     ///
     /// # Errors
     /// `ERR_MEMORY`; `what` names the buffer in the message.
@@ -38,8 +39,8 @@ impl Aligned {
 
     /// The floats.
     pub fn floats(&self) -> &[f32] {
-        // SAFETY: `Line` is `repr(C)` around 16 floats and 64 bytes large: `lines` is an array of floats
-        // without gaps, borrowed as long as `self` is.
+        // SAFETY: `Line` is `repr(C)` with 16 floats in 64 bytes, so that `lines` is an array of
+        // floats without padding, borrowed as long as `self` is.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 16) }
     }
 

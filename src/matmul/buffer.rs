@@ -1,5 +1,5 @@
-//! Memory that weights and the activations of a model live in: aligned to cache lines, in huge pages where the system grants
-//! them (Linux).
+//! Memory for weights and the activations of a model: aligned to cache lines, in huge pages where
+//! the system grants them (Linux).
 
 use crate::error::{Error, Result};
 use bytemuck::Pod;
@@ -10,16 +10,16 @@ use std::ptr::NonNull;
 #[cfg(target_os = "linux")]
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A huge page of x86-64 and of most others.
+/// The huge page size of x86-64 and of most other architectures.
 #[cfg(any(test, target_os = "linux"))]
 const HUGE_PAGE: usize = 2 << 20;
-/// A cache line, and the widest vector.
+/// The size of a cache line, and of the widest vector.
 const LINE: usize = 64;
 
-/// Zeroed bytes, aligned to 64; to 2 MiB, and advised into huge pages, from 1 MiB on.
+/// Zeroed bytes, aligned to 64 bytes; from 1 MiB on aligned to 2 MiB and advised into huge pages.
 ///
-/// A product that streams 16 MB of weights touches 4096 pages of 4 KiB but 8 huge ones: the page walks of the former cost
-/// more than a tenth of the time.
+/// A product that streams 16 MB of weights touches 4096 pages of 4 KiB, or 8 huge ones: the page
+/// walks of the former cost more than a tenth of the time.
 pub struct Buffer {
     ptr: NonNull<u8>,
     len: usize,
@@ -28,10 +28,11 @@ pub struct Buffer {
 
 /// Where the bytes came from.
 enum Origin {
-    /// The allocator, which wants this back.
+    /// The allocator, which needs the layout back.
     Heap(Layout),
-    /// A map that lives as long as what lies in it. Memory of its own, because the allocator zeroes what it aligns by writing to it,
-    /// and a page that was written to before the advice is a small one for good (a model of 0.6 GB had 16 MB in huge pages).
+    /// A shared mapping, kept alive by the buffers in it. Not from the allocator, which zeroes
+    /// aligned memory by writing to it: a page that was written to before the advice stays a small
+    /// one (of a model of 0.6 GB, 16 MB were in huge pages).
     #[cfg(target_os = "linux")]
     #[cfg_attr(not(test), expect(dead_code, reason = "held, not read"))]
     Map(Arc<Map>),
@@ -39,7 +40,7 @@ enum Origin {
 
 // SAFETY: a Buffer owns its bytes as a Vec<u8> does.
 unsafe impl Send for Buffer {}
-// SAFETY: shared access gives out shared slices only.
+// SAFETY: a shared reference only gives out shared slices.
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
@@ -72,13 +73,13 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 
-    /// The bytes, to be written.
+    /// The bytes, mutably.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: `len` bytes, initialised, owned; an exclusive borrow of self.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 
-    /// How many bytes.
+    /// The number of bytes.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -99,16 +100,17 @@ fn no_memory(len: usize, what: &str) -> Error {
     Error::memory(format!("no memory for {what}: {len} bytes"))
 }
 
-/// Buffers that are used one after the other and go together, as the matrices of a model: side by side, however small, so that all of them
-/// lie in huge pages, none of which is theirs alone. The memory goes back to the system with the last of them.
+/// Buffers that are used together and freed together, such as the matrices of a model. They are
+/// placed side by side, however small, so that all of them are in huge pages, which they share. The
+/// memory is returned to the system with the last of them.
 ///
-/// With a map for each matrix of 1 MiB and more, rounded up to huge pages, and the allocator for the others, a model of 619 MB at 4 bits
-/// took 858 MB, one of 155 MB at 1 bit 208.
+/// With a mapping for each matrix of 1 MiB or more, rounded up to huge pages, and the allocator for
+/// the others, a model of 619 MB at 4 bits took 858 MB, one of 155 MB at 1 bit 208.
 pub struct Arena {
-    /// Bytes that it maps at once. Those that nobody touches take no memory.
+    /// Bytes to map at a time. Untouched pages take no memory.
     #[cfg(target_os = "linux")]
     block_bytes: usize,
-    /// What the next buffers come from, if there is one.
+    /// The block from which the next buffers are taken, if any.
     #[cfg(target_os = "linux")]
     block: Mutex<Option<Block>>,
 }
@@ -120,7 +122,7 @@ impl Default for Arena {
 }
 
 impl Arena {
-    /// For so many bytes in all, about: few have no huge page to share.
+    /// An arena for about this many bytes in total; with few, there is no huge page to share.
     #[cfg_attr(
         not(target_os = "linux"),
         expect(unused_variables, reason = "the allocator serves one by one")
@@ -150,7 +152,7 @@ impl Arena {
         let new = Block::new(len.max(self.block_bytes)).or_else(|| Block::new(len));
         let mut new = new.ok_or_else(|| no_memory(len, what))?;
         let buffer = new.take(len).ok_or_else(|| no_memory(len, what))?;
-        // The one with more room serves the next.
+        // The block with more room serves the next request.
         if block.as_ref().is_none_or(|old| old.room() < new.room()) {
             *block = Some(new);
         }
@@ -167,11 +169,11 @@ impl Arena {
     }
 }
 
-/// Bytes that an arena maps at once at most.
+/// The most bytes that an arena maps at a time.
 #[cfg(target_os = "linux")]
 const BLOCK: usize = 64 << 20;
 
-/// A map, advised into huge pages, and what of it is taken.
+/// A mapping advised into huge pages, and how much of it is in use.
 #[cfg(target_os = "linux")]
 struct Block {
     map: Arc<Map>,
@@ -180,41 +182,41 @@ struct Block {
 
 #[cfg(target_os = "linux")]
 impl Block {
-    /// With room for at least `len` bytes.
+    /// A block with room for at least `len` bytes.
     fn new(len: usize) -> Option<Block> {
         let map = Arc::new(Map::new(len)?);
         Some(Block { map, taken: 0 })
     }
 
-    /// Bytes that are not taken.
+    /// Unused bytes.
     fn room(&self) -> usize {
         self.map.len - self.taken
     }
 
-    /// Takes zero bytes, if it has so many.
+    /// Takes `len` zeroed bytes, if there are as many.
     fn take(&mut self, len: usize) -> Option<Buffer> {
         if len > self.room() {
             return None;
         }
-        // SAFETY: `taken` is at most the length of the map.
+        // SAFETY: `taken` is at most the length of the mapping.
         let ptr = unsafe { self.map.aligned.add(self.taken) };
-        // The map ends at a line, so that a rounded length has room too.
+        // The mapping ends at a line boundary, so that a rounded length fits too.
         self.taken += len.next_multiple_of(LINE);
         let origin = Origin::Map(Arc::clone(&self.map));
         Some(Buffer { ptr, len, origin })
     }
 }
 
-/// Whole huge pages of a private anonymous map.
+/// Whole huge pages of a private anonymous mapping.
 #[cfg(target_os = "linux")]
 struct Map {
     aligned: NonNull<u8>,
     len: usize,
-    /// What the system gave: so many bytes from there on.
+    /// What the system returned: the base and the number of bytes.
     all: (NonNull<u8>, usize),
 }
 
-// SAFETY: a Map is addresses and lengths; what lies there belongs to buffers.
+// SAFETY: a Map is only addresses and lengths; the memory belongs to the buffers.
 #[cfg(target_os = "linux")]
 unsafe impl Send for Map {}
 // SAFETY: as above.
@@ -225,11 +227,13 @@ unsafe impl Sync for Map {}
 impl Map {
     /// `len` zero bytes, rounded up to huge pages.
     fn new(len: usize) -> Option<Map> {
-        // Whole huge pages, because the advice makes an area that ends where it ends, and a huge page lies in one area. And one more:
-        // the system aligns to small ones.
+        // Whole huge pages, because the advice creates a kernel memory area of exactly this extent,
+        // and a huge page must lie within one area. One more is mapped because the system only
+        // aligns to small pages.
         let len = len.checked_next_multiple_of(HUGE_PAGE)?;
         let total = len.checked_add(HUGE_PAGE)?;
-        // SAFETY: a private anonymous map at an address of the system's choice touches nothing that exists.
+        // SAFETY: a private anonymous mapping at an address chosen by the system affects no
+        // existing memory.
         let map = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -245,10 +249,10 @@ impl Map {
         }
         let base = NonNull::new(map.cast::<u8>())?;
         let before = base.as_ptr().align_offset(HUGE_PAGE);
-        // SAFETY: `before < HUGE_PAGE`, so that `len` bytes from there lie in the map.
+        // SAFETY: `before < HUGE_PAGE`, so that `len` bytes from there lie in the mapping.
         let aligned = unsafe { base.add(before) };
-        // A refusal costs speed and nothing else.
-        // SAFETY: pages that we own, from a page's beginning on; the advice changes no contents.
+        // SAFETY: pages that we own, from a page boundary on; the advice does not change contents.
+        // A refusal only costs speed.
         unsafe { libc::madvise(aligned.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         let all = (base, total);
         Some(Map { aligned, len, all })
@@ -259,18 +263,18 @@ impl Map {
 impl Drop for Map {
     fn drop(&mut self) {
         let (base, total) = self.all;
-        // SAFETY: mapped in `new`, and nobody has a buffer of what is dropped.
+        // SAFETY: mapped in `new`, and no buffer refers to a mapping that is dropped.
         unsafe { libc::munmap(base.as_ptr().cast(), total) };
     }
 }
 
-/// Numbers in such memory.
+/// An array of numbers in such memory.
 pub struct Array<T> {
     bytes: Buffer,
     of: PhantomData<T>,
 }
 
-/// Those that activations are.
+/// An array of activations.
 pub type Floats = Array<f32>;
 
 impl<T: Pod> Array<T> {
@@ -337,7 +341,7 @@ mod tests {
     #[test]
     fn an_arena_gives_zeros_side_by_side() {
         let arena = Arena::default();
-        // More than a block, and one that is larger than a block.
+        // More than a block in total, and one buffer that is larger than a block.
         let lens = [100, 0, 64, 5 << 20, 40 << 20, 70 << 20, 30 << 20, 1];
         let mut buffers = lens.map(|len| arena.zeroed(len, "a test").unwrap());
         drop(arena);
@@ -388,7 +392,8 @@ mod tests {
         }
     }
 
-    /// Where the system grants huge pages on advice, a large buffer that was written to lies in them, one smaller than such a page too.
+    /// Where the system grants huge pages on advice, a large buffer that was written to is in huge
+    /// pages, even one smaller than such a page.
     #[cfg(target_os = "linux")]
     #[test]
     fn huge_pages() {
@@ -399,22 +404,24 @@ mod tests {
         }
         for len in [HUGE_PAGE / 2, 3 * HUGE_PAGE / 2, 16 * HUGE_PAGE] {
             let got: Vec<_> = (0..4).map(|_| kilobytes(len).unwrap()).collect();
-            // A huge page lies in one area, the last one of a buffer too.
+            // A huge page lies within one area, including the last one of a buffer.
             let whole = len.next_multiple_of(HUGE_PAGE) / 1024;
             assert!(got.iter().all(|&(area, _)| area >= whole), "{len}: {got:?}");
-            // The system may run out of whole ones; never any for a length is a mistake of ours.
+            // The system may run out of huge pages; getting none for any buffer of a length is our
+            // mistake.
             assert!(got.iter().any(|&(_, huge)| huge > 0), "{len}: {got:?}");
         }
     }
 
-    /// Of the area of a buffer of so many bytes that was written to, and of the huge pages in it.
+    /// For a buffer of this many bytes that was written to: the size of its memory area, and of the
+    /// huge pages in it, in kB.
     #[cfg(target_os = "linux")]
     fn kilobytes(len: usize) -> Option<(usize, usize)> {
         let mut b = Buffer::zeroed(len, "a test").unwrap();
         b.as_mut_slice().fill(1);
         let address = format!("{:x}-", b.as_slice().as_ptr() as usize);
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        // The advice makes an area of its own, from the first aligned byte on.
+        // The advice creates a separate area, from the first aligned byte on.
         let area = maps.split(&address).nth(1)?;
         let of = |key: &str| {
             let line = area.lines().find(|l| l.starts_with(key))?;

@@ -1,4 +1,4 @@
-//! Weights that live on a device: the form of [`super::Weights`] whose products are CUDA's.
+//! Weights on a device: the form of [`super::Weights`] that CUDA multiplies.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::error::{Result, Status};
 use crate::quant::{Codes, CodesBuf};
 use crate::runtime::{Executor, Runtime};
 
-/// A matrix on a device, and the device that multiplies with it.
+/// A matrix on a device, and that device.
 pub struct OnDevice {
     gpu: Arc<Gpu>,
     weights: cuda::Weights,
@@ -25,15 +25,16 @@ impl From<Activations> for Mode {
 }
 
 impl OnDevice {
-    /// Copies a matrix to a device of `rt`: `device` of its list or, where that is `None`, the one with the most free memory, of
-    /// equals the first. `None` if it stays on the host: the library runs on the CPU, the kernels do not take the shape, or memory is
-    /// exhausted while the configuration leaves the backend to the library.
+    /// Copies a matrix to a device of `rt`: `device` of its list or, if `None`, the one with the
+    /// most free memory, the first of equals. Returns `None` if the matrix stays on the host: the
+    /// library runs on the CPU, the kernels do not support the shape, or device memory is exhausted
+    /// while the configuration leaves the backend to the library.
     ///
     /// # Errors
-    /// `ERR_MEMORY` where CUDA is demanded, `ERR_BACKEND`.
+    /// `ERR_MEMORY` if CUDA is demanded, `ERR_BACKEND`.
     ///
     /// # Panics
-    /// If there are devices, but not so many.
+    /// If `device` is not an index of the devices of `rt`, unless there are none.
     pub fn place(
         rt: &Runtime,
         codes: &Codes<'_>,
@@ -58,7 +59,7 @@ impl OnDevice {
         }
     }
 
-    /// The matrix there.
+    /// The matrix on the device.
     pub fn weights(&self) -> &cuda::Weights {
         &self.weights
     }
@@ -78,7 +79,7 @@ impl OnDevice {
             .multiply(&self.weights, activations.into(), x, y, n)
     }
 
-    /// The matrix read back, its values as they went in.
+    /// The matrix read back, with the values that it was made of.
     ///
     /// # Errors
     /// `ERR_MEMORY`, `ERR_BACKEND`.
@@ -95,10 +96,10 @@ impl OnDevice {
     }
 }
 
-/// The one with the most free memory, of equals the first.
+/// The index of the device with the most free memory, the first of equals.
 fn most_free_memory(gpus: &[Arc<Gpu>]) -> Result<usize> {
     let (mut best, mut most) = (0, 0);
-    // A single one need not be asked.
+    // A single device need not be queried.
     for (i, gpu) in gpus.iter().enumerate().filter(|_| gpus.len() > 1) {
         let free = gpu.device().memory_free()?;
         if free > most {

@@ -1,4 +1,4 @@
-//! Vectors of float64, as interpreters have them, to and from those of float32 that products take and give.
+//! Conversion of vectors between float64, which interpreters use, and the float32 of the products.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::runtime::Executor;
 
-/// Elements of a task.
+/// Elements per task.
 const CHUNK: usize = 1 << 15;
 
 /// `x` rounded to float32.
@@ -19,7 +19,7 @@ pub fn narrowed(executor: Executor<'_>, x: &[f64]) -> Result<Vec<f32>> {
     let first_beyond = AtomicUsize::new(usize::MAX);
     each_chunk(executor, &mut narrow, |i, narrow| {
         let x = &x[i * CHUNK..][..narrow.len()];
-        // Without an end to it, so that it is done a vector at a time.
+        // Without an early exit, so that the loop is vectorised.
         let mut finite = true;
         for (n, x) in narrow.iter_mut().zip(x) {
             *n = *x as f32;
@@ -58,7 +58,7 @@ fn each_chunk<T: Send>(
     out: &mut [T],
     job: impl Fn(usize, &mut [T]) + Sync,
 ) -> Result<()> {
-    // An element takes about a nanosecond, most of it memory that the system has to find.
+    // An element takes about a nanosecond, mostly for memory that the system must provide.
     let threads = threads_for(executor, out.len());
     run_chunks(
         executor,

@@ -26,20 +26,21 @@ use crate::runtime::Runtime;
 
 /// The one-shot product with float activations: `y[v] = W x[v]` for each of `n` vectors.
 ///
-/// `x` is `(n, cols)`, `y` is `(n, rows)`; nothing is converted or kept.
+/// `x` is `(n, cols)`, `y` is `(n, rows)`; the weights are neither converted nor kept.
 ///
 /// # Errors
-/// `ERR_MEMORY`; `y` then holds what it held.
+/// `ERR_MEMORY`; `y` is then unchanged.
 pub fn product(rt: &Runtime, codes: &Codes<'_>, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
     rows::Driver::new(rt).multiply(&RowSource::Codes(*codes), x, y, n)
 }
 
-/// The one-shot product of 1-bit codes with the signs of the activations, exact in integers before the scale.
+/// The one-shot product of 1-bit codes with the signs of the activations, exact in integers before
+/// the scale.
 ///
 /// `codes.bits` is 1; `x` is `(n, cols)`, `y` is `(n, rows)`.
 ///
 /// # Errors
-/// `ERR_MEMORY`; `y` then holds what it held.
+/// `ERR_MEMORY`; `y` is then unchanged.
 pub fn sign_product(
     rt: &Runtime,
     codes: &Codes<'_>,
@@ -50,10 +51,10 @@ pub fn sign_product(
     rows::Driver::new(rt).multiply_sign(codes, x, y, n)
 }
 
-/// The weights that codes stand for, as floats, each rounded once to float32; `out` is `(rows, cols)`.
+/// The dequantised weights, each rounded once to float32; `out` is `(rows, cols)`.
 ///
 /// # Errors
-/// `ERR_MEMORY`; `out` then holds what it held.
+/// `ERR_MEMORY`; `out` is then unchanged.
 pub fn dequantize(rt: &Runtime, codes: &Codes<'_>, out: &mut [f32]) -> Result<()> {
     rows::Driver::new(rt).dequantize(&RowSource::Codes(*codes), out)
 }

@@ -1,4 +1,5 @@
-//! Between the form of the ABI and tiles, both ways, a tile at a time so that threads can share the work.
+//! Conversion between the form of the ABI and tiles, one tile at a time so that threads can share
+//! the work.
 
 use crate::cpu::layout::{
     Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind, deinterleave, interleave,
@@ -8,10 +9,11 @@ use crate::quant::{Bits, Codes, Packing, ScaleValues, pack_row, unpack_row};
 use half::f16;
 use std::ops::Range;
 
-/// Writes tile `t` of `codes`; `tile` is `(tile_bytes)` and zero.
+/// Writes tile `t` of `codes`; `tile` is `(tile_bytes)`, initially zero.
 ///
-/// The tile is written from its first byte to its last, and its rows are read side by side: 32 streams, which the cache holds a line
-/// each of. Row by row every line of the tile would be fetched 32 times, from the L2 cache where rows are long.
+/// The tile is written from its first byte to its last, and its rows are read side by side: 32
+/// streams, for each of which L1 holds a line. Row by row, every line of the tile would be fetched
+/// 32 times, from L2 where rows are long.
 pub fn pack_tile(l: &Layout, codes: &Codes<'_>, t: usize, tile: &mut [u8]) {
     match l.bits {
         Bits::One => pack_tile_of::<1>(l, codes, t, tile),
@@ -51,7 +53,8 @@ fn pack_tile_of<const BITS: usize>(l: &Layout, codes: &Codes<'_>, t: usize, tile
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Writes a sub-block, or as many of its columns as there are; `rows` are the bytes of whole rows.
+/// Writes a sub-block, or its `columns` only where there are fewer; `rows` are the bytes of whole
+/// rows.
 fn pack_sub<const BITS: usize>(
     bits: Bits,
     packing: Packing,
@@ -60,7 +63,7 @@ fn pack_sub<const BITS: usize>(
     sub: &mut [u8],
 ) {
     let dwords = sub.as_chunks_mut().0;
-    // What is written for row `r`: it has a lane in each pair of vectors.
+    // Writes the dwords of row `r`, which has a lane in each pair of vectors.
     let mut write = |r: usize, row: [u32; BITS]| {
         for (q, dword) in row.into_iter().enumerate() {
             dwords[q * TILE_ROWS + r] = dword.to_le_bytes();
@@ -70,8 +73,9 @@ fn pack_sub<const BITS: usize>(
     if packing == Packing::Msb && whole {
         let at = columns.start / (8 / BITS);
         for (r, bytes) in rows.iter().enumerate() {
-            // The line at this place of the next tile, if rows lie one behind the other: 32 streams are more than a processor foresees. Opening
-            // 619 MB at 4 bits took 0.376 s without and 0.359 with it (medians of ten in turn).
+            // Prefetches the line at the same position of the next tile, if rows are contiguous:
+            // the hardware prefetchers do not follow 32 streams. Opening 619 MB at 4 bits took
+            // 0.376 s without and 0.359 with this (medians of ten alternating runs).
             if at.is_multiple_of(LINE) {
                 prefetch_line(bytes.as_ptr().wrapping_add(at + TILE_ROWS * bytes.len()));
             }
@@ -87,7 +91,8 @@ fn pack_sub<const BITS: usize>(
     }
 }
 
-/// At most 32 `columns` of a row whose codes are `bytes`, as if they began with a byte, and zeros behind them.
+/// At most 32 `columns` of a row whose codes are `bytes`, repacked to begin at a byte boundary and
+/// padded with zeros.
 fn repacked(bits: Bits, packing: Packing, bytes: &[u8], columns: Range<usize>) -> [u8; 32] {
     let mut codes = [0; SUB_COLS];
     let codes = &mut codes[..columns.len()];
@@ -97,7 +102,7 @@ fn repacked(bits: Bits, packing: Packing, bytes: &[u8], columns: Range<usize>) -
     out
 }
 
-/// At most 32 `columns` of a row whose codes are `bytes`, one a byte; `out` is as long.
+/// At most 32 `columns` of a row whose codes are `bytes`, one code per byte; `out` is as long.
 fn unpack_columns(
     bits: Bits,
     packing: Packing,
@@ -118,7 +123,7 @@ fn unpack_columns(
     }
 }
 
-/// The scales and zero points of group `g`, behind its codes.
+/// The scales and zero points of group `g`.
 fn pack_scales(l: &Layout, codes: &Codes<'_>, rows: Range<usize>, g: usize, tail: &mut [u8]) {
     for (r, row) in rows.enumerate() {
         let scale = codes.scale_per.index(row, g, l.shape.groups);
@@ -133,7 +138,7 @@ fn pack_scales(l: &Layout, codes: &Codes<'_>, rows: Range<usize>, g: usize, tail
     }
 }
 
-/// The codes of row `r` of a tile, one a byte; `out` is `(cols)`.
+/// The codes of row `r` of a tile, one per byte; `out` is `(cols)`.
 pub fn tile_row_codes(l: &Layout, tile: &[u8], r: usize, out: &mut [u8]) {
     if l.short {
         let subs = tile.chunks_exact(l.sub_bytes());
@@ -149,7 +154,7 @@ pub fn tile_row_codes(l: &Layout, tile: &[u8], r: usize, out: &mut [u8]) {
     }
 }
 
-/// The codes of row `r` in the sub-block that `sub` begins with.
+/// The codes of row `r` in the sub-block at the start of `sub`.
 fn sub_codes(l: &Layout, sub: &[u8], r: usize) -> [u8; SUB_COLS] {
     let mut dwords = [0u32; 8];
     for (q, d) in dwords.iter_mut().enumerate().take(l.bits.get()) {

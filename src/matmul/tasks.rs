@@ -1,4 +1,4 @@
-//! How work is shared among threads, and the output that they write together.
+//! How threads share work, and the output that they write together.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,11 +8,11 @@ use crate::error::Result;
 use crate::memory;
 use crate::runtime::{Executor, Shared};
 
-/// Nanoseconds of work below which the calling thread works alone: waking a thread costs 3 to 10 µs, so that
-/// a second one has nothing to give.
+/// Nanoseconds of work below which the calling thread works alone: waking a thread costs 3 to 10
+/// µs, so that a second one gains nothing.
 const MIN_SHARED_NS: usize = 8192;
 
-/// How many threads share work that takes one of them about so many nanoseconds.
+/// The number of threads for work that takes one thread about this many nanoseconds.
 pub fn threads_for(executor: Executor<'_>, nanoseconds: usize) -> usize {
     if nanoseconds < MIN_SHARED_NS {
         1
@@ -21,12 +21,13 @@ pub fn threads_for(executor: Executor<'_>, nanoseconds: usize) -> usize {
     }
 }
 
-/// Runs `job(scratch, task)` once for each task in `0..tasks`, in any order, on at most `threads` threads.
+/// Runs `job(scratch, task)` once for each task in `0..tasks`, in any order, on at most `threads`
+/// threads.
 ///
-/// Each thread has a scratch of its own, made by `scratch` before the first task runs.
+/// Each thread has its own scratch, made by `scratch` before the first task runs.
 ///
 /// # Errors
-/// Those of `scratch`, and `ERR_MEMORY`; no task has run then.
+/// Those of `scratch`, and `ERR_MEMORY`; in both cases no task has run.
 pub fn run<S: Send>(
     executor: Executor<'_>,
     threads: usize,
@@ -50,7 +51,7 @@ pub fn run<S: Send>(
     })
 }
 
-/// As [`run`], with as many scratches as threads may take part, made before: it allocates nothing.
+/// As [`run`], with one existing scratch per thread: it allocates nothing.
 pub fn run_with<S: Send>(
     executor: Executor<'_>,
     scratches: &[Mutex<S>],
@@ -68,8 +69,9 @@ pub fn run_with<S: Send>(
     });
 }
 
-/// A thread for each scratch claims tasks until none is left: first those of its own contiguous run (neighbours in memory, so that prefetches
-/// help), then such of other runs as nobody has begun.
+/// One thread per scratch claims tasks until none is left: first those of its own contiguous run,
+/// whose data are adjacent in memory so that prefetches help, then tasks left in other runs (task
+/// stealing).
 fn claim<S: Send>(
     team: &dyn Shared,
     scratches: &[Mutex<S>],
@@ -82,7 +84,8 @@ fn claim<S: Send>(
         let mut scratch = lock(&scratches[worker]);
         for run in (0..runs).map(|i| (worker + i) % runs) {
             let (first, end) = (run * tasks / runs, (run + 1) * tasks / runs);
-            // A claim takes the cache line from all others; of a run that is through a look is enough.
+            // A claim takes the cache line away from all other threads; for a finished run a load
+            // is enough.
             if first + begun[run].load(Ordering::Relaxed) >= end {
                 continue;
             }
@@ -97,11 +100,11 @@ fn claim<S: Send>(
     });
 }
 
-/// Runs of tasks at most: more threads than that share them.
+/// The most runs of tasks: if there are more threads, they share runs.
 const MAX_RUNS: usize = 64;
 
-/// As [`run`], the tasks being the chunks of `len` elements of `out`, the last one perhaps short:
-/// `job(scratch, i, chunk)` for the `i`-th.
+/// As [`run`], the tasks being the chunks of `len` elements of `out`, of which the last may be
+/// shorter: `job(scratch, i, chunk)` for chunk `i`.
 ///
 /// # Errors
 /// As [`run`].
@@ -119,22 +122,24 @@ pub fn run_chunks<T: Send, S: Send>(
     })
 }
 
-/// A lock that no two threads ever want: what it guards was left by a task that is over, if by a panic.
+/// A lock that is never contended. Poisoning is ignored: what the mutex guards was left by a task
+/// that has ended, perhaps by a panic.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The output of a product, written by several threads.
 pub struct Output<'a> {
-    // Atomics, so that sharing it and setting one element is safe; a relaxed store is a plain one.
+    // Atomics, so that sharing the slice and setting one element is safe; a relaxed store compiles
+    // to a plain one.
     y: &'a [AtomicU32],
 }
 
 impl<'a> Output<'a> {
     /// Shares `y` for as long as it is borrowed.
     pub fn new(y: &'a mut [f32]) -> Output<'a> {
-        // SAFETY: `AtomicU32` has the size and alignment of `f32`, both are valid for every bit pattern, and
-        // `y` is borrowed mutably for as long as the atomics are.
+        // SAFETY: `AtomicU32` has the size and alignment of `f32`, both are valid for every bit
+        // pattern, and `y` is borrowed mutably for as long as the atomics are.
         let y = unsafe { &*(std::ptr::from_mut(y) as *const [AtomicU32]) };
         Output { y }
     }
@@ -144,7 +149,7 @@ impl<'a> Output<'a> {
         self.y[i].store(value.to_bits(), Ordering::Relaxed);
     }
 
-    /// Writes as many elements from `at` on as there are values.
+    /// Writes the elements from `at` on, as many as there are values.
     #[inline]
     pub fn set_all(&self, at: usize, values: impl ExactSizeIterator<Item = f32>) {
         for (y, value) in self.y[at..][..values.len()].iter().zip(values) {
@@ -152,20 +157,22 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Writes the elements from `at` on, by vectors: 32 relaxed stores stay 32 stores.
+    /// Writes the elements from `at` on with vector stores: 32 relaxed stores would remain 32
+    /// stores.
     ///
     /// # Safety
-    /// No other thread writes these elements while this one does.
+    /// No other thread writes these elements meanwhile.
     #[inline]
     pub unsafe fn store<const N: usize>(&self, at: usize, values: &[f32; N]) {
         let to = &self.y[at..][..N];
-        // SAFETY: `to` is as long as `values`; atomics may be written through a shared borrow, and nobody else
-        // does so now.
+        // SAFETY: `to` is as long as `values`; atomics may be written through a shared borrow, and
+        // no other thread writes these now.
         unsafe { to.as_ptr().cast::<[f32; N]>().cast_mut().write(*values) };
     }
 
-    /// Prefetches the cache lines of the `len` elements from `at` on, which may be beyond the end; where the elements begin within a
-    /// line, not for the last.
+    /// Prefetches the cache lines of the `len` elements from `at` on, which may be past the end.
+    /// Elements that do not begin at a line boundary extend into one more line, which is not
+    /// prefetched.
     #[inline]
     pub fn prefetch(&self, at: usize, len: usize) {
         let line = 64 / size_of::<f32>();
@@ -174,8 +181,8 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Writes the elements from `at` on, however few. Apart, because beside [`Output::store`] the compiler made one copy of both, a
-    /// call of `memcpy` for 128 bytes.
+    /// Writes the elements from `at` on, of any number. Not inlined: next to [`Output::store`] the
+    /// compiler merged both into one copy, a call to `memcpy` for 128 bytes.
     #[cold]
     #[inline(never)]
     pub fn store_few(&self, at: usize, values: &[f32]) {

@@ -23,17 +23,17 @@ pub struct Weights {
     activations: Activations,
 }
 
-/// Where the weights live.
+/// How the weights are stored.
 enum Form {
     /// Codes.
     Tiles(Tiles),
-    /// Codes of a matrix with no element, or of one whose groups are too long for its signs.
+    /// Codes, for an empty matrix or one whose groups are too long for the sign kernels of tiles.
     Codes(CodesBuf),
     /// Float32 weights.
     F32(Floats<f32>),
     /// Float16 weights.
     F16(Floats<f16>),
-    /// In the memory of a device.
+    /// In device memory.
     Device(OnDevice),
 }
 
@@ -51,12 +51,12 @@ struct Floats<T> {
 }
 
 impl Weights {
-    /// Converts a quantised matrix for the backend of the library: on a device of its list, `device` or the one with the most free
-    /// memory, if that takes the shape and has room for it, else on the host.
+    /// Converts a quantised matrix for the backend of the library: on `device` of its list, or the
+    /// device with the most free memory, if that supports the shape and has room, else on the host.
     ///
     /// # Errors
-    /// `ERR_CONFIG` for sign activations with more than one bit; `ERR_MEMORY`, of the device only where CUDA is demanded;
-    /// `ERR_BACKEND`.
+    /// `ERR_CONFIG` for sign activations with more than one bit; `ERR_MEMORY`, for device memory
+    /// only if CUDA is demanded; `ERR_BACKEND`.
     pub fn placed(
         rt: &Runtime,
         codes: &Codes<'_>,
@@ -85,7 +85,7 @@ impl Weights {
         Weights::host(rt, codes, activations, Buffer::zeroed)
     }
 
-    /// The same, in memory of an arena.
+    /// As [`Weights::from_codes`], in memory of an arena.
     ///
     /// # Errors
     /// As [`Weights::from_codes`].
@@ -116,10 +116,10 @@ impl Weights {
         Ok(Weights { form, activations })
     }
 
-    /// Keeps float weights: `w` is `(rows, cols)`; `half` rounds them to float16.
+    /// Keeps float weights: `w` is `(rows, cols)`; with `half` they are rounded to float16.
     ///
     /// # Errors
-    /// `ERR_RANGE` where a weight does not fit float16; `ERR_MEMORY`.
+    /// `ERR_RANGE` if a weight exceeds float16; `ERR_MEMORY`.
     pub fn from_f32(w: &[f32], rows: usize, cols: usize, half: bool) -> Result<Weights> {
         let form = if half {
             let mut values = memory::with_capacity(w.len(), "float16 weights")?;
@@ -166,7 +166,7 @@ impl Weights {
         }
     }
 
-    /// Bits a weight: 1, 2, 4, 8; 16 and 32 for floats.
+    /// Bits per weight: 1, 2, 4, 8; 16 and 32 for floats.
     pub fn bits(&self) -> usize {
         match &self.form {
             Form::Tiles(t) => t.layout().bits.get(),
@@ -177,7 +177,7 @@ impl Weights {
         }
     }
 
-    /// Columns a scale; `None` for float weights.
+    /// Columns per scale; `None` for float weights.
     pub fn group(&self) -> Option<usize> {
         self.shape().map(|s| s.group)
     }
@@ -212,12 +212,12 @@ impl Weights {
         Some(if half { "float16" } else { "float32" })
     }
 
-    /// How it takes activations.
+    /// How products represent activations.
     pub fn activations(&self) -> Activations {
         self.activations
     }
 
-    /// Bytes it occupies: codes, scales, zero points and padding.
+    /// Bytes of memory: codes, scales, zero points and padding.
     pub fn bytes(&self) -> usize {
         match &self.form {
             Form::Tiles(t) => t.bytes(),
@@ -235,7 +235,8 @@ impl Weights {
         }
     }
 
-    /// The path that products take, for people: `"tiles"` for codes, `"rows"` for floats and for what tiles do not take, or `"device"`.
+    /// The path that products take, for display: `"tiles"` for codes, `"rows"` for floats and for
+    /// what tiles do not support, or `"device"`.
     pub fn path(&self) -> &'static str {
         match self.form {
             Form::Tiles(_) => "tiles",
@@ -244,7 +245,7 @@ impl Weights {
         }
     }
 
-    /// What multiplies with it.
+    /// The backend that multiplies it.
     pub fn backend(&self) -> Backend {
         match self.form {
             Form::Device(_) => Backend::Cuda,
@@ -252,7 +253,7 @@ impl Weights {
         }
     }
 
-    /// The matrix on the device, if that is where it lives.
+    /// The matrix on the device, if it is stored there.
     pub fn on_device(&self) -> Option<&cuda::Weights> {
         match &self.form {
             Form::Device(d) => Some(d.weights()),
@@ -260,10 +261,11 @@ impl Weights {
         }
     }
 
-    /// The matrix in the form of the ABI, its values as they went in; `None` for float weights.
+    /// The matrix in the form of the ABI, with the values that it was made of; `None` for float
+    /// weights.
     ///
     /// # Errors
-    /// `ERR_MEMORY`; `ERR_BACKEND` if a device does not give them back.
+    /// `ERR_MEMORY`; `ERR_BACKEND` if reading from a device fails.
     pub fn to_codes(&self) -> Result<Option<CodesBuf>> {
         match &self.form {
             Form::Tiles(t) => t.to_codes().map(Some),
@@ -276,7 +278,7 @@ impl Weights {
     /// The weights as floats, row-major; `out` is `(rows, cols)`.
     ///
     /// # Errors
-    /// `ERR_MEMORY`; `ERR_BACKEND` if a device does not give them back.
+    /// `ERR_MEMORY`; `ERR_BACKEND` if reading from a device fails.
     pub fn dequantize(&self, rt: &Runtime, out: &mut [f32]) -> Result<()> {
         match self.rows_form() {
             Ok(source) => rows::Driver::new(rt).dequantize(&source, out),
@@ -288,10 +290,10 @@ impl Weights {
         }
     }
 
-    /// One row as floats: an embedding. `scratch` and `out` are `(cols)`.
+    /// One row as floats, such as an embedding. `scratch` and `out` are `(cols)`.
     ///
     /// # Errors
-    /// `ERR_MEMORY`, `ERR_BACKEND` if a device does not give it back; never on the host.
+    /// `ERR_MEMORY`, `ERR_BACKEND` if reading from a device fails; never on the host.
     pub fn row(&self, row: usize, scratch: &mut [u8], out: &mut [f32]) -> Result<()> {
         match &self.form {
             Form::Tiles(t) => t.row(row, scratch, out),
@@ -310,16 +312,17 @@ impl Weights {
     /// `y[v] = W x[v]` for each of `n` vectors: `x` is `(n, cols)`, `y` is `(n, rows)`.
     ///
     /// # Errors
-    /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`; `ERR_BACKEND` if a device fails. `y` then holds
-    /// what it held.
+    /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`; `ERR_BACKEND`
+    /// if a device fails. `y` is then unchanged.
     ///
     /// # Panics
-    /// If `x` or `y` has another length.
+    /// If `x` or `y` has any other length.
     pub fn multiply(&self, rt: &Runtime, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
         self.multiply_by(rt, Executor::Pool(rt.pool()), x, y, n)
     }
 
-    /// As [`Weights::multiply`], by those `executor`: a sequence of products wakes the threads once.
+    /// As [`Weights::multiply`], on the threads of `executor`: a sequence of products wakes them
+    /// once.
     ///
     /// # Errors
     /// As [`Weights::multiply`].
@@ -355,7 +358,7 @@ impl Weights {
         match (self.activations, &source) {
             (Activations::Sign, RowSource::Codes(codes)) => driver.multiply_sign(codes, x, y, n),
             (Activations::Int8, RowSource::Codes(codes)) => {
-                // They have no element.
+                // Int8 weights are only stored by rows if the matrix is empty.
                 all_finite(x, codes.shape.cols)?;
                 driver.multiply(&source, x, y, n)
             }
@@ -363,12 +366,13 @@ impl Weights {
         }
     }
 
-    /// Products of several matrices with the same vectors, by those `executor`: `x` is `(n, cols)`, and each matrix comes with its `y`
-    /// `(n, rows)`. Where int8 activations are the same for all of them, they are quantised once, the threads share one run of
-    /// tasks, and nothing is allocated that `workspace` has already.
+    /// Products of several matrices with the same vectors, on the threads of `executor`: `x` is
+    /// `(n, cols)`, and each matrix comes with its `y` `(n, rows)`. If all of them take the same
+    /// int8 activations, these are quantised once, the threads share one run of tasks, and nothing
+    /// is allocated that `workspace` already has.
     ///
     /// # Errors
-    /// As [`Weights::multiply`]; any of the results may then have been written.
+    /// As [`Weights::multiply`], except that some results may have been written.
     pub fn multiply_all(
         rt: &Runtime,
         executor: Executor<'_>,
@@ -401,7 +405,7 @@ impl Weights {
         Tiles::multiply_int8(&rt.kernels().tiles, executor, workspace, x, n, tiles)
     }
 
-    /// The tiles, if these are what is multiplied with int8 activations.
+    /// The tiles, if they are multiplied with int8 activations.
     fn int8_tiles(&self) -> Option<&Tiles> {
         match &self.form {
             Form::Tiles(tiles) if self.activations == Activations::Int8 => Some(tiles),
@@ -409,7 +413,7 @@ impl Weights {
         }
     }
 
-    /// The weights as the row-major path reads them, or what they are in that it does not read.
+    /// The weights as the row-major path reads them, or their other form.
     fn rows_form(&self) -> std::result::Result<RowSource<'_>, NotRowMajor<'_>> {
         match &self.form {
             Form::Tiles(t) => Err(NotRowMajor::Tiles(t)),
@@ -441,24 +445,24 @@ fn check(codes: &Codes<'_>, activations: Activations) -> Result<()> {
     Ok(())
 }
 
-/// The tiles that a matrix is multiplied in; `None` where it is by rows.
+/// The tile layout that a matrix is multiplied in; `None` if it is multiplied by rows.
 fn layout(codes: &Codes<'_>, activations: Activations) -> Option<Layout> {
     Layout::new(codes).filter(|l| activations != Activations::Sign || l.signs_fit())
 }
 
-/// A copy with packed codes and one scale, and zero point, a group.
+/// A copy with packed codes, and one scale and zero point per group.
 fn owned(c: &Codes<'_>) -> Result<CodesBuf> {
     let s = c.shape;
     let row_bytes = packed_row_bytes(s.cols, c.bits);
     let mut bytes = memory::zeroed(s.rows * row_bytes, "codes")?;
-    // Without rows there may be more columns than fit memory.
+    // An empty matrix without rows may have more columns than fit memory.
     let mut row = memory::filled(if s.rows == 0 { 0 } else { s.cols }, 0, "a row of codes")?;
-    // Not over the rows: without columns there may be more of them than anyone can count to.
+    // Not a loop over the rows: without columns their number may be astronomical.
     for (r, out) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
         c.row_codes(r, &mut row);
         pack_row(&row, c.bits, out);
     }
-    // A matrix without elements may come without scales, and needs none.
+    // An empty matrix may come without scales, and needs none.
     let values = if s.cols == 0 { 0 } else { s.rows * s.groups };
     let groups = || (0..values).map(|i| (i / s.groups, i % s.groups));
     let scales = match c.scales {
@@ -512,7 +516,7 @@ mod tests {
         assert!(layout(&huge(1 << 30), Activations::Sign).is_some());
         assert!(layout(&huge(0), Activations::Int8).is_some());
 
-        // As they would be multiplied, on a matrix that fits.
+        // The same path on a matrix that fits in memory.
         let rt = Runtime::new(Config::from_json("{}").unwrap()).unwrap();
         let shape = Shape::new(40, 300, 0);
         let codes = random_codes(&mut Random::new(3), shape, Bits::One, Kind::ALL[0]);
@@ -540,7 +544,7 @@ mod tests {
                 Weights::from_codes(&rt, &codes.as_codes(), activations).unwrap()
             };
             let int8 = Activations::Int8;
-            // Takes the activations of one bit, whose zero point is 1 too.
+            // Has the same activations as one bit, whose zero point is 1 too.
             let two_bits = {
                 let shape = Shape::new(100, 700, 64);
                 let mut codes = random_codes(&mut Random::new(9), shape, Bits::Two, Kind::ALL[0]);
@@ -553,7 +557,7 @@ mod tests {
                     matrix(40, 700, 32, Bits::Four, int8),
                     matrix(3, 700, 32, Bits::Four, int8),
                 ],
-                // Another width, another group, another way to take activations.
+                // Different widths, groups and activations.
                 [
                     matrix(100, 700, 32, Bits::Four, int8),
                     matrix(40, 700, 32, Bits::Eight, int8),
@@ -564,13 +568,14 @@ mod tests {
                     matrix(40, 700, 128, Bits::Two, int8),
                     matrix(33, 700, 9, Bits::Two, int8),
                 ],
-                // Short groups alike.
+                // Equal short groups.
                 [
                     matrix(100, 700, 9, Bits::Four, int8),
                     matrix(40, 700, 9, Bits::Four, int8),
                     matrix(33, 700, 9, Bits::Four, int8),
                 ],
-                // One bit, by look-ups where the processor has them, beside what has none.
+                // One bit, by look-ups where the processor has them, together with a matrix that
+                // has none.
                 [
                     matrix(1000, 700, 64, Bits::One, int8),
                     two_bits,

@@ -1,4 +1,4 @@
-//! Memory that products use and that outlasts them.
+//! Buffers that outlive single products.
 
 use super::activations::Int8;
 use super::aligned::Aligned;
@@ -7,19 +7,19 @@ use crate::error::Result;
 use crate::memory;
 use std::sync::Mutex;
 
-/// What products with int8 activations write besides their results. A sequence of products with the same one allocates
-/// nothing once each shape has been there.
+/// Buffers for products with int8 activations. A sequence of products with the same workspace
+/// allocates nothing once each shape has occurred.
 #[derive(Default)]
 pub struct Workspace {
     pub(super) activations: Int8,
-    /// What is left of them as floats, for short groups.
+    /// Rounded activations as floats, for short groups.
     pub(super) floats: Vec<f32>,
-    /// For each thread the sums of the tile that it works on.
+    /// For each thread the accumulators of the tile that it works on.
     pub(super) sums: Vec<Mutex<Aligned>>,
 }
 
 impl Workspace {
-    /// Makes the sums of `threads` threads `len` floats long, and gives them with the activations.
+    /// Makes the accumulators of `threads` threads at least `len` floats long, and returns them.
     ///
     /// # Errors
     /// `ERR_MEMORY`.

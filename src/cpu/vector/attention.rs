@@ -14,7 +14,7 @@ const PREFETCH_DISTANCE: usize = 4096;
 
 const LINE: usize = 64;
 
-/// Prefetches the first [`PREFETCH_DISTANCE`] bytes of the keys, or of the values, that a kernel
+/// Prefetches the first `PREFETCH_DISTANCE` bytes of the keys, or of the values, that a kernel
 /// will read: the kernel itself only prefetches at that distance.
 pub fn prefetch_beginning<T>(of: &[T]) {
     let lines = of.iter().step_by(LINE / size_of::<T>());

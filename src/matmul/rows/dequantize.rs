@@ -1,4 +1,4 @@
-//! Row-major weights as floats.
+//! Dequantising row-major weights.
 
 use super::Driver;
 use crate::cpu::rows::{RowSource, UnpackScratch};
@@ -9,17 +9,18 @@ use crate::matmul::tasks::{run_chunks, threads_for};
 /// Spans unpacked at a time.
 const PIECE: usize = 4;
 
-/// Weights a task covers, about.
+/// Weights per task, approximately.
 const WEIGHTS_PER_TASK: usize = 1 << 16;
 
-/// Weights that one thread writes in a nanosecond, about: the memory they go to is the limit.
+/// Weights that one thread writes per nanosecond, approximately: the destination memory is the
+/// limit.
 const WEIGHTS_PER_NS: usize = 2;
 
 impl Driver<'_> {
     /// The weights as floats, each rounded once to float32; `out` is `(rows, cols)`.
     ///
     /// # Errors
-    /// `ERR_MEMORY`; `out` then holds what it held.
+    /// `ERR_MEMORY`; `out` is then unchanged.
     pub fn dequantize(&self, source: &RowSource<'_>, out: &mut [f32]) -> Result<()> {
         let (rows, cols) = (source.rows(), source.cols());
         if rows == 0 || cols == 0 {

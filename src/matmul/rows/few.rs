@@ -1,4 +1,4 @@
-//! One vector or a few: the weights pass once, as one linear stream.
+//! One or a few vectors: a single pass over the weights, as one linear stream.
 
 use super::Driver;
 use crate::cpu::rows::{MAX_LANES, RowSource, SPANS, UnpackScratch};
@@ -6,15 +6,16 @@ use crate::error::Result;
 use crate::matmul::aligned::Aligned;
 use crate::matmul::tasks::{Output, run, threads_for};
 
-/// Spans unpacked at a time: as many as `RowKernels::dot` runs side by side.
+/// Spans unpacked at a time: as many as `RowKernels::dot` interleaves.
 const PIECE: usize = 4;
 // Lane sums are flushed between pieces.
 const _: () = assert!(SPANS.is_multiple_of(PIECE));
 
-/// Weights a task covers, about: enough that taking a task is nothing, few enough to balance.
+/// Weights per task, approximately: enough that claiming a task costs nothing, few enough for load
+/// balance.
 const WEIGHTS_PER_TASK: usize = 1 << 16;
 
-/// Products that one thread makes in a nanosecond, about.
+/// Products that one thread computes per nanosecond, approximately.
 const PRODUCTS_PER_NS: usize = 8;
 
 struct Scratch {
@@ -28,7 +29,7 @@ struct Scratch {
 }
 
 impl Driver<'_> {
-    /// `y[v] = W x[v]` for fewer than [`super::MANY`] vectors; nothing is empty.
+    /// `y[v] = W x[v]` for fewer than [`super::MANY`] vectors; rows, columns and vectors are not 0.
     pub(super) fn few(
         &self,
         source: &RowSource<'_>,
@@ -75,7 +76,7 @@ impl Driver<'_> {
                     while start < padded {
                         let len = (padded - start).min(PIECE * span);
                         let w = match source {
-                            // Whole pieces of float32 weights are multiplied where they lie.
+                            // Whole pieces of float32 weights are multiplied in place.
                             RowSource::F32 { values, .. } if start + len <= cols => {
                                 &values[row * cols + start..][..len]
                             }

@@ -7,20 +7,20 @@ use crate::matmul::aligned::Aligned;
 use crate::matmul::tasks::{Output, run, threads_for};
 use crate::memory;
 
-/// Rows and vectors of a block: each weight is unpacked once for so many vectors, each activation copied
-/// once for so many rows. With spans of 512 columns a block's weights are 192 KB, its vectors 120 KB and
-/// its lane sums 360 KB: together two thirds of a level-2 cache of 1 MB. With 60 vectors and not 64
-/// the sums of consecutive rows are not 4 KB apart, where they would fall on the same lines of the
-/// level-1 cache.
+/// Rows and vectors of a block: each weight is unpacked once for so many vectors, each activation
+/// copied once for so many rows. With spans of 512 columns the weights of a block are 192 KB, its
+/// vectors 120 KB and its lane sums 360 KB: together two thirds of an L2 cache of 1 MB. With 60
+/// vectors and not 64 the sums of consecutive rows are not 4 KB apart, where they would map to the
+/// same lines of L1.
 const BLOCK_ROWS: usize = 96;
 const BLOCK_VECTORS: usize = 60;
 
-/// Rows that the prefetch runs ahead of the unpacking: a block reads some hundred bytes of each row, far
-/// apart, which the processor does not foresee. Without it 512 vectors take 17% longer; the same for the
-/// activations gained nothing.
+/// Prefetch distance in rows: a block reads a few hundred bytes of each row, far apart, which the
+/// hardware prefetchers do not predict. Without it 512 vectors take 17% longer; prefetching the
+/// activations likewise gained nothing.
 const PREFETCH_ROWS: usize = 4;
 
-/// Products that one thread makes in a nanosecond, about.
+/// Products that one thread computes per nanosecond, approximately.
 const PRODUCTS_PER_NS: usize = 32;
 
 struct Scratch {
@@ -36,7 +36,7 @@ struct Scratch {
 }
 
 impl Driver<'_> {
-    /// `y[v] = W x[v]` for any number of vectors; nothing is empty.
+    /// `y[v] = W x[v]` for any number of vectors; rows, columns and vectors are not 0.
     pub(super) fn many(
         &self,
         source: &RowSource<'_>,

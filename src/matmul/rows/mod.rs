@@ -1,9 +1,9 @@
-//! The driver of the row-major path: products with weights where they lie, nothing converted.
+//! The driver of the row-major path: products with weights in place, without conversion.
 //!
-//! [`Driver::multiply`] takes one of two ways by the number of vectors. *Few* (`few.rs`) reads the weights as
-//! one linear stream, row by row, and multiplies each piece with every vector while it is in the
-//! level-1 cache. *Many* (`many.rs`) works in blocks of rows × vectors × one span of columns. Both
-//! sum in the order of `cpu::rows`, so that an output has the same bits either way.
+//! [`Driver::multiply`] takes one of two paths by the number of vectors. *Few* (`few.rs`) reads the
+//! weights as one linear stream, row by row, and multiplies each piece by every vector while it is
+//! in L1. *Many* (`many.rs`) works in blocks of rows × vectors × one span of columns. Both sum in
+//! the order of `cpu::rows`, so that an output has the same bits either way.
 
 mod dequantize;
 mod few;
@@ -17,18 +17,19 @@ use crate::cpu::rows::{RowKernels, RowSource};
 use crate::error::Result;
 use crate::runtime::{Executor, Runtime};
 
-/// From this number of vectors on, blocks win. At 4096 × 4096, 4 bits, one thread, the linear stream takes
-/// 1.8 ms and 0.6 ms for each further vector, blocks take 3.4 ms for four and 0.3 ms for each further one.
+/// From this number of vectors on, blocks are faster. At 4096 × 4096, 4 bits, one thread, the
+/// linear stream takes 1.8 ms plus 0.6 ms for each further vector, blocks take 3.4 ms for four
+/// vectors plus 0.3 ms for each further one.
 const MANY: usize = 4;
 
-/// What products run on: the kernels of one level, and threads.
+/// What executes products: the kernels of one level, and threads.
 pub struct Driver<'a> {
     kernels: RowKernels,
     executor: Executor<'a>,
 }
 
 impl<'a> Driver<'a> {
-    /// The kernels of a runtime, and its threads as far as they are free.
+    /// The kernels of a runtime, and those of its threads that are free.
     pub fn new(rt: &'a Runtime) -> Driver<'a> {
         Driver::with(rt, Executor::Pool(rt.pool()))
     }
@@ -41,10 +42,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// `y[v] = W x[v]` for each of `n` vectors, float activations: `x` is `(n, cols)`, `y` is `(n, rows)`.
+    /// `y[v] = W x[v]` for each of `n` vectors, with float activations: `x` is `(n, cols)`, `y` is
+    /// `(n, rows)`.
     ///
     /// # Errors
-    /// `ERR_MEMORY`; `y` then holds what it held.
+    /// `ERR_MEMORY`; `y` is then unchanged.
     pub fn multiply(
         &self,
         source: &RowSource<'_>,

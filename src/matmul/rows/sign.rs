@@ -8,18 +8,18 @@ use crate::memory;
 use crate::quant::{Codes, Per, ScaleValues};
 use half::slice::HalfFloatSliceExt;
 
-/// Words of 64 weights a task covers, about.
+/// Words of 64 weights per task, approximately.
 const WORDS_PER_TASK: usize = 1 << 13;
 
-/// Products of words that one thread makes in a nanosecond, about.
+/// Products of words that one thread computes per nanosecond, approximately.
 const PRODUCTS_PER_NS: usize = 2;
 
 impl Driver<'_> {
-    /// `y[v] = W sign(x[v])` for each of `n` vectors, the sign of a number being +1 if it is `>= 0`, else -1:
-    /// `codes.bits` is 1, `x` is `(n, cols)`, `y` is `(n, rows)`.
+    /// `y[v] = W sign(x[v])` for each of `n` vectors, the sign of a number being +1 if it is
+    /// `>= 0`, else -1: `codes.bits` is 1, `x` is `(n, cols)`, `y` is `(n, rows)`.
     ///
     /// # Errors
-    /// `ERR_MEMORY`; `y` then holds what it held.
+    /// `ERR_MEMORY`; `y` is then unchanged.
     pub fn multiply_sign(
         &self,
         codes: &Codes<'_>,
@@ -41,7 +41,7 @@ impl Driver<'_> {
             sign_words(x, signs);
         }
         let y = Output::new(y);
-        // One scale for a whole row makes its groups one group.
+        // With one scale per row, all its groups are one.
         let (group, groups) = match codes.scale_per {
             Per::Group => (codes.shape.group, codes.shape.groups),
             _ => (cols, 1),
@@ -76,7 +76,7 @@ impl Driver<'_> {
     }
 }
 
-/// The scales of one row, widened; `out` has one, or one a group.
+/// The scales of one row, widened; `out` has one element, or one per group.
 fn row_scales(codes: &Codes<'_>, row: usize, out: &mut [f32]) {
     let from = codes.scale_per.index(row, 0, codes.shape.groups);
     match codes.scales {

@@ -31,7 +31,7 @@ fn levels() -> Vec<Isa> {
     have
 }
 
-/// Uniform in -1..1, the same for the same seed.
+/// Uniform in -1..1; the same for the same seed.
 fn noise(seed: usize, len: usize) -> Vec<f32> {
     (0..len)
         .map(|i| {
@@ -83,7 +83,7 @@ impl Matrix {
         }
     }
 
-    /// The weights, not rounded: `(rows, cols)`.
+    /// The weights, unrounded: `(rows, cols)`.
     fn weights(&self) -> Vec<f64> {
         let (codes, shape) = (self.codes(), self.shape);
         let mut row_codes = vec![0; shape.cols];
@@ -123,7 +123,7 @@ fn assert_close(what: &str, weights: &[f64], cols: usize, x: &[f32], y: &[f32], 
             } else {
                 (got - exact).abs() / allowed
             };
-            // A NaN is worse than anything, and stays: nothing is greater.
+            // A NaN is worse than anything, and stays the worst: nothing compares greater.
             if share > worst.0 || share.is_nan() {
                 worst = (
                     share,
@@ -222,7 +222,7 @@ fn through_a_runtime() {
     assert_close("scalar", &m.weights(), 50, &x, &y, 4);
 }
 
-/// The case that a plain float32 sum fails: every addition rounds the same way.
+/// A plain float32 sum fails here: every addition rounds in the same direction.
 #[test]
 fn constant_data_of_any_length() {
     for isa in levels() {
@@ -274,7 +274,7 @@ fn bits(y: &[f32]) -> Vec<u32> {
 #[test]
 fn bits_do_not_depend_on_batch_or_threads() {
     for isa in levels() {
-        // More rows and vectors than a block has, more columns than go into one lane sum.
+        // More rows and vectors than a block has, more columns than one lane sum takes.
         for (rows, cols, group) in [(101, 700, 33), (3, 20000, 7), (67, 530, 32)] {
             let n = 70;
             let m = Matrix::new(rows, cols, group, Bits::Four);
@@ -311,7 +311,7 @@ fn infinities_and_nans_are_those_of_the_columns_that_exist() {
         let pool = threads(1);
         let d = driver(isa, &pool);
         for (cols, n) in [(1, 1), (33, 1), (33, 6), (530, 1), (530, 6)] {
-            // Weights 0 and 1 in turn along the rows.
+            // Weights alternate between 0 and 1 along the rows.
             let values: Vec<f32> = (0..2 * cols).map(|i| (i / cols) as f32).collect();
             let source = RowSource::F32 {
                 values: &values,
@@ -327,7 +327,7 @@ fn infinities_and_nans_are_those_of_the_columns_that_exist() {
             x[0] = f32::NAN;
             d.multiply(&source, &x, &mut y, n).unwrap();
             assert!(y[0].is_nan() && y[1].is_nan(), "{isa}");
-            // The other vectors of the batch are untouched by the first.
+            // The first vector does not affect the others of the batch.
             for y in y[2..].chunks(2) {
                 assert_eq!(y, [0.0, cols as f32], "{isa}");
             }

@@ -1,6 +1,7 @@
 //! Products with many int8 vectors by AMX: see [`crate::cpu::tile::Amx`].
 //!
-//! For a few sub-blocks of a tile, unpacked to levels in the L1 cache, all vectors of a panel.
+//! Loops over a few sub-blocks of a tile at a time, unpacked to levels in L1, and over all vectors
+//! of a panel.
 
 use super::Tiles;
 use super::plan::{Part, Plan};
@@ -13,25 +14,25 @@ use crate::matmul::tasks::Output;
 /// Sub-blocks that are unpacked at once: a multiple of every block of activations.
 const UNPACKED_SUBS: usize = 16;
 
-/// From how many vectors on AMX pays. Tests want it for any number.
+/// The fewest vectors for which AMX pays. Lower in tests, to cover all numbers.
 const MIN_VECTORS: usize = if cfg!(test) { 2 } else { 16 };
 
 /// The floats of unpacked sub-blocks: levels and scales.
 const LEVELS: usize = UNPACKED_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
 const SCALES: usize = UNPACKED_SUBS * TILE_ROWS;
 
-/// AMX to multiply `n` vectors with, where the kernels have it and it pays.
+/// The AMX kernels for `n` vectors, if the set has them and they pay.
 pub fn select(k: &TileKernels, n: usize) -> Option<Amx> {
     k.amx().filter(|_| n >= MIN_VECTORS)
 }
 
-/// Floats that a task works in.
+/// Floats of scratch that a task needs.
 pub fn scratch_floats(plan: &Plan) -> usize {
     LEVELS + SCALES + plan.panel * TILE_ROWS
 }
 
 impl Tiles {
-    /// For a panel of vectors, tile after tile.
+    /// Multiplies a run of tiles by a panel of vectors, tile after tile.
     pub(super) fn amx_task(
         &self,
         k: &Amx,
@@ -56,10 +57,12 @@ impl Tiles {
             sums.fill(0.0);
             for (chunk, first) in (0..l.total_subs()).step_by(UNPACKED_SUBS).enumerate() {
                 let count = UNPACKED_SUBS.min(l.total_subs() - first);
-                // SAFETY: `k` exists, so the processor has its features and the process may use them; the tile has these sub-blocks, and there is
-                // room for UNPACKED_SUBS of them, in whole lines.
+                // SAFETY: `k` exists, so the processor has its features and the process may use
+                // them; the tile has these sub-blocks, and there is room for UNPACKED_SUBS of them,
+                // in whole lines.
                 unsafe { k.levels(l.bits)(l, tile, first, count, levels) };
-                // Rows of the output are far apart, in no near cache; chunk by chunk it is the turn of other vectors'.
+                // Rows of the output are far apart and not in L1 or L2: prefetch those of a
+                // different part of the vectors with each chunk.
                 for v in vectors.clone().skip(chunk).step_by(chunks) {
                     out.prefetch(v * l.shape.rows + t * TILE_ROWS, TILE_ROWS);
                 }
@@ -70,11 +73,12 @@ impl Tiles {
                     lines: (to - from).div_ceil(64 * blocks * calls),
                     l2_distance: 0,
                 };
-                // SAFETY: as above; the activations are those of this layout, and each vector has a row of sums, in whole lines.
+                // SAFETY: as above; the activations are those of this layout, and each vector has a
+                // row of sums, in whole lines.
                 unsafe { k.multiply()(l, first, count, levels, x, ahead, sums.as_mut_ptr()) };
             }
             for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
-                // SAFETY: tasks have disjoint tiles or vectors.
+                // SAFETY: tasks write disjoint tiles or vectors.
                 unsafe { self.store(out, v, t, sums) };
             }
         }

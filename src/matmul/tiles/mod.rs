@@ -33,17 +33,17 @@ pub struct Tiles {
     buffer: Buffer,
 }
 
-/// Matrices that [`Tiles::multiply_int8`] takes: queries, keys and values are three.
+/// The most matrices that [`Tiles::multiply_int8`] takes: queries, keys and values are three.
 pub const MAX_MATRICES: usize = 3;
 
-/// Bytes of tiles that a thread reads in a nanosecond, about, once for four vectors.
+/// Bytes of tiles that a thread reads per nanosecond, approximately, once per four vectors.
 const READ_PER_NS: usize = 32;
 
-/// Bytes of tiles that a thread packs in a nanosecond, about.
+/// Bytes of tiles that a thread packs per nanosecond, approximately.
 const PACKED_PER_NS: usize = 8;
 
 impl Tiles {
-    /// Packs a matrix, in parallel, into zeros of the size of its tiles.
+    /// Packs a matrix, in parallel, into a zeroed buffer of the size of its tiles.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -87,7 +87,7 @@ impl Tiles {
         self.layout.scale == ScaleKind::F16
     }
 
-    /// The matrix in the form of the ABI, its values as they went in.
+    /// The matrix in the form of the ABI, with the values that it was made of.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -133,8 +133,8 @@ impl Tiles {
         })
     }
 
-    /// The weights as floats, row-major; `out` is `(rows, cols)`. Each is rounded once, as
-    /// [`Codes::dequantize_row`] rounds it.
+    /// The weights as floats, row-major; `out` is `(rows, cols)`. Each is rounded once, as by
+    /// [`Codes::dequantize_row`].
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -174,7 +174,7 @@ impl Tiles {
     /// `y[v] = W x[v]`: `x` is `(n, cols)`, `y` is `(n, rows)`.
     ///
     /// # Errors
-    /// `ERR_RANGE` for int8 activations that are not finite; `ERR_MEMORY`. `y` then holds what it held.
+    /// `ERR_RANGE` for int8 activations that are not finite; `ERR_MEMORY`. `y` is then unchanged.
     pub fn multiply(
         &self,
         kernels: &TileKernels,
@@ -217,7 +217,8 @@ impl Tiles {
         }
     }
 
-    /// [`Tiles::multiply`] for float32 activations that are [`interleaved`]. A few vectors allocate nothing that `scratch` has already.
+    /// [`Tiles::multiply`] for float32 activations that are [`interleaved`]. With few vectors
+    /// nothing is allocated that `scratch` already has.
     fn multiply_floats(
         &self,
         kernels: &TileKernels,
@@ -250,7 +251,8 @@ impl Tiles {
         })
     }
 
-    /// [`Tiles::multiply_int8`] for short groups, whose weights are floats: product after product with what is left of the activations.
+    /// [`Tiles::multiply_int8`] for short groups, whose weights are multiplied as floats: one
+    /// product after the other with the rounded activations.
     fn multiply_rounded(
         kernels: &TileKernels,
         executor: Executor<'_>,
@@ -272,14 +274,15 @@ impl Tiles {
         Ok(())
     }
 
-    /// The same with int8 activations for several matrices of one layout but for their rows: the activations are quantised once,
-    /// and the matrices are one run of tasks, unless groups are short. Each comes with its `y`.
+    /// [`Tiles::multiply`] with int8 activations for several matrices whose layouts differ in rows
+    /// only. The activations are quantised once, and the matrices share one run of tasks, unless
+    /// groups are short. Each comes with its `y`.
     ///
     /// # Errors
     /// As [`Tiles::multiply`].
     ///
     /// # Panics
-    /// With none of them.
+    /// If there are none.
     pub fn multiply_int8(
         kernels: &TileKernels,
         executor: Executor<'_>,
@@ -301,7 +304,7 @@ impl Tiles {
         let Workspace {
             activations, sums, ..
         } = workspace;
-        // Activations in its order are of use to nothing else.
+        // Its order of activations is of no use to other kernels.
         let fit = (products.iter().flatten()).all(|(t, _)| t.layout.levels_fit_bytes());
         let amx = amx::select(kernels, n).filter(|_| fit);
         let order = match amx {
@@ -360,7 +363,7 @@ impl Tiles {
         Ok(())
     }
 
-    /// Whether activations that were quantised for `other` are right for this one.
+    /// Whether activations quantised for `other` fit this matrix.
     pub fn shares_activations(&self, other: &Layout) -> bool {
         let l = &self.layout;
         l.shape.cols == other.shape.cols
@@ -369,28 +372,28 @@ impl Tiles {
             && l.zero == other.zero
     }
 
-    /// How long a thread takes for `n` vectors, about.
+    /// The time that one thread takes for `n` vectors, approximately.
     fn nanoseconds(&self, n: usize) -> usize {
         self.bytes().saturating_mul(n.div_ceil(4)) / READ_PER_NS
     }
 
-    /// Writes the rows of tile `t` of vector `v`.
+    /// Writes the rows of tile `t` for vector `v`.
     ///
     /// # Safety
-    /// No other task writes this cell.
+    /// No other task writes these elements.
     unsafe fn store(&self, out: &Output<'_>, v: usize, t: usize, values: &[f32; TILE_ROWS]) {
         let (row, rows) = (t * TILE_ROWS, self.layout.shape.rows);
         match rows - row {
-            // SAFETY: the caller's.
+            // SAFETY: the caller upholds this contract.
             TILE_ROWS.. => unsafe { out.store(v * rows + row, values) },
             left => out.store_few(v * rows + row, &values[..left]),
         }
     }
 
-    /// Writes the rows of tile `t` of the vectors from `first` on.
+    /// Writes the rows of tile `t` for `width` vectors from `first` on.
     ///
     /// # Safety
-    /// No other task writes these cells.
+    /// No other task writes these elements.
     unsafe fn store_block(
         &self,
         out: &Output<'_>,
@@ -400,12 +403,12 @@ impl Tiles {
         values: &Block,
     ) {
         for (v, values) in values.0.iter().enumerate().take(width) {
-            // SAFETY: the caller's.
+            // SAFETY: the caller upholds this contract.
             unsafe { self.store(out, first + v, t, values) };
         }
     }
 
-    /// For a panel of vectors: for each tile, for a few groups at a time, all vectors.
+    /// Loops over tiles, a few groups at a time, and all vectors of a panel.
     fn int8_tiles(
         &self,
         k: &TileKernels,
@@ -420,7 +423,7 @@ impl Tiles {
         let prefetches_twice = passes == 1 && k.prefetches_twice(l.bits, vectors.len());
         let step = match passes == 1 && !prefetches_twice {
             true => l.shape.groups,
-            // Of one size: what follows is as much as what is prefetched.
+            // Parts of equal size, because what is prefetched is as large as the current part.
             false => {
                 let steps = (l.shape.groups * l.group_offset(1)).div_ceil(CACHED_BYTES);
                 l.shape.groups.div_ceil(steps)
@@ -434,8 +437,8 @@ impl Tiles {
                 let count = step.min(l.shape.groups - first);
                 let bytes = count * l.group_offset(1);
                 for (pass, (v, width)) in blocks(&WIDTHS, vectors.clone()).enumerate() {
-                    // One pass prefetches a little ahead of itself; of several, and of one that is two, each prefetches its share of
-                    // the groups that follow.
+                    // A single pass prefetches a little ahead of itself. Of several passes, or of a
+                    // kernel that makes two, each prefetches its share of the next groups.
                     let ahead = if prefetches_twice {
                         Prefetch {
                             at: tile.as_ptr().wrapping_add(l.group_offset(first) + bytes),
@@ -456,8 +459,9 @@ impl Tiles {
                             l2_distance: 0,
                         }
                     };
-                    // SAFETY: `k` exists, so the processor has its features; the tile has this layout; the
-                    // activations were made for it; a row of sums a vector.
+                    // SAFETY: `k` exists, so the processor has its features; the tile has this
+                    // layout, for which the activations were made; there is a row of sums per
+                    // vector.
                     unsafe {
                         k.int8(l.bits, width)(
                             l,
@@ -472,7 +476,7 @@ impl Tiles {
                 }
             }
             for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
-                // SAFETY: tasks have disjoint tiles or vectors.
+                // SAFETY: tasks write disjoint tiles or vectors.
                 unsafe { self.store(out, v, t, sums) };
             }
         }
@@ -489,13 +493,13 @@ impl Tiles {
                 let l2_distance = k.l2_distance(SmallBatchKernel::Sign, width);
                 // SAFETY: as in `int8_tiles`.
                 unsafe { k.sign(width)(&self.layout, tile, x, l2_distance, values.as_mut_ptr()) };
-                // SAFETY: tasks have disjoint tiles or vectors.
+                // SAFETY: tasks write disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }
         }
     }
 
-    /// For each tile, all vectors, straight from the codes.
+    /// Loops over tiles and vectors, fused dequantise.
     fn direct_task(&self, k: &TileKernels, x: &[f32], (tiles, vectors): Part, out: &Output<'_>) {
         let l = &self.layout;
         for t in tiles {
@@ -508,16 +512,18 @@ impl Tiles {
                     false => (k.direct(l.bits, width), SmallBatchKernel::Float),
                 };
                 let l2_distance = k.l2_distance(few, width);
-                // SAFETY: as in `int8_tiles`; `x` is in blocks of (columns, width), padded to whole sub-blocks.
+                // SAFETY: as in `int8_tiles`; `x` is in blocks of (columns, width), padded to whole
+                // sub-blocks.
                 unsafe { kernel(l, tile, x, l2_distance, values.as_mut_ptr()) };
-                // SAFETY: tasks have disjoint tiles or vectors.
+                // SAFETY: tasks write disjoint tiles or vectors.
                 unsafe { self.store_block(out, first, width, t, &values) };
             }
         }
     }
 
-    /// For a panel of vectors: for `FLUSH_SUBS` sub-blocks at a time, whose activations then stay in the L2
-    /// cache, for each tile or pair of tiles, for a few sub-blocks unpacked into the L1 cache, all vectors.
+    /// Loops over `FLUSH_SUBS` sub-blocks at a time, whose activations then stay in L2; over tiles
+    /// or pairs of tiles; over a few sub-blocks at a time, unpacked into L1; and over all vectors
+    /// of a panel.
     fn f32_task(
         &self,
         k: &TileKernels,
@@ -554,7 +560,8 @@ impl Tiles {
                     let count = unpack_subs.min(end - s);
                     for side in 0..sides {
                         let tile = self.tile(t + side).as_ptr();
-                        // SAFETY: as in `int8_tiles`; a side of the scratch holds `unpack_subs` sub-blocks.
+                        // SAFETY: as in `int8_tiles`; a side of the scratch holds `unpack_subs`
+                        // sub-blocks.
                         unsafe { unpack(l, tile, s, count, levels[side], scales[side]) };
                     }
                     for (first, width) in blocks(&WIDTHS, vectors.clone()) {
@@ -564,7 +571,8 @@ impl Tiles {
                             levels.map(|w| w.cast_const()),
                             scales.map(|s| s.cast_const()),
                         );
-                        // SAFETY: as above; `x` is in blocks of (columns, width), each side of `f` has a row of 32 a vector.
+                        // SAFETY: as above; `x` is in blocks of (columns, width), and each side of
+                        // `f` has a row of 32 per vector.
                         unsafe {
                             match pair {
                                 Some(k) => k.float(width)(w, scales, count, x, [f, f.add(cells)]),
@@ -580,14 +588,14 @@ impl Tiles {
         }
         for (t, sum) in tiles.zip(scratch.sum.chunks_exact(cells)) {
             for (v, sum) in vectors.clone().zip(sum.chunks_exact(TILE_ROWS)) {
-                // SAFETY: tasks have disjoint tiles or vectors.
+                // SAFETY: tasks write disjoint tiles or vectors.
                 unsafe { self.store(out, v, t, &std::array::from_fn(|r| sum[r] as f32)) };
             }
         }
     }
 }
 
-/// Which kernels a product with int8 activations takes.
+/// The kernels for a product with int8 activations.
 enum Int8Path {
     Amx(Amx),
     Lookups(Lookups),
@@ -597,7 +605,7 @@ enum Int8Path {
 }
 
 impl Int8Path {
-    /// Those that suit `n` vectors and so many threads, without AMX.
+    /// The best for `n` vectors on this many threads, apart from AMX.
     fn best(k: &TileKernels, l: &Layout, n: usize, threads: usize) -> Int8Path {
         if let Some(k) = lookups::select(k, l, n, threads) {
             return Int8Path::Lookups(k);
@@ -620,7 +628,7 @@ impl Int8Path {
         }
     }
 
-    /// Floats that a task works in.
+    /// Floats of scratch that a task needs.
     fn scratch_floats(&self, plan: &Plan) -> usize {
         match self {
             Int8Path::Amx(_) => amx::scratch_floats(plan),
@@ -632,22 +640,27 @@ impl Int8Path {
     }
 }
 
-/// Bytes of a tile that stay in the L2 cache while a panel of vectors passes.
+/// Bytes of a tile that stay in L2 while a panel of vectors passes.
 ///
-/// Twelve vectors want the 1.4 KB of a sub-block of 8 bits and its activations in some 200 cycles, which that cache gives with
-/// ease; what costs is to begin with other vectors, about 800 cycles. With 16 KB, of the L1 cache, 512 vectors reached 62, 67 and
-/// 70% of `vpdpbusd` at 8, 4 and 2 bits, with 64 KB 66, 69 and 72, with 128 KB 66, 70 and 72, with 256 KB 66 at 8 bits (Zen 4 with
-/// 1 MB of it a core, 4096 × 4096, groups of 32, in turns). Where it is smaller than a panel of activations, these come from the L3 cache already. Tests want several parts.
+/// Twelve vectors need the 1.4 KB of an 8-bit sub-block and its activations in some 200 cycles,
+/// which L2 easily supplies; switching to other vectors costs about 800 cycles. 512 vectors
+/// reached, in % of the `vpdpbusd` rate at 8, 4 and 2 bits: with 16 KB, which L1 holds, 62, 67 and
+/// 70; with 64 KB 66, 69 and 72; with 128 KB 66, 70 and 72; with 256 KB 66 at 8 bits (Zen 4 with 1
+/// MB of L2 per core, 4096 × 4096, groups of 32, alternating runs). Where L2 is smaller than a
+/// panel of activations, these come from L3 in any case. Smaller in tests, so that a tile has
+/// several parts.
 const CACHED_BYTES: usize = if cfg!(test) { 8 << 10 } else { 128 << 10 };
 
 /// The prefetch distance in bytes, with one pass over the weights.
 ///
-/// With one thread on Zen 5, 4096 × 4096 from memory, medians of runs taken in turn beside other work: 3 KB 111, 192, 335 and
-/// 637 µs at 1, 2, 4 and 8 bits, 4 KB 113, 171, 292 and 589, 5 KB 99, 164, 291 and 561, 6 KB 99, 160, 303 and 588.
+/// One thread on Zen 5, 4096 × 4096 from memory, medians of alternating runs alongside other work,
+/// µs at 1, 2, 4 and 8 bits: 3 KB 111, 192, 335 and 637; 4 KB 113, 171, 292 and 589; 5 KB 99, 164,
+/// 291 and 561; 6 KB 99, 160, 303 and 588.
 const INT8_PREFETCH_DISTANCE: usize = 5 << 10;
 
-/// The output of one kernel call, aligned: kernels keep sums here, and every vector would straddle two cache lines
-/// (aligning them took products with 512 vectors from about 40 to 45% of the peak).
+/// The output of one kernel call, aligned: kernels accumulate here, and unaligned every vector
+/// would straddle two cache lines (aligning took products with 512 vectors from about 40 to 45% of
+/// peak).
 #[repr(C, align(64))]
 struct Block([[f32; TILE_ROWS]; WIDTHS[0]]);
 
@@ -661,7 +674,7 @@ impl Block {
     }
 }
 
-/// The scratch of a product that needs none.
+/// For products that need no scratch.
 fn no_scratch() -> Result<()> {
     Ok(())
 }

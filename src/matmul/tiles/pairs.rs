@@ -1,6 +1,7 @@
 //! Products with many int8 vectors, two tiles at a time: see [`crate::cpu::tile::Pairs`].
 //!
-//! For a few sub-blocks of two tiles, unpacked to bytes in the L1 cache, all vectors of a panel.
+//! Loops over a few sub-blocks of two tiles at a time, unpacked to bytes in L1, and over all
+//! vectors of a panel.
 
 use super::Tiles;
 use super::plan::{Part, Plan};
@@ -13,31 +14,33 @@ use crate::matmul::tasks::Output;
 /// Sub-blocks that are unpacked at once: a multiple of every block of activations.
 const UNPACKED_SUBS: usize = 8;
 
-/// From how many vectors on pairs pay: weights are unpacked for each panel of them, which 12 do not earn back at 8 bits (0.8 times as fast as
-/// one tile at a time; Ice Lake).
+/// The fewest vectors for which pairs pay: weights are unpacked for each panel, which 12 vectors do
+/// not earn back at 8 bits (0.8 times as fast as one tile at a time; Ice Lake).
 const MIN_VECTORS: usize = 2 * WIDTHS[0];
 
 /// The floats of a tile's unpacked sub-blocks: codes, scales and zero points.
 const CODES: usize = UNPACKED_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
 const ROWS: usize = UNPACKED_SUBS * TILE_ROWS;
 const SIDE: usize = CODES + 2 * ROWS;
-/// The kernels load and store whole lines of all of these, which lie one behind the other from an aligned beginning on.
+/// The kernels load and store whole lines of all of these, which follow each other from an aligned
+/// address on.
 const _: () =
     assert!(CODES.is_multiple_of(16) && ROWS.is_multiple_of(16) && TILE_ROWS.is_multiple_of(16));
 
-/// The kernels to multiply `n` vectors with two tiles at a time, where there are some that pay.
+/// The pair kernels for `n` vectors, if the set has them and they pay.
 pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Pairs> {
     let pay = n >= MIN_VECTORS && l.tiles() > 1;
     k.pairs().filter(|_| pay)
 }
 
-/// Floats that a task works in.
+/// Floats of scratch that a task needs.
 pub fn scratch_floats(plan: &Plan) -> usize {
     2 * SIDE + 2 * plan.panel * TILE_ROWS
 }
 
 impl Tiles {
-    /// For a panel of vectors, pair after pair of a run of tiles; a tile that is left over by itself.
+    /// Multiplies a run of tiles by a panel of vectors, pair after pair, and a remaining tile by
+    /// itself.
     pub(super) fn pairs_task(
         &self,
         k: &TileKernels,
@@ -68,12 +71,13 @@ impl Tiles {
             for first in (0..l.total_subs()).step_by(UNPACKED_SUBS) {
                 let count = UNPACKED_SUBS.min(l.total_subs() - first);
                 for (tile, side) in pair.into_iter().zip(sides) {
-                    // SAFETY: `k` exists, so the processor has its features; the tile has these sub-blocks, and a side has room
-                    // for UNPACKED_SUBS of them, in whole lines.
+                    // SAFETY: `k` exists, so the processor has its features; the tile has these
+                    // sub-blocks, and a side has room for UNPACKED_SUBS of them, in whole lines.
                     unsafe { pairs.bytes(l.bits)(l, tile, first, count, side) };
                 }
                 let last = first + count == l.total_subs();
-                // Each pass prefetches its share of what is unpacked next, be it of the next pair.
+                // Each pass prefetches its share of what is unpacked next, which may be of the next
+                // pair.
                 let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
                 let next = if last { 2 * l.tile_bytes() } else { to };
                 let share = (to - from).div_ceil(passes);
@@ -94,19 +98,21 @@ impl Tiles {
                         l2_distance: 0,
                     };
                     let ahead = [ahead(pair[0]), ahead(pair[1])];
-                    // Rows of the output are far apart, in no near cache; chunk by chunk it is the turn of other vectors'.
+                    // Rows of the output are far apart and not in L1 or L2: prefetch those of a
+                    // different part of the vectors with each chunk.
                     for i in (first / UNPACKED_SUBS..width).step_by(chunks) {
                         let at = (v + i) * l.shape.rows + tile * TILE_ROWS;
                         out.prefetch(at, 2 * TILE_ROWS);
                     }
                     let to = [a.as_mut_ptr(), b.as_mut_ptr()];
-                    // SAFETY: as above; the activations are those of these sub-blocks, and each vector has a row of sums, in whole lines.
+                    // SAFETY: as above; the activations are those of these sub-blocks, and each
+                    // vector has a row of sums, in whole lines.
                     unsafe { pairs.int8(width)(l, count, sides, x, ahead, to) };
                     if !last {
                         continue;
                     }
                     for (v, (a, b)) in (v..).zip(a.as_chunks().0.iter().zip(b.as_chunks().0)) {
-                        // SAFETY: tasks have disjoint tiles or vectors.
+                        // SAFETY: tasks write disjoint tiles or vectors.
                         unsafe {
                             self.store(out, v, tile, a);
                             self.store(out, v, tile + 1, b);

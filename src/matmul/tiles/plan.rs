@@ -1,4 +1,4 @@
-//! How a product of tiles is cut into tasks, and what a task with many float32 vectors works in.
+//! How a product of tiles is split into tasks, and the scratch of a task with many float32 vectors.
 
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::{AMX_VECTORS, FLUSH_SUBS, SHORT_WIDTHS, TileKernels, WIDTHS};
@@ -8,24 +8,26 @@ use crate::matmul::aligned::Aligned;
 use crate::memory;
 use std::ops::Range;
 
-/// Vectors that go through the kernels together, so that their activations stay in the L2 cache
-/// while a tile passes: this many bytes of them. 896 KiB gained nothing where that cache has 1.25 MB (prompts of 512 at 8 and 1
-/// bits, pairs of tiles, Ice Lake). Tests want several panels of few vectors.
+/// Bytes of activations per panel: vectors are processed in panels, so that their activations stay
+/// in L2 while a tile passes. 896 KiB gained nothing with an L2 cache of 1.25 MB (prompts of 512 at
+/// 8 and 1 bits, pairs of tiles, Ice Lake). Smaller in tests, so that few vectors make several
+/// panels.
 const PANEL_BYTES: usize = if cfg!(test) { 32 << 10 } else { 512 << 10 };
 
-/// The same by AMX, which comes with 2 MB of that cache: fewer readings of the weights.
+/// The same for AMX, whose processors have 2 MB of L2: fewer passes over the weights.
 const AMX_PANEL_BYTES: usize = 2 * PANEL_BYTES;
 
-/// Sub-blocks unpacked at once for float32 and many vectors: 128 columns, 16 KiB of levels. Two and four times as many changed nothing at 4
-/// bits and lost 1 to 3% at 8 (Zen 4, 512 vectors).
+/// Sub-blocks unpacked at once for many float32 vectors: 128 columns, 16 KiB of levels. Two and
+/// four times as many changed nothing at 4 bits and lost 1 to 3% at 8 (Zen 4, 512 vectors).
 pub const UNPACK_SUBS: usize = 4;
 
-/// Up to how many float32 vectors are multiplied straight from the codes where groups are short, whose weights are scaled besides: as many as one pass
-/// takes. A column of 32 rows in groups of 7 took 10 cycles a pass of four vectors, 16 a pass of eight; unpacked, 5 and 11 for eight (4 bits, from a
-/// near cache, Ice Lake).
+/// The most float32 vectors that the fused kernels take with short groups, whose weights must also
+/// be scaled: as many as one pass takes. A column of 32 rows in groups of 7 took 10 cycles per pass
+/// of four vectors and 16 per pass of eight; once unpacked, four vectors took 5 and eight took 11
+/// (4 bits, from a near cache, Ice Lake).
 const MAX_SHORT_DIRECT_VECTORS: usize = SHORT_WIDTHS[0];
 
-/// Up to how many float32 vectors are multiplied straight from the codes.
+/// The most float32 vectors that the fused kernels take.
 pub fn max_direct_vectors(k: &TileKernels, l: &Layout) -> usize {
     match l.short {
         true => MAX_SHORT_DIRECT_VECTORS,
@@ -33,27 +35,27 @@ pub fn max_direct_vectors(k: &TileKernels, l: &Layout) -> usize {
     }
 }
 
-/// Tiles of a task with float32 and many vectors at most.
+/// The most tiles of a task with many float32 vectors.
 const MAX_UNPACKED_TILES: usize = 16;
 
-/// Tiles of a task by tables at most: 192 KiB of sums of twelve vectors.
+/// The most tiles of a task by tables: 192 KiB of accumulators for twelve vectors.
 const MAX_TABLE_TILES: usize = 128;
 
 /// The tiles and the vectors of a task.
 pub type Part = (Range<usize>, Range<usize>);
 
-/// How a product is cut into tasks: runs of tiles × panels of vectors.
+/// How a product is split into tasks: runs of tiles × panels of vectors.
 pub struct Plan {
     tiles: usize,
-    /// Tiles a task, at most.
+    /// The most tiles per task.
     pub tiles_per_task: usize,
     vectors: usize,
-    /// Vectors a panel.
+    /// Vectors per panel.
     pub panel: usize,
 }
 
 impl Plan {
-    /// For `n` vectors and so many threads.
+    /// A plan for `n` vectors on this many threads.
     pub fn new(l: &Layout, activations: Activations, n: usize, threads: usize) -> Plan {
         let vector_bytes = match activations {
             Activations::Sign => l.total_subs() * 4,
@@ -63,19 +65,19 @@ impl Plan {
         Plan::with_panels(l, n, threads, WIDTHS[0], PANEL_BYTES / vector_bytes)
     }
 
-    /// For `n` vectors by AMX.
+    /// A plan for `n` vectors with AMX.
     pub fn for_amx(l: &Layout, n: usize, threads: usize) -> Plan {
         let vector_bytes = l.padded_cols() + l.blocks() * 4;
         Plan::with_panels(l, n, threads, AMX_VECTORS, AMX_PANEL_BYTES / vector_bytes)
     }
 
-    /// With at most so many vectors a panel, or `widest`, of which panels are multiples.
+    /// With at most `most` vectors per panel, but at least `widest`, of which panels are multiples.
     fn with_panels(l: &Layout, n: usize, threads: usize, widest: usize, most: usize) -> Plan {
-        // Panels of one size: a short last one would pay for its tiles with few vectors.
+        // Panels of equal size: a short last one would read all tiles for few vectors.
         let most = (most / widest * widest).max(widest);
         let panel = n.div_ceil(n.div_ceil(most).max(1));
         let panel = panel.next_multiple_of(widest).clamp(1, n.max(1));
-        // Four tasks a member even out what the machine takes from one of them.
+        // Four tasks per thread even out interruptions of one of them.
         let chunks = if threads == 1 { 1 } else { 4 * threads };
         Plan {
             tiles: l.tiles(),
@@ -85,8 +87,9 @@ impl Plan {
         }
     }
 
-    /// For `n` vectors by tables. A task is a block of vectors, whose tables exist once, and as many tiles as the
-    /// L2 cache has room for the sums of; fewer only where threads would be idle.
+    /// A plan for `n` vectors by tables. A task is a block of vectors, whose tables are built once,
+    /// and as many tiles as L2 has room for the accumulators of; fewer only where threads would be
+    /// idle.
     pub fn for_tables(l: &Layout, n: usize, threads: usize) -> Plan {
         let panel = WIDTHS[0].min(n);
         let chunks = if threads == 1 { 1 } else { 4 * threads };
@@ -99,7 +102,7 @@ impl Plan {
         }
     }
 
-    /// With so few tiles in a task that their sums in float64 stay in the L2 cache.
+    /// Limits the tiles of a task so that their float64 sums stay in L2.
     pub fn with_unpacked_sums(self) -> Plan {
         Plan {
             tiles_per_task: self.tiles_per_task.min(MAX_UNPACKED_TILES),
@@ -107,7 +110,7 @@ impl Plan {
         }
     }
 
-    /// With whole pairs of tiles in every task but the last.
+    /// Makes the tiles of every task but the last whole pairs.
     pub fn in_pairs(self) -> Plan {
         Plan {
             tiles_per_task: self.tiles_per_task.next_multiple_of(2),
@@ -119,12 +122,12 @@ impl Plan {
         self.tiles.div_ceil(self.tiles_per_task)
     }
 
-    /// How many there are.
+    /// The number of tasks.
     pub fn tasks(&self) -> usize {
         self.tile_runs() * self.vectors.div_ceil(self.panel)
     }
 
-    /// The tiles and the vectors of one.
+    /// The tiles and the vectors of one task.
     pub fn task(&self, task: usize) -> Part {
         let (panel, run) = (task / self.tile_runs(), task % self.tile_runs());
         let (t, v) = (run * self.tiles_per_task, panel * self.panel);
@@ -135,7 +138,7 @@ impl Plan {
     }
 }
 
-/// What one thread needs for float32 and many vectors, one tile or two at a time.
+/// The scratch of one thread for many float32 vectors, one or two tiles at a time.
 pub struct Scratch {
     /// `(tiles at a time, UNPACK_SUBS * 32, 32)`.
     pub levels: Aligned,
@@ -148,7 +151,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// For the tasks of a plan.
+    /// Scratch for the tasks of a plan.
     ///
     /// # Errors
     /// `ERR_MEMORY`.

@@ -1,7 +1,7 @@
 //! Products of 1-bit matrices with many int8 vectors by tables: see [`crate::cpu::tile::Tables`].
 //!
-//! The order of the loops is the other way round than with dot products: the tables of twelve vectors and 128 columns stay in
-//! the L1 cache while a run of tiles passes, whose float32 sums stay in the L2 cache.
+//! The loops are interchanged compared with dot products: the tables of twelve vectors and 128
+//! columns stay in L1 while a run of tiles passes, whose float32 accumulators stay in L2.
 
 use super::Tiles;
 use super::plan::Plan;
@@ -12,31 +12,34 @@ use crate::matmul::aligned::Aligned;
 use crate::matmul::tasks::Output;
 use crate::quant::Bits;
 
-/// Sub-blocks whose tables exist at once: a multiple of every block of activations, 12 KiB of tables.
+/// Sub-blocks whose tables exist at once: a multiple of every block of activations, 12 KiB of
+/// tables.
 const TABLED_SUBS: usize = 4;
 
-/// Floats that take the room of the tables.
+/// The size of the tables in floats.
 const TABLE_FLOATS: usize = TABLED_SUBS * WIDTHS[0] * TABLE_WORDS / 2;
 
-/// From how many vectors on tables pay.
+/// The fewest vectors for which tables pay.
 const MIN_VECTORS: usize = 8;
 
-/// From how many tiles on tables pay: making them costs what two tiles take. Tests want them for every shape.
+/// The fewest tiles for which tables pay: building them costs as much as two tiles. 1 in tests, for
+/// every shape.
 const MIN_TILES: usize = if cfg!(test) { 1 } else { 16 };
 
-/// The tables to multiply `n` vectors with, where the kernels have some that pay.
+/// The table kernels for `n` vectors, if the set has them and they pay.
 pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
     let pay = l.bits == Bits::One && n >= MIN_VECTORS && l.tiles() >= MIN_TILES;
     k.tables().filter(|_| pay)
 }
 
-/// Floats that a task works in.
+/// Floats of scratch that a task needs.
 pub fn scratch_floats(plan: &Plan) -> usize {
     TABLE_FLOATS + plan.tiles_per_task * plan.panel * TILE_ROWS
 }
 
 impl Tiles {
-    /// For a panel of vectors and a run of tiles: for a few sub-blocks at a time all tiles, each with all vectors.
+    /// Multiplies a run of tiles by a panel of vectors: loops over a few sub-blocks at a time, all
+    /// tiles, and all vectors.
     pub(super) fn tables_task(
         &self,
         k: &Tables,
@@ -60,11 +63,12 @@ impl Tiles {
             for (v, width) in blocks(&WIDTHS, vectors.clone()) {
                 let of_block = &mut tables[(v - vectors.start) * count * TABLE_WORDS..];
                 let of_block = &mut of_block[..width * count * TABLE_WORDS];
-                // SAFETY: `k` exists, so the processor has its features; `(count, width)` runs of 32 codes, a table each.
+                // SAFETY: `k` exists, so the processor has its features; there are `(count, width)`
+                // runs of 32 codes, and a table for each.
                 unsafe { (k.build)(at(v, width).codes, width * count, of_block.as_mut_ptr()) };
             }
             for (t, sums) in tiles.clone().zip(sums.chunks_exact_mut(row)) {
-                // Behind the last tile the first one comes again, with the columns that follow.
+                // After the last tile the first one is read again, from the next columns on.
                 let ahead = match t + 1 < tiles.end {
                     true => l.tile_bytes() as isize,
                     false => {
@@ -84,15 +88,15 @@ impl Tiles {
                         corrections: acts.corrections,
                     };
                     let out = sums[v * TILE_ROWS..].as_mut_ptr();
-                    // SAFETY: as above; the tile has this layout, the tables and activations are those of its sub-blocks
-                    // from `first` on, and each vector has a row of sums.
+                    // SAFETY: as above; the tile has this layout, the tables and activations are
+                    // those of its sub-blocks from `first` on, and each vector has a row of sums.
                     unsafe { (k.multiply)(l, first, count, tile, x, ahead, out) };
                 }
             }
         }
         for (t, sums) in tiles.zip(sums.chunks_exact(row)) {
             for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
-                // SAFETY: tasks have disjoint tiles or vectors.
+                // SAFETY: tasks write disjoint tiles or vectors.
                 unsafe { self.store(out, v, t, sums) };
             }
         }

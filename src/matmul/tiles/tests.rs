@@ -1,4 +1,4 @@
-//! Every set of kernels that this processor can run, over every shape that is awkward.
+//! Every set of kernels that this processor can run, over awkward shapes.
 
 use super::*;
 use crate::quant::{Bits, CodesBuf, Shape, quantize_block};
@@ -23,13 +23,13 @@ const SHAPES: [(usize, usize, usize); 30] = [
     (2, 4097, 128),
     (33, 148, 64),
     (3, 1108, 64),
-    // Groups that are padded.
+    // Padded groups.
     (5, 100, 16),
     (33, 172, 33),
     (3, 70, 17),
     (64, 300, 48),
     (34, 1100, 100),
-    // Short ones.
+    // Short groups.
     (1, 2, 1),
     (33, 172, 1),
     (5, 63, 2),
@@ -39,7 +39,7 @@ const SHAPES: [(usize, usize, usize); 30] = [
     (31, 65, 13),
     (2, 1100, 15),
 ];
-/// One, those of each width of the kernels, those from which another path is taken, and mixtures.
+/// One, each width of the kernels, the numbers from which on other paths are taken, and mixtures.
 const VECTORS: [usize; 13] = [1, 2, 3, 4, 5, 8, 12, 13, 24, 31, 52, 56, 61];
 
 fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
@@ -49,8 +49,8 @@ fn tiles(pool: &Pool, m: &CodesBuf) -> Tiles {
     Tiles::pack(Executor::Pool(pool), layout, &codes, buffer).unwrap()
 }
 
-/// Runs `check(name, kernels, matrix, tiles, generator)` for everything. Under a sanitizer a shape has one kind at each width, another
-/// at the next.
+/// Runs `check(name, kernels, matrix, tiles, generator)` for all combinations. Under a sanitizer
+/// each shape is tested with a single kind per bit width, a different one at the next.
 fn everywhere(bits: &[Bits], check: impl Fn(&str, &TileKernels, &CodesBuf, &Tiles, &mut Random)) {
     let pool = Pool::new(1).unwrap();
     let variants = TileKernels::variants();
@@ -95,7 +95,7 @@ fn run(
     y
 }
 
-/// Each batch gives the bits that its vectors give alone.
+/// Each vector of a batch gives the bits that it gives alone.
 fn assert_batch_invariant(name: &str, k: &TileKernels, t: &Tiles, a: Activations, r: &mut Random) {
     let (rows, cols) = (t.layout.shape.rows, t.layout.shape.cols);
     let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
@@ -156,7 +156,7 @@ fn float32_has_the_same_bits_at_every_level_with_fused_multiply_add() {
 
 #[test]
 fn float32_is_exact_on_constant_data_of_any_length() {
-    // A float32 chain over a whole row of these misses the tolerance by an order of magnitude.
+    // A float32 chain over a whole row of these exceeds the tolerance by an order of magnitude.
     let pool = Pool::new(1).unwrap();
     for k in TileKernels::variants() {
         for (cols, group) in [(4096, 128), (300_000, 128), (300_000, 15)] {
@@ -173,7 +173,8 @@ fn float32_is_exact_on_constant_data_of_any_length() {
 
 #[test]
 fn float32_stays_in_range_where_its_products_do() {
-    // A level times an activation, and a sum of them, would leave the range of float32 before the scale is applied.
+    // A level times an activation, and a sum of such products, would exceed float32 before the
+    // scale is applied.
     let pool = Pool::new(1).unwrap();
     for k in TileKernels::variants() {
         for (i, group) in (0..8).map(|i| (i / 2, [32, 7][i % 2])) {
@@ -212,7 +213,8 @@ fn float32_stays_in_range_where_its_products_do() {
     }
 }
 
-/// What int8 activations are defined to give, bit for bit: exact integers in a block, then float32 in block order.
+/// The definition of products with int8 activations, bit for bit: exact integers in a block, then
+/// float32 in block order.
 fn int8_oracle(m: &CodesBuf, x: &[f32]) -> Vec<f32> {
     let s = m.shape;
     let codes = m.as_codes();
@@ -241,14 +243,14 @@ fn int8_oracle(m: &CodesBuf, x: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// To the bit, but where groups are short: there to the bounds of float32.
+/// Exact to the bit, except for short groups, which are within the bounds of float32.
 #[test]
 fn int8_is_what_it_is_defined_to_be_at_every_level() {
     everywhere(&Bits::ALL, |name, k, m, t, r| {
         let x = r.gaussian(m.shape.cols);
         let y = run(k, t, Activations::Int8, &x, 1, 1);
         if t.layout.short {
-            // Multiplied as the floats that are left of them.
+            // Multiplied as the rounded floats.
             let left = x.chunks(m.shape.group).flat_map(|x| {
                 let mut q = vec![0; x.len()];
                 let scale = quantize_block(x, &mut q);
@@ -272,7 +274,8 @@ fn int8_is_what_it_is_defined_to_be_at_every_level() {
 
 #[test]
 fn int8_extremes() {
-    // The largest codes against the largest activations of one sign: what saturates in 16 bits shows here.
+    // The largest codes with the largest activations of one sign: 16-bit saturation would show
+    // here.
     let pool = Pool::new(1).unwrap();
     for k in TileKernels::variants() {
         for bits in Bits::ALL {
@@ -312,7 +315,7 @@ fn signs_are_exact_in_integers() {
 
 #[test]
 fn sign_extremes() {
-    // Every bit differs, or none, over a group of 4096 columns: counts that a byte cannot hold.
+    // Every bit differs, or none, over a group of 4096 columns: counts that do not fit a byte.
     let pool = Pool::new(1).unwrap();
     for k in TileKernels::variants() {
         for (fill, x, want) in [
@@ -408,7 +411,7 @@ fn activations_of_short_groups_are_rounded_alike_at_every_level() {
             .flat_map(|w| [1, 2, 7, 15].map(|g| (w, g)))
         {
             for case in 0..20 {
-                // From numbers whose inverse overflows to large ones; and some zeros.
+                // From numbers whose inverse overflows to large ones, including zeros.
                 let size = 10f32.powi(10 * (case % 7) - 45);
                 let vectors: Vec<Vec<f32>> = (0..width)
                     .map(|_| {
@@ -507,7 +510,8 @@ fn not_a_number_comes_through_float32() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    // Not the best set alone: AMX, the pairs of one maker's processors and the tables of another's share out tiles in their own ways.
+    // Not only the best set: AMX, the pairs for one vendor's processors and the tables for
+    // another's split tiles into tasks in their own ways.
     let all = TileKernels::variants();
     let last = |has: fn(&TileKernels) -> bool| all.iter().rfind(|k| has(k));
     let sets = [
@@ -525,7 +529,7 @@ fn threads_do_not_change_a_bit_of(k: &TileKernels) {
     let pool = Pool::new(1).unwrap();
     let mut r = Random::new(4);
     for bits in Bits::ALL {
-        // AMX takes 8 bits with the default zero point alone.
+        // AMX takes 8 bits with the default zero point only.
         let kind = Kind::ALL[usize::from(bits != Bits::Eight)];
         let m = random_codes(&mut r, Shape::new(1000, 1056, 32), bits, kind);
         let short = random_codes(&mut r, Shape::new(1000, 1056, 7), bits, Kind::ALL[1]);
