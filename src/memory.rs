@@ -1,5 +1,5 @@
-//! Fallible allocation: a size that a caller or a file gives must come back as `ERR_MEMORY`,
-//! never as an abort of the host process. And how much memory there is.
+//! Fallible allocation: a size given by a caller or a file must result in `ERR_MEMORY`, never in an
+//! abort of the host process. Also how much memory is available.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ pub fn filled<T: Clone>(len: usize, value: T, what: &str) -> Result<Vec<T>> {
     Ok(v)
 }
 
-/// A copy of some elements.
+/// A copy of `values`.
 ///
 /// # Errors
 /// `ERR_MEMORY` if the allocator refuses; `what` names the buffer in the message.
@@ -25,7 +25,7 @@ pub fn copied<T: Copy>(values: &[T], what: &str) -> Result<Vec<T>> {
     Ok(v)
 }
 
-/// A vector of `len` zeros, which the system makes where it is large.
+/// A vector of `len` zeros; large ones use zero pages from the system.
 ///
 /// # Errors
 /// `ERR_MEMORY` if the allocator refuses; `what` names the buffer in the message.
@@ -33,7 +33,8 @@ pub fn zeroed<T: bytemuck::Zeroable>(len: usize, what: &str) -> Result<Vec<T>> {
     bytemuck::allocation::try_zeroed_vec(len).map_err(|()| refused::<T>(len, what))
 }
 
-/// Checks that about so many bytes can be allocated, before a library is called that aborts the process where the allocator refuses.
+/// Checks that about this many bytes can be allocated, before calling a library that aborts the
+/// process if the allocator refuses.
 ///
 /// # Errors
 /// `ERR_MEMORY`.
@@ -48,7 +49,8 @@ fn refused<T>(len: usize, what: &str) -> Error {
     ))
 }
 
-/// The bytes of memory that may still be taken without swapping, within the limit of a container too; `None` where the system does not say.
+/// The bytes of memory available without swapping, also considering the limit of a container;
+/// `None` if the system does not report it.
 pub fn available() -> Option<u64> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let limits = [
@@ -80,7 +82,8 @@ pub fn with_capacity<T>(capacity: usize, what: &str) -> Result<Vec<T>> {
     Ok(v)
 }
 
-/// Makes a buffer `len` elements long, of any contents, that is written again and again: it never shrinks.
+/// Makes a reused buffer `len` elements long; the contents are unspecified, and the capacity never
+/// shrinks.
 ///
 /// # Errors
 /// `ERR_MEMORY` if the allocator refuses; `what` names the buffer in the message.

@@ -1,20 +1,20 @@
-//! Signals stay the host's: a thread of the library takes none.
+//! Signals remain the host's: a thread of the library receives none.
 //!
-//! A host such as an APL interpreter handles signals in the thread it chose. One delivered to a worker
-//! would run the host's handler on a thread that the host has never seen. A new thread inherits the
-//! mask of its creator, and there is no other way to have none unblocked from its first instruction
-//! on, so the creator blocks everything for the moment of creation.
+//! A host such as an APL interpreter handles signals on the thread that it chose. A signal
+//! delivered to a worker would run the host's handler on a thread that the host has never seen. A
+//! new thread inherits the mask of its creator, and there is no other way for it to start with
+//! everything blocked, so the creator blocks all signals while it creates the thread.
 
 #[cfg(unix)]
 mod imp {
     use std::mem::MaybeUninit;
 
-    /// While it lives, this thread takes no signal, and threads it starts never will.
-    /// Those that arrive meanwhile stay pending and are delivered at the end.
+    /// While it lives, this thread receives no signals, and threads that it starts never will.
+    /// Signals that arrive meanwhile stay pending and are delivered at the end.
     #[must_use = "the mask is restored when this is dropped"]
     pub struct Blocked {
         previous: libc::sigset_t,
-        // The mask that it restores is this thread's.
+        // Not `Send`: it restores the mask of the thread that created it.
         thread: std::marker::PhantomData<*const ()>,
     }
 
@@ -23,9 +23,9 @@ mod imp {
         pub fn all() -> Blocked {
             let mut all = MaybeUninit::uninit();
             let mut previous = MaybeUninit::uninit();
-            // SAFETY: sigfillset initialises the set it is given, and pthread_sigmask reads that set and
-            // writes the old mask into the other. Both pointers are to live locals. The calls fail only
-            // for an invalid `how`, and SIG_SETMASK is valid.
+            // SAFETY: sigfillset initialises the set it is given, and pthread_sigmask reads that
+            // set and writes the old mask into the other. Both pointers are to live locals. The
+            // calls fail only for an invalid `how`, and SIG_SETMASK is valid.
             let previous = unsafe {
                 libc::sigfillset(all.as_mut_ptr());
                 libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), previous.as_mut_ptr());
@@ -40,7 +40,8 @@ mod imp {
 
     impl Drop for Blocked {
         fn drop(&mut self) {
-            // SAFETY: `previous` is the mask that `all` read on this thread; NULL asks for no old mask.
+            // SAFETY: `previous` is the mask that `all` read on this thread; NULL asks for no old
+            // mask.
             unsafe {
                 libc::pthread_sigmask(libc::SIG_SETMASK, &self.previous, std::ptr::null_mut());
             }
@@ -50,7 +51,7 @@ mod imp {
 
 #[cfg(not(unix))]
 mod imp {
-    /// Signal masks are a notion of Unix: elsewhere this does nothing.
+    /// Signal masks exist on Unix only: elsewhere this does nothing.
     pub struct Blocked;
 
     impl Blocked {

@@ -13,13 +13,13 @@ use crate::cuda::{self, Gpu};
 use crate::error::{Error, Result};
 use crate::members::{abridged, members};
 
-/// The most threads that can be asked for. Beyond it lies a mistake rather than a machine.
+/// The most threads that can be requested; more is a mistake rather than a machine.
 pub const MAX_THREADS: usize = 1024;
 
 /// Which backend a configuration asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendChoice {
-    /// CUDA where it works, else the CPU.
+    /// CUDA if it works, else the CPU.
     Auto,
     /// The CPU.
     Cpu,
@@ -27,14 +27,15 @@ pub enum BackendChoice {
     Cuda,
 }
 
-/// What a configuration asks for; the environment is in it already.
+/// A configuration, with the environment already applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Which backend.
+    /// The backend.
     pub backend: BackendChoice,
-    /// The ordinals of the CUDA devices, at least one, each once. The layers of a model are shared among them in this order.
+    /// The ordinals of the CUDA devices: at least one, without duplicates. The layers of a model
+    /// are distributed among them in this order.
     pub devices: Vec<u32>,
-    /// Threads, the calling one included; 0: the processors this process may use.
+    /// Threads, including the calling one; 0: as many as the processors this process may use.
     pub threads: usize,
     /// The instruction set; `None`: the best.
     pub isa: Option<Isa>,
@@ -54,7 +55,7 @@ impl Default for Config {
     }
 }
 
-/// What multiplies.
+/// A backend in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// The CPU kernels of this library.
@@ -73,27 +74,28 @@ impl Backend {
     }
 }
 
-/// What a configuration comes to on this machine.
+/// A configuration resolved for this machine.
 ///
-/// Two are equal if the library would be the same: not how the backend was arrived at, but whether it may be left for the CPU.
+/// Two are equal if the library would be the same: the reason for the backend does not matter, but
+/// whether weights may fall back to the CPU does.
 #[derive(Clone)]
 pub struct Resolved {
-    /// The devices that multiply, in the order that the configuration gives; none: the CPU does.
+    /// The devices in use, in the order of the configuration; none: the CPU is used.
     pub gpus: Vec<Arc<Gpu>>,
-    /// Whether CUDA was demanded, so that weights never go to the CPU for want of memory.
+    /// Whether CUDA was demanded, so that weights never fall back to the CPU for lack of memory.
     pub demanded: bool,
     /// Why this backend: a sentence for `apl_ffi_info`.
     pub reason: String,
-    /// Threads, the calling one included: 1 to [`MAX_THREADS`].
+    /// Threads, including the calling one: 1 to [`MAX_THREADS`].
     pub threads: usize,
     /// The instruction set; this processor has it.
     pub isa: Isa,
-    /// Whether AMX is wanted beyond it; this processor has it.
+    /// Whether AMX is used too; this processor has it.
     pub amx: bool,
 }
 
 impl Resolved {
-    /// What multiplies.
+    /// The backend.
     pub fn backend(&self) -> Backend {
         match self.gpus.is_empty() {
             true => Backend::Cpu,
@@ -139,16 +141,18 @@ const AMX_IN_TEXT: &str = "0 or 1";
 const KEYS: &str = "backend, device, devices, threads, isa or amx";
 
 impl Config {
-    /// From a JSON object, with the environment where a key is absent; empty text is an empty object.
+    /// Parses a JSON object; the environment applies where a key is absent. Empty text is an empty
+    /// object.
     ///
     /// # Errors
-    /// `ERR_CONFIG` for malformed JSON, an unknown key, or a value of the wrong type or outside its domain, in
-    /// the text or in the environment: the message names the key or the variable, what was found and expected.
+    /// `ERR_CONFIG` for malformed JSON, an unknown key, or a value of the wrong type or outside its
+    /// domain, in the text or in the environment: the message names the key or the variable, what
+    /// was found and what was expected.
     pub fn from_json(text: &str) -> Result<Config> {
         Config::from_json_and(text, |name| env::var_os(name))
     }
 
-    /// The same with a given environment.
+    /// As [`Config::from_json`] with a given environment.
     fn from_json_and(text: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<Config> {
         let object = members("config", text)?;
         let mut config = Config::default();
@@ -238,11 +242,12 @@ impl Config {
         Ok(())
     }
 
-    /// What this configuration comes to on this machine; those of the devices in `open`, which are open already, are
-    /// taken.
+    /// Resolves the configuration for this machine; devices that are already open are taken from
+    /// `open`.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for an instruction set that the processor lacks; `ERR_BACKEND` if CUDA is demanded and cannot be used.
+    /// `ERR_UNSUPPORTED` for an instruction set that the processor lacks; `ERR_BACKEND` if CUDA is
+    /// demanded and cannot be used.
     pub fn resolve(&self, open: &[Arc<Gpu>]) -> Result<Resolved> {
         let best = Isa::best();
         let isa = self.isa.unwrap_or(best);
@@ -265,7 +270,8 @@ impl Config {
         })
     }
 
-    /// The devices, or none for the CPU, and why. One that cannot be used leaves none: half of what was asked for is something else.
+    /// The devices, or none for the CPU, and the reason. If any device cannot be used, none is: a
+    /// part of them is not what was requested.
     fn choose(&self, open: &[Arc<Gpu>]) -> Result<(Vec<Arc<Gpu>>, String)> {
         const ASKED: &str = "the configuration asks for it";
         if self.backend == BackendChoice::Cpu {
@@ -296,7 +302,7 @@ fn ordinal(gpu: &Gpu) -> u32 {
     gpu.device().about().ordinal
 }
 
-/// Also of 1 and 0, which are APL's.
+/// A Boolean; 1 and 0, which are APL's, are accepted too.
 fn truth(value: &Value) -> Option<bool> {
     match value.as_u64() {
         Some(0) => Some(false),
@@ -310,7 +316,7 @@ fn device_ordinal(value: &Value) -> Option<u32> {
     u32::try_from(device).ok()
 }
 
-/// At least one, each once.
+/// At least one, without duplicates.
 fn device_ordinals(value: &Value) -> Option<Vec<u32>> {
     let list = value.as_array().filter(|list| !list.is_empty())?;
     let mut devices = Vec::new();
@@ -419,7 +425,7 @@ mod tests {
                 ..config
             })
         );
-        // What is not needed is not looked at.
+        // A variable that is not needed is not read.
         assert!(parse(r#"{"threads": 5}"#, &[("APL_FFI_THREADS", "many")]).is_ok());
     }
 
@@ -559,7 +565,7 @@ mod tests {
         assert_eq!(seven.threads, 7);
         assert!(THREADS.ends_with(&MAX_THREADS.to_string()));
 
-        // The same library, arrived at in another way.
+        // The same library by another configuration.
         let text = format!(
             r#"{{"backend": "cpu", "device": 3, "threads": {}, "isa": "{}"}}"#,
             cpu.threads, cpu.isa
@@ -568,7 +574,7 @@ mod tests {
         assert_ne!(seven, cpu);
     }
 
-    /// Whatever this machine has: what is said where CUDA is demanded is what is said where it is not chosen.
+    /// On any machine: the reason given when CUDA is demanded is the same as when it is not chosen.
     #[test]
     fn cuda_is_chosen_or_the_reason_is_told() {
         let resolve = |text| parse(text, &[]).unwrap().resolve(&[]);

@@ -1,4 +1,5 @@
-//! What a configured library is: the resolved configuration, the device, the instruction set and the threads.
+//! A configured library: the resolved configuration, the devices, the instruction set and the
+//! threads.
 
 mod config;
 mod fork_join;
@@ -16,7 +17,7 @@ use crate::cpu::{Isa, Kernels};
 use crate::cuda::Gpu;
 use crate::error::Result;
 
-/// A configured library. Everything that multiplies takes one by reference.
+/// A configured library. Everything that multiplies takes a reference to one.
 pub struct Runtime {
     resolved: Resolved,
     kernels: Kernels,
@@ -24,16 +25,16 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Starts the threads that `config` asks for.
+    /// Resolves `config` and starts its threads.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for an instruction set the processor lacks, `ERR_BACKEND` if CUDA is demanded and cannot be used,
-    /// `ERR_MEMORY` if a thread cannot be started.
+    /// `ERR_UNSUPPORTED` for an instruction set the processor lacks, `ERR_BACKEND` if CUDA is
+    /// demanded and cannot be used, `ERR_MEMORY` if a thread cannot be started.
     pub fn new(config: Config) -> Result<Runtime> {
         Runtime::from_resolved(config.resolve(&[])?)
     }
 
-    /// Starts the threads of a configuration that was resolved.
+    /// Starts the threads of a resolved configuration.
     ///
     /// # Errors
     /// `ERR_MEMORY` if a thread cannot be started.
@@ -48,7 +49,7 @@ impl Runtime {
         })
     }
 
-    /// The same with other kernels of tiles: those for another core, which tests and measurements compare.
+    /// Replaces the tile kernels, by those meant for another core: for tests and measurements.
     pub fn with_tiles(self, tiles: TileKernels) -> Runtime {
         let kernels = Kernels {
             tiles,
@@ -57,7 +58,8 @@ impl Runtime {
         Runtime { kernels, ..self }
     }
 
-    /// What its configuration came to. Another configuration asks for the same library if it resolves to the same.
+    /// The resolved configuration. Two configurations request the same library if they resolve to
+    /// equal ones.
     pub fn resolved(&self) -> &Resolved {
         &self.resolved
     }
@@ -72,7 +74,7 @@ impl Runtime {
         self.resolved.isa
     }
 
-    /// Whether AMX is used beside it.
+    /// Whether AMX is used too.
     pub fn amx(&self) -> bool {
         self.kernels.tiles.amx().is_some()
     }

@@ -1,8 +1,8 @@
 //! Whether this thread is running the library's code, and panics in it that print nothing.
 //!
-//! A call never prints, and a panic prints through the process-wide hook, which belongs to the host.
-//! So there is a hook of ours before it that asks whose panic it is: ours is kept for the one that catches it, any
-//! other goes to the hook that was there before.
+//! A call never prints, but a panic prints through the process-wide hook, which belongs to the
+//! host. So we install a hook in front of it that determines whose panic it is: the text of ours is
+//! kept for whoever catches it, any other panic goes to the previous hook.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -12,8 +12,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 thread_local! {
-    // `const` and without a destructor, so that reading it is safe at any time of a thread's life,
-    // even from a panic while other thread-locals are being destroyed.
+    // `const` and without a destructor, so that it can be read at any time of a thread's life, even
+    // by a panic while other thread-locals are being destroyed.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -21,11 +21,11 @@ thread_local! {
 #[must_use = "the scope ends when this is dropped"]
 pub(crate) struct InLibrary {
     outer: bool,
-    // It restores a value of the thread that made it, so it stays there.
+    // Not `Send`: it restores the state of the thread that created it.
     thread: PhantomData<*const ()>,
 }
 
-/// Marks the code that follows on this thread as the library's.
+/// Marks the following code on this thread as the library's.
 pub(crate) fn enter_library() -> InLibrary {
     InLibrary {
         outer: INSIDE.replace(true),
@@ -38,28 +38,31 @@ pub(super) fn in_library() -> bool {
     INSIDE.get()
 }
 
-/// Runs `body` as the library's code. A panic in it is caught and prints nothing; `Err` has what it said, and where.
+/// Runs `body` as the library's code. A panic in it is caught and prints nothing; `Err` contains
+/// its message and location.
 ///
-/// Whoever calls answers for what `body` leaves half changed.
+/// The caller is responsible for state that `body` leaves half changed.
 pub(crate) fn quietly<T>(body: impl FnOnce() -> T) -> Result<T, String> {
     silence_own_panics();
     let _inside = enter_library();
     panic::catch_unwind(AssertUnwindSafe(body)).map_err(explain)
 }
 
-/// What the latest panics inside the library said, and where they were.
+/// The messages and locations of the latest panics inside the library.
 ///
-/// The hook runs on the thread that panicked, which may be one of the pool's; the payload is caught on the
-/// caller's thread. So the places are kept for the process, and the text tells which
-/// belongs to the payload caught. Several callers may meet a bug at once, hence more than one.
+/// The hook runs on the thread that panicked, which may be one of the pool's; the payload is caught
+/// on the caller's thread. So locations are kept per process, and the message tells which one
+/// belongs to a caught payload. Several are kept, because several callers may hit a bug at once.
 static LATEST_PANICS: Mutex<VecDeque<(String, String)>> = Mutex::new(VecDeque::new());
 
 const PANICS_KEPT: usize = 16;
 
-/// A panic inside the library must not print; any other goes to the hook that was there before.
+/// Installs the hook: a panic inside the library must not print; any other goes to the previous
+/// hook.
 fn silence_own_panics() {
     static INSTALLED: Once = Once::new();
-    // A destructor of the host that calls while its thread unwinds: the hook cannot be changed then, which a later call does.
+    // A destructor of the host may call us while its thread unwinds. The hook cannot be changed
+    // then; a later call will do it.
     if std::thread::panicking() {
         return;
     }
@@ -86,7 +89,7 @@ fn explain(payload: Box<dyn Any + Send>) -> String {
         .and_then(|i| latest.remove(i))
         .map_or_else(String::new, |(_, place)| format!(" ({place})"));
     if !payload.is::<&str>() && !payload.is::<String>() {
-        // A payload of a type that nobody here knows may panic again where it is dropped.
+        // A payload of an unknown type may panic again when it is dropped.
         std::mem::forget(payload);
     }
     format!("{text}{place}")
@@ -114,7 +117,8 @@ impl Drop for InLibrary {
 mod tests {
     use super::*;
 
-    /// What a destructor of the host does while its thread unwinds; the hook must not be installed yet, so this is a process of its own.
+    /// What a destructor of the host does while its thread unwinds. The hook must not be installed
+    /// yet, so this runs in a process of its own.
     #[test]
     fn a_call_while_the_host_unwinds() {
         const CHILD: &str = "APL_FFI_TEST_UNWINDS";
@@ -130,7 +134,7 @@ mod tests {
                 panic!("the host's");
             });
             assert!(unwound.is_err());
-            // And the hook is there afterwards.
+            // The hook is installed afterwards.
             let caught = quietly(|| panic!("ours")).unwrap_err();
             assert!(caught.starts_with("ours (src"), "{caught}");
             return;
@@ -152,7 +156,7 @@ mod tests {
 
     #[test]
     fn scopes_nest_and_end_with_a_panic() {
-        // A thread of its own: the flag is per thread, and the harness may reuse this one.
+        // In a thread of its own: the flag is per thread, and the harness may reuse this one.
         std::thread::spawn(|| {
             assert!(!in_library());
             {

@@ -1,4 +1,5 @@
-//! The library's own threads, the team they form for a sequence of products, and the sharing of coarse work.
+//! The library's own threads, the team that they form for a sequence of products, and the sharing
+//! of coarse-grained work.
 
 use std::cell::RefCell;
 use std::mem::take;
@@ -13,20 +14,21 @@ use crate::error::{Error, Result};
 use crate::memory::with_capacity;
 use crate::signals::Blocked;
 
-/// The stack of a worker, in bytes: the default of Rust, fixed here because the host's environment
-/// (`RUST_MIN_STACK`) is not ours to depend on.
+/// The stack size of a worker, in bytes: Rust's default, fixed here so that it does not depend on
+/// the host's environment (`RUST_MIN_STACK`).
 const STACK: usize = 2 << 20;
 
-/// The library's own threads; the calling thread is always one of those that work.
+/// The library's own threads. The calling thread always works too.
 ///
-/// They take no signals and print nothing. Dropping the pool joins them.
+/// They receive no signals and print nothing. Dropping the pool joins them.
 ///
-/// They are the threads of a rayon pool, where they sleep and share coarse work. A sequence of products
-/// is too fine for rayon's jobs, each an allocation, a queue and, for the caller, a wait until every
-/// worker has come and gone: there they leave rayon for a while to serve a [`ForkJoin`].
+/// They are the threads of a rayon pool, where they sleep and share coarse-grained work. A sequence
+/// of products is too fine-grained for rayon's jobs, each of which costs an allocation, a queue
+/// operation and, for the caller, a wait until every worker has come and gone. For such a sequence
+/// the workers leave rayon for a while to serve a [`ForkJoin`].
 pub struct Pool {
     fork_join: Arc<ForkJoin>,
-    /// `None` if the calling thread is alone.
+    /// `None` if there is only the calling thread.
     rayon: Option<ThreadPool>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -35,7 +37,7 @@ impl Pool {
     /// A pool of `threads` threads, the calling one included.
     ///
     /// # Errors
-    /// `ERR_MEMORY` if the system refuses a thread; those already started are joined.
+    /// `ERR_MEMORY` if the system refuses to create a thread; those already started are joined.
     pub fn new(threads: usize) -> Result<Pool> {
         let count = threads.saturating_sub(1);
         let mut pool = Pool {
@@ -43,7 +45,7 @@ impl Pool {
             rayon: None,
             workers: with_capacity(count, "the threads of the pool")?,
         };
-        // rayon takes 0 for "as many as there are processors".
+        // rayon interprets 0 as the number of processors.
         if count > 0 {
             let _signals = Blocked::all();
             let started = ThreadPoolBuilder::new()
@@ -60,27 +62,27 @@ impl Pool {
                     Ok(())
                 })
                 .build();
-            // On an error rayon has told those that were started to end.
+            // On an error rayon has told the threads already started to end.
             pool.rayon = Some(started.map_err(|e| {
                 let n = pool.workers.len() + 1;
                 Error::memory(format!("thread {n} of {count} cannot be started: {e}"))
             })?);
-            // rayon has a limit of its own.
+            // rayon has a limit of its own on the number of threads.
             pool.fork_join = Arc::new(ForkJoin::new(pool.workers.len()));
         }
         Ok(pool)
     }
 
-    /// Threads, the calling one included.
+    /// The number of threads, including the calling one.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Holds the workers through the sequence of products that `f` issues.
+    /// Holds the workers for the sequence of products that `f` issues.
     ///
     /// If another caller holds them, the team is the calling thread alone: nobody waits. The same
-    /// holds for a team asked for from inside a team or a job. While [`Pool::try_for_each`] has the
-    /// workers, the team has as many threads as ever, and the calling thread does the work.
+    /// holds for a team requested from inside a team or a job. While [`Pool::try_for_each`] uses
+    /// the workers, the team reports as many threads as ever, but the calling thread does the work.
     pub fn team<R>(&self, f: impl FnOnce(&Team) -> R) -> R {
         let workers = self.rayon.as_ref().and_then(|rayon| {
             Some(Workers {
@@ -95,21 +97,22 @@ impl Pool {
         })
     }
 
-    /// Does `work` on every item, on the calling thread and all others: for items of 0.1 ms and more, such
-    /// as bands of a matrix to quantise.
+    /// Calls `work` on every item, on the calling thread and all others: for items that take 0.1 ms
+    /// or more, such as bands of a matrix to quantise.
     ///
-    /// Any number of callers share the threads, and each waits until its own items are done. It comes
-    /// before a team: those who serve one leave it after the run they are in, and no run calls them
-    /// until this call ends, so that products issued without a pause cannot keep it waiting.
+    /// Any number of callers share the threads, and each waits until its own items are done. It
+    /// takes precedence over a team: workers that serve one leave it after the current run, and no
+    /// run calls them until this call ends, so that products issued without a pause cannot delay it
+    /// indefinitely.
     ///
-    /// There is no `install` that takes any closure: with one thread it would have to run on the calling
-    /// thread, where a rayon iterator starts the global pool.
+    /// There is no `install` for arbitrary closures: with one thread it would have to run on the
+    /// calling thread, where a rayon iterator would start the global pool.
     ///
     /// # Errors
-    /// That of an item, if any fails; then items that nobody has begun are not done.
+    /// The error of an item, if any fails; items that have not been started are then skipped.
     ///
     /// # Panics
-    /// If `work` does, on whichever thread; the other items may be done all the same.
+    /// If `work` panics, on any thread; the other items may still be processed.
     pub fn try_for_each<T: Send, E: Send>(
         &self,
         items: Vec<T>,
@@ -150,7 +153,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         // `&mut self`: no team borrows the pool any more.
         let _for_good = self.fork_join.dismiss();
-        // Its threads end when those who serve have come back.
+        // Its threads end when those that serve have returned.
         self.rayon = None;
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its jobs, so it ends by returning.
@@ -159,15 +162,15 @@ impl Drop for Pool {
     }
 }
 
-/// The workers while they are held: the calling thread and those of the pool.
+/// The calling thread and the workers of the pool while they are held.
 ///
-/// It stays on the thread that asked for it: a job cannot capture it.
+/// It stays on the thread that requested it: a job cannot capture it.
 pub struct Team<'a> {
     threads: usize,
     workers: Option<Workers<'a>>,
 }
 
-/// What a team has beside the calling thread.
+/// The workers of a team.
 struct Workers<'a> {
     held: RefCell<Held<'a>>,
     fork_join: &'a Arc<ForkJoin>,
@@ -175,7 +178,7 @@ struct Workers<'a> {
 }
 
 impl Team<'_> {
-    /// A team of the calling thread alone.
+    /// A team of only the calling thread.
     pub fn alone() -> Team<'static> {
         Team {
             threads: 1,
@@ -183,16 +186,17 @@ impl Team<'_> {
         }
     }
 
-    /// At most how many threads share the work.
+    /// The most threads that share work.
     pub fn threads(&self) -> usize {
         self.threads
     }
 
-    /// Runs `job(task)` once for each task in `0..tasks`, in no particular order, and waits for all.
+    /// Runs `job(task)` once for each task in `0..tasks`, in no particular order, and waits for
+    /// all.
     ///
     /// # Panics
-    /// If the job does, on whichever thread: the first panic comes out here, and the tasks that nobody
-    /// has begun by then are not run. The pool stays usable.
+    /// If the job panics, on any thread: the first panic is resumed here, and tasks that have not
+    /// been started are not run. The pool remains usable.
     pub fn run(&self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
         match &self.workers {
             Some(Workers {
@@ -212,16 +216,17 @@ impl Team<'_> {
     }
 }
 
-/// Who shares a piece of work: whoever the pool can spare, or a team that is held already.
+/// What executes a piece of work in parallel: the pool's idle threads, or a team that is held
+/// already.
 #[derive(Clone, Copy)]
 pub enum Executor<'a> {
-    /// A team is formed for this piece alone.
+    /// Forms a team for this piece of work.
     Pool(&'a Pool),
-    /// One that lasts for a sequence of them.
+    /// A team that lasts for a sequence of them.
     Team(&'a dyn Shared),
 }
 
-/// What shares tasks: a [`Team`], whatever it borrows from.
+/// Something that shares tasks among threads: a [`Team`], whatever its lifetime.
 pub trait Shared {
     /// As [`Team::threads`].
     fn threads(&self) -> usize;
@@ -241,7 +246,7 @@ impl Shared for Team<'_> {
 }
 
 impl Executor<'_> {
-    /// At most how many threads share the work.
+    /// The most threads that share work.
     pub fn threads(&self) -> usize {
         match self {
             Executor::Pool(pool) => pool.threads(),
@@ -249,7 +254,7 @@ impl Executor<'_> {
         }
     }
 
-    /// Has the work shared.
+    /// Calls `work` with what shares its tasks.
     pub fn share<R>(&self, work: impl FnOnce(&dyn Shared) -> R) -> R {
         match self {
             Executor::Pool(pool) => pool.team(|team| work(team)),

@@ -21,10 +21,12 @@ fn on_worker() -> bool {
         .is_some_and(|name| name.starts_with("apl_ffi-"))
 }
 
-/// A buffer that tasks write without atomics: only the pool orders them, and ThreadSanitizer sees if it does not.
+/// A buffer that tasks write without atomics: only the pool orders the accesses, which
+/// ThreadSanitizer checks.
 struct Plain(Vec<UnsafeCell<u64>>);
 
-// SAFETY: the tests below give each element to one task of a run, and read it in the next run.
+// SAFETY: in the tests below each element is written by one task of a run, and read in the next
+// run.
 unsafe impl Sync for Plain {}
 
 impl Plain {
@@ -43,7 +45,8 @@ impl Plain {
     }
 }
 
-/// `layers` runs, each of which reads what the others wrote in the run before; compared with one thread's.
+/// `layers` runs, each of which reads what the others wrote in the previous run; compared with a
+/// single thread.
 fn sequence(team: &Team, width: usize, layers: usize) {
     let mix =
         |left: u64, right: u64| left.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ right.rotate_left(7);
@@ -64,7 +67,7 @@ fn sequence(team: &Team, width: usize, layers: usize) {
     assert_eq!(found, expected);
 }
 
-/// Runs a job in which every member of the pool takes part, once each.
+/// Runs a job in which every thread of the pool takes part, once each.
 fn with_every_thread(pool: &Pool, job: impl Fn() + Sync) {
     let all = Barrier::new(pool.threads());
     pool.team(|team| {
@@ -132,7 +135,7 @@ fn a_panic_of_any_thread_comes_out_and_the_pool_stays_usable() {
             let outcome = pool.team(|team| {
                 catch_unwind(AssertUnwindSafe(|| {
                     team.run(1000, &|task| {
-                        // Only the first round meets: a member that panics does not come again.
+                        // Only the first round meets: a thread that panics does not return.
                         if begun.fetch_add(1, Ordering::Relaxed) < threads {
                             meet.wait();
                             if on_worker() == from_worker {
@@ -168,7 +171,7 @@ fn a_panic_between_runs_releases_the_workers() {
 fn whoever_comes_second_works_alone() {
     let pool = pool(2);
     pool.team(|first| {
-        // More than once: being refused must not release what the first one holds.
+        // More than once: a refusal must not release what the first team holds.
         for _ in 0..3 {
             assert_eq!(pool.team(|second| second.threads()), 1);
         }
@@ -211,12 +214,12 @@ fn many_callers_and_two_pools() {
                 }
             })
         });
-        // Joined one by one: ThreadSanitizer does not see how a scope waits.
+        // Joined individually: ThreadSanitizer does not understand how a scope waits.
         for caller in callers {
             caller.join().unwrap();
         }
     });
-    // Nobody left one held, and every worker is still there.
+    // No pool is left held, and every worker is still there.
     for pool in &pools {
         with_every_thread(pool, || {});
     }
@@ -266,7 +269,7 @@ fn an_item_that_fails_ends_the_rest() {
             Err(item)
         });
         assert!(outcome.is_err());
-        // Each thread begins one, and sees afterwards that nothing is left.
+        // Each thread starts one item, and then sees that nothing is left.
         let begun = begun.into_inner();
         assert!((1..=threads).contains(&begun), "{threads} {begun}");
     }
@@ -380,12 +383,12 @@ mod linux {
     use std::sync::Mutex;
     use std::time::Instant;
 
-    /// The `/proc` folders of the pool's own threads.
+    /// The `/proc` directories of the pool's own threads.
     fn workers(pool: &Pool) -> Vec<PathBuf> {
         let ids = Mutex::new(Vec::new());
         with_every_thread(pool, || {
             if on_worker() {
-                // SAFETY: it only asks for a number.
+                // SAFETY: it only returns a number.
                 ids.lock().unwrap().push(unsafe { libc::gettid() });
             }
         });
@@ -410,7 +413,7 @@ mod linux {
         let before = blocked_signals(&me);
         let pool = pool(4);
         assert_eq!(blocked_signals(&me), before);
-        // KILL and STOP cannot be blocked; 32 to 34 are the C library's own.
+        // KILL and STOP cannot be blocked; 32 to 34 are used by the C library.
         let never: u64 = [9, 19, 32, 33, 34].iter().map(|n| 1 << (n - 1)).sum();
         let workers = workers(&pool);
         assert_eq!(workers.len(), 3);
@@ -428,7 +431,7 @@ mod linux {
                 std::thread::sleep(Duration::from_millis(5));
             }
             drop(pool);
-            // The kernel removes the folder a moment after it has told the one who joins.
+            // The kernel removes the directory shortly after the join.
             let start = Instant::now();
             while workers.iter().any(|w| w.exists()) {
                 assert!(start.elapsed() < Duration::from_secs(10), "{workers:?}");
