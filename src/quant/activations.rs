@@ -1,13 +1,15 @@
-//! Activations in int8: one float32 scale a block, symmetric.
+//! Activations in int8: one float32 scale per block, symmetric.
 
-/// Below this largest magnitude `127 / amax` may overflow, or lose bits with a subnormal scale.
+/// Below this largest magnitude, `127 / amax` may overflow, or precision is lost to a subnormal
+/// scale.
 pub const TINY_AMAX: f32 = f32::from_bits((127 - 100) << 23); // 2^-100
 
-/// Quantises one block of activations and returns its scale: `x[i]` becomes about `scale * q[i]`.
+/// Quantises one block of activations and returns its scale: `x[i]` is approximated by
+/// `scale * q[i]`.
 ///
-/// `scale = amax / 127` with `amax` the largest magnitude; `q = round_half_even(x * (127 / amax))`, in -127..=127. A block
-/// of zeros has scale 0. Where `amax < 2^-100` the quotient `x / scale` is taken instead of the product and clamped.
-/// `x` must be finite; `q` is as long as `x`.
+/// `scale = amax / 127` with `amax` the largest magnitude; `q = round_half_even(x * (127 / amax))`,
+/// in -127..=127. A block of zeros has scale 0. If `amax < 2^-100`, the quotient `x / scale` is
+/// used instead of the product, and clamped. `x` must be finite; `q` is as long as `x`.
 pub fn quantize_block(x: &[f32], q: &mut [i8]) -> f32 {
     let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
     let scale = amax / 127.0;

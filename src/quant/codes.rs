@@ -1,5 +1,5 @@
-//! Quantised matrices in the form that crosses the ABI and lies in files: codes row-major, packed
-//! with the first code in the most significant bits, scales and zero points beside them.
+//! Quantised matrices in the form that crosses the ABI and is stored in files: codes row-major,
+//! packed with the first code in the most significant bits, scales and zero points separately.
 
 use half::f16;
 
@@ -7,22 +7,22 @@ use super::shape::{Bits, Per, Shape};
 use crate::error::Result;
 use crate::memory;
 
-/// How codes lie in bytes.
+/// How codes are stored in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// One code a byte: `(rows, cols)`.
+    /// One code per byte: `(rows, cols)`.
     Bytes,
     /// First code in the most significant bits, each row padded to whole bytes:
     /// `(rows, ceil(cols * bits / 8))`. The padding bits may hold anything.
     Msb,
 }
 
-/// Borrowed scales, in the precision they are stored with.
+/// Borrowed scales, in the precision in which they are stored.
 #[derive(Clone, Copy, Debug)]
 pub enum ScaleValues<'a> {
-    /// Given by a caller: kept as they are.
+    /// Given by a caller: kept unchanged.
     F32(&'a [f32]),
-    /// Made by this library, or read from a file that has them so.
+    /// Made by this library, or read from a file that stores float16.
     F16(&'a [f16]),
 }
 
@@ -35,7 +35,7 @@ impl ScaleValues<'_> {
         }
     }
 
-    /// How many there are.
+    /// The number of values.
     pub fn len(&self) -> usize {
         match self {
             ScaleValues::F32(v) => v.len(),
@@ -43,7 +43,7 @@ impl ScaleValues<'_> {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -51,22 +51,24 @@ impl ScaleValues<'_> {
 
 /// A quantised matrix, borrowed.
 ///
-/// Whoever makes one has checked the lengths against the shape: the accessors index and would panic.
+/// Whoever creates one has checked the lengths against the shape: the accessors index and would
+/// panic.
 #[derive(Clone, Copy, Debug)]
 pub struct Codes<'a> {
     /// Rows, columns and groups.
     pub shape: Shape,
-    /// Bits a code.
+    /// Bits per code.
     pub bits: Bits,
     /// How `bytes` holds the codes.
     pub packing: Packing,
     /// The codes: `(rows, cols)` or `(rows, ceil(cols * bits / 8))` by `packing`.
     pub bytes: &'a [u8],
-    /// The scales, as many as `scale_per` asks for.
+    /// The scales, as many as `scale_per` requires.
     pub scales: ScaleValues<'a>,
     /// What one scale covers.
     pub scale_per: Per,
-    /// Zero points with what one of them covers; `None`: `2^(bits-1)` everywhere. Never with one bit.
+    /// Zero points and what one of them covers; `None`: `2^(bits-1)` everywhere. Never with one
+    /// bit.
     pub zero_points: Option<(&'a [i32], Per)>,
 }
 
@@ -94,7 +96,8 @@ impl<'a> Codes<'a> {
         }
     }
 
-    /// Scales, and zero points if there are any, once every group has its own. A matrix without columns may come without scales.
+    /// The number of scales, and of zero points if there are any, with one per group. A matrix
+    /// without columns may come without scales.
     fn group_values(&self) -> usize {
         match self.scales.is_empty() {
             true => 0,
@@ -102,8 +105,8 @@ impl<'a> Codes<'a> {
         }
     }
 
-    /// Bytes in the form of our own files, whatever the form here: codes packed, and for every group a scale in the precision that it
-    /// has here and, unless the matrix is symmetric, a byte of zero point.
+    /// Bytes in the form of the library's own files: packed codes, and per group a scale in its
+    /// present precision and, unless the matrix is symmetric, a byte for the zero point.
     pub fn stored_bytes(&self) -> usize {
         let scale = match self.scales {
             ScaleValues::F32(_) => size_of::<f32>(),
@@ -114,7 +117,7 @@ impl<'a> Codes<'a> {
             + self.group_values() * (scale + zero_point)
     }
 
-    /// A packed copy with a scale and a zero point for every group.
+    /// A packed copy with a scale and a zero point per group.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -125,7 +128,7 @@ impl<'a> Codes<'a> {
         let row_bytes = packed_row_bytes(cols, self.bits);
         let mut bytes = memory::filled(rows * row_bytes, 0, "packed codes")?;
         let mut row = memory::filled(if rows == 0 { 0 } else { cols }, 0, "a row of codes")?;
-        // Not over the rows: without columns there may be more of them than anyone can count to.
+        // Not a loop over the rows: without columns their number may be astronomical.
         for (r, out) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
             self.row_codes(r, &mut row);
             pack_row(&row, self.bits, out);
@@ -161,12 +164,13 @@ impl<'a> Codes<'a> {
         })
     }
 
-    /// The codes of one row, one a byte; `out` is `(cols)`.
+    /// The codes of one row, one per byte; `out` is `(cols)`.
     pub fn row_codes(&self, row: usize, out: &mut [u8]) {
         self.codes_from(row, 0, out);
     }
 
-    /// The codes of one row from column `start` on, a multiple of 8, as many as `out` holds.
+    /// The codes of one row from column `start` on, which is a multiple of 8, as many as `out`
+    /// holds.
     fn codes_from(&self, row: usize, start: usize, out: &mut [u8]) {
         let bytes = self.row_bytes(row);
         match self.packing {
@@ -193,7 +197,8 @@ impl<'a> Codes<'a> {
     }
 }
 
-/// Columns that [`Codes::dequantize_row`] unpacks at a time: they begin at a byte, whatever the width.
+/// Columns that [`Codes::dequantize_row`] unpacks at a time: at every bit width they begin at a
+/// byte boundary.
 const CHUNK: usize = 256;
 
 /// Owned scales.
@@ -206,7 +211,7 @@ pub enum ScalesBuf {
 }
 
 impl ScalesBuf {
-    /// The same, borrowed.
+    /// A borrowed view.
     pub fn values(&self) -> ScaleValues<'_> {
         match self {
             ScalesBuf::F32(v) => ScaleValues::F32(v),
@@ -215,12 +220,12 @@ impl ScalesBuf {
     }
 }
 
-/// A quantised matrix, owned: codes packed, one scale a group.
+/// A quantised matrix, owned: packed codes, one scale per group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CodesBuf {
     /// Rows, columns and groups.
     pub shape: Shape,
-    /// Bits a code.
+    /// Bits per code.
     pub bits: Bits,
     /// Packed codes: `(rows, ceil(cols * bits / 8))`.
     pub bytes: Vec<u8>,
@@ -231,7 +236,7 @@ pub struct CodesBuf {
 }
 
 impl CodesBuf {
-    /// The same, borrowed.
+    /// A borrowed view.
     pub fn as_codes(&self) -> Codes<'_> {
         Codes {
             shape: self.shape,
@@ -247,7 +252,7 @@ impl CodesBuf {
 
 /// Bytes of a packed row of `cols` codes.
 pub const fn packed_row_bytes(cols: usize, bits: Bits) -> usize {
-    // cols * bits could overflow where cols alone does not; per byte there are 8 / bits codes.
+    // cols * bits could overflow where cols alone does not; a byte holds 8 / bits codes.
     cols.div_ceil(8 / bits.get())
 }
 

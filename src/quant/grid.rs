@@ -1,10 +1,10 @@
-//! A group's grid: the scale and the window of integer levels that its weights are rounded to.
+//! A group's grid: the scale and the window of integer levels to which its weights are rounded.
 
 use half::f16;
 
 use super::shape::Bits;
 
-/// The precision that the scales of a whole matrix are kept in.
+/// The precision in which the scales of a matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// Normal float16 numbers, and 0.
@@ -14,9 +14,9 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The nearest scale that can be kept, or `None` where there is none.
+    /// The nearest scale that can be represented, or `None` if there is none.
     ///
-    /// The rounding goes through float32, so that it does not depend on the processor's conversions.
+    /// Rounds through float32, so that the result does not depend on the processor's conversions.
     pub(super) fn nearest(self, scale: f64) -> Option<f32> {
         let single = scale as f32;
         match self {
@@ -29,10 +29,11 @@ impl Precision {
         }
     }
 
-    /// The nearest scale that can be kept and is not smaller in magnitude, or `None` where there is none.
+    /// The nearest scale that can be represented and is not smaller in magnitude, or `None` if
+    /// there is none.
     ///
-    /// A step that was chosen so that no weight is more than half a step away must not shrink; and a
-    /// float32 step below the normal numbers must not become 0. It costs 0.05% of error in float16.
+    /// A step chosen so that no weight is more than half a step away must not shrink, and a
+    /// subnormal float32 step must not become 0. This costs 0.05% of error in float16.
     pub(super) fn at_least(self, scale: f64) -> Option<f32> {
         let up = |near: f32| {
             if f64::from(near).abs() < scale.abs() {
@@ -59,14 +60,15 @@ impl Precision {
 
 /// `x` rounded to an integer, ties to even; `|x| < 2^51`.
 ///
-/// Adding 1.5 * 2^52 leaves no room for a fraction, and the sum is rounded to even. The intrinsic is a
-/// call into libm where SSE4.1 cannot be assumed, and keeps the loops around it from being vectorised.
+/// Adding 1.5 * 2^52 leaves no bits for a fraction, and the sum is rounded to even. The intrinsic
+/// is a call to libm where SSE4.1 cannot be assumed, which prevents vectorisation of the loops
+/// around it.
 fn round_even(x: f64) -> f64 {
     const SHIFT: f64 = 6_755_399_441_055_744.0;
     (x + SHIFT) - SHIFT
 }
 
-/// The integer levels `low..=high` that codes stand for; 0 is always among them.
+/// The integer levels `low..=high` that codes represent; 0 is always among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
     /// The smallest level, at most 0.
@@ -85,9 +87,9 @@ impl Window {
     }
 }
 
-/// What the weights of one group are rounded to: `scale * level`.
+/// The values to which the weights of one group are rounded: `scale * level`.
 ///
-/// The scale may be negative: the longer side of an even number of levels is then the positive one.
+/// The scale may be negative: then the longer side of an even number of levels is the positive one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Grid {
     pub scale: f32,
@@ -108,15 +110,16 @@ impl Grid {
         -self.window.low
     }
 
-    /// A function from a weight to its level: the nearest one of the window, ties to the even level.
+    /// A function from a weight to its level: the nearest one in the window, ties to the even
+    /// level.
     ///
-    /// Where a scale is near the end of float32, levels whose product is not finite are left out.
+    /// If the scale is near the end of float32, levels whose product is not finite are excluded.
     fn rounder(&self) -> impl Fn(f32) -> f64 + use<> {
         let scale = f64::from(self.scale);
         let finite = (f64::from(f32::MAX) / scale.abs()).floor();
         let low = f64::from(self.window.low).max(-finite);
         let high = f64::from(self.window.high).min(finite);
-        // A scale of 0 makes every level the same 0; any divisor will do.
+        // With a scale of 0 every level gives 0; any divisor will do.
         let divisor = if scale == 0.0 { f64::INFINITY } else { scale };
         move |w| round_even((f64::from(w) / divisor).clamp(low, high))
     }
@@ -181,7 +184,8 @@ mod tests {
         assert_eq!(half.at_least(65504.0), Some(65504.0));
         assert_eq!(half.at_least(65505.0), None);
         assert_eq!(half.nearest(65520.0), None);
-        // Float32 below its normal numbers does not vanish, but may be rounded to 0 if asked for the nearest.
+        // Subnormal float32 scales do not vanish, but may be rounded to 0 if the nearest is
+        // requested.
         let least = f64::from(f32::from_bits(1));
         assert_eq!(single.at_least(least / 7.0), Some(f32::from_bits(1)));
         assert_eq!(single.nearest(least / 7.0), Some(0.0));

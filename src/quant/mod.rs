@@ -1,10 +1,10 @@
 //! The definition of every quantised format, in safe scalar Rust.
 //!
-//! Nothing here is fast on purpose and nothing here is `unsafe`: kernels, packers and file readers
-//! are checked against these functions.
+//! Nothing here is optimised or `unsafe`: kernels, packers and file readers are tested against
+//! these functions.
 //!
-//! A weight matrix `W` has `rows` outputs and `cols` inputs, row-major. Along a row the columns are
-//! cut in groups of `group`; the last group of a row may be short. A weight is
+//! A weight matrix `W` has `rows` outputs and `cols` inputs, row-major. The columns of a row are
+//! divided into groups of `group`; the last group of a row may be shorter. A weight is
 //!
 //! ```text
 //! scale[row, group] * level,   level = code - zero_point          (2, 4, 8 bits)

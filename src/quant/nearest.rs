@@ -1,9 +1,9 @@
-//! Round to nearest: a group's scale from its largest weight alone.
+//! Round to nearest: a group's scale from its extreme weights only.
 
 use super::grid::{Grid, Precision};
 use super::shape::Bits;
 
-/// The smallest and the largest weight of a group, both with 0 between them.
+/// The smallest and the largest weight of a group, in an interval extended to contain 0.
 fn extremes(w: &[f32]) -> (f64, f64) {
     let (low, high) = w
         .iter()
@@ -13,8 +13,8 @@ fn extremes(w: &[f32]) -> (f64, f64) {
 
 /// The scale of 1-bit codes: the mean magnitude, which is the one of least squared error.
 ///
-/// `sum (|w| - s)^2` is least at the mean of `|w|`, and each weight takes its own sign.
-/// `None` if the scale cannot be kept in this precision.
+/// `sum (|w| - s)^2` is least at the mean of `|w|`, and each weight takes its own sign. `None` if
+/// the scale cannot be represented in this precision.
 pub(super) fn sign_scale(w: &[f32], precision: Precision) -> Option<f32> {
     let sum: f64 = w.iter().map(|w| f64::from(w.abs())).sum();
     precision.nearest(sum / w.len() as f64)
@@ -22,15 +22,18 @@ pub(super) fn sign_scale(w: &[f32], precision: Precision) -> Option<f32> {
 
 /// The symmetric grid (zero point `2^(bits-1)`) from the largest magnitude; `bits` is at least 2.
 ///
-/// With `L = 2^(bits-1)` the levels `-L..=L-1` leave two rules, and the better of them is taken:
+/// With `L = 2^(bits-1)` the levels `-L..=L-1` allow two rules, of which the better is taken:
 ///
 /// - *full range*: the weight of largest magnitude becomes level `-L` exactly, so the scale has the
-///   opposite sign; the step is widened if the largest weight on the other side would be more than half
-///   a step beyond level `L-1`. Random weights want this one: the step is `1/L` of the largest weight.
-/// - *restricted range*: the largest magnitude becomes level `L-1`, and `-L` is not used. Weights that
-///   are already on a balanced grid (ternary ones in 2 bits above all) come back exactly by this one.
+///   opposite sign; the step is widened if the largest weight on the other side would be more than
+///   half a step beyond level `L-1`. This suits random weights: the step is `1/L` of the largest
+///   weight.
+/// - *restricted range*: the largest magnitude becomes level `L-1`, and `-L` is not used. This
+///   reproduces weights that are already on a balanced grid exactly (above all ternary ones in 2
+///   bits).
 ///
-/// Both keep every weight within half a step. `None` if a scale cannot be kept in this precision.
+/// Both keep every weight within half a step. `None` if a scale cannot be represented in this
+/// precision.
 pub(super) fn symmetric(w: &[f32], bits: Bits, precision: Precision) -> Option<Grid> {
     let zero_point = bits.default_zero_point();
     let levels = f64::from(zero_point);
@@ -50,10 +53,10 @@ pub(super) fn symmetric(w: &[f32], bits: Bits, precision: Precision) -> Option<G
     Some(full.or_better(restricted, w))
 }
 
-/// The asymmetric grid from the smallest and the largest weight, the range widened to hold 0;
+/// The asymmetric grid from the smallest and the largest weight, the range extended to contain 0;
 /// `bits` is at least 2.
 ///
-/// Every weight is within half a step. `None` if the scale cannot be kept in this precision.
+/// Every weight is within half a step. `None` if the scale cannot be represented in this precision.
 pub(super) fn asymmetric(w: &[f32], bits: Bits, precision: Precision) -> Option<Grid> {
     let (low, high) = extremes(w);
     let scale = precision.at_least((high - low) / f64::from(bits.max_code()))?;

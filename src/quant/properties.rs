@@ -1,4 +1,5 @@
-//! What quantising promises, checked over awkward shapes and values against naive float64 arithmetic.
+//! The guarantees of quantising, checked over awkward shapes and values against naive float64
+//! arithmetic.
 
 use proptest::prelude::*;
 
@@ -25,7 +26,7 @@ fn every_spec() -> impl Iterator<Item = Spec> {
     })
 }
 
-/// The weights that `q` stands for, `(rows, cols)`.
+/// The dequantised weights of `q`, `(rows, cols)`.
 fn dequantized(q: &CodesBuf) -> Vec<f32> {
     let mut out = vec![0.0; q.shape.rows * q.shape.cols];
     for (r, row) in out.chunks_mut(q.shape.cols.max(1)).enumerate() {
@@ -57,7 +58,7 @@ pub(super) fn relative_error(w: &[f32], q: &CodesBuf) -> f64 {
     (group_errors(w, q).iter().sum::<f64>() / norm).sqrt()
 }
 
-/// Every promise that holds for each weight of a quantised matrix.
+/// Every guarantee for each weight of a quantised matrix.
 fn check(w: &[f32], q: &CodesBuf, spec: &Spec) {
     let (shape, c) = (q.shape, q.as_codes());
     let top = i32::from(spec.bits.max_code());
@@ -88,7 +89,8 @@ fn check(w: &[f32], q: &CodesBuf, spec: &Spec) {
                 let place =
                     format!("{spec:?} row {r} column {col}: w {x}, scale {scale}, zero {zero}");
                 assert!(back[r * shape.cols + col].is_finite(), "{place}");
-                // Levels beyond float32 are left out, so nearness is promised only away from its end.
+                // Levels beyond float32 are excluded, so nearest levels are guaranteed only away
+                // from its end.
                 if scale.abs() < 1e30 {
                     let least = (0..=top).map(error).fold(f64::INFINITY, f64::min);
                     assert!(
@@ -107,7 +109,7 @@ fn check(w: &[f32], q: &CodesBuf, spec: &Spec) {
     }
 }
 
-/// Quantising what came out, on the same grids, gives the same codes.
+/// Quantising the result again, on the same grids, gives the same codes.
 fn check_idempotent(q: &CodesBuf) {
     let (shape, c) = (q.shape, q.as_codes());
     let back = dequantized(q);
@@ -138,7 +140,8 @@ fn weight() -> impl Strategy<Value = f32> {
     ]
 }
 
-/// A factor for a whole matrix: float16 scales, too small for them, too large, and near float32's ends.
+/// A factor for a whole matrix: for float16 scales, too small for them, too large, and near the
+/// ends of float32.
 fn magnitude() -> impl Strategy<Value = f32> {
     prop::sample::select(vec![1.0, 1.0, 1.0, 1e-5, 1e6, 1e-38, 1e-44, 1e36])
 }
@@ -284,7 +287,7 @@ fn weights_on_a_grid_come_back_exactly() {
             assert_eq!(dequantized(&q), w, "{bits:?} {low}..{high} {method:?}");
         }
     }
-    // An asymmetric grid holds any window of levels around 0.
+    // An asymmetric grid represents any window of levels around 0.
     for (low, high) in [(0, 15), (-3, 12), (-11, 4)] {
         let w = levels(low, high, &mut random);
         for method in METHODS {
@@ -294,7 +297,8 @@ fn weights_on_a_grid_come_back_exactly() {
     }
 }
 
-/// The least squared error of any uniform grid on a group, by trying 2000 steps of every window in float64.
+/// The least squared error of any uniform grid for a group, by trying 2000 steps of every window in
+/// float64.
 fn exhaustive(
     w: &[f32],
     bits: Bits,
@@ -328,7 +332,7 @@ fn search_comes_close_to_exhaustive_search() {
     let mut random = Random::new(11);
     let (rows, cols) = (24, 32);
     let mut w = random.gaussian(rows * cols);
-    // Heavy tails too: every third row has one weight far out.
+    // Heavy tails too: every third row has one large outlier.
     for row in w.chunks_mut(cols).step_by(3) {
         row[7] *= 20.0;
     }

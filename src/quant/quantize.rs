@@ -22,7 +22,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// As options and manifests spell it.
+    /// The spelling in options and manifests.
     pub fn name(self) -> &'static str {
         match self {
             Method::Nearest => "nearest",
@@ -31,31 +31,32 @@ impl Method {
     }
 }
 
-/// What the scales are kept as.
+/// The precision in which scales are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScalePrecision {
-    /// Float16; `ERR_RANGE` where a scale would not be a normal float16 number.
+    /// Float16; `ERR_RANGE` if a scale would not be a normal float16 number.
     F16,
     /// Float32.
     F32,
-    /// Float16 if every scale of the matrix is then a normal number or 0, else float32 for all of them.
+    /// Float16 if every scale of the matrix is then a normal number or 0, else float32 for all of
+    /// them.
     Auto,
 }
 
 /// How a matrix is to be quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// Bits a code.
+    /// Bits per code.
     pub bits: Bits,
-    /// Zero point `2^(bits-1)` everywhere; otherwise one a group. One bit is always symmetric.
+    /// Zero point `2^(bits-1)` everywhere; otherwise one per group. One bit is always symmetric.
     pub symmetric: bool,
     /// How scales are found.
     pub method: Method,
-    /// What scales are kept as.
+    /// The precision of the scales.
     pub scales: ScalePrecision,
 }
 
-/// A weight as a caller may hold it.
+/// An element type of the weights of a caller.
 pub trait Element: Copy + LowerExp + Sync {
     /// The weight rounded to float32; not finite where it is beyond float32.
     fn to_f32(self) -> f32;
@@ -73,7 +74,7 @@ impl Element for f64 {
     }
 }
 
-/// Some consecutive rows of a matrix and the place of their results: what one thread quantises.
+/// Consecutive rows of a matrix and where their results go: what one thread quantises.
 pub struct Band<'a, T> {
     spec: &'a Spec,
     shape: Shape,
@@ -90,7 +91,8 @@ pub struct Band<'a, T> {
 }
 
 impl<T: Element> Band<'_, T> {
-    /// Quantises the rows; `false` as soon as a scale cannot be kept in the precision being tried.
+    /// Quantises the rows; returns `false` as soon as a scale cannot be represented in the current
+    /// precision.
     ///
     /// # Errors
     /// `ERR_RANGE` for a weight that is not finite as float32; `ERR_MEMORY`.
@@ -148,10 +150,11 @@ fn load_row<T: Element>(w: &[T], r: usize, row: &mut Vec<f32>) -> Result<()> {
     }
 }
 
-/// The grid of one group of more than one bit; `None` if rounding to nearest has no scale in this precision.
+/// The grid of one group of more than one bit; `None` if rounding to nearest has no scale in this
+/// precision.
 ///
-/// That nearest alone decides makes the precision of a matrix the same for both methods, so that the
-/// search is compared with the very grid that it replaces.
+/// Because only `nearest` decides this, the precision of a matrix is the same for both methods, and
+/// the search is compared with the very grid that it replaces.
 fn fit(w: &[f32], spec: &Spec, precision: Precision, search: Option<&mut Search>) -> Option<Grid> {
     let bits = spec.bits;
     let grid = if spec.symmetric {
@@ -184,15 +187,16 @@ pub fn quantize<T: Element>(w: &[T], shape: Shape, spec: &Spec) -> Result<CodesB
     })
 }
 
-/// Quantises a matrix cut in bands of `rows_per_band` rows; `w` is `(rows, cols)`.
+/// Quantises a matrix divided into bands of `rows_per_band` rows; `w` is `(rows, cols)`.
 ///
-/// `run` calls `Band::quantize` on every band, in any order and on any threads, and returns whether all of
-/// them gave `true`, or an error of one of them. It is called again if float16 did not hold every scale.
-/// The result does not depend on the bands.
+/// `run` calls `Band::quantize` on every band, in any order and on any threads, and returns whether
+/// all of them returned `true`, or an error of one of them. It is called again if float16 could not
+/// represent every scale. The result does not depend on the bands.
 ///
 /// # Errors
-/// `ERR_LENGTH` if `w` is not `rows * cols` long; `ERR_RANGE` for a weight that is not finite as float32, or
-/// with `ScalePrecision::F16` a scale that is not a normal float16 number; `ERR_MEMORY`.
+/// `ERR_LENGTH` if `w` is not `rows * cols` long; `ERR_RANGE` for a weight that is not finite as
+/// float32, or with `ScalePrecision::F16` a scale that is not a normal float16 number;
+/// `ERR_MEMORY`.
 pub fn quantize_in_bands<T: Element>(
     w: &[T],
     shape: Shape,
@@ -209,8 +213,8 @@ pub fn quantize_in_bands<T: Element>(
             w.len()
         )));
     }
-    // rows * row_bytes <= rows * cols, and rows * groups <= rows * max(cols, 1): neither overflows. Without columns there
-    // may be any number of rows, whose zeros are then never touched.
+    // rows * row_bytes <= rows * cols, and rows * groups <= rows * max(cols, 1): neither overflows.
+    // Without columns there may be any number of rows, whose zeros are never touched.
     let row_bytes = packed_row_bytes(cols, spec.bits);
     let mut bytes = memory::zeroed(rows * row_bytes, "codes")?;
     let mut scales: Vec<f32> = memory::zeroed(rows * groups, "scales")?;

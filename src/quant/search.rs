@@ -1,46 +1,49 @@
-//! The searched grid: scale and zero point of least squared error, as near as a bounded search gets.
+//! The searched grid: scale and zero point of least squared error, as near as a bounded search
+//! gets.
 //!
-//! For a fixed window of levels the squared error as a function of the step is piecewise smooth with many
-//! shallow minima: each weight that moves to another level bends it. So the step is first looked for on a
-//! geometric grid that spans every sensible clipping, then on a finer one around the best, and last by
-//! alternating the two closed forms (levels given the step, step given the levels) until nothing improves.
-//! Windows, that is zero points, are climbed from the one that rounding to nearest takes; climbing from the
-//! two symmetric ones as well made no difference to Gaussian weights or to ones with heavy tails.
+//! For a fixed window of levels the squared error as a function of the step is piecewise smooth
+//! with many shallow minima, because it bends wherever a weight changes level. So the step is first
+//! searched on a geometric grid that spans every sensible clipping, then on a finer one around the
+//! best, and last by alternating the two closed forms (levels given the step, step given the
+//! levels) until nothing improves. Windows, that is zero points, are found by hill climbing from
+//! the one that rounding to nearest uses; climbing from the two symmetric ones as well made no
+//! difference for Gaussian or heavy-tailed weights.
 //!
-//! The search works in float32 on a copy of the group scaled by a power of two, so that neither sums nor
-//! steps overflow or vanish. It only proposes: the caller compares the proposal with rounding to nearest by
-//! the true squared error.
+//! The search works in float32 on a copy of the group scaled by a power of two, so that neither
+//! sums nor steps overflow or underflow. It only proposes: the caller compares the proposal with
+//! rounding to nearest by the true squared error.
 
 use super::grid::{Grid, Precision, Window};
 use super::shape::Bits;
 use crate::error::Result;
 use crate::memory;
 
-/// Steps are tried at `2^COARSE_LOG` ratios of the longest for each window, then at `2^FINE_LOG` between
-/// the best of these and each of its neighbours.
+/// Steps are tried at `2^COARSE_LOG` ratios of the longest for each window, then at `2^FINE_LOG`
+/// between the best of these and each of its neighbours.
 ///
-/// Tried on Gaussian weights: 32 coarse steps cost half as much time again and lower no error by 0.1%, 8
-/// raise it by up to 0.2%; 16 fine steps help 8 bits in groups of 32 by 1% and nothing else.
+/// Measured on Gaussian weights: 32 coarse steps take half as long again and lower no error by
+/// 0.1%, 8 raise it by up to 0.2%; 16 fine steps improve 8 bits in groups of 32 by 1% and nothing
+/// else.
 const COARSE_LOG: u32 = 4;
 const FINE_LOG: u32 = 3;
-/// Alternations of levels and step at the end; few groups take more than two.
+/// Alternations of levels and step at the end; few groups need more than two.
 const ALTERNATIONS: usize = 4;
 
-/// Lanes of the inner loop, which the compiler turns into vectors.
+/// Lanes of the inner loop, which the compiler vectorises.
 const LANES: usize = 8;
-/// Columns whose sums stay in float32; then they go on to float64.
+/// Columns whose sums are accumulated in float32 before they are added in float64.
 const BLOCK: usize = 512;
 
 /// The working memory of a search: one group, scaled so that its largest magnitude is in 1..2.
 pub(super) struct Search {
-    /// `(columns of the group, rounded up to LANES)`, padded with zeros, which cost no error.
+    /// `(columns of the group, rounded up to LANES)`, padded with zeros, which add no error.
     u: Vec<f32>,
 }
 
-/// A step with the squared error that its levels have after the step has been refitted to them.
+/// A step, and the squared error of its levels after refitting the step to them.
 #[derive(Clone, Copy)]
 struct Trial {
-    /// The step that made the levels.
+    /// The step that determined the levels.
     step: f64,
     /// The step that fits these levels best.
     refit: f64,
@@ -72,7 +75,8 @@ impl Search {
 
     /// The best symmetric grid found for a group that is not all zeros.
     ///
-    /// Both signs of the scale are tried. `None` if the scale cannot be kept in this precision.
+    /// Both signs of the scale are tried. `None` if the scale cannot be represented in this
+    /// precision.
     pub fn symmetric(&mut self, w: &[f32], bits: Bits, precision: Precision) -> Option<Grid> {
         let unit = self.load(w);
         let zero = bits.default_zero_point();
@@ -106,7 +110,7 @@ impl Search {
 
         let mut zero = start;
         let mut best = self.coarse(range, window(zero));
-        // At 8 bits one level is too small a step to begin with.
+        // At 8 bits one level is too small a stride to begin with.
         let strides: &[i32] = match bits {
             Bits::Eight => &[16, 4, 1],
             _ => &[1],
@@ -152,7 +156,7 @@ impl Search {
         best
     }
 
-    /// The step that the fine grid and the alternation make of the best coarse one.
+    /// The step that the fine grid and the alternation find from the best coarse one.
     fn polish(&self, range: Range, window: Window, coarse: Trial) -> f64 {
         let (_, ratio) = range.steps(window);
         let fine = (0..FINE_LOG).fold(ratio, |r, _| r.sqrt());
@@ -176,9 +180,10 @@ impl Search {
 
     /// Rounds the group with one step and refits the step to the levels.
     ///
-    /// With `x = u / step`, level `q` and residue `r = x - q`, the step that fits the levels best is
-    /// `step * (1 + sum(r q) / sum(q^2))` and its error is `step^2 * (sum(r^2) - sum(r q)^2 / sum(q^2))`.
-    /// Sums of residues keep their digits in float32; sums of `u q` would lose the error at 8 bits.
+    /// With `x = u / step`, level `q` and residue `r = x - q`, the step that fits the levels best
+    /// is `step * (1 + sum(r q) / sum(q^2))`, and its error is
+    /// `step^2 * (sum(r^2) - sum(r q)^2 / sum(q^2))`. Sums of residues keep their precision in
+    /// float32; sums of `u q` would lose the error at 8 bits.
     fn try_step(&self, window: Window, step: f64) -> Trial {
         let inverse = (1.0 / step) as f32;
         let (low, high) = (window.low as f32, window.high as f32);
@@ -200,8 +205,8 @@ impl Search {
 
 /// `sum(r^2)`, `sum(r q)` and `sum(q^2)` of a block, in lanes; `u` is a multiple of `LANES` long.
 ///
-/// Not inlined: beside the sums of lanes that follow it, the compiler pairs lanes in an order that
-/// costs a shuffle an operation, and the loop takes twice the time.
+/// Not inlined: together with the horizontal sums that follow, the compiler pairs lanes in an order
+/// that costs a shuffle per operation, and the loop takes twice as long.
 #[inline(never)]
 fn block_sums(u: &[f32], inverse: f32, low: f32, high: f32) -> [[f32; LANES]; 3] {
     let (mut rr, mut rq, mut qq) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
@@ -258,8 +263,8 @@ impl Range {
 
     /// The longest step to try, and the ratio between one step and the next.
     ///
-    /// The longest clips nothing. At the shortest the mean magnitude is already on the last level: a shorter
-    /// one would clip half of the weights.
+    /// The longest clips nothing. At the shortest, the mean magnitude is already at the last level:
+    /// a shorter one would clip half of the weights.
     fn steps(self, window: Window) -> (f64, f64) {
         let (low, high) = (f64::from(-window.low), f64::from(window.high));
         let longest = (self.below / low.max(1.0)).max(self.above / high.max(1.0));

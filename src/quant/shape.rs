@@ -1,6 +1,6 @@
-//! Shapes: bits a code, groups along a row, and how many scales a matrix carries.
+//! Shapes: bits per code, groups along a row, and how many scales a matrix has.
 
-/// The width of a code. Any other number is refused where it enters the library.
+/// The width of a code. Any other number is rejected where it enters the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Bits {
@@ -28,8 +28,9 @@ impl Bits {
         self as usize
     }
 
-    /// The least relative error that any fixed levels, as many as there are codes, leave on Gaussian weights (Lloyd 1957,
-    /// Max 1960). A scale for each small group is information beside the codes, and may go below.
+    /// The least relative error of any fixed levels, as many as there are codes, on Gaussian
+    /// weights (Lloyd 1957, Max 1960). A scale for each small group is additional information, and
+    /// may lead to lower errors.
     pub const fn lloyd_max(self) -> f64 {
         match self {
             Bits::One => 0.6028,
@@ -49,7 +50,7 @@ impl Bits {
         1 << (self as i32 - 1)
     }
 
-    /// The integer that a code stands for before the scale.
+    /// The integer that a code represents before scaling.
     ///
     /// For one bit `zero_point` is ignored: the levels are -1 and +1.
     pub const fn level(self, code: u8, zero_point: i32) -> i32 {
@@ -65,9 +66,9 @@ impl Bits {
 pub enum Per {
     /// One value for the whole matrix.
     Tensor,
-    /// One value a row: `(rows)`.
+    /// One value per row: `(rows)`.
     Row,
-    /// One value a group: `(rows, groups)`, row-major.
+    /// One value per group: `(rows, groups)`, row-major.
     Group,
 }
 
@@ -82,21 +83,21 @@ impl Per {
     }
 }
 
-/// A matrix cut in groups along its rows.
+/// A matrix whose rows are divided into groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Outputs.
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// Columns a group, at least 1. It may exceed `cols`.
+    /// Columns per group, at least 1. May exceed `cols`.
     pub group: usize,
-    /// Groups a row: `ceil(cols / group)`, and 1 for "the whole row" even where `cols` is 0.
+    /// Groups per row: `ceil(cols / group)`, and 1 for "the whole row" even if `cols` is 0.
     pub groups: usize,
 }
 
 impl Shape {
-    /// A shape; `group` 0 stands for the whole row.
+    /// A shape; `group` 0 means the whole row.
     pub const fn new(rows: usize, cols: usize, group: usize) -> Shape {
         if group == 0 {
             Shape {
@@ -121,7 +122,7 @@ impl Shape {
         start..start.saturating_add(self.group).min(self.cols)
     }
 
-    /// Which of the three forms `len` values take, or `None` if they fit none.
+    /// Which of the three forms `len` values have, or `None` if they fit none.
     ///
     /// An empty matrix also takes no values at all.
     pub fn per(&self, len: usize) -> Option<Per> {

@@ -1,6 +1,8 @@
-//! The table of `docs/quantisation.md`: measured errors on Gaussian weights beside what theory allows.
+//! The table of `docs/quantisation.md`: measured errors on Gaussian weights next to the theoretical
+//! limits.
 //!
-//! `APL_FFI_BLESS=1 cargo test --lib quant::theory` writes the table; without it the test compares.
+//! `APL_FFI_BLESS=1 cargo test --lib quant::theory` writes the table; otherwise the test compares
+//! it.
 
 use std::f64::consts::TAU;
 use std::fmt::Write as _;
@@ -10,7 +12,7 @@ use super::properties::relative_error;
 use super::*;
 use crate::testing::Random;
 
-/// Beyond this many standard deviations nothing is left that 3 digits would show.
+/// Integration limit in standard deviations: what is beyond does not affect 3 digits.
 const FAR: f64 = 9.0;
 
 /// The standard Gaussian density.
@@ -20,7 +22,8 @@ fn density(x: f64) -> f64 {
 
 /// The integrals of the density times 1, `x` and `x^2` over `a..b`.
 ///
-/// The first by Simpson's rule in parts of at most 0.02, the others from it: `(x phi)' = phi - x^2 phi`.
+/// The first by Simpson's rule with steps of at most 0.02, the others from it:
+/// `(x phi)' = phi - x^2 phi`.
 fn moments(a: f64, b: f64) -> [f64; 3] {
     let parts = 2 * ((b - a) / 0.04).ceil().max(1.0) as u32;
     let h = (b - a) / f64::from(parts);
@@ -32,8 +35,8 @@ fn moments(a: f64, b: f64) -> [f64; 3] {
     [mass, first, mass + a * density(a) - b * density(b)]
 }
 
-/// The mean squared error of rounding a standard Gaussian number to the nearest of `levels` and of their
-/// negatives; `levels` are positive and ascending.
+/// The mean squared error of rounding a standard Gaussian variable to the nearest of `levels` and
+/// of their negatives; `levels` are positive and ascending.
 fn gaussian_error(levels: &[f64]) -> f64 {
     cells(levels)
         .map(|(y, m)| 2.0 * (m[2] - 2.0 * y * m[1] + y * y * m[0]))
@@ -52,9 +55,9 @@ fn cells(levels: &[f64]) -> impl Iterator<Item = (f64, [f64; 3])> + '_ {
 
 /// The least relative error of any `n` levels (Lloyd 1957, Max 1960).
 ///
-/// Levels and cells are improved in turn until they agree. They start spread by the cube root of the density
-/// (Panter and Dite 1951), that is as a Gaussian of variance 3, which is optimal for many levels: from equal
-/// spacing 256 levels would take tens of thousands of rounds.
+/// Levels and cells are improved alternately until they agree. The initial levels are spread by the
+/// cube root of the density (Panter and Dite 1951), that is as a Gaussian of variance 3, which is
+/// optimal for many levels: from equal spacing 256 levels would take tens of thousands of rounds.
 fn lloyd_max(n: usize) -> f64 {
     const ROUNDS: usize = 10_000;
     let half = n / 2;
