@@ -1,10 +1,17 @@
-//! Tokens a second of a model in the shape of TinyLlama-1.1B with random weights: prefill of 512 and decode.
+//! Tokens per second of a model in the shape of TinyLlama-1.1B with random weights: prefill of 512
+//! tokens, and decode.
 //!
-//! `cargo bench --bench decode [-- --threads N] [--bits 8,4,2,1] [--activations int8|f32] [--tokens N]
-//! [--context N]`: decoding begins at a context of so many, at most the 512 of the prompt. With `--open PATH` instead: how long
-//! it takes to open a model, the most memory that this takes, and the most after a prompt of 512 and a text. Each decoded token
-//! reads every matrix but the embedding once; its share is those bytes a second over what the same threads read from memory, sampled
-//! in turn. Of both the fastest tenth is taken: what another process interrupts says nothing about this one.
+//! `cargo bench --bench decode [-- OPTIONS]`, with the options `--threads N`, `--bits 8,4,2,1`,
+//! `--activations int8|f32`, `--tokens N` and `--context N`: decode begins at a context of N
+//! tokens, at most the 512 of the prompt.
+//!
+//! With `--open PATH` instead: the time to open a model, and the peak memory after opening it and
+//! after a prompt of 512 and some decoded tokens.
+//!
+//! Each decoded token reads every matrix but the embedding once. The table gives those bytes per
+//! second as a share of what the same threads read from memory, in alternating samples. Of both
+//! rates the 90th percentile is taken: samples that another process interrupted say nothing about
+//! this one.
 
 #[path = "matmul/ceilings.rs"]
 #[expect(dead_code, reason = "the ceilings of arithmetic are for products")]
@@ -61,7 +68,8 @@ fn tinyllama() -> Architecture {
     }
 }
 
-/// Random codes with one scale a group of 32, of a size that keeps a layer's output at the size of its input.
+/// Random codes with one scale per group of 32, of a magnitude for which a layer's output is as
+/// large as its input.
 struct Random<'a> {
     rt: &'a Runtime,
     bits: Bits,
@@ -128,10 +136,10 @@ fn seconds(f: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Tokens of a prompt.
+/// Tokens in the prompt.
 const PROMPT: usize = 512;
 
-/// Prefill of [`PROMPT`], and decoding from a context on.
+/// Measures prefill of [`PROMPT`] tokens, and decode from a context on.
 fn measure(
     rt: &Runtime,
     bits: Bits,
@@ -185,13 +193,13 @@ fn measure(
     Ok(())
 }
 
-/// The rate that a tenth of the samples reach.
+/// The 90th percentile of the rates.
 fn fastest(rates: &mut [f64]) -> f64 {
     rates.sort_by(f64::total_cmp);
     rates[(rates.len() - 1) * 9 / 10]
 }
 
-/// The most memory that was resident so far.
+/// The peak resident memory so far.
 fn peak() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
@@ -212,7 +220,7 @@ fn open(rt: &Runtime, path: &Path, tokens: usize) -> Result<()> {
         model.architecture().vocabulary,
     );
     let mut session = Session::new(rt, model, &SessionOptions::default())?;
-    // Any ids: what they say makes no difference to time or memory.
+    // Any ids: they affect neither time nor memory.
     let id = |i: usize| (i % vocabulary) as u32;
     let tokens = tokens.min(context / 2);
     let prompt: Vec<u32> = (0..(context - tokens).min(512)).map(id).collect();

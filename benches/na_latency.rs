@@ -1,14 +1,17 @@
-//! What a call costs from C, through `⎕NA` and from Python's ctypes: the same product with a 4096-vector in and out, in turn. The
-//! `⎕NA` path is the marshalling of an interpreter around a call by libffi.
+//! The cost of a call from C, through `⎕NA` and from Python's ctypes: the same product with a
+//! vector of 4096 elements in and out, in alternating runs. The `⎕NA` path reproduces the
+//! marshalling of an interpreter around a call by libffi.
 //!
-//! `cargo bench --bench na_latency`; `--rows`, `--cols` and `--bits` choose the matrix, `--json FILE` keeps the table. Under
-//! `cargo test` it makes one round with a small one. One thread, so that the product itself does not hide behind others.
+//! `cargo bench --bench na_latency`; `--rows`, `--cols` and `--bits` choose the matrix,
+//! `--json FILE` saves the table. Under `cargo test` it makes one round with a small matrix. It
+//! uses one thread, so that the time of the product is not hidden by other threads.
 //!
-//! What is marshalled: an interpreter holds arrays of float64 (⎕DR 645). F8 copies them to a buffer and copies the result to
-//! a new array; F4 converts each element both ways. The result is a vector of the status and the array.
+//! What is marshalled: an interpreter holds arrays of float64 (⎕DR 645). F8 copies them to a buffer
+//! and copies the result to a new array; F4 converts each element both ways. The result is a vector
+//! of the status and the array.
 //!
-//! Each form is called with three handles: one that multiplies by float32 activations, one by int8 activations, and none, which is
-//! refused at once: what is left of that call is the way there and back.
+//! Each form is called with three handles: one for float32 activations, one for int8 activations,
+//! and an invalid one, which is rejected at once: that call costs only the way there and back.
 
 #[allow(dead_code, unused_imports, reason = "the tests use all of it")]
 #[path = "../tests/apl/declaration.rs"]
@@ -39,14 +42,14 @@ enum Out {
     Floats(Vec<f64>),
 }
 
-/// A function as `⎕NA` associates it: what can be prepared once is.
+/// A function as associated by `⎕NA`: whatever can be prepared once is.
 struct Function {
     declaration: Declaration,
     cif: Cif,
     code: CodePtr,
 }
 
-/// An argument in C's form; the pointers lead to the buffers that follow them.
+/// An argument in C's form; the pointers refer to the buffers that follow them.
 enum Slot {
     I4(i32),
     I8(i64),
@@ -103,8 +106,9 @@ impl Function {
                 Slot::F8(p, _) => arg(p),
             })
             .collect();
-        // SAFETY: the declarations below are those of the namespace, which the tests hold against the header, and the
-        // buffers have the lengths that the items say. An int32 is widened to a register.
+        // SAFETY: the declarations below are those of the namespace, which the tests compare with
+        // the header, and the buffers have the lengths that the items state. An int32 is widened to
+        // a register.
         let status: i64 = unsafe { self.cif.call(self.code, &arguments) };
         let mut result = vec![Out::Number(status as i32)];
         for (slot, t) in slots.into_iter().zip(&self.declaration.arguments) {
@@ -134,7 +138,7 @@ fn f8(mut x: Vec<f64>) -> Slot {
     Slot::F8(x.as_mut_ptr(), x)
 }
 
-/// The median nanoseconds of a call.
+/// The median nanoseconds per call.
 fn median(calls: usize, mut call: impl FnMut()) -> f64 {
     let mut times: Vec<f64> = (0..calls)
         .map(|_| {
@@ -305,7 +309,7 @@ fn main() {
     }
 }
 
-/// What the system calls the processor.
+/// The system's name for the processor.
 fn processor() -> String {
     let said = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = said.lines().find_map(|l| l.strip_prefix("model name"));
@@ -313,11 +317,11 @@ fn processor() -> String {
         .to_owned()
 }
 
-/// Another process that takes turns with this one: for each line that it reads, a round.
+/// Another process that alternates with this one: it runs a round for each line that it reads.
 struct Other {
     process: Child,
     answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    /// What its forms are called in its answers, and in the table.
+    /// The names of its forms in its answers and in the table.
     forms: &'static [(&'static str, &'static str)],
 }
 
@@ -385,7 +389,7 @@ impl Other {
         }
     }
 
-    /// Tells the median nanoseconds of each form with each handle.
+    /// Reports the median nanoseconds of each form with each handle.
     fn round(&mut self, note: &mut dyn FnMut(&'static str, [f64; 3])) {
         writeln!(self.process.stdin.as_mut().unwrap(), "round").expect("it listens");
         let answer = self.answers.next().expect("it answers").unwrap();
@@ -401,7 +405,7 @@ impl Other {
 
 impl Drop for Other {
     fn drop(&mut self) {
-        // The end of its input ends it.
+        // It ends at the end of its input.
         drop(self.process.stdin.take());
         let _ = self.process.wait();
     }

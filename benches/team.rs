@@ -1,7 +1,8 @@
-//! What sharing work costs: nanoseconds a call, from the fastest tenth to the slowest hundredth.
+//! The overhead of sharing work among threads: nanoseconds per call, from the 10th to the 99th
+//! percentile.
 //!
-//! `cargo bench --bench team [-- THREADS]`, 2 threads if nothing is said. On a machine that other
-//! processes use too, only the fastest tenth says something about this one.
+//! `cargo bench --bench team [-- THREADS]`, 2 threads by default. On a machine with other load,
+//! only the 10th percentile says something about the library.
 
 use std::hint::black_box;
 use std::sync::Mutex;
@@ -31,7 +32,7 @@ fn repeat(name: &str, count: usize, mut call: impl FnMut()) {
     report(name, (0..count).map(|_| timed(&mut call)).collect());
 }
 
-/// The same after 5 ms of nothing each time, so that the workers sleep.
+/// The same after 5 ms of idling each time, so that the workers sleep.
 fn repeat_cold(name: &str, mut call: impl FnMut()) {
     let sample = |_| {
         std::thread::sleep(Duration::from_millis(5));

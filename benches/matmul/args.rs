@@ -33,9 +33,10 @@ Each option that filters takes several values with commas between them.
 /// Where the weights are when a product starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In memory: every call takes another copy, and the copies are larger than the last-level cache.
+    /// In memory: every call uses another copy, and together the copies are larger than the
+    /// last-level cache.
     Memory,
-    /// In whatever cache holds them: every call takes the same copy.
+    /// In whatever cache holds them: every call uses the same copy.
     Cache,
 }
 
@@ -60,15 +61,15 @@ pub fn mode_name(mode: Activations) -> &'static str {
 
 /// A parsed command line.
 pub struct Args {
-    /// Widths.
+    /// Bit widths.
     pub bits: Vec<Bits>,
     /// Activation modes.
     pub modes: Vec<Activations>,
-    /// Vectors at once.
+    /// Numbers of vectors.
     pub ns: Vec<usize>,
     /// Rows and columns.
     pub shapes: Vec<(usize, usize)>,
-    /// Columns a group.
+    /// Columns per group.
     pub groups: Vec<usize>,
     /// Threads.
     pub threads: Vec<usize>,
@@ -80,7 +81,7 @@ pub struct Args {
     pub amx: bool,
     /// Bytes to rotate through.
     pub rotate: usize,
-    /// Rounds of one case.
+    /// Rounds per case.
     pub rounds: usize,
     /// Measure calls and loading instead of products.
     pub latency: bool,
@@ -93,8 +94,8 @@ pub struct Args {
 impl Args {
     /// Parses the arguments after the program's name.
     ///
-    /// Cargo adds `--bench` when it benches and not when it tests; without it the run is a smoke test that every case
-    /// still works, at a tiny size.
+    /// Cargo adds `--bench` when benchmarking and not when testing; without it the run is a smoke
+    /// test of every case at a tiny size.
     pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
         let all = std::thread::available_parallelism().map_or(1, |n| n.get());
         let (mut bench, mut quick) = (false, false);

@@ -13,16 +13,16 @@ use crate::args::{Args, Place};
 use crate::ceilings::{Arithmetic, Ceilings};
 use crate::stats::median;
 
-/// Calls of one round go on for so long, and are at least one.
+/// The duration of a round; a round has at least one call.
 const ROUND: Duration = Duration::from_millis(12);
 
-/// A case stops after so long, though not before three rounds.
+/// A case stops after this time, though not before three rounds.
 const CASE: Duration = Duration::from_secs(4);
 
 /// The same random matrix several times over, together larger than the last-level cache.
 pub struct Copies {
     weights: Vec<Weights>,
-    /// Columns a group as asked for; 0 is the whole row.
+    /// Columns per group as requested; 0 is the whole row.
     pub group: usize,
 }
 
@@ -37,7 +37,7 @@ impl Copies {
     ) -> Result<Copies> {
         let shape = Shape::new(rows, cols, group);
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
-        // Any byte is a valid run of codes.
+        // Any byte is a valid sequence of codes.
         let bytes: Vec<u8> = (0..rows * packed_row_bytes(cols, bits))
             .map(|_| (random.next() >> 56) as u8)
             .collect();
@@ -71,25 +71,26 @@ impl Copies {
 
 /// What is timed.
 pub struct Case<'a> {
-    /// The library that multiplies.
+    /// The configured library.
     pub rt: &'a Runtime,
     /// The matrix.
     pub copies: &'a Copies,
     /// Where the matrix is when a call starts.
     pub place: Place,
-    /// Vectors at once.
+    /// The number of vectors.
     pub n: usize,
 }
 
-/// What came out.
+/// The result.
 pub struct Measured {
-    /// Median seconds of a call.
+    /// Median seconds per call.
     pub seconds: f64,
-    /// The tenth and the ninetieth percentile of the same.
+    /// The 10th and 90th percentile of the same.
     pub spread: (f64, f64),
-    /// Median bytes a second of the reading ceiling in the same rounds.
+    /// Median bytes per second of the reading ceiling in the same rounds.
     pub read_ceiling: f64,
-    /// Median operations a second of the arithmetic ceiling in the same rounds; `None` at the scalar level.
+    /// Median operations per second of the arithmetic ceiling in the same rounds; `None` at the
+    /// scalar level.
     pub peak_ceiling: Option<f64>,
     /// Median over the rounds of the product's reading rate over the ceiling's.
     pub read_share: f64,
@@ -98,7 +99,7 @@ pub struct Measured {
 }
 
 impl Case<'_> {
-    /// Operations of a call: two for a multiply-add.
+    /// Operations per call: two for a multiply-add.
     pub fn operations(&self) -> f64 {
         let w = self.copies.first();
         2.0 * w.rows() as f64 * w.cols() as f64 * self.n as f64
@@ -145,7 +146,8 @@ impl Case<'_> {
                 Place::Cache => ceilings.read_cached(threads, bytes),
             };
             let peak = ceilings.peak(self.arithmetic(), threads);
-            call()?; // the ceilings have filled the caches and let the workers fall asleep
+            // The ceilings have replaced the cache contents and let the workers fall asleep.
+            call()?;
             let mut calls = Vec::new();
             let started = Instant::now();
             while calls.is_empty() || started.elapsed() < ROUND {
@@ -173,7 +175,7 @@ impl Case<'_> {
     }
 }
 
-/// A small generator (xorshift64): the same matrix in every run.
+/// A small generator (xorshift64), so that every run has the same matrix.
 struct Random(u64);
 
 impl Random {

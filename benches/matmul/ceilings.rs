@@ -1,7 +1,8 @@
-//! What the machine itself can do: reading memory, and multiplying in registers.
+//! What the machine can do: reading memory, and multiplying in registers.
 //!
-//! A speed means little on its own where the clock, the neighbours and the memory change within a minute, so every
-//! product is timed alternately with the ceiling it could at best reach, and its share is taken round by round.
+//! A speed alone means little where the clock, the neighbours and the memory change within a
+//! minute. So every product is timed alternately with the ceiling that bounds it, and its share is
+//! computed round by round.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,35 +13,36 @@ use apl_ffi::matmul::Floats;
 
 use crate::stats::median;
 
-/// Bytes read in one sample of the reading ceiling: a millisecond or two. Not a divisor of the usual rotation, so that
-/// the readers in a contest do not each see the same part of memory every time.
+/// Bytes read per sample of the reading ceiling: a millisecond or two. Not a divisor of the usual
+/// rotation, so that the competing readers do not each get the same part of memory every time.
 const READ_SAMPLE: usize = 24 << 20;
 
-/// Bytes that the widest reader reads in an iteration.
+/// Bytes that the widest reader reads per iteration.
 const CHUNK: usize = 512;
 
-/// Iterations of a compute loop in one sample: a millisecond or two.
+/// Iterations of a compute loop per sample: a millisecond or two.
 const PEAK_ITERATIONS: u64 = 1_000_000;
 
-/// Samples for one reading of a ceiling: one that another process interrupted does not count.
+/// Samples per measurement of a ceiling, so that one interrupted by another process does not count.
 const SAMPLES: usize = 5;
 
-/// Rounds in which the ways of prefetching compete. Which one wins depends on the processor: on one machine asking 1 to
-/// 2 KB ahead reads a fifth faster than 8 KB or nothing, on another 4 KB was best.
+/// Rounds of the competition among prefetch strategies. The best one depends on the processor: on
+/// one machine prefetching 1 to 2 KB ahead reads a fifth faster than 8 KB or none, on another 4 KB
+/// was best.
 const CONTEST_ROUNDS: usize = 15;
 
 /// The ceilings of this machine, at one instruction-set level.
 pub struct Ceilings {
     isa: Isa,
     rotation: Rotation,
-    /// Where the next sample from memory starts, so that samples walk through the rotation.
+    /// Where the next sample from memory starts, so that samples cycle through the rotation.
     cursor: usize,
-    /// The way of reading that won, by number of threads and footprint.
+    /// The fastest reader, by number of threads and footprint.
     winners: Vec<((usize, usize), Reader)>,
 }
 
 impl Ceilings {
-    /// Ceilings at level `isa`; reading from memory walks through `bytes` of it.
+    /// Ceilings at level `isa`; reading from memory cycles through `bytes` of it.
     pub fn new(isa: Isa, bytes: usize) -> Ceilings {
         Ceilings {
             isa,
@@ -50,21 +52,22 @@ impl Ceilings {
         }
     }
 
-    /// Bytes a second that `threads` threads read from memory.
+    /// Bytes per second that `threads` threads read from memory.
     pub fn read_memory(&mut self, threads: usize) -> f64 {
         let footprint = self.rotation.bytes().len();
         let reader = self.reader(threads, footprint);
         median(&mut [0; SAMPLES].map(|_| self.sample_memory(threads, reader)))
     }
 
-    /// Bytes a second that `threads` threads read together from the same `footprint` bytes again and again.
+    /// Bytes per second that `threads` threads together read from the same `footprint` bytes
+    /// repeatedly.
     pub fn read_cached(&mut self, threads: usize, footprint: usize) -> f64 {
         let footprint = footprint.min(self.rotation.bytes().len());
         let reader = self.reader(threads, footprint);
         median(&mut [0; SAMPLES].map(|_| self.sample_cached(threads, footprint, reader)))
     }
 
-    /// The reader that is fastest on this footprint, found once.
+    /// The fastest reader for this footprint, determined once.
     fn reader(&mut self, threads: usize, footprint: usize) -> Reader {
         if let Some((_, r)) = self
             .winners
@@ -121,13 +124,14 @@ impl Ceilings {
         (share * threads * passes) as f64 / seconds
     }
 
-    /// Operations a second (two for a multiply-add) that `threads` threads do in registers.
+    /// Operations per second (two for a multiply-add) that `threads` threads execute in registers.
     ///
-    /// `None` where the level has no vector instructions.
+    /// `None` if the level has no vector instructions.
     pub fn peak(&self, arithmetic: Arithmetic, threads: usize) -> Option<f64> {
         let instruction = Instruction::best(arithmetic, self.isa)?;
         let operations = instruction.operations_an_iteration() * PEAK_ITERATIONS * threads as u64;
-        // The best one and not the median: registers have no neighbours, so only an interruption makes a sample slower.
+        // The best sample and not the median: nobody else uses this core's registers, so only an
+        // interruption slows a sample down.
         let seconds = (0..SAMPLES)
             .map(|_| on_threads(threads, &|_| instruction.repeat(PEAK_ITERATIONS)))
             .fold(f64::INFINITY, f64::min);
@@ -140,15 +144,15 @@ impl Ceilings {
     }
 }
 
-/// `bytes` cut to what the readers read in whole iterations, at least one.
+/// `bytes` rounded down to whole iterations of the readers, at least one.
 fn whole_chunks(bytes: usize) -> usize {
     (bytes / CHUNK).max(1) * CHUNK
 }
 
-/// Runs `work(thread)` on `threads` threads, the calling one included, and gives the seconds from the first start to
-/// the last end.
+/// Runs `work(thread)` on `threads` threads, including the calling one, and returns the seconds
+/// from the first start to the last end.
 fn on_threads(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
-    // Spinning: a thread woken from sleep would start a good part of a sample late.
+    // Spinning: a thread woken from sleep would start late by a good part of a sample.
     let missing = AtomicUsize::new(threads);
     let timed = |t| {
         missing.fetch_sub(1, Ordering::AcqRel);
@@ -173,14 +177,14 @@ fn on_threads(threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
     (end - start).as_secs_f64()
 }
 
-/// Memory that is read: as the library's weights, in huge pages where the system grants them.
+/// The memory to read: like the library's weights, in huge pages if the system grants them.
 struct Rotation(Floats);
 
 impl Rotation {
     fn new(bytes: usize) -> Rotation {
         let len = bytes.next_multiple_of(1 << 20) / size_of::<f32>();
         let mut floats = Floats::zeros(len, "the rotation").expect("memory for the rotation");
-        // Untouched pages are all the one zero page, which never leaves the cache.
+        // Untouched pages all map to the one zero page, which never leaves the cache.
         floats.fill(1.0);
         Rotation(floats)
     }
@@ -190,13 +194,13 @@ impl Rotation {
     }
 }
 
-/// Which cache level a reader asks lines into ahead of its loads.
+/// The cache level into which a reader prefetches, and how far ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Prefetch {
     Nothing,
-    /// Into the first level, this many bytes ahead.
+    /// Into L1, this many bytes ahead.
     Near(usize),
-    /// Into the second level, this many bytes ahead.
+    /// Into L2, this many bytes ahead.
     Far(usize),
 }
 
@@ -208,7 +212,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Every way that level `isa` has.
+    /// Every reader of level `isa`.
     fn all(isa: Isa) -> Vec<Reader> {
         use Prefetch::*;
         let prefetches: &[Prefetch] = if isa == Isa::Scalar {
@@ -231,7 +235,7 @@ impl Reader {
             .collect()
     }
 
-    /// Loads every byte once; the sum keeps the loads alive.
+    /// Loads every byte once; the sum keeps the loads from being optimised away.
     fn read(self, data: &[u8]) -> u64 {
         assert!(self.isa.available());
         match self.isa {
@@ -256,7 +260,7 @@ pub enum Arithmetic {
     Float,
 }
 
-/// The instruction (or sequence) that does most of one arithmetic at some level.
+/// The instruction (or sequence) with the highest throughput for one arithmetic at some level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Instruction {
     Vpdpbusd512,
@@ -292,7 +296,7 @@ impl Instruction {
         }
     }
 
-    /// Twelve multiply-add instructions of so many lanes, two operations a lane.
+    /// Twelve multiply-add instructions, two operations per lane.
     fn operations_an_iteration(self) -> u64 {
         12 * 2
             * match self {
@@ -322,7 +326,8 @@ mod x86 {
 
     /// See [`Reader::read`], which has checked the level.
     pub(super) fn read(reader: Reader, data: &[u8]) -> u64 {
-        // SAFETY: Reader::read asserted that the processor has `reader.isa`, which is above scalar here.
+        // SAFETY: Reader::read asserted that the processor has `reader.isa`, which is above scalar
+        // here.
         unsafe {
             match (reader.isa == Isa::Avx512, reader.prefetch) {
                 (true, Prefetch::Nothing) => read512::<false, _MM_HINT_T0>(data, 0),
@@ -335,7 +340,8 @@ mod x86 {
         }
     }
 
-    /// Defines a reader of eight loads an iteration into eight sums: as wide as the loop can be without spilling.
+    /// Defines a reader with eight loads per iteration into eight accumulators: as wide as the loop
+    /// can be without spilling.
     macro_rules! reader {
         ($name:ident, $feature:literal, $vector:ty, $zero:ident, $load:ident, $add:ident) => {
             #[target_feature(enable = $feature)]
@@ -348,7 +354,8 @@ mod x86 {
                         if PREFETCH && i * LANE % 64 == 0 {
                             _mm_prefetch::<HINT>(p.wrapping_add(ahead).cast());
                         }
-                        // SAFETY: the chunk has LANE bytes from `p` on; the load needs no alignment.
+                        // SAFETY: the chunk has LANE bytes from `p` on; the load needs no
+                        // alignment.
                         *sum = $add(*sum, unsafe { $load(p.cast()) });
                     }
                 }
@@ -390,10 +397,12 @@ mod x86 {
         }
     }
 
-    /// Defines a loop of twelve independent chains: enough to hide a latency of five or six cycles at two a cycle.
+    /// Defines a loop of twelve independent chains: enough to hide a latency of five or six cycles
+    /// at two per cycle.
     ///
-    /// The empty assembly makes one operand unknown before each step; a compiler would otherwise take a product of two
-    /// constants out of the loop. The operands are small, so that float sums stay normal numbers.
+    /// The empty assembly makes one operand opaque before each step; otherwise the compiler would
+    /// hoist a product of two constants out of the loop. The operands are small, so that float
+    /// accumulators stay normal numbers.
     macro_rules! chains {
         ($name:ident, $feature:literal, $register:ident, $zero:ident, $operand:expr, $step:expr) => {
             #[target_feature(enable = $feature)]

@@ -1,9 +1,10 @@
-//! What a call through the C ABI costs beyond the product, and what loading the library costs.
+//! The overhead of a call through the C ABI, and the cost of loading the library.
 
 #[cfg(unix)]
 pub use unix::{load_once, run};
 
-/// The word that makes a fresh process of this program load the library once and print the microseconds.
+/// The argument with which a fresh process of this program loads the library once and prints the
+/// microseconds.
 pub const LOAD_ONCE: &str = "--load-once";
 
 #[cfg(not(unix))]
@@ -33,7 +34,7 @@ mod unix {
 
     /// Rows and columns of the product that is called.
     const SIDE: usize = 64;
-    /// Calls of one sample.
+    /// Calls per sample.
     const CALLS: u32 = 2000;
     /// Samples, and processes that load the library.
     const SAMPLES: usize = 21;
@@ -67,7 +68,7 @@ mod unix {
             // SAFETY: the name is NUL-terminated; the library's initialisers are our own.
             let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
             if handle.is_null() {
-                // SAFETY: dlopen has just failed on this thread, so that dlerror gives a string.
+                // SAFETY: dlopen has just failed on this thread, so dlerror returns a string.
                 let why = unsafe { CStr::from_ptr(libc::dlerror()) };
                 return Err(why.to_string_lossy().into_owned());
             }
@@ -82,7 +83,7 @@ mod unix {
         /// A function by name.
         ///
         /// # Safety
-        /// `F` is the function pointer type that the header gives to `name`.
+        /// `F` is the function pointer type that the header declares for `name`.
         unsafe fn function<F: Copy>(&self, name: &CStr) -> Result<F, String> {
             // SAFETY: the handle is open until the process ends; the name is NUL-terminated.
             let address = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
@@ -164,7 +165,8 @@ mod unix {
         let (mut y, mut z) = ([0.0f32; SIDE], [0.0f32; SIDE]);
 
         let mut handle = 0;
-        // SAFETY: the types are those of the header, every pointer travels with its length in elements.
+        // SAFETY: the types are those of the header, and every pointer comes with its length in
+        // elements.
         let status = unsafe {
             library.function::<FromCodes>(c"apl_weights_from_codes")?(
                 bytes.as_ptr(),

@@ -1,5 +1,6 @@
-//! Every width, activation mode, batch, shape and number of threads, each timed alternately with the ceiling of the
-//! machine that bounds it. `--help` lists the filters; `docs/benchmarks.md` says how to read the table.
+//! Every bit width, activation mode, batch, shape and number of threads, each timed alternately
+//! with the ceiling of the machine that bounds it. `--help` lists the filters; `docs/benchmarks.md`
+//! explains the table.
 
 mod args;
 mod case;
@@ -77,7 +78,8 @@ fn products(args: &Args) -> Result<()> {
                     if mode == Activations::Sign && bits != Bits::One {
                         continue;
                     }
-                    // Conversion may be shared among threads: the runtime with most of them makes the copies.
+                    // Conversion is shared among threads: the runtime with the most threads makes
+                    // the copies.
                     let builder = runtimes
                         .iter()
                         .max_by_key(|rt| rt.pool().threads())

@@ -1,4 +1,4 @@
-//! The table on the terminal and the same as JSON.
+//! The table on the terminal, and as JSON.
 
 use std::path::Path;
 
@@ -9,14 +9,14 @@ use crate::args::{Args, mode_name};
 use crate::case::{Case, Measured};
 use crate::ceilings::{Arithmetic, Ceilings};
 
-/// A report in the making.
+/// A report under construction.
 pub struct Report {
     head: Value,
     rows: Vec<Value>,
 }
 
 impl Report {
-    /// Prints the head of the table, with the ceilings as they are at the start.
+    /// Prints the head of the table, with the ceilings at the start.
     pub fn begin(args: &Args, ceilings: &mut Ceilings) -> Report {
         let mut at_start = Vec::new();
         for &threads in &args.threads {
