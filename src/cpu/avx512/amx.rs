@@ -111,8 +111,8 @@ unsafe fn multiply(
             };
             let out = out.add(at * TILE_ROWS);
             match vectors {
-                AMX_VECTORS => multiply_block::<true>(l, count, levels, block, &mut ahead, out),
-                _ => multiply_block::<false>(l, count, levels, block, &mut ahead, out),
+                AMX_VECTORS => walk::<true>(l, count, levels, block, &mut ahead, out),
+                _ => walk::<false>(l, count, levels, block, &mut ahead, out),
             }
         }
         at += vectors;
@@ -175,7 +175,7 @@ struct Sums([[i32; AMX_VECTORS * HALF]; 2]);
 /// multiplications of the one after that are started. A store right after its multiplication would
 /// wait for it.
 #[inline(always)]
-unsafe fn multiply_block<const ALL: bool>(
+unsafe fn walk<const ALL: bool>(
     l: &Layout,
     count: usize,
     levels: Levels,
@@ -188,13 +188,13 @@ unsafe fn multiply_block<const ALL: bool>(
     let mut sums = MaybeUninit::<Sums>::uninit();
     let first = sums.as_mut_ptr().cast::<i32>();
     let second = first.wrapping_add(AMX_VECTORS * HALF);
-    let mut multiply_stage = MultiplyStage::new(l, count, levels.codes, x.codes, vectors);
-    // SAFETY: the caller upholds this contract; `multiply_stage` starts each of the `2 * blocks`
+    let mut feed = Feed::new(l, count, levels.codes, x.codes, vectors);
+    // SAFETY: the caller upholds this contract; `feed` starts each of the `2 * blocks`
     // blocks once, and each is stored after it has been started and read after it has been stored.
     unsafe {
-        let mut accumulate = AccumulateStage::<ALL>::new(l, levels.scales, x, out);
-        multiply_stage.start::<0>();
-        multiply_stage.start::<1>();
+        let mut total = Total::<ALL>::new(l, levels.scales, x, out);
+        feed.start::<0>();
+        feed.start::<1>();
         store::<0>(first);
         for two in 0..blocks {
             for _ in 0..ahead.lines {
@@ -203,29 +203,29 @@ unsafe fn multiply_block<const ALL: bool>(
             }
             let more = two + 1 < blocks;
             if more {
-                multiply_stage.start::<0>();
+                feed.start::<0>();
             }
             store::<1>(second);
             if 2 * two == blocks {
-                accumulate.start_second_half(levels.scales);
+                total.turn(levels.scales);
             }
-            accumulate.add(first);
+            total.add(first);
             if more {
-                multiply_stage.start::<1>();
+                feed.start::<1>();
                 store::<0>(first);
             }
             if 2 * two + 1 == blocks {
-                accumulate.start_second_half(levels.scales);
+                total.turn(levels.scales);
             }
-            accumulate.add(second);
+            total.add(second);
         }
-        accumulate.store();
+        total.store();
     }
 }
 
 /// The stage that converts and scales sums: its position and its float32 accumulators
 /// `(vectors, 16)`.
-struct AccumulateStage<const ALL: bool> {
+struct Total<const ALL: bool> {
     f: [__m512; AMX_VECTORS],
     x: Block,
     rows: *const f32,
@@ -234,16 +234,16 @@ struct AccumulateStage<const ALL: bool> {
     out: *mut f32,
 }
 
-impl<const ALL: bool> AccumulateStage<ALL> {
+impl<const ALL: bool> Total<ALL> {
     /// The stage at the first half.
     ///
     /// # Safety
-    /// As [`multiply_block`].
+    /// As [`walk`].
     #[inline(always)]
-    unsafe fn new(l: &Layout, rows: *const f32, x: Block, out: *mut f32) -> AccumulateStage<ALL> {
+    unsafe fn new(l: &Layout, rows: *const f32, x: Block, out: *mut f32) -> Total<ALL> {
         // SAFETY: the caller upholds this contract.
         unsafe {
-            let mut accumulate = AccumulateStage {
+            let mut total = Total {
                 f: [_mm512_setzero_ps(); AMX_VECTORS],
                 x,
                 rows,
@@ -251,8 +251,8 @@ impl<const ALL: bool> AccumulateStage<ALL> {
                 scales: x.scales,
                 out,
             };
-            accumulate.load();
-            accumulate
+            total.load();
+            total
         }
     }
 
@@ -262,7 +262,7 @@ impl<const ALL: bool> AccumulateStage<ALL> {
     }
 
     /// # Safety
-    /// As [`multiply_block`].
+    /// As [`walk`].
     #[inline(always)]
     unsafe fn load(&mut self) {
         for v in 0..self.vectors() {
@@ -272,7 +272,7 @@ impl<const ALL: bool> AccumulateStage<ALL> {
     }
 
     /// # Safety
-    /// As [`multiply_block`].
+    /// As [`walk`].
     #[inline(always)]
     unsafe fn store(&self) {
         for v in 0..self.vectors() {
@@ -284,9 +284,9 @@ impl<const ALL: bool> AccumulateStage<ALL> {
     /// Moves to the second half; `rows` are the scales of the first.
     ///
     /// # Safety
-    /// As [`multiply_block`].
+    /// As [`walk`].
     #[inline(always)]
-    unsafe fn start_second_half(&mut self, rows: *const f32) {
+    unsafe fn turn(&mut self, rows: *const f32) {
         // SAFETY: the caller upholds this contract.
         unsafe {
             self.store();
@@ -299,7 +299,7 @@ impl<const ALL: bool> AccumulateStage<ALL> {
     /// Adds the next block of activations.
     ///
     /// # Safety
-    /// As [`multiply_block`]; `sums` is `(vectors, 16)`.
+    /// As [`walk`]; `sums` is `(vectors, 16)`.
     #[inline(always)]
     unsafe fn add(&mut self, sums: *const i32) {
         // SAFETY: the caller upholds this contract.
@@ -317,7 +317,7 @@ impl<const ALL: bool> AccumulateStage<ALL> {
 }
 
 /// The stage that issues multiplications: its position.
-struct MultiplyStage {
+struct Feed {
     x: *const i8,
     w: *const i8,
     /// Multiplications left in this half.
@@ -331,11 +331,11 @@ struct MultiplyStage {
     w_rows: usize,
 }
 
-impl MultiplyStage {
-    fn new(l: &Layout, count: usize, w: *const i8, x: *const i8, vectors: usize) -> MultiplyStage {
+impl Feed {
+    fn new(l: &Layout, count: usize, w: *const i8, x: *const i8, vectors: usize) -> Feed {
         let step = l.amx_subs();
         let of_half = count.div_ceil(step);
-        MultiplyStage {
+        Feed {
             x,
             w,
             left: of_half,

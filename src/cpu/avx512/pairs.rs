@@ -37,7 +37,7 @@ pub(super) const VNNI: Pairs = Pairs {
 /// through the loop in registers that it does not have, and spill others (without this float32 fell
 /// from 91 to 62% of peak, int8 from 66 to 43%).
 #[inline(always)]
-fn keep_accumulators_in_memory() {
+fn sums_stay_in_memory() {
     compiler_fence(Ordering::SeqCst);
 }
 
@@ -103,14 +103,14 @@ unsafe fn int8<const V: usize>(
     unsafe {
         match V {
             12 => {
-                int8_pass::<V, 6, true>(l, count, tiles, x, ahead, out);
-                int8_pass::<V, 6, false>(l, count, tiles, from(6), ahead, to(6));
+                int8_walk::<V, 6, true>(l, count, tiles, x, ahead, out);
+                int8_walk::<V, 6, false>(l, count, tiles, from(6), ahead, to(6));
             }
             8 => {
-                int8_pass::<V, 4, true>(l, count, tiles, x, ahead, out);
-                int8_pass::<V, 4, false>(l, count, tiles, from(4), ahead, to(4));
+                int8_walk::<V, 4, true>(l, count, tiles, x, ahead, out);
+                int8_walk::<V, 4, false>(l, count, tiles, from(4), ahead, to(4));
             }
-            _ => int8_pass::<V, V, true>(l, count, tiles, x, ahead, out),
+            _ => int8_walk::<V, V, true>(l, count, tiles, x, ahead, out),
         }
     }
 }
@@ -120,7 +120,7 @@ unsafe fn int8<const V: usize>(
 /// # Safety
 /// As [`int8`], except that activations and outputs begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn int8_pass<const V: usize, const VS: usize, const PREFETCH: bool>(
+unsafe fn int8_walk<const V: usize, const VS: usize, const PREFETCH: bool>(
     l: &Layout,
     count: usize,
     tiles: [Bytes; 2],
@@ -193,7 +193,7 @@ unsafe fn int8_pass<const V: usize, const VS: usize, const PREFETCH: bool>(
                     _mm512_store_ps(at, _mm512_fmadd_ps(sum, s, _mm512_load_ps(at)));
                 }
             }
-            keep_accumulators_in_memory();
+            sums_stay_in_memory();
             sx = sx.wrapping_add(V);
             corr = corr.wrapping_add(V);
             scales = scales.map(|scales| scales.add(block * TILE_ROWS));
@@ -220,14 +220,14 @@ unsafe fn float<const V: usize>(
     unsafe {
         match V {
             12 => {
-                float_pass::<V, 6>(levels, scales, count, x, f);
-                float_pass::<V, 6>(levels, scales, count, x.add(6), to(6));
+                float_walk::<V, 6>(levels, scales, count, x, f);
+                float_walk::<V, 6>(levels, scales, count, x.add(6), to(6));
             }
             8 => {
-                float_pass::<V, 4>(levels, scales, count, x, f);
-                float_pass::<V, 4>(levels, scales, count, x.add(4), to(4));
+                float_walk::<V, 4>(levels, scales, count, x, f);
+                float_walk::<V, 4>(levels, scales, count, x.add(4), to(4));
             }
-            _ => float_pass::<V, V>(levels, scales, count, x, f),
+            _ => float_walk::<V, V>(levels, scales, count, x, f),
         }
     }
 }
@@ -237,7 +237,7 @@ unsafe fn float<const V: usize>(
 /// # Safety
 /// As [`float`], except that `x` and `f` begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn float_pass<const V: usize, const VS: usize>(
+unsafe fn float_walk<const V: usize, const VS: usize>(
     levels: [*const f32; 2],
     scales: [*const f32; 2],
     count: usize,
@@ -277,7 +277,7 @@ unsafe fn float_pass<const V: usize, const VS: usize>(
                         _mm512_store_ps(at, sum);
                     }
                 }
-                keep_accumulators_in_memory();
+                sums_stay_in_memory();
             }
             scales = scales.map(|scales| scales.add(TILE_ROWS));
         }

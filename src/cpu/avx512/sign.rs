@@ -25,10 +25,10 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
     unsafe {
         match V {
             12 => {
-                pass::<E, V, 6, true>(l, tile, x, l2_distance, out);
-                pass::<E, V, 6, false>(l, tile, x.add(6), l2_distance, out.add(6 * TILE_ROWS));
+                walk::<E, V, 6, true>(l, tile, x, l2_distance, out);
+                walk::<E, V, 6, false>(l, tile, x.add(6), l2_distance, out.add(6 * TILE_ROWS));
             }
-            _ => pass::<E, V, V, true>(l, tile, x, l2_distance, out),
+            _ => walk::<E, V, V, true>(l, tile, x, l2_distance, out),
         }
     }
 }
@@ -38,7 +38,7 @@ pub(super) unsafe fn tile<E: Popcount, const V: usize>(
 /// # Safety
 /// As [`tile`], except that `x` and `out` begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn pass<E: Popcount, const V: usize, const VS: usize, const PREFETCH: bool>(
+unsafe fn walk<E: Popcount, const V: usize, const VS: usize, const PREFETCH: bool>(
     l: &Layout,
     tile: *const u8,
     x: *const u32,
