@@ -1,4 +1,4 @@
-//! JSON objects supplied by callers: options and configuration.
+//! JSON objects supplied by callers, options and configuration; and float32 numbers in the JSON that callers get.
 
 use std::fmt;
 
@@ -43,6 +43,16 @@ pub(crate) fn abridged(text: &str) -> String {
         c => c,
     });
     shown.chain(more.chars()).collect()
+}
+
+/// A float32 number as JSON text should have it: the shortest decimal that is this number, so `0.95` and not `0.949999988079071`.
+pub(crate) fn shortest(value: f32) -> f64 {
+    let decimal = value.to_string().parse::<f64>();
+    // Whoever reads it as float64 and rounds gets the number back.
+    decimal
+        .ok()
+        .filter(|&d| d as f32 == value)
+        .unwrap_or(f64::from(value))
 }
 
 /// An object that refuses a key that comes twice, because it is unclear which of them counts.
@@ -99,6 +109,22 @@ mod tests {
             let e = members("options", text).unwrap_err();
             assert_eq!(e.status(), Status::Config);
             assert!(e.message().starts_with(expected), "{e}");
+        }
+    }
+
+    #[test]
+    fn float32_numbers_in_json() {
+        for (value, text) in [
+            (0.95, "0.95"),
+            (1e-5, "1e-5"),
+            (0.1, "0.1"),
+            (1.0, "1.0"),
+            (-3.25, "-3.25"),
+            (f32::MAX, "3.4028235e+38"),
+            (f32::from_bits(1), "1e-45"),
+        ] {
+            assert_eq!(Value::from(shortest(value)).to_string(), text);
+            assert_eq!(shortest(value) as f32, value);
         }
     }
 

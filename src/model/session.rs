@@ -10,6 +10,7 @@ use super::options::{Precision, SessionOptions};
 use super::rope::Rotary;
 use super::sampler::Sampler;
 use crate::error::{Error, Result, Status};
+use crate::members::shortest;
 use crate::memory;
 use crate::runtime::Runtime;
 use crate::tokenizer::Pieces;
@@ -128,11 +129,11 @@ impl Session {
             "backend": self.engine.name(),
             "kv": self.engine.precision(),
             "kv_bytes": self.cache_bytes(),
-            "temperature": s.temperature,
+            "temperature": shortest(s.temperature),
             "top_k": s.top_k,
-            "top_p": s.top_p,
-            "min_p": s.min_p,
-            "repeat_penalty": s.repeat_penalty,
+            "top_p": shortest(s.top_p),
+            "min_p": shortest(s.min_p),
+            "repeat_penalty": shortest(s.repeat_penalty),
             "seed": s.seed,
         })
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::fields::Fields;
 use crate::error::{Error, Result};
 use crate::formats::json;
+use crate::members::shortest;
 use crate::model::architecture::{
     self, Activation, Architecture, Family, Pairing, Rope, RopeScaling,
 };
@@ -208,10 +209,10 @@ pub fn to_json(a: &Architecture) -> Value {
         attention["window_layers"] = json!(sliding);
     }
     if a.query_scale != (a.head_dim as f64).powf(-0.5) as f32 {
-        attention["query_scale"] = json!(a.query_scale);
+        attention["query_scale"] = json!(shortest(a.query_scale));
     }
     if let Some(cap) = a.attention_softcap {
-        attention["softcap"] = json!(cap);
+        attention["softcap"] = json!(shortest(cap));
     }
     set_flags(
         &mut attention,
@@ -241,15 +242,15 @@ pub fn to_json(a: &Architecture) -> Value {
         "attention": attention,
         "activation": a.activation.name(),
         "norm": "rmsnorm",
-        "norm_eps": a.norm_eps,
+        "norm_eps": shortest(a.norm_eps),
         "rope": rope,
         "tie_word_embeddings": a.tied,
     });
     if a.embedding_scale != 1.0 {
-        object["embedding_scale"] = json!(a.embedding_scale);
+        object["embedding_scale"] = json!(shortest(a.embedding_scale));
     }
     if let Some(cap) = a.final_softcap {
-        object["final_softcap"] = json!(cap);
+        object["final_softcap"] = json!(shortest(cap));
     }
     set_flags(
         &mut object,
@@ -296,6 +297,9 @@ fn scaling_to_json(scaling: &RopeScaling) -> Option<Value> {
             "type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
             "high_freq_factor": high_freq_factor, "original_context": original_context,
         }),
-        RopeScaling::Divisors(d) => json!({"type": "divisors", "divisors": d}),
+        RopeScaling::Divisors(d) => {
+            let divisors: Vec<f64> = d.iter().copied().map(shortest).collect();
+            json!({"type": "divisors", "divisors": divisors})
+        }
     })
 }
