@@ -58,7 +58,7 @@ pub enum TokenizerSource<'a> {
 
 impl Source {
     /// Opens a folder in the Hugging Face layout, a `.gguf` file, or a manifest (`.json`; a folder that holds one
-    /// manifest will do). With `mmap` false files are read instead of mapped.
+    /// manifest, or else one `.gguf` file, will do). With `mmap` false files are read instead of mapped.
     ///
     /// Every tensor that the architecture needs is there and has the right shape, or it is an error.
     ///
@@ -80,7 +80,7 @@ impl Source {
     fn open_folder(folder: &Path, mmap: bool) -> Result<Source> {
         let config = folder.join("config.json");
         if !config.is_file() {
-            return Source::open_file(&only_manifest(folder)?, mmap);
+            return Source::open_file(&only_model(folder)?, mmap);
         }
         let bytes = FileBytes::open(&config, mmap)?;
         let mut architecture = hf::architecture(&bytes).map_err(|e| e.within(config.display()))?;
@@ -396,20 +396,28 @@ pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(manifests)
 }
 
-/// The one manifest of a folder.
-fn only_manifest(folder: &Path) -> Result<PathBuf> {
-    match &manifests(folder)?[..] {
-        [one] => Ok(one.clone()),
-        [] => Err(Error::format(format!(
-            "{} has neither a config.json nor a manifest",
-            folder.display()
-        ))),
-        [a, b, ..] => Err(Error::format(format!(
-            "{} has several manifests ({}, {} …): name one",
+/// The one manifest of a folder or, where there is none, its one `.gguf` file.
+fn only_model(folder: &Path) -> Result<PathBuf> {
+    let several = |what: &str, a: &Path, b: &Path| {
+        Err(Error::format(format!(
+            "{} has several {what} ({}, {} …): name one",
             folder.display(),
             a.display(),
             b.display()
+        )))
+    };
+    match &manifests(folder)?[..] {
+        [one] => return Ok(one.clone()),
+        [] => {}
+        [a, b, ..] => return several("manifests", a, b),
+    }
+    match &files_in(folder, |name| name.ends_with(".gguf"))?[..] {
+        [one] => Ok(one.clone()),
+        [] => Err(Error::format(format!(
+            "{} has neither a config.json nor a manifest nor a .gguf file",
+            folder.display()
         ))),
+        [a, b, ..] => several(".gguf files", a, b),
     }
 }
 

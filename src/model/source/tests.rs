@@ -692,7 +692,10 @@ fn what_is_not_a_model() {
             .message()
             .to_owned()
     };
-    assert!(message(folder.path()).ends_with("has neither a config.json nor a manifest"));
+    assert!(
+        message(folder.path())
+            .ends_with("has neither a config.json nor a manifest nor a .gguf file")
+    );
     assert!(message(&folder.path().join("none")).contains("cannot be opened"));
     std::fs::write(folder.path().join("config.json"), CONFIG).unwrap();
     assert!(message(folder.path()).ends_with("has a config.json and no .safetensors"));
