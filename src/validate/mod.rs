@@ -46,7 +46,7 @@ mod transformer;
 
 pub use baseline::{Baselines, Check};
 pub use distribution::Distribution;
-pub use model::{Subject, is_quantised};
+pub use model::{Subject, accepts, is_quantised};
 pub use report::{Outcome, Report, run};
 pub use scenario::{Kind, SCENARIOS, Scenario};
 

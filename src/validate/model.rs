@@ -39,6 +39,8 @@ pub struct Subject {
     sha256: Option<String>,
 }
 
+const NO_TOKENIZER: &str = "there is no tokenizer, so that it cannot read a text";
+
 impl Subject {
     /// The float model at `reference`, and the quantised form of it at `model`, if there is one; `text` is what they read.
     ///
@@ -54,18 +56,10 @@ impl Subject {
     ) -> Result<Subject> {
         let source = Source::open(reference, true)?;
         let within = |e: Error| e.within(reference.display());
-        if let Some(name) = first_codes(&source)? {
-            return Err(Error::config(format!(
-                "{} is quantised already ({name}): expected float weights to compare with; give it as MODEL with --reference",
-                reference.display()
-            )));
-        }
+        unquantised(&source, reference)?;
         let floats = Network::read(rt, &source).map_err(within)?;
-        let tokenizer = open_tokenizer(&source)?.ok_or_else(|| {
-            within(Error::unsupported(
-                "there is no tokenizer, so that it cannot read a text",
-            ))
-        })?;
+        let tokenizer =
+            open_tokenizer(&source)?.ok_or_else(|| within(Error::unsupported(NO_TOKENIZER)))?;
         let ids = tokenizer.encode(text, tokenizer.begins())?;
         if ids.len() < 2 || text.trim().is_empty() {
             return Err(Error::range(format!(
@@ -249,6 +243,31 @@ fn first_codes(source: &Source) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// `ERR_CONFIG` for a model with quantised matrices.
+fn unquantised(source: &Source, path: &Path) -> Result<()> {
+    match first_codes(source)? {
+        Some(name) => Err(Error::config(format!(
+            "{} is quantised already ({name}): expected float weights to compare with; give it as MODEL with --reference",
+            path.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Whether a model can be what a quantised form of it is validated beside; its weights are not read.
+///
+/// # Errors
+/// `ERR_CONFIG` if it is quantised itself, `ERR_UNSUPPORTED` for one that is too large, that is no plain Llama or that has no
+/// tokenizer; those of the files.
+pub fn accepts(source: &Source) -> Result<()> {
+    Network::accepts(source)?;
+    unquantised(source, source.path())?;
+    match open_tokenizer(source)? {
+        Some(_) => Ok(()),
+        None => Err(Error::unsupported(NO_TOKENIZER)),
+    }
 }
 
 /// Whether a model has matrices that are quantised, which a reference must not have.

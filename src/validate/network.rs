@@ -132,11 +132,11 @@ impl Network {
         }
     }
 
-    /// A model on disk; what is quantised in it is dequantised.
+    /// Whether [`Network::read`] takes a model, before anything of it is read.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and for what [`Network::check`] refuses; those of the files.
-    pub fn read(rt: &Runtime, source: &Source) -> Result<Network> {
+    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and for what [`super::forward`] does not compute.
+    pub fn accepts(source: &Source) -> Result<()> {
         let specs = source.tensors();
         let bytes: u64 = specs
             .iter()
@@ -149,12 +149,21 @@ impl Network {
                 MOST_BYTES >> 20
             )));
         }
+        check(source.architecture())
+    }
+
+    /// A model on disk; what is quantised in it is dequantised.
+    ///
+    /// # Errors
+    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and what else [`Network::accepts`] refuses; those of the files.
+    pub fn read(rt: &Runtime, source: &Source) -> Result<Network> {
+        Network::accepts(source)?;
+        let specs = source.tensors();
         let mut network = Network {
             architecture: source.architecture().clone(),
             matrices: BTreeMap::new(),
             vectors: BTreeMap::new(),
         };
-        network.check()?;
         for spec in specs {
             match spec.role {
                 Role::Vector => {
@@ -168,20 +177,6 @@ impl Network {
             }
         }
         Ok(network)
-    }
-
-    /// Whether it is what [`super::forward`] computes: Llama, and Mistral within its window.
-    ///
-    /// # Errors
-    /// `ERR_UNSUPPORTED`, naming what it has more.
-    pub fn check(&self) -> Result<()> {
-        match self.architecture.beyond_plain_llama() {
-            Some(what) => Err(Error::unsupported(format!(
-                "a model of family {} with {what} is not validated layer by layer, plain Llama is: apl-ffi compare takes any",
-                self.architecture.family.name()
-            ))),
-            None => Ok(()),
-        }
     }
 
     /// The name of the matrix that makes logits.
@@ -198,6 +193,20 @@ impl Network {
             true => format!("model.layers.{}.self_attn.q_proj.weight", i + 1),
             false => self.output().to_owned(),
         }
+    }
+}
+
+/// Whether it is what [`super::forward`] computes: Llama, and Mistral within its window.
+///
+/// # Errors
+/// `ERR_UNSUPPORTED`, naming what it has more.
+fn check(a: &Architecture) -> Result<()> {
+    match a.beyond_plain_llama() {
+        Some(what) => Err(Error::unsupported(format!(
+            "a model of family {} with {what} is not validated layer by layer, plain Llama is: apl-ffi compare takes any",
+            a.family.name()
+        ))),
+        None => Ok(()),
     }
 }
 
