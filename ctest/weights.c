@@ -27,15 +27,30 @@ static double *kept(int32_t handle, int64_t count)
     return wide;
 }
 
+/* What the handle says of itself, in `json`. */
+static void read_info(int32_t handle, char *json, int32_t room)
+{
+    int32_t size = apl_weights_info(handle, json, room);
+    CHECK(size > 0 && size < room);
+}
+
+/* For a CHECK: where it has not, what it has instead is printed. */
 static int info_has(int32_t handle, const char *part)
 {
     char json[1024];
-    int32_t size = apl_weights_info(handle, json, sizeof json);
-    CHECK(size > 0 && size < (int32_t)sizeof json);
+    read_info(handle, json, sizeof json);
     if (strstr(json, part))
         return 1;
     printf("    info is %s, expected %s\n", json, part);
     return 0;
+}
+
+/* For an `if`: no failure either way. */
+static int is_on_device(int32_t handle)
+{
+    char json[1024];
+    read_info(handle, json, sizeof json);
+    return strstr(json, "\"backend\":\"cuda\"") != NULL;
 }
 
 /* Products with float32 activations are within the bound of the weights that the handle reports. */
@@ -96,7 +111,7 @@ static void eight_bit_activations(void)
         for (int v = 0; v < N; v++) {
             CHECK_STATUS(APL_FFI_OK, apl_matmul(handle, x + v * COLS, COLS, alone, ROWS, 1));
             /* A device has other kernels for more than one vector, which sum in other orders. */
-            if (info_has(handle, "\"backend\":\"cuda\""))
+            if (is_on_device(handle))
                 for (int r = 0; r < ROWS; r++)
                     CHECK(fabs((double)alone[r] - (double)y[v * ROWS + r]) < 1e-3);
             else
