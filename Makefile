@@ -93,14 +93,15 @@ lint-kernels: ## compile the CUDA kernels with a second compiler: no warnings, n
 header: ## generate include/apl_ffi.h from the sources
 	APL_FFI_BLESS=1 $(TEST) --test header the_header_is
 
-install: $(RELEASE)/libapl_ffi.so ## install library, header, pkg-config and CMake files; PREFIX, LIBDIR, INCLUDEDIR, DESTDIR
+install: $(RELEASE)/libapl_ffi.so ## install library, header, pkg-config and CMake files, and the CLI with its model; PREFIX, LIBDIR, INCLUDEDIR, DESTDIR
 	@PREFIX='$(PREFIX)' LIBDIR='$(LIBDIR)' INCLUDEDIR='$(INCLUDEDIR)' DESTDIR='$(DESTDIR)' RELEASE='$(RELEASE)' \
 	  packaging/install.sh
 
 uninstall: ## remove what `make install` with the same variables installed
 	rm -f '$(DESTDIR)$(LIBDIR)'/libapl_ffi.so* '$(DESTDIR)$(LIBDIR)/pkgconfig/apl_ffi.pc' \
-	  '$(DESTDIR)$(INCLUDEDIR)/apl_ffi.h'
-	rm -rf '$(DESTDIR)$(LIBDIR)/cmake/apl_ffi'
+	  '$(DESTDIR)$(INCLUDEDIR)/apl_ffi.h' '$(DESTDIR)$(PREFIX)/bin/apl-ffi'
+	rm -rf '$(DESTDIR)$(LIBDIR)/cmake/apl_ffi' '$(DESTDIR)$(PREFIX)/share/apl_ffi/models/demo'
+	-@rmdir '$(DESTDIR)$(PREFIX)/share/apl_ffi/models' '$(DESTDIR)$(PREFIX)/share/apl_ffi' 2> /dev/null || true
 
 check-installed: build ## compile and run C and C++ programs against an installed tree
 	packaging/check-installed.sh

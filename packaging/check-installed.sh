@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs into a scratch folder and compiles a C and a C++ program against that tree only: with
-# pkg-config, with CMake, and with CMake after the tree has been moved. `make check-installed` runs
-# it.
+# pkg-config, with CMake, and with CMake after the tree has been moved. Then runs the installed
+# command line, and uninstalls. `make check-installed` runs it.
 set -eu
 
 scratch=$(mktemp -d)
@@ -28,6 +28,16 @@ fi
 staged=$scratch/staged
 make --no-print-directory install PREFIX=/usr LIBDIR=/usr/lib/deep DESTDIR="$staged"
 mv "$staged/usr" "$scratch/moved"
+for program in "$prefix/bin/apl-ffi" "$scratch/moved/bin/apl-ffi"; do
+  if [ -f "$program" ]; then
+    (cd "$scratch" && env -u APL_FFI_MODELS "$program" run demo "One day" -n 5 -q > "$scratch/story")
+    grep -q '^One day' "$scratch/story"
+    echo "ok - the installed program tells a story"
+  else
+    echo "SKIPPED - the command line was not built"
+  fi
+done
+
 apart=$scratch/apart
 make --no-print-directory install PREFIX="$apart" LIBDIR="$scratch/libs" INCLUDEDIR="$apart/include/apl_ffi"
 # CMake searches lib by default; a library folder of another name must be given.
@@ -45,3 +55,8 @@ for where in "CMAKE_PREFIX_PATH=$prefix" "apl_ffi_DIR=$scratch/moved/lib/deep/cm
     echo "SKIPPED - cmake is not here: the installed CMake package is not tested"
   fi
 done
+
+make --no-print-directory uninstall PREFIX="$prefix" > /dev/null
+left=$(find "$prefix" ! -type d)
+[ -z "$left" ] || { echo "not ok - uninstall leaves $left"; exit 1; }
+echo "ok - uninstall leaves nothing"

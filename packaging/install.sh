@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs the built library, its header, and the files of pkg-config and CMake. `make install` runs
-# it and sets PREFIX, LIBDIR, INCLUDEDIR, DESTDIR and RELEASE, the folder of the built library.
+# Installs the built library, its header, and the files of pkg-config and CMake; also the command line
+# with its demonstration model, if it was built. `make install` runs it and sets PREFIX, LIBDIR,
+# INCLUDEDIR, DESTDIR and RELEASE, the folder of the built library and program.
 set -eu
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -36,3 +37,15 @@ fill apl_ffi.pc "$lib/pkgconfig"
 fill apl_ffiConfig.cmake "$lib/cmake/apl_ffi"
 fill apl_ffiConfigVersion.cmake "$lib/cmake/apl_ffi"
 echo "installed: $lib/$real"
+
+# The program looks for models in ../share/apl_ffi/models, as seen from its folder.
+if [ -f "$RELEASE/apl-ffi" ]; then
+  bin=$DESTDIR$PREFIX/bin
+  demo=$DESTDIR$PREFIX/share/apl_ffi/models/demo
+  install -d "$bin" "$demo"
+  install -m 755 "$RELEASE/apl-ffi" "$bin/apl-ffi"
+  # An earlier one may have had arrays of another name.
+  rm -f "$demo"/*
+  install -m 644 models/demo/* "$demo"
+  echo "installed: $bin/apl-ffi"
+fi
