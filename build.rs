@@ -17,10 +17,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={}", header_path.display());
     let header = fs::read_to_string(header_path)?;
 
-    link(
-        prototypes::abi_version(&header)?,
-        &env::var("CARGO_CFG_TARGET_OS")?,
-    );
+    let abi = prototypes::abi_version(&header)?;
+    // For the command line, which has nothing of `src/abi/`.
+    println!("cargo::rustc-env=APL_FFI_ABI={abi}");
+    link(abi, &env::var("CARGO_CFG_TARGET_OS")?);
 
     let mut functions = "&[\n".to_owned();
     for f in prototypes::functions(&header)? {

@@ -60,7 +60,7 @@ static void feeding(void)
     CHECK_STATUS(APL_FFI_OK, apl_session_eval(a, NULL, 0, last, V));
     CHECK(memcmp(last, one, sizeof last) == 0);
     CHECK_STATUS(APL_FFI_OK, apl_session_rewind(a, 0));
-    CHECK(info_has(a, "\"position\":0"));
+    CHECK(info_has(a, "\"position\":0") && info_has(a, "\"top_p\":0.95,"));
     CHECK_STATUS(APL_FFI_ERR_STATE, apl_session_eval(a, NULL, 0, last, V));
     CHECK_STATUS(APL_FFI_OK, apl_session_close(a));
     CHECK_STATUS(APL_FFI_OK, apl_session_close(b));

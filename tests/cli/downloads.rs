@@ -145,7 +145,7 @@ fn a_download_that_breaks_off_goes_on_where_it_stopped() {
     let first = convert(&hub, home.path(), "some/model");
     let error = String::from_utf8_lossy(&first.stderr);
     assert_eq!(first.status.code(), Some(5), "{error}");
-    assert!(error.contains("goes on where this one stopped"), "{error}");
+    assert!(error.contains("run the command again to resume"), "{error}");
     let second = convert(&hub, home.path(), "some/model");
     let error = String::from_utf8_lossy(&second.stderr);
     assert!(second.status.success(), "{error}");
@@ -156,6 +156,27 @@ fn a_download_that_breaks_off_goes_on_where_it_stopped() {
         .map(|(_, first)| first)
         .collect();
     assert_eq!(asked, [0, BROKEN.1]);
+}
+
+/// Without a network, by the name that it was downloaded by, and as the conversion itself suggests.
+#[test]
+fn what_was_downloaded_is_found_again() {
+    let (hub, _told) = hub();
+    let home = tempfile::tempdir().unwrap();
+    let output = convert(&hub, home.path(), SHARDED.0);
+    let told = String::from_utf8(output.stdout).unwrap();
+    let out = home.path().join("out/sharded.json");
+    let suggested = format!("apl-ffi compare {} {}", out.display(), SHARDED.0);
+    assert!(told.contains(&suggested), "{told}");
+    let address = format!("https://huggingface.co/{}", SHARDED.0);
+    for reference in [SHARDED.0, &address] {
+        let output = super::command(&["compare", out.to_str().unwrap(), reference])
+            .env("HF_HOME", home.path())
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+    }
 }
 
 /// Large models are in several files behind an index, and the cache of the hub holds nothing but links.

@@ -2,11 +2,16 @@
 
 #[cfg(unix)]
 mod beside;
+mod conversions;
 mod downloads;
 mod folders;
+#[cfg(unix)]
+mod installed;
 mod measures;
+mod prompts;
 mod readme;
 mod running;
+mod usage;
 mod validation;
 
 use std::fs;
@@ -15,18 +20,23 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-fn apl_ffi(arguments: &[&str]) -> Output {
+fn command(arguments: &[&str]) -> Command {
     let root = env!("CARGO_MANIFEST_DIR");
     let mut command = Command::new(env!("CARGO_BIN_EXE_apl-ffi"));
     command
         .args(arguments)
         .current_dir(root)
-        .env_remove("HF_TOKEN");
+        .env_remove("HF_TOKEN")
+        .env_remove("APL_FFI_MODELS");
     // No hub answers here, and none is asked by accident.
     command
         .env("HF_ENDPOINT", "http://127.0.0.1:9")
         .env("HF_HOME", std::env::temp_dir().join("apl-ffi-no-hub"));
-    command.output().unwrap()
+    command
+}
+
+fn apl_ffi(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
 }
 
 fn succeeds(arguments: &[&str]) -> String {
@@ -196,7 +206,7 @@ fn every_exit_code() {
     let missing = fails(3, &["run", "no/such/model/at/all"]);
     assert_eq!(
         missing,
-        "apl-ffi: there is no model no/such/model/at/all; give a path, or `demo`\n"
+        "apl-ffi: there is no folder or file no/such/model/at/all here\n"
     );
     let hint = fails(3, &["run", "tinyllama"]);
     assert!(hint.contains("apl-ffi convert tinyllama"), "{hint}");

@@ -143,4 +143,6 @@ fn logits_that_are_no_numbers() {
         let error = fails(4, arguments);
         assert!(error.contains("not finite"), "{error}");
     }
+    // The message does not continue the line of the prompt.
+    assert_eq!(apl_ffi(&["run", model, "Once"]).stdout, b"Once\n");
 }

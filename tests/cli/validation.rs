@@ -177,7 +177,11 @@ fn bad_input_is_one_line_and_an_exit_code() {
             &["--no-model", "--baselines", "no/such/file"],
             "cannot be read",
         ),
-        (3, &["no/such/model"], "there is no model no/such/model"),
+        (
+            3,
+            &["no/such/model"],
+            "there is no folder or file no/such/model here",
+        ),
         (4, &["README.md"], "README.md"),
         (4, &["tests/data"], "tests/data"),
         (2, &["--text", &empty], "is empty, expected a text"),

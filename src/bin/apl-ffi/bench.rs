@@ -14,28 +14,32 @@ use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{Inputs, width};
 use crate::peer::{self, Peer};
-use crate::terminal::{bar, bytes, say, table};
-use crate::{Failure, Outcome, bench_page, catalogue, run};
+use crate::terminal::{bar, bytes, counted, say, table};
+use crate::{Failure, Outcome, bench_page, catalogue, input, run};
 
 /// Measure a model on this machine: size, memory, time to the first token, tokens a second of prompt and of text.
 ///
 /// A .gguf file is also run by llama.cpp's `llama-bench`, if that is on the PATH, in turn with ours and with as many threads.
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+                  apl-ffi bench\n  \
+                  apl-ffi bench --model models/tiny --prompt 512 --tokens 128\n  \
+                  apl-ffi bench --model model.gguf --threads 4 --json")]
 pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
     #[arg(long, default_value = "demo")]
     model: String,
-    /// Tokens of the prompt.
-    #[arg(long, default_value_t = 256)]
-    prompt: usize,
-    /// Tokens of the text.
-    #[arg(long, default_value_t = 64)]
-    tokens: usize,
-    /// Times; the median is told.
-    #[arg(long, default_value_t = 5)]
+    /// Tokens of the prompt. [default: 256, or what the context takes]
+    #[arg(long, allow_negative_numbers = true, value_parser = input::positive)]
+    prompt: Option<usize>,
+    /// Tokens of the text. [default: 64, or what the context takes]
+    #[arg(long, allow_negative_numbers = true, value_parser = input::positive)]
+    tokens: Option<usize>,
+    /// Rounds, whose median is reported.
+    #[arg(long, default_value_t = 5, allow_negative_numbers = true, value_parser = input::positive)]
     rounds: usize,
-    /// Quantise weights to so many bits while loading; 16 and 32 keep floats. Without it, codes of a width of ours stay as they are,
-    /// and all others become 4 bits.
+    /// Quantise weights to this many bits while loading; 16 and 32 keep floats. Without it, converted models and weights already in a
+    /// format this library supports stay as they are, quantised types of more than 4 bits become 8 bits, and all others 4.
     #[arg(long, value_parser = width)]
     bits: Option<Width>,
     /// How products take their inputs.
@@ -71,15 +75,15 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let model = run::open(rt, &a.model, &how)?;
     let opened = begun.elapsed().as_secs_f64();
     let shape = Shape {
-        prompt: a.prompt.clamp(1, model.context().saturating_sub(1).max(1)),
-        text: a.tokens.clamp(1, model.context()),
+        prompt: length("--prompt", a.prompt, 256, model.context())?,
+        text: length("--tokens", a.tokens, 64, model.context())?,
         threads: rt.pool().threads(),
     };
     let path = catalogue::local(&a.model)?;
     let mut peer = Peer::find(&path);
     let (mut rounds, mut peers) = (Vec::new(), Vec::new());
-    let progress = bar(a.rounds.max(1) as u64, "measuring {bar:24} {pos}/{len}");
-    for _ in 0..a.rounds.max(1) {
+    let progress = bar(a.rounds as u64, "measuring {bar:24} {pos}/{len}");
+    for _ in 0..a.rounds {
         rounds.push(round(rt, &model, &shape)?);
         if let Some(found) = &peer {
             match found.round(&path, shape.prompt, shape.text, shape.threads) {
@@ -107,7 +111,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             (of(|r| r.prompt), of(|r| r.text))
         }),
     };
-    let json = report.to_json(rt, a, &model);
+    let json = report.to_json(rt, a, &model, &shape);
     if let Some(path) = &a.html {
         std::fs::write(path, bench_page::page(&json))
             .map_err(|e| Failure::new(3, format!("{} cannot be written: {e}", path.display())))?;
@@ -118,6 +122,17 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         report.print(rt, a, &model, &shape)?;
     }
     Ok(())
+}
+
+/// How many tokens are run: what is asked for, if the context takes it.
+fn length(option: &str, asked: Option<usize>, default: usize, context: usize) -> Outcome<usize> {
+    match asked {
+        Some(n) if n > context => Err(Failure::new(
+            2,
+            format!("{option} is {n}, expected at most {context}, the context of the model"),
+        )),
+        asked => Ok(asked.unwrap_or(default.min(context))),
+    }
 }
 
 /// What each round runs, ours and llama.cpp's.
@@ -146,7 +161,7 @@ struct Report {
 }
 
 impl Report {
-    fn to_json(&self, rt: &Runtime, a: &Arguments, model: &Model) -> Value {
+    fn to_json(&self, rt: &Runtime, a: &Arguments, model: &Model, shape: &Shape) -> Value {
         let (all, read) = model.weight_bytes();
         let info = model.info();
         let rounds = |all: &[(f64, f64)]| -> Vec<Value> {
@@ -157,7 +172,7 @@ impl Report {
             json!({"prompt_tokens_s": prompt, "text_tokens_s": text,
                    "prompt_ratio": self.prompt / prompt, "text_ratio": self.text / text, "rounds": rounds(&self.peers)})
         });
-        json!({"model": a.model, "opened_s": self.opened, "first_token_s": self.first, "prompt_tokens_s": self.prompt,
+        json!({"version": env!("CARGO_PKG_VERSION"), "model": a.model, "prompt_tokens": shape.prompt, "text_tokens": shape.text, "opened_s": self.opened, "first_token_s": self.first, "prompt_tokens_s": self.prompt,
                "text_tokens_s": self.text, "weight_bytes": all, "bits_a_weight": bits_a_weight(model),
                "peak_memory_bytes": peak_memory(), "bytes_a_token": read, "read_gb_s": self.text * read as f64 / 1e9,
                "bits": info["bits"], "activations": Activations::from(a.activations).name(), "threads": rt.pool().threads(),
@@ -167,11 +182,11 @@ impl Report {
     fn print(&self, rt: &Runtime, a: &Arguments, model: &Model, shape: &Shape) -> Outcome {
         let (all, read) = model.weight_bytes();
         say!(
-            "{}: {:.1} million weights, {} activations, {} threads, {}",
+            "{}: {:.1} million weights, {} activations, {}, {}",
             a.model,
             model.info()["parameters"].as_f64().unwrap_or(0.0) / 1e6,
             Activations::from(a.activations).name(),
-            shape.threads,
+            counted(shape.threads, "thread"),
             rt.isa().name()
         )?;
         say!(

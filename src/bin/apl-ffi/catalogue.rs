@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use hf_hub::Cache;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use serde_json::json;
 
 use crate::terminal::{say, table};
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, shell};
 
 /// List the models that have a short name, with their size and licence.
 #[derive(Args)]
@@ -22,7 +23,7 @@ struct Entry {
     name: &'static str,
     repository: &'static str,
     /// Billions of parameters.
-    billions: f32,
+    billions: f64,
     licence: &'static str,
     /// Whether its owner wants to be asked first.
     gated: bool,
@@ -31,7 +32,7 @@ struct Entry {
 const fn entry(
     name: &'static str,
     repository: &'static str,
-    billions: f32,
+    billions: f64,
     licence: &'static str,
     gated: bool,
 ) -> Entry {
@@ -169,7 +170,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     Ok(())
 }
 
-/// The path of a model that is on this machine: a path, or `demo`.
+/// The path of a model that is on this machine: a path, a name in a folder of models, or what was downloaded from the hub.
 pub fn local(model: &str) -> Outcome<PathBuf> {
     let path = PathBuf::from(model);
     if path.exists() {
@@ -178,41 +179,19 @@ pub fn local(model: &str) -> Outcome<PathBuf> {
     if let Some(found) = shipped(model) {
         return Ok(found);
     }
-    let hint = if ENTRIES.iter().any(|e| e.name == model) || model.matches('/').count() == 1 {
-        format!("convert it first: apl-ffi convert {model}")
-    } else {
-        "give a path, or `demo`".to_owned()
+    let Some(repository) = repository(model) else {
+        return Err(absent(model));
     };
-    Err(Failure::new(
-        3,
-        format!("there is no model {model}; {hint}"),
-    ))
-}
-
-/// A model that comes with the project, or that was converted into a folder of models.
-fn shipped(name: &str) -> Option<PathBuf> {
-    if name.contains(['/', '\\']) {
-        return None;
-    }
-    let beside = std::env::current_exe().ok();
-    let up = |n: usize| {
-        beside
-            .as_deref()
-            .and_then(|p| p.ancestors().nth(n))
-            .map(Path::to_owned)
-    };
-    let folders = [
-        std::env::var_os("APL_FFI_MODELS").map(PathBuf::from),
-        Some(PathBuf::from("models")),
-        // Installed, or as cargo builds it.
-        up(2).map(|p| p.join("share/apl_ffi/models")),
-        up(3).map(|p| p.join("models")),
-    ];
-    folders
-        .into_iter()
-        .flatten()
-        .map(|f| f.join(name))
-        .find(|p| p.is_dir())
+    downloaded(repository).ok_or_else(|| match is_path(model) {
+        true => absent(model),
+        false => Failure::new(
+            3,
+            format!(
+                "there is no model {model} here; convert it first: apl-ffi convert {}",
+                shell::path(model)
+            ),
+        ),
+    })
 }
 
 /// The folder or file of a source of `convert`, fetched from the hub if it is a name there.
@@ -221,25 +200,111 @@ pub fn fetched(source: &str) -> Outcome<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
-    let known = ENTRIES.iter().find(|e| e.name == source);
-    let repository = match known {
-        Some(entry) => entry.repository,
-        None if source.matches('/').count() == 1
-            && !source.starts_with(['.', '/'])
-            && !source.ends_with(".gguf") =>
-        {
-            source
-        }
-        None => {
-            return Err(Failure::new(
-                3,
-                format!(
-                    "{source} is no file or folder here, no short name (`apl-ffi models` lists them) and no OWNER/NAME of the hub"
-                ),
-            ));
-        }
+    match repository(source) {
+        // What was converted from it has its short name too.
+        Some(repository) if !is_path(source) => download(repository),
+        _ => shipped(source).ok_or_else(|| absent(source)),
+    }
+}
+
+/// What [`local`] finds `path` by, which `source` was fetched to.
+pub fn name_of_fetched(source: &str, path: &Path) -> String {
+    let names = [Some(source), repository(source)];
+    let mut names = names.into_iter().flatten();
+    match names.find(|name| local(name).is_ok_and(|found| found == path)) {
+        Some(name) => name.to_owned(),
+        None => path.display().to_string(),
+    }
+}
+
+const HUB: &str = "https://huggingface.co/";
+
+/// The repository of a short name, an OWNER/NAME, or the address of one on the hub.
+fn repository(name: &str) -> Option<&str> {
+    if let Some(entry) = ENTRIES.iter().find(|e| e.name == name) {
+        return Some(entry.repository);
+    }
+    let name = match name.strip_prefix(HUB) {
+        Some(rest) => rest.trim_end_matches('/'),
+        None => name,
     };
-    download(repository)
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_part =
+        |part: &str| !part.is_empty() && !part.starts_with(['.', '-']) && part.chars().all(plain);
+    let (owner, rest) = name.split_once('/')?;
+    (is_part(owner) && is_part(rest) && !is_file_name(rest)).then_some(name)
+}
+
+fn is_file_name(name: &str) -> bool {
+    let endings = [".gguf", ".json", ".safetensors"];
+    endings.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Whether a name rather means something on this machine.
+fn is_path(name: &str) -> bool {
+    let parent = Path::new(name).parent();
+    let is_in_folder = parent.is_some_and(|p| !p.as_os_str().is_empty() && p.is_dir());
+    !name.starts_with(HUB)
+        && (is_in_folder
+            || is_file_name(name)
+            || name.starts_with(['.', '/', '~'])
+            || name.ends_with('/')
+            || name.contains('\\')
+            || name.matches('/').count() > 1)
+}
+
+/// Nothing of that name is on this machine.
+fn absent(name: &str) -> Failure {
+    let more = if !is_path(name) {
+        let folders: Vec<String> = folders().iter().map(|f| f.display().to_string()).collect();
+        format!(
+            ", no model of that name in {}, and no such short name (`apl-ffi models` lists them)",
+            folders.join(", ")
+        )
+    } else if repository(name).is_some() {
+        format!("; for OWNER/NAME on the hub give {HUB}{name}")
+    } else {
+        String::new()
+    };
+    Failure::new(3, format!("there is no folder or file {name} here{more}"))
+}
+
+/// Where models are looked for by name.
+fn folders() -> Vec<PathBuf> {
+    let program = std::env::current_exe().ok();
+    let up = |n: usize| program.as_deref().and_then(|p| p.ancestors().nth(n));
+    let given = std::env::var_os("APL_FFI_MODELS").filter(|f| !f.is_empty());
+    let folders = [
+        given.map(PathBuf::from),
+        Some(PathBuf::from("models")),
+        // Installed, or as cargo builds it.
+        up(2).map(|p| p.join("share/apl_ffi/models")),
+        up(3).map(|p| p.join("models")),
+    ];
+    folders.into_iter().flatten().collect()
+}
+
+/// A model that comes with the project, or that was converted into a folder of models.
+fn shipped(name: &str) -> Option<PathBuf> {
+    if name.is_empty() || name.contains(['/', '\\']) {
+        return None;
+    }
+    let mut paths = folders().into_iter().map(|f| f.join(name));
+    paths.find(|p| p.is_dir())
+}
+
+/// The folder of a repository in the cache of downloads, if something of its weights is there: opening it tells what is not.
+fn downloaded(repository: &str) -> Option<PathBuf> {
+    // The cache has no place then.
+    if std::env::var_os("HF_HOME").is_none() && std::env::home_dir().is_none() {
+        return None;
+    }
+    let cache = Cache::from_env().model(repository.to_owned());
+    let folder = cache.get("config.json")?.parent()?.to_owned();
+    let mut entries = folder.read_dir().ok()?.flatten();
+    entries
+        .any(|e| e.path().extension().is_some_and(|e| e == "safetensors"))
+        .then_some(folder)
 }
 
 /// Fetches what a model needs; files that are here already, or partly, are not fetched again.
@@ -288,7 +353,7 @@ fn refused(repository: &str, e: &ApiError) -> Failure {
         ),
         Some(404) => format!("{repository} is not on the hub; check the spelling of OWNER/NAME"),
         _ => format!(
-            "{repository} cannot be fetched (is there a network?): {e}; a run after this one goes on where this one stopped"
+            "{repository} cannot be fetched (is there a network?): {e}; run the command again to resume"
         ),
     };
     Failure::new(5, message)

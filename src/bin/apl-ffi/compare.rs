@@ -10,12 +10,12 @@ use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{Inputs, width};
 use crate::terminal::{bar, say, table};
-use crate::{Failure, Outcome, run};
+use crate::{Failure, Outcome, input, run};
 
 /// Compare a quantised model with the one that it was made of: what both say comes next, token by token of a text.
 ///
-/// Told are the error of the logits, the Kullback-Leibler divergence, how often both hold the same token the likeliest, and
-/// both perplexities (every token counts here; `apl-ffi perplexity` scores as llama.cpp's tool does).
+/// Reports logit error, KL divergence, top-token agreement and both perplexities (every token counts here; `apl-ffi perplexity`
+/// scores as llama.cpp's tool does).
 #[derive(Args)]
 #[command(after_help = "Example:\n  apl-ffi compare demo models/stories --text README.md")]
 pub struct Arguments {
@@ -26,10 +26,10 @@ pub struct Arguments {
     /// A file of UTF-8 text; without it, a short English text.
     #[arg(long)]
     text: Option<PathBuf>,
-    /// Tokens of a window.
-    #[arg(long, default_value_t = 256)]
-    window: usize,
-    /// Quantise the weights of the model to so many bits while loading. Without it the model is compared as it is: codes as they
+    /// Tokens of a window. [default: 256, or what both models take]
+    #[arg(long, allow_negative_numbers = true, value_parser = input::positive)]
+    window: Option<usize>,
+    /// Quantise the weights of the model to this many bits while loading. Without it the model is compared as it is: codes as they
     /// are, all others as the floats that they stand for.
     #[arg(long, value_parser = width)]
     bits: Option<Width>,
@@ -44,8 +44,7 @@ pub struct Arguments {
 /// Reads the text with both models and prints the figures of [`Agreement`].
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let text = match &a.text {
-        Some(path) => std::fs::read(path)
-            .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", path.display())))?,
+        Some(path) => input::text(path, None)?,
         None => apl_ffi::convert::SAMPLE.into(),
     };
     let how = run::Opening {
@@ -62,13 +61,22 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     };
     let reference = run::open(rt, &a.reference, &exact)?;
     let tokenizer = model.tokenizer()?;
-    let ids = tokenizer.encode(&String::from_utf8_lossy(&text), tokenizer.begins())?;
+    let ids = tokenizer.encode(&text, tokenizer.begins())?;
     let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");
     let mut progress = |done: usize, all: usize| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let window = a.window.min(model.context().min(reference.context()));
+    let most = model.context().min(reference.context());
+    let window = match a.window {
+        Some(window) if window > most => {
+            return Err(Failure::new(
+                2,
+                format!("--window is {window}, expected at most {most}, the context"),
+            ));
+        }
+        window => window.unwrap_or(256.min(most)),
+    };
     let found = agreement(rt, &model, &reference, &ids, window, &mut progress)?;
     bar.finish_and_clear();
     if a.json {

@@ -1,13 +1,15 @@
 //! `apl-ffi convert`
 
+mod options;
+mod told;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
-use serde_json::json;
 
 use apl_ffi::calibrate::Calibration;
-use apl_ffi::convert::{Progress, Report, Target};
+use apl_ffi::convert::{Progress, Target};
 use apl_ffi::error::Status;
 use apl_ffi::model::source::Source;
 use apl_ffi::options::{WeightOptions, Width};
@@ -15,36 +17,42 @@ use apl_ffi::quant::Method;
 use apl_ffi::runtime::Runtime;
 
 use crate::arguments::width;
-use crate::terminal::{self, INTERRUPTED, bar, bytes, say};
-use crate::{Failure, Outcome, catalogue};
+use crate::terminal::{self, INTERRUPTED, bar};
+use crate::{Failure, Outcome, catalogue, input};
 
-/// Convert a model: fetch it if need be, quantise, write a manifest and its npz, check what was written.
+/// Convert a model: download it if need be, quantise, write a manifest and its npz, check what was written.
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+                  apl-ffi convert ./TinyLlama-1.1B --bits 4 --out models/tiny\n  \
+                  apl-ffi convert model.gguf --bits 2 --group 16 --calibrate text.txt\n  \
+                  apl-ffi convert Qwen/Qwen3-0.6B --bits 8")]
 pub struct Arguments {
     /// A folder in the Hugging Face layout, a .gguf file, OWNER/NAME on the hub, or a short name (`apl-ffi models`).
-    source: String,
-    /// Bits a weight. Without it 4; weights of a GGUF file that are quantised in a way of ours are then taken over as they are.
+    pub source: String,
+    /// Bits per weight: 1, 2, 4 or 8; 16 and 32 store floats. Without it, weights already in a format this library supports are
+    /// copied unchanged, quantised types of more than 4 bits become 8 bits, and all others 4.
     #[arg(long, value_parser = width)]
-    bits: Option<Width>,
-    /// Weights that share a scale; 0: a whole row.
-    #[arg(long, default_value_t = 32)]
-    group: usize,
-    /// How scales are chosen: from the largest weight of a group, or searched for the least error (slower, better).
-    #[arg(long, value_enum, default_value_t = Chosen::Search)]
-    method: Chosen,
-    /// With zero points: a byte a group more, and less error at 2 and 4 bits.
+    pub bits: Option<Width>,
+    /// Weights that share a scale; 0: a whole row. [default: 32]
+    #[arg(long, allow_negative_numbers = true, value_parser = input::count)]
+    pub group: Option<usize>,
+    /// How scales are chosen: from the largest weight of a group, or searched for the least error (slower, better). [default:
+    /// search]
+    #[arg(long, value_enum, conflicts_with = "calibrate")]
+    pub method: Option<Chosen>,
+    /// With zero points: a byte a group more; lower weight error at 4 and 8 bits, none at 2 with search. Measure before use.
     #[arg(long)]
-    asymmetric: bool,
-    /// A text file that the unquantised model reads, so that each matrix is quantised for the inputs that it meets: slower, and
-    /// best at 4 bits and fewer. A few hundred kB of text like that which the model is for.
+    pub asymmetric: bool,
+    /// Quantise each matrix for the inputs it meets while the unquantised model reads this text file: slower, and of most use at
+    /// 4 bits and fewer. Give a few hundred kB of text like that which the model is for.
     #[arg(long, value_name = "TEXT")]
-    calibrate: Option<PathBuf>,
-    /// After that, tune scales and norms of all matrices together in so many steps (120 were enough for 260,000 weights): for models of a few million
-    /// weights, at 1 and 2 bits above all.
+    pub calibrate: Option<PathBuf>,
+    /// After calibrating, tune the scales and norms of all matrices together in this many steps (120 were enough for 260,000
+    /// weights): for models of a few million weights, at 1 and 2 bits above all.
     #[arg(long, value_name = "STEPS", requires = "calibrate", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     tune: Option<u32>,
-    /// The folder to write to. Without it, models/NAME. A folder that has a model with another tokenizer is refused, unless it has
-    /// no other than the one that is replaced; so is one with a model in the Hugging Face layout, that of the source above all.
+    /// The folder to write to. [default: models/NAME] A folder holding a model with a different tokenizer is refused, unless that
+    /// is its only model and is being replaced; so is a folder in the Hugging Face layout.
     #[arg(long)]
     out: Option<PathBuf>,
     /// The report as JSON on stdout.
@@ -53,13 +61,14 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Chosen {
+pub enum Chosen {
     Nearest,
     Search,
 }
 
 /// Fetches, calibrates and tunes as asked, converts with a bar on stderr, and prints the report; Ctrl-C ends it with exit code 130.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
+    options::check(a)?;
     let path = catalogue::fetched(&a.source)?;
     let name = name_of(&a.source);
     let out = a
@@ -71,17 +80,18 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         name: &name,
     };
     let source = Source::open(&path, true)?;
+    options::check_beside(a, &source)?;
     if a.calibrate.is_some() {
         // Before hours of reading; a conversion begins with it anyway.
         apl_ffi::convert::refuse(&source, target)?;
     }
     let options = WeightOptions {
         width: a.bits,
-        group: a.group,
+        group: a.group.unwrap_or(WeightOptions::default().group),
         symmetric: !a.asymmetric,
         method: match a.method {
-            Chosen::Nearest => Method::Nearest,
-            Chosen::Search => Method::Search,
+            Some(Chosen::Nearest) => Method::Nearest,
+            Some(Chosen::Search) | None => Method::Search,
         },
         ..WeightOptions::default()
     };
@@ -138,18 +148,12 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         }
         report => report?,
     };
-    tell(a, &report, &source)
+    told::tell(a, &report, (&source, &path))
 }
 
 /// Opens the model for reading the calibration text.
 fn calibration(rt: &Runtime, source: &Source, path: &Path) -> Result<Calibration, Failure> {
-    let text = std::fs::read(path)
-        .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", path.display())))?;
-    Ok(Calibration::new(
-        rt,
-        source,
-        &String::from_utf8_lossy(&text),
-    )?)
+    Ok(Calibration::new(rt, source, &input::text(path, None)?)?)
 }
 
 /// Tunes, with a bar.
@@ -205,74 +209,4 @@ fn name_of(source: &str) -> String {
         _ if safe.trim_matches('.').is_empty() => "model".to_owned(),
         _ => safe,
     }
-}
-
-/// Nats of divergence from which a conversion is told how to come closer.
-const FAR: f64 = 0.1;
-
-fn tell(a: &Arguments, report: &Report, source: &Source) -> Outcome {
-    let weights: usize = report.matrices.iter().map(|m| m.rows * m.cols).sum();
-    let size: usize = report.matrices.iter().map(|m| m.bytes).sum();
-    if a.json {
-        let matrices: Vec<_> = report
-            .matrices
-            .iter()
-            .map(|m| json!({"name": m.name, "shape": [m.rows, m.cols], "bits": m.bits, "bytes": m.bytes, "relative_error": m.relative_error}))
-            .collect();
-        say!(
-            "{:#}",
-            json!({"manifest": report.manifest, "bits_a_weight": report.bits_a_weight, "relative_error": report.relative_error,
-                   "compared": report.agreement.map(|a| a.to_json()), "matrices": matrices})
-        )?;
-        return Ok(());
-    }
-    say!(
-        "{} ({}): {} matrices, {:.1} million weights in {}, {:.2} bits each with their scales",
-        report.manifest.display(),
-        source.architecture().family.name(),
-        report.matrices.len(),
-        weights as f64 / 1e6,
-        bytes(size),
-        report.bits_a_weight
-    )?;
-    let worst = report
-        .matrices
-        .iter()
-        .max_by(|a, b| a.relative_error.total_cmp(&b.relative_error));
-    say!(
-        "relative error of the weights {:.4}{}; opened again, every tensor and the sha256 are right",
-        report.relative_error,
-        worst.map_or(String::new(), |m| format!(
-            ", at most {:.4} ({})",
-            m.relative_error, m.name
-        ))
-    )?;
-    match report.agreement {
-        Some(c) => {
-            say!(
-                "beside the source on a short text: the same likeliest token at {:.0}% of {} places, {:.4} nats of divergence, perplexity {:.2} for {:.2}",
-                100.0 * c.same_top,
-                c.tokens,
-                c.kl,
-                c.perplexity,
-                c.reference_perplexity
-            )?;
-            if c.kl > FAR && a.calibrate.is_none() {
-                say!(
-                    "to come closer: more bits, or --calibrate TEXT with a text like that which the model is for"
-                )?;
-            }
-        }
-        None => say!(
-            "not compared with the source, which is large for this machine or has no tokenizer: apl-ffi compare {} {}",
-            report.manifest.display(),
-            a.source
-        )?,
-    }
-    say!(
-        "next: apl-ffi run {0} \"Once upon a time\", apl-ffi validate {0} --reference {1}",
-        report.manifest.display(),
-        a.source
-    )?;
-    Ok(())
 }

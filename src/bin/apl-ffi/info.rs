@@ -33,7 +33,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     if a.json {
         say!(
             "{:#}",
-            json!({"version": env!("CARGO_PKG_VERSION"), "backend": r.backend().name(), "backend_reason": r.reason, "isa": rt.isa().name(),
+            json!({"version": env!("CARGO_PKG_VERSION"), "abi": env!("APL_FFI_ABI").parse::<u32>().ok(), "backend": r.backend().name(), "backend_reason": r.reason, "isa": rt.isa().name(),
                    "isa_available": available, "amx": rt.amx(), "threads": rt.pool().threads(), "cuda": devices.first(), "devices": devices})
         )?;
         return Ok(());

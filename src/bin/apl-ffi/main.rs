@@ -7,15 +7,18 @@ mod catalogue;
 mod compare;
 mod convert;
 mod info;
+mod input;
 mod inspect;
 mod peer;
 mod perplexity;
 mod plot;
 mod quickstart;
 mod run;
+mod shell;
 mod terminal;
 mod validate;
 
+use std::cell::OnceCell;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -26,11 +29,19 @@ use apl_ffi::runtime::{Config, Runtime};
 /// Quantised language models (1, 2, 4, 8 bits) from the command line: convert, look, run, measure.
 #[derive(Parser)]
 #[command(
+    name = "apl-ffi",
     version,
     after_help = "A MODEL is a manifest (.json), a .gguf file, a folder in the Hugging Face layout, a folder that holds one manifest, or a \
                   name: `demo` is the small story teller that comes with this project, `apl-ffi models` lists the others.\n\n\
                   Exit codes: 0 success; 1 it failed; 2 wrong arguments; 3 no such file, or it cannot be read or written; \
                   4 a file is not what it claims, or is not supported; 5 no network, or the download was refused; 130 interrupted.\n\n\
+                  Environment:\n  \
+                  APL_FFI_THREADS  threads, where --threads is not given\n  \
+                  APL_FFI_BACKEND  auto, cpu or cuda\n  \
+                  APL_FFI_ISA      auto, scalar, avx2 or avx512: the instruction set at most\n  \
+                  APL_FFI_AMX      0: without AMX\n  \
+                  APL_FFI_MODELS   a folder in which models are looked for by name, before ./models\n  \
+                  HF_TOKEN, HF_HOME, HF_ENDPOINT  the access token, the folder of downloads and the address of the hub\n\n\
                   Examples:\n  \
                   apl-ffi run demo \"Once upon a time\"\n  \
                   apl-ffi convert ./TinyLlama-1.1B --bits 4 --out models/tiny\n  \
@@ -39,9 +50,9 @@ use apl_ffi::runtime::{Config, Runtime};
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
-    /// Threads; 0: as many as there are processors.
-    #[arg(long, global = true, env = "APL_FFI_THREADS", default_value_t = 0)]
-    threads: usize,
+    /// Threads; 0: as many as there are processors. [default: APL_FFI_THREADS, else 0]
+    #[arg(long, global = true, allow_negative_numbers = true, value_parser = input::count)]
+    threads: Option<usize>,
 }
 
 #[derive(Subcommand)]
@@ -56,6 +67,7 @@ enum Verb {
     Bench(bench::Arguments),
     Info(info::Arguments),
     Quickstart(quickstart::Arguments),
+    Completions(shell::Arguments),
 }
 
 /// What a verb ends with when it does not succeed: an exit code and one line.
@@ -96,7 +108,7 @@ fn main() -> ExitCode {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
     let cli = Cli::parse();
-    match runtime(cli.threads).and_then(|rt| perform(&rt, &cli.verb)) {
+    match perform(&Machine::new(cli.threads), &cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("apl-ffi: {}", failure.message);
@@ -105,23 +117,52 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a verb.
-fn perform(rt: &Runtime, verb: &Verb) -> Outcome {
+/// Runs a verb; those that compute nothing need no backend.
+fn perform(machine: &Machine, verb: &Verb) -> Outcome {
+    let rt = || machine.runtime();
     match verb {
-        Verb::Convert(a) => convert::run(rt, a),
-        Verb::Run(a) => run::run(rt, a),
+        Verb::Convert(a) => convert::run(rt()?, a),
+        Verb::Run(a) => run::run(rt()?, a),
         Verb::Inspect(a) => inspect::run(a),
         Verb::Models(a) => catalogue::run(a),
-        Verb::Validate(a) => validate::run(rt, a),
-        Verb::Compare(a) => compare::run(rt, a),
-        Verb::Perplexity(a) => perplexity::run(rt, a),
-        Verb::Bench(a) => bench::run(rt, a),
-        Verb::Info(a) => info::run(rt, a),
-        Verb::Quickstart(a) => quickstart::run(rt, a),
+        Verb::Validate(a) => validate::run(rt()?, a),
+        Verb::Compare(a) => compare::run(rt()?, a),
+        Verb::Perplexity(a) => perplexity::run(rt()?, a),
+        Verb::Bench(a) => bench::run(rt()?, a),
+        Verb::Info(a) => info::run(rt()?, a),
+        Verb::Quickstart(a) => quickstart::run(machine, a),
+        Verb::Completions(a) => shell::run(a),
     }
 }
 
-fn runtime(threads: usize) -> Outcome<Runtime> {
-    let config = Config::from_json(&format!("{{\"threads\": {threads}}}"))?;
+/// The library as it is configured, from the first verb on that computes.
+struct Machine {
+    threads: Option<usize>,
+    runtime: OnceCell<Runtime>,
+}
+
+impl Machine {
+    fn new(threads: Option<usize>) -> Machine {
+        Machine {
+            threads,
+            runtime: OnceCell::new(),
+        }
+    }
+
+    fn runtime(&self) -> Outcome<&Runtime> {
+        if let Some(made) = self.runtime.get() {
+            return Ok(made);
+        }
+        let made = runtime(self.threads)?;
+        Ok(self.runtime.get_or_init(|| made))
+    }
+}
+
+/// Without `--threads` the library looks at the environment itself.
+fn runtime(threads: Option<usize>) -> Outcome<Runtime> {
+    let config = match threads {
+        Some(threads) => Config::from_json(&format!("{{\"threads\": {threads}}}"))?,
+        None => Config::from_json("")?,
+    };
     Ok(Runtime::new(config)?)
 }

@@ -9,27 +9,30 @@ use apl_ffi::options::Width;
 use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{Inputs, width};
-use crate::terminal::{bar, say};
-use crate::{Failure, Outcome, run};
+use crate::terminal::{bar, counted, say};
+use crate::{Outcome, input, run};
 
 /// Measure how well a model predicts a text: less is better.
 ///
 /// The text is cut in windows that do not overlap; each begins with the beginning-of-sequence token, and its second half is
 /// scored, as llama.cpp's tool does it.
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+                  apl-ffi perplexity models/tiny text.txt\n  \
+                  apl-ffi perplexity model.gguf text.txt --window 512 --bytes 200000")]
 pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
     model: String,
     /// A file of UTF-8 text.
     text: PathBuf,
     /// Tokens of a window.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, allow_negative_numbers = true, value_parser = input::positive)]
     window: usize,
-    /// Only so many bytes from its beginning.
-    #[arg(long)]
+    /// Only this many bytes from its beginning.
+    #[arg(long, allow_negative_numbers = true, value_parser = input::count)]
     bytes: Option<usize>,
-    /// Quantise weights to so many bits while loading. Without it the file is measured as it is: codes as they are, all others as
-    /// the floats that they stand for.
+    /// Quantise weights to this many bits while loading. Without it the file is measured as it is: codes as they are, all others
+    /// as the floats that they stand for.
     #[arg(long, value_parser = width)]
     bits: Option<Width>,
     /// How products take their inputs.
@@ -42,10 +45,7 @@ pub struct Arguments {
 
 /// Reads the text with the model and prints the perplexity, with a bar of windows on stderr.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
-    let text = std::fs::read(&a.text)
-        .map_err(|e| Failure::new(3, format!("{} cannot be read: {e}", a.text.display())))?;
-    let end = a.bytes.unwrap_or(text.len()).min(text.len());
-    let text = String::from_utf8_lossy(&text[..end]);
+    let text = input::text(&a.text, a.bytes)?;
     let how = run::Opening {
         width: a.bits,
         floats: run::Floats::Kept,
@@ -66,7 +66,11 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             json!({"perplexity": p.value(), "nll": p.nll, "tokens": p.tokens})
         )?;
     } else {
-        say!("perplexity {:.4} on {} tokens", p.value(), p.tokens)?;
+        say!(
+            "perplexity {:.4} on {}",
+            p.value(),
+            counted(p.tokens, "token")
+        )?;
     }
     Ok(())
 }

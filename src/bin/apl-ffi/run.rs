@@ -1,6 +1,7 @@
 //! `apl-ffi run`
 
-use std::path::Path;
+use std::io::{IsTerminal, stdin};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,52 +17,62 @@ use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{Inputs, width};
 use crate::terminal::{
-    ask, ends_at_interrupt, interrupted, interruption, say, say_now, watch_interrupts,
+    ask, counted, ends_at_interrupt, interrupted, interruption, say, say_now, watch_interrupts,
 };
-use crate::{Failure, Outcome, catalogue};
+use crate::{Failure, Outcome, catalogue, input};
 
-/// Let a model go on with a text, or talk with it.
+/// Let a model continue a text, or talk with it.
+///
+/// Sampling options not given come from the model's generation_config.json, else the defaults shown.
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+                  apl-ffi run demo \"Once upon a time\"\n  \
+                  apl-ffi run demo --temperature 0 -n 50 < prompt.txt\n  \
+                  apl-ffi run models/tiny --chat\n  \
+                  apl-ffi run model.gguf --bits 8 --seed 7 \"The capital of France is\"")]
 pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
     pub model: String,
-    /// The text to go on with; without it, the model begins by itself, if it has a token that texts begin with.
-    #[arg(default_value = "")]
-    pub prompt: String,
+    /// The text to continue; `-`: what stdin has. Without it, what stdin has if that is not a terminal, else the model begins by
+    /// itself. With --chat, the first message.
+    pub prompt: Option<String>,
+    /// Take the text to continue from this file.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
     /// A conversation, by the model's chat template. An empty line or Ctrl-D ends it.
     #[arg(long)]
     pub chat: bool,
     /// The most tokens to generate.
-    #[arg(long, short = 'n', default_value_t = 400)]
+    #[arg(long, short = 'n', default_value_t = 400, allow_negative_numbers = true, value_parser = input::count)]
     pub tokens: usize,
-    /// 0: always the likeliest token. Where this or one of the next four is not given, it is what the model's
-    /// generation_config.json advises, else 0.8.
+    /// Logits are divided by it; 0: always the most likely token. [0.8]
     #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
-    /// Only so many of the likeliest tokens; 0: all. [40]
-    #[arg(long)]
+    /// Only this many of the most likely tokens; 0: all. [40]
+    #[arg(long, allow_negative_numbers = true, value_parser = input::count)]
     pub top_k: Option<usize>,
-    /// Only the likeliest tokens that together have this probability. [0.95]
+    /// Only the most likely tokens that together have this probability. [0.95]
     #[arg(long, allow_negative_numbers = true)]
     pub top_p: Option<f32>,
-    /// Only tokens that are at least so likely as a share of the likeliest. [0.05]
+    /// Only tokens whose probability is at least this fraction of the most likely token's. [0.05]
     #[arg(long, allow_negative_numbers = true)]
     pub min_p: Option<f32>,
-    /// Above 1: tokens of the last 64 become less likely. [1]
+    /// Above 1: tokens among the last 64 become less likely. [1]
     #[arg(long, allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
     /// The same seed tells the same story.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Quantise weights to so many bits while loading: 1, 2, 4, 8; 16 and 32 keep floats. Without it, codes of a width of ours stay
-    /// as they are, and all others (Hugging Face, F16, Q5_0, K-quants …) become 4 bits.
+    /// Quantise weights to this many bits while loading: 1, 2, 4, 8; 16 and 32 keep floats. Without it, converted models and weights
+    /// already in a format this library supports stay as they are; of all others, types of more than 4 bits (Q5_0, Q6_K …) become 8
+    /// bits, and floats and the rest (Hugging Face, F16, Q3_K …) 4 bits.
     #[arg(long, value_parser = width)]
     pub bits: Option<Width>,
     /// How products take their inputs.
     #[arg(long, value_enum, default_value_t = Inputs::Int8)]
     pub activations: Inputs,
-    /// The longest context.
-    #[arg(long)]
+    /// Tokens of prompt and text at most. [default: what the model takes]
+    #[arg(long, allow_negative_numbers = true, value_parser = input::positive)]
     pub context: Option<usize>,
     /// No figures at the end.
     #[arg(long, short)]
@@ -98,7 +109,7 @@ pub fn open(rt: &Runtime, model: &str, how: &Opening) -> Outcome<Arc<Model>> {
     options.weights.width = how.width;
     options.weights.activations = how.inputs.into();
     if how.width.is_none() && how.floats == Floats::Quantised {
-        tell_requantised(&path)?;
+        keep_or_tell(&path, &mut options.weights)?;
     }
     match Model::open(rt, &path, &options) {
         // No argument is out of its range but a width that weights do not fit: the file has weights that are no numbers.
@@ -109,9 +120,20 @@ pub fn open(rt: &Runtime, model: &str, how: &Opening) -> Outcome<Arc<Model>> {
     }
 }
 
-/// Says what the default does to weights that are no codes of ours, if the model has any.
-fn tell_requantised(path: &Path) -> Outcome {
-    let types = Source::open(path, true)?.float_types()?;
+/// What is done with weights that are no codes of ours, if the model has any: floats of our own format were converted to be floats
+/// and stay so; what the default does to all others is told.
+fn keep_or_tell(path: &Path, options: &mut WeightOptions) -> Outcome {
+    let source = Source::open(path, true)?;
+    let types = source.float_types()?;
+    if source.kind() == "manifest" {
+        let is_float16 =
+            types.iter().all(|(kind, _)| kind == "F16") && !apl_ffi::validate::is_quantised(path)?;
+        match is_float16 {
+            true => options.width = Some(Width::F16),
+            false => options.keep_floats = true,
+        }
+        return Ok(());
+    }
     let Width::Codes(default) = WeightOptions::DEFAULT_WIDTH else {
         return Ok(());
     };
@@ -138,6 +160,7 @@ fn tell_requantised(path: &Path) -> Outcome {
 /// Prints the prompt and what the model goes on with, token by token, or holds a conversation; figures go to stderr.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     sampling(a, &Sampling::default()).check()?;
+    let prompt = prompt(a)?;
     let begun = Instant::now();
     let how = Opening {
         width: a.bits,
@@ -147,11 +170,12 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     };
     let model = open(rt, &a.model, &how)?;
     let opened = begun.elapsed();
-    if a.chat && !model.tokenizer()?.has_chat_template() {
+    let tokenizer = model.tokenizer()?;
+    if a.chat && !tokenizer.has_chat_template() {
         return Err(Failure::new(
             4,
             format!(
-                "{} has no chat template: it goes on with a text, leave --chat away",
+                "{} has no chat template: it continues a text, omit --chat",
                 a.model
             ),
         ));
@@ -164,10 +188,9 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     ends_at_interrupt(session.canceller());
     watch_interrupts()?;
     if a.chat {
-        return chat(rt, &mut session, a);
+        return chat(rt, &mut session, a, prompt);
     }
-    let tokenizer = model.tokenizer()?;
-    let ids = tokenizer.encode(&a.prompt, tokenizer.begins())?;
+    let ids = tokenizer.encode(&prompt, tokenizer.begins())?;
     if ids.is_empty() {
         return Err(Failure::new(
             2,
@@ -177,13 +200,45 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             ),
         ));
     }
-    say_now(&a.prompt)?;
-    let figures = tell(rt, &mut session, &ids, a.tokens)?;
+    fits(&ids, &session)?;
+    say_now(&prompt)?;
+    let told = tell(rt, &mut session, &ids, a.tokens);
+    // What went wrong stands on a line of its own.
     say!()?;
+    let figures = told?;
     if !a.quiet {
         eprintln!("[opened in {:.2} s; {figures}]", opened.as_secs_f64());
     }
     Ok(())
+}
+
+/// The text to continue, from wherever the arguments say.
+fn prompt(a: &Arguments) -> Outcome<String> {
+    match (&a.prompt, &a.file) {
+        (Some(prompt), _) if prompt == "-" && a.chat => Err(Failure::new(
+            2,
+            "the lines of stdin are what is said with --chat, expected a first message or none instead of -",
+        )),
+        (Some(prompt), _) if prompt != "-" => Ok(prompt.clone()),
+        (None, Some(file)) => input::prompt(file),
+        (None, None) if a.chat || stdin().is_terminal() => Ok(String::new()),
+        _ => input::prompt(Path::new("-")),
+    }
+}
+
+/// Whether the session has room for a prompt.
+fn fits(ids: &[u32], session: &Session) -> Outcome {
+    match ids.len() > session.context() {
+        false => Ok(()),
+        true => Err(Failure::new(
+            2,
+            format!(
+                "the prompt has {}, the context {}",
+                counted(ids.len(), "token"),
+                session.context()
+            ),
+        )),
+    }
 }
 
 /// What the arguments ask of the sampler, and where they are silent what is advised.
@@ -219,24 +274,24 @@ fn tell(rt: &Runtime, session: &mut Session, ids: &[u32], most: usize) -> Outcom
         say_now(step.piece)?;
     }
     if interrupted() {
-        say!()?;
         return Err(interruption());
     }
     let rate = |n: usize, time: std::time::Duration| n as f64 / time.as_secs_f64().max(1e-9);
     Ok(format!(
-        "prompt: {} tokens, {:.0} a second; text: {generated} tokens, {:.0} a second",
-        ids.len(),
+        "prompt: {}, {:.0} a second; text: {}, {:.0} a second",
+        counted(ids.len(), "token"),
         rate(ids.len(), fed),
+        counted(generated, "token"),
         rate(generated, begun.elapsed())
     ))
 }
 
-/// Turns, each through the template over the whole conversation; only what is new is fed.
-fn chat(rt: &Runtime, session: &mut Session, a: &Arguments) -> Outcome {
+/// Turns, each through the template over the whole conversation; only what is new is fed. It ends where the user ends it, and
+/// where the context is full.
+fn chat(rt: &Runtime, session: &mut Session, a: &Arguments, mut line: String) -> Outcome {
     let model = session.model().clone();
     let tokenizer = model.tokenizer()?;
     let mut messages = Vec::new();
-    let mut line = a.prompt.clone();
     loop {
         if line.is_empty() {
             line = ask("> ")?;
@@ -253,6 +308,11 @@ fn chat(rt: &Runtime, session: &mut Session, a: &Arguments) -> Outcome {
                 format!("the chat template of {} writes nothing", a.model),
             ));
         }
+        if messages.len() == 1 {
+            fits(&ids, session)?;
+        } else if ids.len() > session.context() {
+            return full(session);
+        }
         let common = ids
             .iter()
             .zip(session.tokens())
@@ -264,13 +324,26 @@ fn chat(rt: &Runtime, session: &mut Session, a: &Arguments) -> Outcome {
         }
         let from = session.position();
         let before = ids.len();
-        let figures = tell(rt, session, &ids[from..], a.tokens)?;
+        let told = tell(rt, session, &ids[from..], a.tokens);
         say!()?;
+        let figures = told?;
         if !a.quiet {
             eprintln!("[{figures}]");
+        }
+        if session.position() == session.context() {
+            return full(session);
         }
         let answer = tokenizer.decode(&session.tokens()[before..])?;
         messages.push(json!({"role": "assistant", "content": answer}));
         line.clear();
     }
+}
+
+/// The end of a conversation that nothing more can be said in.
+fn full(session: &Session) -> Outcome {
+    eprintln!(
+        "the context of {} is full: the conversation ends here",
+        counted(session.context(), "token")
+    );
+    Ok(())
 }

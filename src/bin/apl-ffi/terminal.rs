@@ -123,6 +123,15 @@ pub fn bytes(n: usize) -> String {
     indicatif::HumanBytes(n as u64).to_string()
 }
 
+/// A number of things, in the singular where there is one.
+pub fn counted(n: usize, thing: &str) -> String {
+    match (n, thing.strip_suffix('x')) {
+        (1, _) => format!("1 {thing}"),
+        (_, Some(stem)) => format!("{n} {stem}ces"),
+        (_, None) => format!("{n} {thing}s"),
+    }
+}
+
 /// A table: columns as wide as their widest cell, all but the first aligned to the right.
 pub fn table(rows: &[Vec<String>]) -> Outcome {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

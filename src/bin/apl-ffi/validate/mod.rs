@@ -18,7 +18,7 @@ use apl_ffi::validate::{
 
 use crate::arguments::codes;
 use crate::terminal::{bar, say, table};
-use crate::{Failure, Outcome, catalogue};
+use crate::{Failure, Outcome, catalogue, input};
 
 /// What PyTorch found, as it is committed.
 const BASELINES: &[u8] = include_bytes!("../../../../tests/data/validation/baselines.safetensors");
@@ -59,7 +59,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', value_parser = codes, default_values = ["1", "2", "4", "8"])]
     bits: Vec<Bits>,
     /// Weights that share a scale; 0: a whole row.
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 32])]
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 32], allow_negative_numbers = true, value_parser = input::count)]
     group: Vec<usize>,
     /// How products take their inputs.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Inputs::F32, Inputs::Int8, Inputs::Sign])]
@@ -180,8 +180,7 @@ fn subject(rt: &Runtime, a: &Arguments) -> Outcome<Option<Subject>> {
     }
     let text = match &a.text {
         Some(path) => {
-            let bytes = std::fs::read(path).map_err(|e| unreadable(path, &e))?;
-            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let text = input::text(path, None)?;
             if text.trim().is_empty() {
                 return Err(Failure::new(
                     2,
