@@ -12,7 +12,7 @@ use crate::arguments::{Inputs, width};
 use crate::terminal::{bar, say, table};
 use crate::{Failure, Outcome, input, run};
 
-/// Compare a quantised model with the one that it was made of: what both say comes next, token by token of a text.
+/// Compare a quantised model with its source: what both predict, token by token of a text.
 ///
 /// Reports logit error, KL divergence, top-token agreement and both perplexities (every token counts here; `apl-ffi perplexity`
 /// scores as llama.cpp's tool does).

@@ -26,13 +26,13 @@ use clap::{Parser, Subcommand};
 use apl_ffi::error::{Error, Status};
 use apl_ffi::runtime::{Config, Runtime};
 
-/// Quantised language models (1, 2, 4, 8 bits) from the command line: convert, look, run, measure.
+/// Quantised language models (1, 2, 4, 8 bits) from the command line: convert, inspect, run, measure.
 #[derive(Parser)]
 #[command(
     name = "apl-ffi",
     version,
-    after_help = "A MODEL is a manifest (.json), a .gguf file, a folder in the Hugging Face layout, a folder that holds one manifest, or a \
-                  name: `demo` is the small story teller that comes with this project, `apl-ffi models` lists the others.\n\n\
+    after_help = "A MODEL is a manifest (.json), a .gguf file, a folder in the Hugging Face layout, a folder that holds one manifest or \
+                  one .gguf file, or a name: `demo` is a small story teller that comes with this project, `apl-ffi models` lists others.\n\n\
                   Exit codes: 0 success; 1 it failed; 2 wrong arguments; 3 no such file, or it cannot be read or written; \
                   4 a file is not what it claims, or is not supported; 5 no network, or the download was refused; 130 interrupted.\n\n\
                   Environment:\n  \

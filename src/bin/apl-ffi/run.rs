@@ -33,10 +33,10 @@ use crate::{Failure, Outcome, catalogue, input};
 pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
     pub model: String,
-    /// The text to continue; `-`: what stdin has. Without it, what stdin has if that is not a terminal, else the model begins by
-    /// itself. With --chat, the first message.
+    /// The text to continue; `-` reads it from stdin. Without a prompt, stdin is read if it is not a terminal; else the model begins
+    /// by itself. With --chat, the first message.
     pub prompt: Option<String>,
-    /// Take the text to continue from this file.
+    /// Read the text to continue from this file.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
     /// A conversation, by the model's chat template. An empty line or Ctrl-D ends it.
@@ -60,7 +60,7 @@ pub struct Arguments {
     /// Above 1: tokens among the last 64 become less likely. [1]
     #[arg(long, allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
-    /// The same seed tells the same story.
+    /// Of the random numbers: the same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Quantise weights to this many bits while loading: 1, 2, 4, 8; 16 and 32 keep floats. Without it, converted models and weights
@@ -203,7 +203,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     fits(&ids, &session)?;
     say_now(&prompt)?;
     let told = tell(rt, &mut session, &ids, a.tokens);
-    // What went wrong stands on a line of its own.
+    // A message stands on a line of its own.
     say!()?;
     let figures = told?;
     if !a.quiet {
