@@ -40,3 +40,17 @@ pub fn codes(text: &str) -> Result<Bits, String> {
     let bits = text.parse().ok().and_then(Bits::new);
     bits.ok_or_else(|| "expected 1, 2, 4 or 8".to_owned())
 }
+
+/// A number of things, of which there may be none.
+pub fn count(text: &str) -> Result<usize, String> {
+    text.parse()
+        .map_err(|_| "expected an integer, 0 or more".to_owned())
+}
+
+/// A number of things, of which there has to be one.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("expected an integer, 1 or more".to_owned()),
+    }
+}

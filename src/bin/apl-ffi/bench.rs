@@ -12,10 +12,10 @@ use apl_ffi::model::{Logits, Model, Session, SessionOptions};
 use apl_ffi::options::Width;
 use apl_ffi::runtime::Runtime;
 
-use crate::arguments::{Inputs, width};
+use crate::arguments::{Inputs, positive, width};
 use crate::peer::{self, Peer};
 use crate::terminal::{bar, bytes, counted, say, table};
-use crate::{Failure, Outcome, bench_page, catalogue, input, run};
+use crate::{Failure, Outcome, bench_page, catalogue, run};
 
 /// Measure a model on this machine: size, memory, time to the first token, tokens a second of prompt and of text.
 ///
@@ -30,13 +30,13 @@ pub struct Arguments {
     #[arg(long, default_value = "demo")]
     model: String,
     /// Tokens of the prompt. [default: 256, or what the context takes]
-    #[arg(long, allow_negative_numbers = true, value_parser = input::positive)]
+    #[arg(long, allow_negative_numbers = true, value_parser = positive)]
     prompt: Option<usize>,
     /// Tokens of the text. [default: 64, or what the context takes]
-    #[arg(long, allow_negative_numbers = true, value_parser = input::positive)]
+    #[arg(long, allow_negative_numbers = true, value_parser = positive)]
     tokens: Option<usize>,
     /// Rounds, whose median is reported.
-    #[arg(long, default_value_t = 5, allow_negative_numbers = true, value_parser = input::positive)]
+    #[arg(long, default_value_t = 5, allow_negative_numbers = true, value_parser = positive)]
     rounds: usize,
     /// Quantise weights to this many bits while loading; 16 and 32 keep floats. Without it, converted models and weights already in a
     /// format this library supports stay as they are, quantised types of more than 4 bits become 8 bits, and all others 4.

@@ -8,7 +8,7 @@ use apl_ffi::agreement::{Agreement, agreement};
 use apl_ffi::options::Width;
 use apl_ffi::runtime::Runtime;
 
-use crate::arguments::{Inputs, width};
+use crate::arguments::{Inputs, positive, width};
 use crate::terminal::{bar, say, table};
 use crate::{Failure, Outcome, input, run};
 
@@ -27,7 +27,7 @@ pub struct Arguments {
     #[arg(long)]
     text: Option<PathBuf>,
     /// Tokens of a window. [default: 256, or what both models take]
-    #[arg(long, allow_negative_numbers = true, value_parser = input::positive)]
+    #[arg(long, allow_negative_numbers = true, value_parser = positive)]
     window: Option<usize>,
     /// Quantise the weights of the model to this many bits while loading. Without it the model is compared as it is: codes as they
     /// are, all others as the floats that they stand for.

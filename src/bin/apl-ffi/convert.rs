@@ -16,7 +16,7 @@ use apl_ffi::options::{WeightOptions, Width};
 use apl_ffi::quant::Method;
 use apl_ffi::runtime::Runtime;
 
-use crate::arguments::width;
+use crate::arguments::{count, width};
 use crate::terminal::{self, INTERRUPTED, bar};
 use crate::{Failure, Outcome, catalogue, input};
 
@@ -34,7 +34,7 @@ pub struct Arguments {
     #[arg(long, value_parser = width)]
     pub bits: Option<Width>,
     /// Weights that share a scale; 0: a whole row. [default: 32]
-    #[arg(long, allow_negative_numbers = true, value_parser = input::count)]
+    #[arg(long, allow_negative_numbers = true, value_parser = count)]
     pub group: Option<usize>,
     /// How scales are chosen: from the largest weight of a group, or searched for the least error (slower, better). [default:
     /// search]

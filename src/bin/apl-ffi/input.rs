@@ -1,23 +1,9 @@
-//! What verbs take in: counts among the arguments, texts in files and on stdin.
+//! Texts that verbs read, in files and on stdin.
 
 use std::io::{Read, stdin};
 use std::path::Path;
 
 use crate::{Failure, Outcome};
-
-/// A number of things, of which there may be none.
-pub fn count(text: &str) -> Result<usize, String> {
-    text.parse()
-        .map_err(|_| "expected an integer, 0 or more".to_owned())
-}
-
-/// A number of things, of which there has to be one.
-pub fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(n) if n > 0 => Ok(n),
-        _ => Err("expected an integer, 1 or more".to_owned()),
-    }
-}
 
 /// The text of a file, or of so many of its first bytes; a character that these cut is left out.
 pub fn text(path: &Path, most: Option<usize>) -> Outcome<String> {

@@ -51,7 +51,7 @@ struct Cli {
     #[command(subcommand)]
     verb: Verb,
     /// Threads; 0: as many as there are processors. [default: APL_FFI_THREADS, else 0]
-    #[arg(long, global = true, allow_negative_numbers = true, value_parser = input::count)]
+    #[arg(long, global = true, allow_negative_numbers = true, value_parser = arguments::count)]
     threads: Option<usize>,
 }
 

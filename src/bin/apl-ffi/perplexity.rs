@@ -8,7 +8,7 @@ use serde_json::json;
 use apl_ffi::options::Width;
 use apl_ffi::runtime::Runtime;
 
-use crate::arguments::{Inputs, width};
+use crate::arguments::{Inputs, count, positive, width};
 use crate::terminal::{bar, counted, say};
 use crate::{Outcome, input, run};
 
@@ -26,10 +26,10 @@ pub struct Arguments {
     /// A file of UTF-8 text.
     text: PathBuf,
     /// Tokens of a window.
-    #[arg(long, default_value_t = 256, allow_negative_numbers = true, value_parser = input::positive)]
+    #[arg(long, default_value_t = 256, allow_negative_numbers = true, value_parser = positive)]
     window: usize,
     /// Only this many bytes from its beginning.
-    #[arg(long, allow_negative_numbers = true, value_parser = input::count)]
+    #[arg(long, allow_negative_numbers = true, value_parser = count)]
     bytes: Option<usize>,
     /// Quantise weights to this many bits while loading. Without it the file is measured as it is: codes as they are, all others
     /// as the floats that they stand for.

@@ -15,7 +15,7 @@ use apl_ffi::options::{WeightOptions, Width};
 use apl_ffi::quant::Bits;
 use apl_ffi::runtime::Runtime;
 
-use crate::arguments::{Inputs, width};
+use crate::arguments::{Inputs, count, positive, width};
 use crate::terminal::{
     ask, counted, ends_at_interrupt, interrupted, interruption, say, say_now, watch_interrupts,
 };
@@ -34,7 +34,7 @@ pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
     pub model: String,
     /// The text to continue; `-` reads it from stdin. Without a prompt, stdin is read if it is not a terminal; else the model begins
-    /// by itself. With --chat, the first message.
+    /// by itself, if it has a token that texts begin with. With --chat, the first message.
     pub prompt: Option<String>,
     /// Read the text to continue from this file.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
@@ -43,13 +43,13 @@ pub struct Arguments {
     #[arg(long)]
     pub chat: bool,
     /// The most tokens to generate.
-    #[arg(long, short = 'n', default_value_t = 400, allow_negative_numbers = true, value_parser = input::count)]
+    #[arg(long, short = 'n', default_value_t = 400, allow_negative_numbers = true, value_parser = count)]
     pub tokens: usize,
     /// Logits are divided by it; 0: always the most likely token. [0.8]
     #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Only this many of the most likely tokens; 0: all. [40]
-    #[arg(long, allow_negative_numbers = true, value_parser = input::count)]
+    #[arg(long, allow_negative_numbers = true, value_parser = count)]
     pub top_k: Option<usize>,
     /// Only the most likely tokens that together have this probability. [0.95]
     #[arg(long, allow_negative_numbers = true)]
@@ -72,7 +72,7 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t = Inputs::Int8)]
     pub activations: Inputs,
     /// Tokens of prompt and text at most. [default: what the model takes]
-    #[arg(long, allow_negative_numbers = true, value_parser = input::positive)]
+    #[arg(long, allow_negative_numbers = true, value_parser = positive)]
     pub context: Option<usize>,
     /// No figures at the end.
     #[arg(long, short)]

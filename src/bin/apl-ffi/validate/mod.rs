@@ -16,7 +16,7 @@ use apl_ffi::validate::{
     self, Baselines, Outcome as Found, Plan, Report, Subject, named_tolerance,
 };
 
-use crate::arguments::codes;
+use crate::arguments::{codes, count};
 use crate::terminal::{bar, say, table};
 use crate::{Failure, Outcome, catalogue, input};
 
@@ -59,7 +59,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', value_parser = codes, default_values = ["1", "2", "4", "8"])]
     bits: Vec<Bits>,
     /// Weights that share a scale; 0: a whole row.
-    #[arg(long, value_delimiter = ',', default_values_t = [0, 32], allow_negative_numbers = true, value_parser = input::count)]
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 32], allow_negative_numbers = true, value_parser = count)]
     group: Vec<usize>,
     /// How products take their inputs.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Inputs::F32, Inputs::Int8, Inputs::Sign])]
