@@ -62,8 +62,8 @@ pub fn run(machine: &Machine, _: &Arguments) -> Outcome {
 /// Beside its source, if that is what `validate` takes. What does not pass is told, and the tour goes on.
 fn validation(machine: &Machine, source: &str, out: &str) -> Outcome {
     let path = catalogue::fetched(source)?;
-    if apl_ffi::validate::accepts(&Source::open(&path, true)?).is_err() {
-        return Ok(());
+    if let Err(e) = apl_ffi::validate::accepts(&Source::open(&path, true)?) {
+        return say!("\nNo validation: {}", e.message());
     }
     let question = "Is it still the same model? Validate it beside its source, layer by layer:";
     if !Confirm::new(question)
