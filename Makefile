@@ -109,9 +109,10 @@ check-installed: build ## compile and run C and C++ programs against an installe
 test-large: ## run the test that writes and hashes 4.4 GB
 	$(TEST) --test formats -- --ignored
 
-lint: ## check formatting, run clippy, and check that files named in documents exist
+lint: ## check formatting, run clippy, compile the fuzz targets, and check that files named in documents exist
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) check --quiet --manifest-path fuzz/Cargo.toml --target-dir target
 	$(PYTHON) tools/check_paths.py
 
 asan: ## run the Rust and C tests under AddressSanitizer, with assertions

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(tokenizer) = Tokenizer::from_json(data) {
-        if let Ok(ids) = tokenizer.encode("Once upon a time, naïve ⎕NA\n", true) {
+        if let Ok(ids) = tokenizer.encode("Once upon a time, naïve ⎕NA\n", tokenizer.begins()) {
             let _ = tokenizer.decode(&ids);
         }
         let all: Vec<u32> = (0..tokenizer.vocabulary().min(64) as u32).collect();
