@@ -10,37 +10,41 @@ use crate::model::{Logits, Model, Session, SessionOptions, not_finite};
 use crate::perplexity::log_sum_exp;
 use crate::runtime::Runtime;
 
-/// Two models that read the same tokens, compared at every token but the last of each window: what they say comes next.
+/// The comparison of two models that read the same tokens: their predictions at every token except
+/// the last of each window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Agreement {
-    /// Places that were compared.
+    /// The number of positions compared.
     pub tokens: usize,
-    /// The norm of the difference of the logits over the norm of the reference's, each less its mean at a place: a softmax does
-    /// not see the mean.
+    /// The norm of the difference of the logits over the norm of the reference's logits. The mean
+    /// at each position is subtracted first, because it does not affect the softmax.
     pub relative_error: f64,
-    /// The mean Kullback–Leibler divergence of the model's distribution from the reference's, in nats.
+    /// The mean Kullback–Leibler divergence of the model's distribution from the reference's, in
+    /// nats.
     pub kl: f64,
-    /// The share of places where both hold the same token the likeliest.
+    /// The share of positions where both models have the same most likely token.
     pub same_top: f64,
-    /// The perplexity of the model on these places.
+    /// The perplexity of the model at these positions.
     pub perplexity: f64,
     /// That of the reference.
     pub reference_perplexity: f64,
 }
 
 impl Agreement {
-    /// As programs read it.
+    /// The form for programs.
     pub fn to_json(&self) -> Value {
         json!({"tokens": self.tokens, "logits_relative_error": self.relative_error, "kl_nats": self.kl, "same_top": self.same_top,
                "perplexity": self.perplexity, "reference_perplexity": self.reference_perplexity})
     }
 }
 
-/// Compares on `ids`, in windows of at most `window` tokens that do not overlap. `progress(done, windows)` is called after each.
+/// Compares the models on `ids`, in windows of at most `window` tokens without overlap.
+/// `progress(done, windows)` is called after each.
 ///
 /// # Errors
-/// `ERR_RANGE` for fewer than two tokens, a window that is not in 2 to the shorter context, and vocabularies that differ;
-/// `ERR_FORMAT` for logits that are not finite; those of [`Session::eval`].
+/// `ERR_RANGE` for fewer than two tokens, a window outside 2 to the shorter context, and
+/// vocabularies that differ; `ERR_FORMAT` for logits that are not finite; those of
+/// [`Session::eval`].
 pub fn agreement(
     rt: &Runtime,
     model: &Arc<Model>,
@@ -103,7 +107,7 @@ pub fn agreement(
     Ok(sums.agreement())
 }
 
-/// Sums over places.
+/// Sums over positions.
 #[derive(Default)]
 struct Sums {
     tokens: usize,
@@ -116,7 +120,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// One place: both logits `(vocabulary)`, and the token that comes.
+    /// Adds a position: the logits of both models `(vocabulary)`, and the next token.
     fn add(&mut self, ours: &[f32], theirs: &[f32], next: usize) {
         let (p, q) = (Distribution::new(theirs), Distribution::new(ours));
         for (&theirs, &ours) in theirs.iter().zip(ours) {
@@ -137,7 +141,7 @@ impl Sums {
         Agreement {
             tokens: self.tokens,
             relative_error: (self.differences / self.squares.max(f64::MIN_POSITIVE)).sqrt(),
-            // Rounding can leave the sum of two equal distributions a little below nothing.
+            // Rounding can make the sum slightly negative for equal distributions.
             kl: (self.kl / tokens).max(0.0),
             same_top: self.same as f64 / tokens,
             perplexity: (self.surprise / tokens).exp(),
@@ -146,10 +150,10 @@ impl Sums {
     }
 }
 
-/// What a softmax needs to know of its logits.
+/// The statistics of logits that a softmax needs.
 struct Distribution {
     mean: f64,
-    /// The first of the likeliest.
+    /// The first of the most likely tokens.
     top: usize,
     /// `ln Σ exp(logit)`
     log_sum: f64,
@@ -180,7 +184,7 @@ impl Distribution {
 mod tests {
     use super::*;
 
-    /// By the textbook, with probabilities written out.
+    /// By definition, with explicit probabilities.
     #[test]
     fn one_place_by_hand() {
         let (ours, theirs) = ([0.0f32, 1.0, 3.0], [2.0f32, 2.0, 5.0]);
@@ -197,7 +201,7 @@ mod tests {
         assert!((found.kl - kl).abs() < 1e-12, "{found:?}, {kl}");
         assert!((found.perplexity - 1.0 / q[1]).abs() < 1e-9);
         assert!((found.reference_perplexity - 1.0 / p[1]).abs() < 1e-9);
-        // Less their means, 4/3 and 3: differences -4/3 + 1, -1/3 + 1, 5/3 - 2.
+        // After subtraction of the means, 4/3 and 3: differences -4/3 + 1, -1/3 + 1, 5/3 - 2.
         let norm = (1.0f64 + 1.0 + 4.0).sqrt();
         let difference = (1.0f64 / 9.0 + 4.0 / 9.0 + 1.0 / 9.0).sqrt();
         assert!((found.relative_error - difference / norm).abs() < 1e-12);

@@ -1,6 +1,7 @@
-//! From a model as it was published to one of our own format: quantised, written, and looked at again.
+//! Converts a published model to our own format: quantises it, writes it, and checks the result.
 //!
-//! Tensors go through one at a time, so that the memory it takes is that of the largest matrix as float32 and its codes.
+//! Tensors are processed one at a time, so the memory needed is that of the largest matrix as
+//! float32 and its codes.
 
 mod check;
 mod destination;
@@ -25,7 +26,7 @@ use crate::weights;
 pub use check::{SAMPLE, verify};
 pub use destination::refuse;
 
-/// What happened to one matrix.
+/// The result for one matrix.
 #[derive(Clone, Debug)]
 pub struct Converted {
     /// Its canonical name.
@@ -34,15 +35,16 @@ pub struct Converted {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// Bits a code; 16 and 32 are floats.
+    /// Bits per code; 16 and 32 are floats.
     pub bits: usize,
-    /// Bytes of codes, scales and zero points.
+    /// The size of codes, scales and zero points, in bytes.
     pub bytes: usize,
-    /// The norm of the difference over the norm of the weights; 0 where the file's own codes were taken over.
+    /// The norm of the difference over the norm of the weights; 0 if the file's codes were taken as
+    /// stored.
     pub relative_error: f64,
 }
 
-/// What a conversion did.
+/// The result of a conversion.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The manifest.
@@ -51,42 +53,42 @@ pub struct Report {
     pub matrices: Vec<Converted>,
     /// The relative error over all matrices together.
     pub relative_error: f64,
-    /// Bits a weight in truth, over all matrices: scales and zero points included.
+    /// Effective bits per weight over all matrices, including scales and zero points.
     pub bits_a_weight: f64,
-    /// How it compares with its source on [`SAMPLE`]; `None` without a tokenizer, and for a source that takes more than half of the
-    /// available memory as float32, or 12 GiB.
+    /// The comparison with the source on [`SAMPLE`]; `None` without a tokenizer, and for a source
+    /// that takes more than half of the available memory as float32, or 12 GiB.
     pub agreement: Option<Agreement>,
 }
 
-/// What is told while it goes on.
+/// A step that is reported while a conversion runs.
 #[derive(Clone, Debug)]
 pub enum Progress<'a> {
-    /// So many tensors, with so many weights, are to be done.
+    /// The start, with the number of tensors and weights to be converted.
     Begin {
         /// Matrices and vectors.
         tensors: usize,
         /// Elements of all of them.
         weights: u64,
     },
-    /// This tensor is next.
+    /// The next tensor.
     Tensor {
         /// Its canonical name.
         name: &'a str,
         /// Its elements.
         weights: u64,
     },
-    /// All are done; the files are put in place.
+    /// All tensors are done, and the files are put in place.
     Writing,
-    /// What was written is opened and read.
+    /// The result is opened and read.
     Checking,
-    /// It and its source read a text.
+    /// The result and its source read a text, to be compared.
     Comparing,
 }
 
-/// Where a converted model goes.
+/// The destination of a converted model.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
-    /// The folder, which is made if it is absent.
+    /// The folder, which is created if it does not exist.
     pub folder: &'a Path,
     /// The name of its manifest, without `.json`.
     pub name: &'a str,
@@ -101,18 +103,20 @@ impl Target<'_> {
 
 /// Converts a model.
 ///
-/// Weights that are quantised already are taken over code by code, unless the options ask for another width. When
-/// `cancelled` becomes true it ends at the next tensor. An error, or an end of the process at any moment, leaves the model that was
-/// there before or the new one; where the new one has another tokenizer, an end between the last renamings leaves none.
+/// Weights that are already quantised are taken as stored, code by code, unless the options ask for
+/// another width. When `cancelled` becomes true, the conversion ends at the next tensor. An error,
+/// or the end of the process at any moment, leaves the previous model or the new one; but if the
+/// new one has another tokenizer, an end between the last renamings leaves neither.
 ///
-/// A tokenizer's files have fixed names: the folder may have other ones only of the model that is replaced, see [`refuse`].
+/// A tokenizer's files have fixed names, so the folder may contain different ones only for the
+/// model that is replaced, see [`refuse`].
 ///
-/// With a `calibration`, which is of the same source, matrices are quantised for the inputs that it gathers; `options.method` then
-/// does not matter.
+/// With a `calibration`, which must be for the same source, matrices are quantised for the inputs
+/// that it gathers; `options.method` is then ignored.
 ///
 /// # Errors
-/// Those of [`refuse`]; `ERR_IO`, `ERR_FORMAT` for a tensor that is not finite or not what was promised, `ERR_MEMORY`, `ERR_STATE`
-/// if cancelled.
+/// Those of [`refuse`]; `ERR_IO`, `ERR_FORMAT` for a tensor that is not finite or malformed,
+/// `ERR_MEMORY`, `ERR_STATE` if cancelled.
 pub fn convert(
     rt: &Runtime,
     source: &Source,
@@ -126,7 +130,7 @@ pub fn convert(
     destination::check(source, target, &companions)?;
     let _made = destination::Made::folders(target.folder)?;
     let mut writer = ManifestWriter::create(&target.manifest())?;
-    // Again, now that other writers wait.
+    // Checked again, now that other writers are locked out.
     destination::check(source, target, &companions)?;
     let mut steps = Steps {
         progress,
@@ -159,7 +163,8 @@ pub fn convert(
     Ok(report)
 }
 
-/// Opens what was written and reads it, and compares it with its source where that is not too large; see [`Report::agreement`].
+/// Opens and reads the result, and compares it with its source if that is not too large; see
+/// [`Report::agreement`].
 fn looked_at(
     rt: &Runtime,
     source: &Source,
@@ -190,14 +195,14 @@ fn looked_at(
     Ok(agreement)
 }
 
-/// Who is told of what goes on, and may end it.
+/// The callbacks of the caller, which report progress and may cancel.
 struct Steps<'a> {
     progress: &'a mut dyn FnMut(Progress<'_>),
     cancelled: &'a AtomicBool,
 }
 
 impl Steps<'_> {
-    /// `ERR_STATE` if it was cancelled, with what that leaves.
+    /// `ERR_STATE` if it was cancelled, with what is left on disk.
     fn go_on(&self, left: &str) -> Result<()> {
         match self.cancelled.load(Ordering::Relaxed) {
             true => Err(Error::state(format!("interrupted: {left}"))),
@@ -206,25 +211,25 @@ impl Steps<'_> {
     }
 }
 
-/// The tensors of a model on their way.
+/// The tensors of a model to be converted.
 struct Tensors<'a> {
     rt: &'a Runtime,
     source: &'a Source,
     options: &'a WeightOptions,
 }
 
-/// What became of them.
+/// The results for the tensors.
 #[derive(Default)]
 struct Written {
     matrices: Vec<Converted>,
     /// Over all matrices.
     norms: Norms,
-    /// What the manifest says of the quantisation of each matrix.
+    /// The manifest's description of the quantisation of each matrix.
     said: Vec<Value>,
 }
 
 impl Tensors<'_> {
-    /// Writes one after the other.
+    /// Writes the tensors one after the other.
     fn write(
         &self,
         writer: &mut ManifestWriter,
@@ -237,7 +242,7 @@ impl Tensors<'_> {
             weights: specs.iter().map(|s| elements(&s.shape)).sum(),
         });
         let mut written = Written::default();
-        // What no product tells anything about is at least searched.
+        // With a calibration, matrices without gathered inputs are quantised by the search.
         let method = match calibration {
             Some(_) => Method::Search,
             None => self.options.method,
@@ -261,7 +266,7 @@ impl Tensors<'_> {
                 None => Known::Nothing,
             };
             let stored = match known {
-                // Tuning was for the options as they are.
+                // The scales were tuned for the options as given.
                 Known::Codes(_) => None,
                 _ => self.source.stored(&spec.name)?,
             };
@@ -288,7 +293,7 @@ fn elements(shape: &[usize]) -> u64 {
     shape.iter().map(|&n| n as u64).product()
 }
 
-/// One matrix on its way.
+/// One matrix to be converted.
 struct Matrix<'a> {
     rt: &'a Runtime,
     name: &'a str,
@@ -297,10 +302,10 @@ struct Matrix<'a> {
     known: Known<'a>,
 }
 
-/// The method of codes that were taken over.
+/// The name of the method for codes taken as stored.
 const COPIED: &str = "copied";
 
-/// Sums over weights `w` that became `q`.
+/// Sums over weights `w` and their quantised values `q`.
 #[derive(Clone, Copy, Default)]
 struct Norms {
     /// `Σ w²`
@@ -310,7 +315,7 @@ struct Norms {
 }
 
 impl Norms {
-    /// One weight more.
+    /// Adds a weight.
     fn weight(&mut self, w: f32, q: f32) {
         let (w, q) = (f64::from(w), f64::from(q));
         self.squares += w * w;
@@ -327,7 +332,7 @@ impl Norms {
     }
 }
 
-/// The norms of codes that are taken over: nothing is lost.
+/// The norms of codes taken as stored: there is no loss.
 fn norms_of(codes: &Codes<'_>) -> Result<Norms> {
     let mut norms = Norms::default();
     let cols = codes.shape.cols;
@@ -376,7 +381,7 @@ impl Matrix<'_> {
         }
     }
 
-    /// Quantises, and measures what that costs.
+    /// Quantises a matrix and measures the error.
     fn quantised(
         &self,
         writer: &mut ManifestWriter,
@@ -446,7 +451,7 @@ impl Matrix<'_> {
         Ok((converted, said))
     }
 
-    /// Keeps floats: as float32, or rounded to float16.
+    /// Writes floats, as float32 or rounded to float16.
     fn floats(
         &self,
         writer: &mut ManifestWriter,
@@ -493,7 +498,7 @@ fn error_field(relative_error: f64) -> Map<String, Value> {
     Map::from_iter([("relative_error".to_owned(), json!(relative_error))])
 }
 
-/// What the manifest says of the model, and beside its weights.
+/// The manifest's description of the model, and the fields outside of it.
 fn described(
     source: &Source,
     report: &Report,
@@ -509,7 +514,7 @@ fn described(
         "families": [a.family.name()],
         "source": source.origin().file_name().map(|n| n.to_string_lossy()),
     }));
-    // What was done here, if anything was; else how the source has it.
+    // The description of a matrix that was quantised here, if any was, else that of the source.
     let done = quantizations
         .iter()
         .position(|q| q["method"] != COPIED && !q["method"].is_null());

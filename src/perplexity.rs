@@ -7,10 +7,10 @@ use crate::memory;
 use crate::model::{Logits, Model, Session, SessionOptions, not_finite};
 use crate::runtime::Runtime;
 
-/// How well a text was predicted.
+/// The result of scoring a text.
 #[derive(Clone, Copy, Debug)]
 pub struct Perplexity {
-    /// Tokens that were scored.
+    /// The number of tokens scored.
     pub tokens: usize,
     /// Their mean negative log-likelihood, in nats.
     pub nll: f64,
@@ -23,13 +23,16 @@ impl Perplexity {
     }
 }
 
-/// Perplexity as llama.cpp's tool measures it: the text, in which names of special tokens are nothing special, in windows of `window` tokens that do not overlap, the first token of each
-/// replaced by the beginning-of-sequence token, and of each the second half scored. What is left over at the end is not used.
+/// Perplexity as measured by llama.cpp's tool. The text, in which the names of special tokens are
+/// ordinary text, is split into windows of `window` tokens without overlap. The first token of each
+/// window is replaced by the beginning-of-sequence token, and the second half of each is scored. A
+/// remainder at the end is not used.
 ///
 /// `progress(done, windows)` is called after each window.
 ///
 /// # Errors
-/// `ERR_RANGE` if the text has fewer tokens than a window, and for one of less than 3, which scores nothing; `ERR_FORMAT` for logits that are not finite; those of [`Session::eval`].
+/// `ERR_RANGE` if the text has fewer tokens than a window, and for a window of less than 3, which
+/// scores nothing; `ERR_FORMAT` for logits that are not finite; those of [`Session::eval`].
 pub fn perplexity(
     rt: &Runtime,
     model: &Arc<Model>,
@@ -86,7 +89,8 @@ fn surprise(logits: &[f32], token: u32) -> f64 {
     log_sum_exp(logits) - f64::from(logits[token as usize])
 }
 
-/// `ln Σ exp(logit)`, which is what a logit exceeds the logarithm of its probability by. Not finite if a logit is NaN or +∞.
+/// `ln Σ exp(logit)`, the difference between a logit and its log-probability. Not finite if a logit
+/// is NaN or +∞.
 pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let top = f64::from(top);
@@ -102,7 +106,7 @@ mod tests {
     fn sums_of_exponentials() {
         let sum = (1f64.exp() + 1.0 + (-2f64).exp()).ln();
         assert!((log_sum_exp(&[1.0, 0.0, -2.0]) - sum).abs() < 1e-15);
-        // Where exponentials alone overflow, and where they vanish.
+        // Values for which plain exponentials overflow, and for which they vanish.
         assert!((log_sum_exp(&[1e4, 1e4]) - 1e4 - 2f64.ln()).abs() < 1e-11);
         assert!((log_sum_exp(&[-1e4, -1e4]) + 1e4 - 2f64.ln()).abs() < 1e-11);
         for wrong in [f32::NAN, f32::INFINITY] {

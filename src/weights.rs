@@ -1,4 +1,4 @@
-//! Weight objects made as the options ask: from codes, from floats, from a file.
+//! Creates weight objects as the options specify: from codes, from floats, from a file.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::options::{WeightOptions, Width};
 use crate::quant::{self, Bits, Codes, CodesBuf, Element, ScalePrecision, Shape, Spec};
 use crate::runtime::Runtime;
 
-/// Where weights are to live.
+/// Where weights are stored.
 #[derive(Clone, Copy)]
 pub enum Home<'a> {
-    /// In the memory of the host, beside others of this arena, multiplied by the CPU.
+    /// In host memory, together with others in this arena, multiplied by the CPU.
     Host(&'a Arena),
-    /// Where the backend of the library wants them: see [`Weights::placed`].
+    /// Where the library's backend prefers: see [`Weights::placed`].
     Backend,
-    /// On this one of the library's devices, if its kernels take the shape.
+    /// On this device of the library, if its kernels support the shape.
     Device(usize),
 }
 
@@ -34,10 +34,10 @@ impl Home<'_> {
     }
 }
 
-/// Weights from codes, as they are.
+/// Weights from codes, unchanged.
 ///
 /// # Errors
-/// `ERR_CONFIG` if the activations do not go with the width; `ERR_MEMORY`; `ERR_BACKEND`.
+/// `ERR_CONFIG` if the activations do not match the width; `ERR_MEMORY`; `ERR_BACKEND`.
 pub fn from_codes(
     rt: &Runtime,
     codes: &Codes<'_>,
@@ -48,9 +48,10 @@ pub fn from_codes(
     home.place(rt, codes, activations)
 }
 
-/// The types of weights that callers hold.
+/// The element types of callers' weights.
 pub trait Floats: Element {
-    /// The weights as float32, in place if they are that already; not finite where beyond its range.
+    /// The weights as float32, borrowed if they are float32 already; not finite if beyond its
+    /// range.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -74,8 +75,8 @@ impl Floats for f64 {
 /// Weights from floats, `w` (rows, cols), quantised by the options.
 ///
 /// # Errors
-/// `ERR_RANGE` for a weight that is not finite, or does not fit float16 where that is asked; `ERR_CONFIG` if the
-/// activations do not go with the width; `ERR_MEMORY`; `ERR_BACKEND`.
+/// `ERR_RANGE` for a weight that is not finite, or does not fit in float16 if that is requested;
+/// `ERR_CONFIG` if the activations do not match the width; `ERR_MEMORY`; `ERR_BACKEND`.
 pub fn from_floats<T: Floats>(
     rt: &Runtime,
     w: &[T],
@@ -113,19 +114,21 @@ pub fn from_floats<T: Floats>(
     }
 }
 
-/// Quantises with every thread of the library; `w` is (rows, cols).
+/// Quantises on all threads of the library; `w` is (rows, cols).
 ///
 /// # Errors
 /// Those of [`quant::quantize`].
 pub fn quantize<T: Element>(rt: &Runtime, w: &[T], shape: Shape, spec: &Spec) -> Result<CodesBuf> {
-    // A band is worth a wake-up, and there are enough of them for threads of unequal speed.
+    // A band is large enough to be worth waking a thread, and small enough to balance threads of
+    // unequal speed.
     const WEIGHTS_PER_BAND: usize = 1 << 16;
     let rows_per_band = (WEIGHTS_PER_BAND / shape.cols.max(1)).max(1);
     if shape.rows <= rows_per_band {
         return quant::quantize(w, shape, spec);
     }
     quant::quantize_in_bands(w, shape, spec, rows_per_band, |bands| {
-        // `Err` ends the pass: with an error, or with `None` where a scale does not fit the precision tried.
+        // `Err` ends the pass: with an error, or with `None` if a scale does not fit the precision
+        // tried.
         let pass = rt.pool().try_for_each(bands, |band| match band.quantize() {
             Ok(true) => Ok(()),
             Ok(false) => Err(None),
@@ -139,8 +142,9 @@ pub fn quantize<T: Element>(rt: &Runtime, w: &[T], shape: Shape, spec: &Spec) ->
     })
 }
 
-/// One named matrix out of a file; a vector is a matrix of one row. Weights that are quantised already are taken as stored, unless the options
-/// ask for another width; floats are quantised by the options.
+/// One named matrix of a file; a vector is a matrix of one row. Weights that are already quantised
+/// are taken as stored, unless the options ask for another width; floats are quantised by the
+/// options.
 ///
 /// # Errors
 /// Those of [`formats::open`], [`formats::WeightFile::matrix`] and [`from_floats`].
@@ -162,7 +166,7 @@ pub fn open(
     from_view(rt, found, &options, home)
 }
 
-/// The options for weights that are stored like this: of some types of GGUF the default width is another.
+/// The options for weights stored like this: for some GGUF types the default width differs.
 pub fn options_for<'a>(
     stored: Option<Stored<'_>>,
     options: &'a WeightOptions,
@@ -197,7 +201,7 @@ pub fn from_view(
                 return from_codes(rt, &codes, options, home);
             }
             let Shape { rows, cols, .. } = codes.shape;
-            // A product that overflows is what no memory holds.
+            // If the product overflows, the saturated length cannot be allocated.
             let len = rows.saturating_mul(cols);
             let mut w = memory::filled(len, 0f32, "the weights in float32")?;
             matmul::dequantize(rt, &codes, &mut w)?;
@@ -214,7 +218,8 @@ pub fn from_view(
     }
 }
 
-/// Saves weights under a name as a manifest at `path` and its npz, in the precision they are kept in.
+/// Saves weights under a name as a manifest at `path` and its npz, in the precision they are stored
+/// in.
 ///
 /// # Errors
 /// Those of [`formats::save_manifest`].

@@ -1,16 +1,20 @@
-//! Codes and scales of least error in the products: coordinate descent on `(w - q) H (w - q)'`.
+//! Codes and scales that minimise the error of products: coordinate descent on
+//! `(w - q) H (w - q)'`.
 //!
-//! It begins with the codes of the search. With the gradient `g = (w - q) H` at hand, one weight of level `l` and scale `s` is at its
-//! best, all others given, at the level nearest to `l + g[j] / (s H[j][j])`; and the scale of a group with levels `l`, all levels
-//! given, at `s + (l . g) / (l H l')`. Every step lowers the error or is not taken, so the result is never worse than
-//! the search's. Zero points stay.
+//! It starts from the codes of the search. Given the gradient `g = (w - q) H`, the optimum of one
+//! weight with level `l` and scale `s`, all others fixed, is the level nearest to
+//! `l + g[j] / (s H[j][j])`; that of the scale of a group with levels `l`, all levels fixed, is
+//! `s + (l . g) / (l H l')`. A step is taken only if it lowers the error, so the result is never
+//! worse than that of the search. Zero points do not change.
 //!
-//! The objective is that of OBQ (Frantar and Alistarh, "Optimal Brain Compression", 2022) and of GPTQ (Frantar, Ashkboos, Hoefler and
-//! Alistarh, 2022), which quantise each weight once and let those that follow make up for it. Here weights are visited again and
-//! again until none moves, and scales move too.
+//! The objective is that of OBQ (Frantar and Alistarh, "Optimal Brain Compression", 2022) and of
+//! GPTQ (Frantar, Ashkboos, Hoefler and Alistarh, 2022), which quantise each weight once and let
+//! later weights compensate for it. Here weights are visited repeatedly until none changes, and
+//! scales change too.
 //!
-//! A step changes the gradient of the whole row. Inside a block of columns this is done at once; what a block's changes do to
-//! all columns is one product of the library, `g -= changes H[block]`, for all rows together.
+//! A step changes the gradient of the whole row. Within a block of columns the gradient is updated
+//! immediately; the effect of a block's changes on all columns is one product of the library,
+//! `g -= changes H[block]`, for all rows together.
 
 use half::f16;
 
@@ -22,24 +26,24 @@ use crate::quant::{CodesBuf, Method, ScalesBuf, Shape, Spec, pack_row, packed_ro
 use crate::runtime::Runtime;
 use crate::weights;
 
-/// Sweeps over all columns, at most; it ends earlier where nothing moves any more.
+/// The most sweeps over all columns; it stops earlier if nothing changes.
 const SWEEPS: usize = 8;
 
-/// Columns of a block, and more if a group has more.
+/// Columns per block; more if a group has more.
 const BLOCK: usize = 128;
 
-/// Rows per band, in elements; a band's working memory is about 5 × 16 MiB.
+/// Elements of a band of rows; the working memory of a band is about 5 × 16 MiB.
 const BAND_ELEMENTS: usize = 1 << 22;
 
-/// Rows that a thread takes at a time, by their elements.
+/// Elements of the rows that a thread processes at a time.
 const TASK_ELEMENTS: usize = 1 << 13;
 
 /// Quantises a matrix for inputs with this `hessian`; `w` is `(rows, cols)`.
 ///
-/// The scales are kept as those of the search are; `spec.method` does not matter.
+/// Scales are stored as by the search; `spec.method` is ignored.
 ///
 /// # Errors
-/// Those of [`weights::quantize`]; `ERR_LENGTH` if the Hessian is that of another width.
+/// Those of [`weights::quantize`]; `ERR_LENGTH` if the Hessian has another width.
 pub fn quantize(
     rt: &Runtime,
     w: &[f32],
@@ -73,7 +77,7 @@ pub fn quantize(
     Ok(codes)
 }
 
-/// Some rows on their way.
+/// A band of rows while it is quantised.
 struct Band<'a> {
     shape: Shape,
     /// `(cols, cols)`
@@ -82,20 +86,20 @@ struct Band<'a> {
     rows: Vec<Row<'a>>,
     /// The gradient `(w - q) H`: `(rows, cols)`.
     g: Vec<f32>,
-    /// What the gradient changes by: `(rows, cols)`.
+    /// The change of the gradient: `(rows, cols)`.
     change: Vec<f32>,
-    /// What the weights of a block changed by: `(rows, columns of the block)`.
+    /// The change of the weights of a block: `(rows, columns of the block)`.
     moved: Vec<f32>,
 }
 
-/// A row as it is being quantised.
+/// A row while it is quantised.
 struct Row<'a> {
     w: &'a [f32],
     /// `(cols)`
     levels: Vec<f32>,
     /// `(groups)`
     scales: Vec<f32>,
-    /// The least and the largest level of each group: `(groups)`.
+    /// The smallest and the largest level of each group: `(groups)`.
     windows: Vec<(f32, f32)>,
     one_bit: bool,
     half: bool,
@@ -150,7 +154,7 @@ impl<'a> Band<'a> {
         Ok(())
     }
 
-    /// The groups of a block; whether anything moved.
+    /// Processes the groups of a block; returns whether anything changed.
     fn block(&mut self, rt: &Runtime, groups: std::ops::Range<usize>) -> Result<bool> {
         let Shape { cols, .. } = self.shape;
         let from = self.shape.group_columns(groups.start).start;
@@ -158,7 +162,7 @@ impl<'a> Band<'a> {
         let width = to - from;
         let n = self.rows.len();
 
-        // H of the block's columns with themselves, and of all columns with the block's.
+        // H between the columns of the block, and between all columns and those of the block.
         let mut own = memory::with_capacity(width * width, "second moments of a block")?;
         for r in from..to {
             own.extend_from_slice(&self.h[r * cols + from..r * cols + to]);
@@ -240,8 +244,9 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// The levels of a group one after the other, then its scale. `own` is `H` of the block, `g` the gradient there, `moved`
-    /// what its weights have changed by: `(width, width)`, `(width)`, `(width)`. `from` is the block's first column.
+    /// Updates the levels of a group one after the other, then its scale. `own` is `H` of the
+    /// block, `g` the gradient there, `moved` the change of its weights: `(width, width)`,
+    /// `(width)`, `(width)`. `from` is the first column of the block.
     fn group(
         &mut self,
         shape: Shape,
@@ -267,7 +272,8 @@ impl<'a> Row<'a> {
                 false => at.round_ties_even().clamp(low, high),
             };
             let step = (level - self.levels[c]) * scale;
-            // The nearest level lowers the error, unless it is as near as the present one, or there is no number.
+            // The nearest level lowers the error, unless it is as near as the present one, or not a
+            // number.
             if step != 0.0 && step.is_finite() {
                 self.levels[c] = level;
                 moved[j] += step;
@@ -292,7 +298,7 @@ impl<'a> Row<'a> {
             return;
         };
         let step = found - scale;
-        // Rounded to the precision of scales, it may be no better.
+        // Once rounded to the precision of scales, it may be no better.
         let gain = f64::from(step) * (2.0 * along - f64::from(step) * bend);
         if step != 0.0 && gain > 0.0 {
             self.scales[group] = found;
@@ -306,7 +312,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// The scale as it can be kept, if it can.
+    /// The scale as it would be stored, if that is possible.
     fn kept(&self, scale: f64) -> Option<f32> {
         let scale = scale as f32;
         if self.half {
@@ -374,7 +380,7 @@ mod tests {
         }
     }
 
-    /// `n` inputs whose columns have much in common, and differ in size.
+    /// `n` inputs with correlated columns of different magnitude.
     fn inputs(r: &mut Random, n: usize, cols: usize) -> Vec<f32> {
         let mut x = Vec::new();
         for _ in 0..n {
@@ -384,7 +390,7 @@ mod tests {
         x
     }
 
-    /// `sum of (w - q) H (w - q)'` in float64, `h` as the descent takes it.
+    /// The sum of `(w - q) H (w - q)'` over all rows in float64, with `h` as the descent uses it.
     fn error(w: &[f32], codes: &CodesBuf, h: &[f32]) -> f64 {
         let cols = codes.shape.cols;
         let mut q = vec![0.0; cols];
@@ -414,7 +420,7 @@ mod tests {
         ] {
             let w = r.gaussian(rows * cols);
             let shape = Shape::new(rows, cols, group);
-            // None, fewer than columns (the sums are singular), and plenty.
+            // No inputs, fewer than columns (the sums are singular), and more.
             for n in [0, cols.div_ceil(3), 3 * cols] {
                 let mut hessian = Hessian::new(cols).unwrap();
                 hessian.add(&rt, &inputs(&mut r, n, cols)).unwrap();
@@ -426,7 +432,8 @@ mod tests {
                         let before = weights::quantize(&rt, &w, shape, &searched).unwrap();
                         let after = quantize(&rt, &w, shape, &searched, &hessian).unwrap();
                         let (before, after) = (error(&w, &before, &h), error(&w, &after, &h));
-                        // Rounding of the gradient, in parts of what the weights themselves would cost.
+                        // Rounding of the gradient, relative to the error of quantising all weights
+                        // to zero.
                         let all: f64 = w.iter().map(|w| f64::from(w * w)).sum();
                         let slack = 1e-9 * all * h.iter().map(|&h| f64::from(h.abs())).sum::<f64>();
                         assert!(after <= before * 1.0001 + slack, "{what}: {after} {before}");

@@ -13,47 +13,51 @@ use crate::options::{WeightOptions, Width};
 use crate::quant::{Bits, CodesBuf};
 use crate::runtime::Runtime;
 
-/// Tokens of a window of the text; the contexts of a model's first tokens are seen often enough with it.
+/// Tokens per window of the text, few enough that early positions, which have little context, occur
+/// often enough.
 const WINDOW: usize = 256;
 
-/// Windows that are read at most, spread evenly over the text: 65,536 tokens.
+/// The most windows that are read, spread evenly over the text: 65,536 tokens.
 const MOST_WINDOWS: usize = 256;
 
-/// What Hessians may take at a time; a model that needs more reads the text several times.
+/// The memory for Hessians, in bytes; for a model that needs more, the text is read several times.
 const MOST_BYTES: usize = 3 << 30;
 
-/// A model with more weights than this reads as 8-bit codes: 2 GB as float32.
+/// A model with more weights than this is run with 8-bit codes: 2 GB as float32.
 const MOST_FLOATS: usize = 1 << 29;
 
-/// A model and the text that it reads, for the second moments of what its matrices are multiplied with.
+/// A model and a text that it reads, for the second moments of the inputs of its matrices.
 pub struct Calibration {
     model: Arc<Model>,
     /// Windows of tokens: `(windows, window)`.
     ids: Vec<u32>,
     window: usize,
-    /// What the matrices that share an input are called together, in the order of the layers, with their columns.
+    /// The key of each set of matrices that share an input, in the order of the layers, with the
+    /// number of columns.
     inputs: Vec<(String, usize)>,
-    /// Those of the inputs that were gathered last.
+    /// The Hessians of the inputs gathered last.
     hessians: HashMap<String, Hessian>,
     tuned: Option<Tuned>,
 }
 
-/// What is known of a matrix that is to be quantised.
+/// The information for quantising a matrix.
 #[derive(Clone, Copy, Debug)]
 pub enum Known<'a> {
-    /// Nothing: it is multiplied with nothing.
+    /// Nothing: no inputs are multiplied by it.
     Nothing,
     /// The second moments `(cols, cols)` of its inputs.
     Inputs(&'a Hessian),
-    /// The codes that it is quantised to, with scales that were tuned.
+    /// The codes that it is quantised to, with tuned scales.
     Codes(&'a CodesBuf),
 }
 
 impl Calibration {
-    /// Opens the model of `source` for reading `text`, float weights as float32; a large model as 8-bit codes.
+    /// Opens the model of `source` for reading `text`, with float weights as float32, or as 8-bit
+    /// codes if the model is large.
     ///
     /// # Errors
-    /// Those of [`Model::open`]; `ERR_UNSUPPORTED` if it has no tokenizer; `ERR_RANGE` if the text has fewer tokens than a window.
+    /// Those of [`Model::open`]; `ERR_UNSUPPORTED` if it has no tokenizer; `ERR_RANGE` if the text
+    /// has fewer tokens than a window.
     pub fn new(rt: &Runtime, source: &Source, text: &str) -> Result<Calibration> {
         let matrices: Vec<_> = source
             .tensors()
@@ -73,7 +77,8 @@ impl Calibration {
         let mut inputs: Vec<(String, usize)> = Vec::new();
         for t in &matrices {
             let key = shared_input(&t.name);
-            // An embedding is looked up. Where it makes the logits as well, its inputs are those of the output.
+            // An embedding is only looked up. If it also computes the logits, its inputs are those
+            // of the output.
             let multiplied = tied || t.name != EMBEDDING;
             if multiplied && inputs.iter().all(|(k, _)| *k != key) {
                 inputs.push((key, t.shape[1]));
@@ -89,13 +94,14 @@ impl Calibration {
         })
     }
 
-    /// Quantises the model by the options and tunes scales and norms in so many steps, of which each is told; what
-    /// [`Calibration::known`] and [`Calibration::norm`] give afterwards is the result. Returns the mean divergence from the
-    /// unquantised model at the beginning and at the end, in nats a token.
+    /// Quantises the model by the options and tunes scales and norms in the given number of steps,
+    /// each of which is reported to `progress`. Afterwards [`Calibration::known`] and
+    /// [`Calibration::norm`] return the result. Returns the mean divergence from the unquantised
+    /// model at the beginning and at the end, in nats per token.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for a model of more than 67 million weights or not a plain Llama, and for options that quantise nothing;
-    /// those of [`super::quantize`].
+    /// `ERR_UNSUPPORTED` for a model with more than 67 million weights or other than a plain Llama,
+    /// and for options without quantisation; those of [`super::quantize`].
     pub fn tune(
         &mut self,
         rt: &Runtime,
@@ -110,7 +116,7 @@ impl Calibration {
         Ok(divergence)
     }
 
-    /// What is known of a matrix by its canonical name.
+    /// The information for quantising a matrix, by its canonical name.
     ///
     /// # Errors
     /// Those of [`Calibration::hessian`].
@@ -129,31 +135,32 @@ impl Calibration {
             .map_or(Known::Nothing, Known::Inputs))
     }
 
-    /// The tuned values `(hidden)` of a norm by its canonical name; `None` before [`Calibration::tune`].
+    /// The tuned values `(hidden)` of a norm, by its canonical name; `None` before
+    /// [`Calibration::tune`].
     pub fn norm(&self, name: &str) -> Option<&[f32]> {
         let norm = self.tuned.as_ref()?.vectors.get(name)?;
         Some(norm)
     }
 
-    /// The windows of the text, each of as many tokens.
+    /// The windows of the text, all of the same length.
     pub(super) fn windows(&self) -> std::slice::ChunksExact<'_, u32> {
         self.ids.chunks_exact(self.window)
     }
 
-    /// Tokens of a window.
+    /// Tokens per window.
     pub(super) fn window(&self) -> usize {
         self.window
     }
 
-    /// Tokens that are read: those of all windows, which of a long text are a part of it.
+    /// The number of tokens in all windows, which cover only a part of a long text.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
 
-    /// The Hessian of a matrix by its canonical name; `None` if it is multiplied with nothing.
+    /// The Hessian of a matrix, by its canonical name; `None` if no inputs are multiplied by it.
     ///
-    /// Those of as many following matrices as memory is meant for are gathered with it, so matrices are best asked for in the
-    /// order of the layers.
+    /// The Hessians of the following matrices are gathered together with it, as far as the memory
+    /// allows, so matrices should be requested in the order of the layers.
     ///
     /// # Errors
     /// Those of [`Session::eval`]; `ERR_MEMORY`.
@@ -168,7 +175,7 @@ impl Calibration {
         Ok(self.hessians.get(&key))
     }
 
-    /// Reads the text for the inputs from `at` on.
+    /// Reads the text to gather the inputs from `at` on.
     fn gather(&mut self, rt: &Runtime, at: usize) -> Result<()> {
         self.hessians.clear();
         let mut bytes = 0usize;
@@ -202,7 +209,7 @@ impl Calibration {
                 false => Logits::None,
             };
             session.eval_observed(rt, ids, wanted, Some(&mut seen))?;
-            // Not in the observer: there, the threads are busy with the model.
+            // Not in the observer, where the threads are busy with the model.
             for (key, x) in &mut seen.wanted {
                 if let Some(hessian) = self.hessians.get_mut(key) {
                     hessian.add(rt, x)?;
@@ -217,7 +224,8 @@ impl Calibration {
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const OUTPUT: &str = "lm_head.weight";
 
-/// The matrix that stands for all those with the same inputs: the queries' for keys and values, the gate's for up.
+/// The key of the matrices with the same inputs: the query matrix for keys and values, the gate for
+/// up.
 fn shared_input(name: &str) -> String {
     let first = [
         ("k_proj", "q_proj"),
@@ -233,7 +241,7 @@ fn shared_input(name: &str) -> String {
     name.to_owned()
 }
 
-/// Keeps the inputs of a window.
+/// Collects the inputs of a window.
 struct Seen {
     /// By matrix: `(n, cols)`.
     wanted: HashMap<String, Vec<f32>>,
@@ -247,7 +255,8 @@ impl Observer for Seen {
     }
 }
 
-/// The text as windows of tokens that begin as texts do; at most [`MOST_WINDOWS`], spread evenly.
+/// The text as windows of tokens, each beginning as a text does; at most [`MOST_WINDOWS`], spread
+/// evenly.
 fn windows(model: &Model, text: &str, window: usize) -> Result<Vec<u32>> {
     let tokenizer = model.tokenizer()?;
     let ids = tokenizer.encode(text, tokenizer.begins())?;

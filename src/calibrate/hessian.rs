@@ -11,7 +11,7 @@ pub struct Hessian {
     cols: usize,
     /// `sum x x'`: `(cols, cols)`, symmetric but for rounding.
     sums: Vec<f32>,
-    /// Inputs that were summed.
+    /// The number of inputs summed.
     count: usize,
 }
 
@@ -33,15 +33,15 @@ impl Hessian {
         self.cols
     }
 
-    /// Inputs that were added, the `n` of all calls.
+    /// The number of inputs added, over all calls.
     pub fn count(&self) -> usize {
         self.count
     }
 
     /// Adds inputs `X` `(n, cols)`: `sums += XᵀX`.
     ///
-    /// `XᵀX` is a product of the library, with the columns of `X` both as rows of the matrix and as vectors; float32, one chain of
-    /// sums a call.
+    /// `XᵀX` is computed by a product of the library, with the columns of `X` both as rows of the
+    /// matrix and as vectors; in float32, with one chain of sums per call.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -58,7 +58,7 @@ impl Hessian {
             }
         }
         let matrix = Weights::from_f32(&columns, cols, n, false)?;
-        // In bands: what a call takes beside the sums stays small.
+        // In bands, to limit the memory that a call takes besides the sums.
         let band = (BAND_ELEMENTS / cols).clamp(1, cols);
         let mut product = memory::filled(band * cols, 0.0, "second moments of a block")?;
         for (sums, columns) in self
@@ -76,14 +76,16 @@ impl Hessian {
         Ok(())
     }
 
-    /// The mean, with a part of the mean of its diagonal added on the diagonal, so that it is positive definite: a direction that no
-    /// input had is not free, only cheap. `(cols, cols)`; the identity if there were no inputs, or all were 0.
+    /// The mean, with a fraction of the mean of its diagonal added to the diagonal. This makes it
+    /// positive definite: errors along a direction that no input had cost little, but not nothing.
+    /// `(cols, cols)`; the identity if there were no inputs, or all were 0.
     pub(super) fn damped(&self) -> Result<Vec<f32>> {
         let mut h = memory::with_capacity(self.sums.len(), "second moments")?;
         let diagonal = self.sums.iter().step_by(self.cols + 1);
         let trace: f64 = diagonal.map(|&d| f64::from(d)).sum();
         let mean = trace / self.cols.max(1) as f64;
-        // Only ratios matter to what is minimised, so they are brought to where float32 is at its best.
+        // The minimisation depends only on ratios, so values are scaled to where float32 is most
+        // precise.
         let unit = if mean > 0.0 { 1.0 / mean } else { 0.0 };
         h.extend(self.sums.iter().map(|&s| (f64::from(s) * unit) as f32));
         let added = if mean > 0.0 { DAMPING } else { 1.0 };
@@ -94,7 +96,8 @@ impl Hessian {
     }
 }
 
-/// What is added to the diagonal, in parts of its mean, so that directions that the text never took keep a small weight.
+/// The summand on the diagonal, relative to its mean, so that directions that do not occur in the
+/// text keep a small weight.
 const DAMPING: f32 = 0.01;
 
 /// Elements of a band of the product: 16 MB.

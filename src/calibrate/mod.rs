@@ -1,25 +1,27 @@
-//! Quantisation that knows what a matrix is multiplied with.
+//! Quantisation that takes the inputs of a matrix into account.
 //!
-//! A matrix `W` that meets inputs `x` errs in its products by
+//! The error of the products of a matrix `W` with inputs `x` is
 //!
 //! ```text
 //! E |(W - Q) x|^2 = sum over rows of (w - q) H (w - q)',   H = E[x x']
 //! ```
 //!
-//! so `H`, gathered while the unquantised model reads a text, says which errors of the weights matter and which cancel. Rows are
-//! independent. Quantising is the search of [`crate::quant`] and then a descent in that form ([`descent`]).
+//! so `H`, gathered while the unquantised model reads a text, determines which errors of the
+//! weights matter and which cancel. Rows are independent. A matrix is quantised by the search of
+//! [`crate::quant`] followed by a descent on this quadratic form ([`descent`]).
 //!
-//! | module | one reason to exist |
+//! | module | responsibility |
 //! |---|---|
 //! | `hessian` | `H` of one input, summed block by block |
 //! | `descent` | codes and scales that lower `(w - q) H (w - q)'` |
-//! | `gather` | the Hessians of a model, by letting it read |
-//! | `tune` | scales and norms of all matrices together, codes as they are; for small models at 1 and 2 bits |
+//! | `gather` | the Hessians of a model, gathered while it reads a text |
+//! | `tune` | all scales and norms together, codes fixed; for small models at 1 and 2 bits |
 //!
-//! What was tried instead, in perplexity of stories260K at 4 bits, symmetric groups of 32 (unquantised 5.98 on that sample, search
-//! alone 6.59): the diagonal of `H` as weights of the search 6.58; error feedback in the order of the columns (GPTQ) 6.49; the
-//! same and then the descent 6.42; the descent from the search 6.38. Hessians of a model whose earlier layers are
-//! quantised already gave 6.41: what is simplest is best.
+//! Alternatives were tried, measured as the perplexity of stories260K at 4 bits, symmetric groups
+//! of 32 (unquantised 5.98 on that sample, search alone 6.59): the diagonal of `H` as weights of
+//! the search 6.58; error feedback in the order of the columns (GPTQ) 6.49; that followed by the
+//! descent 6.42; the descent from the search 6.38. Hessians of a model whose earlier layers are
+//! already quantised gave 6.41, so the simplest variant was the best.
 
 mod descent;
 mod gather;

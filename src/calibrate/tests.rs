@@ -36,7 +36,7 @@ fn the_perplexity_of_a_model_falls() {
     let source = Source::open(&model, true).unwrap();
     let (scored, read) = (&text[..12_000], &text[text.len() - 60_000..]);
     let folder = tempfile::tempdir().unwrap();
-    // Calibrated, and tuned in so many steps.
+    // Calibrated if it is given, and tuned in that many steps.
     let measured = |bits, calibrated: Option<usize>| {
         let options = WeightOptions {
             width: Some(Width::Codes(bits)),
@@ -76,7 +76,7 @@ fn the_perplexity_of_a_model_falls() {
             calibrated.0 < searched.0,
             "{bits:?}: {calibrated:?} {searched:?}"
         );
-        // What it costs: the weights themselves are farther from what they were.
+        // The price: the weights themselves are farther from the original ones.
         assert!(calibrated.1 > searched.1);
         if bits != Bits::Four {
             let tuned = measured(bits, Some(30));

@@ -1,4 +1,4 @@
-//! What a conversion looks at when its files are in place.
+//! The checks of a conversion once its files are in place.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,27 +23,30 @@ pub const SAMPLE: &str = "Once upon a time there was a small boat that lived in 
     sailed back. When they came to the harbour it began to rain. They were wet and cold, but they were happy to be safe. \
     At home her mother had made a hot soup, and they sat by the fire and told her what they had seen.";
 
-/// The most bytes of a source as float32 that are compared, if there is memory: some 10 seconds of one core, and 3 billion weights.
+/// The largest source that is compared, in bytes as float32, if there is memory: 3 billion weights,
+/// which take about 10 seconds of one core.
 const MOST_COMPARED: u64 = 12 << 30;
 
-/// As many where nobody knows how much memory there is.
+/// The same if the available memory is unknown.
 const COMPARED_BLINDLY: u64 = 1 << 30;
 
-/// Whether a model with these tensors is compared with its source, which is in memory then as float32: that is at most half of what is available.
+/// Whether a model with these tensors is compared with its source, which is then in memory as
+/// float32: only if that takes at most half of the available memory.
 pub(super) fn is_compared(specs: &[TensorSpec]) -> bool {
     let floats: u64 = specs.iter().map(|s| 4 * elements(&s.shape)).sum();
     let most = memory::available().map_or(COMPARED_BLINDLY, |bytes| bytes / 2);
     floats <= most.min(MOST_COMPARED)
 }
 
-/// Compares what was written with its source, and notes the outcome in the manifest. `None` without a tokenizer, and where it was cancelled.
+/// Compares the result with its source, and records the outcome in the manifest. `None` without a
+/// tokenizer, and if it was cancelled.
 pub(super) fn compared(
     rt: &Runtime,
     source: &Source,
     manifest: &Path,
     cancelled: &AtomicBool,
 ) -> Result<Option<Agreement>> {
-    // What was written as it was written, float or not.
+    // The result as written, whether floats or codes.
     let open = |path: &Path, width: Option<Width>| {
         let mut options = ModelOptions::default();
         options.weights.width = width;
@@ -72,11 +75,13 @@ pub(super) fn compared(
     Ok(Some(found))
 }
 
-/// Reads all of a model: every tensor is readable and finite, and the npz of a manifest the one that was written, by its sha256.
-/// `next` is told the name of each tensor before it is read.
+/// Reads a whole model and checks that every tensor is readable and finite, and that the npz of a
+/// manifest is the one that was written, by its SHA-256. `next` is called with the name of each
+/// tensor before it is read.
 ///
 /// # Errors
-/// Those of `next`; `ERR_FORMAT` if not; `ERR_UNSUPPORTED` for a type that is not read; `ERR_IO`; `ERR_MEMORY`.
+/// Those of `next`; `ERR_FORMAT` if a check fails; `ERR_UNSUPPORTED` for a type that cannot be
+/// read; `ERR_IO`; `ERR_MEMORY`.
 pub fn verify(source: &Source, next: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     if let WeightFile::Manifest(manifest) = source.weights() {
         manifest.verify()?;
@@ -94,13 +99,13 @@ pub fn verify(source: &Source, next: &mut dyn FnMut(&str) -> Result<()>) -> Resu
     Ok(())
 }
 
-/// `ERR_FORMAT` for a matrix with a weight that is no number.
+/// `ERR_FORMAT` for a matrix with a weight that is not finite.
 pub(super) fn finite(view: &MatrixView<'_>) -> Result<()> {
     match view {
         MatrixView::Floats(view) if !view.is_finite() => Err(Error::format(
             "a weight is not finite, expected finite numbers",
         )),
-        // The scales of codes were looked at when they were opened.
+        // The scales of codes were checked when they were opened.
         _ => Ok(()),
     }
 }

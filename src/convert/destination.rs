@@ -1,7 +1,9 @@
-//! Where a converted model goes: a folder in which it takes nothing from another model and loses nothing of one.
+//! The destination of a converted model: a folder in which it neither uses files of another model
+//! nor destroys any.
 //!
-//! The files of a tokenizer have fixed names, so that two models with different ones cannot lie in one folder; and a
-//! `config.json` makes the folder a model in the Hugging Face layout, whatever else is there.
+//! The files of a tokenizer have fixed names, so two models with different tokenizers cannot share
+//! a folder; and a `config.json` makes the folder a model in the Hugging Face layout, whatever else
+//! it contains.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,17 +15,18 @@ use crate::model::open_tokenizer;
 use crate::model::source::{self, Source};
 use crate::tokenizer::Tokenizer;
 
-/// Refuses a folder that [`super::convert`] would refuse, before work that comes before it.
+/// Refuses a folder that [`super::convert`] would refuse; for use before expensive preparations.
 ///
 /// # Errors
-/// `ERR_RANGE` for the folder of the source (but for a `.gguf` file's), for one with a model in the Hugging Face layout, for one in
-/// which `NAME.json` is no manifest, and for one whose tokenizer is another than the source's, unless its only manifest is the
-/// one that is replaced; `ERR_IO`; those of the tokenizer.
+/// `ERR_RANGE` for the folder of the source (unless that is a `.gguf` file), for one with a model
+/// in the Hugging Face layout, for one in which `NAME.json` is not a manifest, and for one whose
+/// tokenizer differs from the source's, unless its only manifest is the one to be replaced;
+/// `ERR_IO`; those of the tokenizer.
 pub fn refuse(source: &Source, target: Target<'_>) -> Result<()> {
     check(source, target, &companions(source)?)
 }
 
-/// The files beside the manifest, as the tokenizer of the source has them.
+/// The files beside the manifest, from the tokenizer of the source.
 pub(super) fn companions(source: &Source) -> Result<Vec<Companion>> {
     let texts = match open_tokenizer(source)? {
         Some(tokenizer) => tokenizer.texts(source.generation()?)?.map(Some),
@@ -68,7 +71,7 @@ pub(super) fn check(source: &Source, target: Target<'_>, companions: &[Companion
     };
     let owner = manifests.iter().find(|m| **m != manifest);
     let Some(file) = changed.iter().find(|name| out.join(name).exists()) else {
-        // A model without a tokenizer would find this one; saved matrices are no model.
+        // A model without a tokenizer would pick this one up. Saved matrices are not a model.
         return match owner.filter(|owner| Source::open(owner, true).is_ok()) {
             Some(owner) => refused(format!(
                 "has {}, a model without the {missing} of the model to be written",
@@ -86,7 +89,8 @@ pub(super) fn check(source: &Source, target: Target<'_>, companions: &[Companion
     }
 }
 
-/// A file that readers of the folder would take for the model's own, or that says whose the folder is.
+/// A file that readers of the folder would take for the model's, or that shows that the folder
+/// belongs to another model.
 fn of_another_layout(folder: &Path) -> Result<Option<String>> {
     let refused =
         |e: std::io::Error| Error::io(format!("{} cannot be read: {e}", folder.display()));
@@ -110,11 +114,12 @@ fn is_same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Folders that were made for a model. Those that are empty in the end are removed again: nothing was written.
+/// Folders created for a model. Those still empty when this is dropped, because nothing was
+/// written, are removed.
 pub(super) struct Made(Vec<PathBuf>);
 
 impl Made {
-    /// Makes a folder and those above it.
+    /// Creates a folder and its parents.
     ///
     /// # Errors
     /// `ERR_IO`.
@@ -130,7 +135,7 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // The innermost first; one with something in it stays, and so do those around it.
+        // The innermost first; one that is not empty stays, and so do its parents.
         for folder in &self.0 {
             let _ = fs::remove_dir(folder);
         }

@@ -23,7 +23,7 @@ fn model_in(folder: &Path) -> Target<'_> {
     }
 }
 
-/// Converts, and is cancelled at the step that `at` names.
+/// Runs a conversion that is cancelled at the step selected by `at`.
 fn cancelled_at(out: &Path, at: fn(&Progress<'_>) -> bool) -> Result<()> {
     let rt = Runtime::new(Config::default())?;
     let cancelled = AtomicBool::new(false);
@@ -41,7 +41,7 @@ fn cancelled_at(out: &Path, at: fn(&Progress<'_>) -> bool) -> Result<()> {
     convert(&rt, &source, out, &options, None, &mut progress, &cancelled).map(drop)
 }
 
-/// Whatever it was doing, a conversion that is cancelled says what there is now, and that is so.
+/// A cancelled conversion reports what is left on disk, at every step, and the report is true.
 #[test]
 fn cancelled_at_every_step() {
     let said = |e: crate::error::Error| {
@@ -75,7 +75,7 @@ fn cancelled_at_every_step() {
     }
 }
 
-/// The manifest tells how its codes were chosen, and of codes that were there before that they were.
+/// The manifest has the method by which codes were chosen, or that they were taken as stored.
 #[test]
 fn the_method_that_a_manifest_names() {
     let rt = Runtime::new(Config::default()).unwrap();
@@ -113,7 +113,7 @@ fn the_method_that_a_manifest_names() {
     }
 }
 
-/// A model whose matrices are floats, but for one with codes.
+/// A model whose matrices are floats, except one with codes.
 fn mixed(rt: &Runtime, folder: &Path, quantised: &str) -> Source {
     let source = Source::open(Path::new(STORIES), true).unwrap();
     let path = folder.join("mixed.json");
@@ -152,7 +152,7 @@ fn mixed(rt: &Runtime, folder: &Path, quantised: &str) -> Source {
     Source::open(&path, true).unwrap()
 }
 
-/// The error of a whole model is over all of its matrices, those included that were taken over and lost nothing.
+/// The error of a model covers all of its matrices, including those taken as stored without loss.
 #[test]
 fn the_error_of_a_model_that_is_quantised_in_part() {
     let rt = Runtime::new(Config::default()).unwrap();

@@ -1,4 +1,4 @@
-//! One device: its primary context, the module of the kernels, and what it says of itself.
+//! One device: its primary context, the module of the kernels, and its properties.
 
 use std::ffi::CString;
 use std::marker::PhantomData;
@@ -14,29 +14,31 @@ use super::probe::Driver;
 use super::status::{Tried, words};
 use crate::error::Result;
 
-/// What a device is.
+/// The properties of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct About {
-    /// The ordinal by which it was asked for.
+    /// The ordinal by which it was selected.
     pub ordinal: u32,
     /// The driver's name for it.
     pub name: String,
     /// Its compute capability, major and minor.
     pub capability: (i32, i32),
-    /// Its multiprocessors.
+    /// The number of its multiprocessors.
     pub multiprocessors: u32,
-    /// Bytes of its memory.
+    /// The size of its memory, in bytes.
     pub memory_total: usize,
-    /// The CUDA version that the driver serves: 1000 times the major number plus 10 times the minor one.
+    /// The CUDA version that the driver supports: 1000 times the major number plus 10 times the
+    /// minor one.
     pub driver: i32,
-    /// The image that its kernels were loaded from: `sm_90`, or `compute_75`, which the driver compiled.
+    /// The image that its kernels were loaded from: `sm_90`, or `compute_75`, which the driver has
+    /// compiled.
     pub image: &'static str,
 }
 
-/// A device that is ready: a context on it, and the kernels.
+/// A device ready for use: a context on it, and the kernels.
 ///
-/// The context is the device's primary one, which the host process may be using as well; it is retained, and released when this
-/// is dropped. Everything that lies in it keeps an [`Arc`] of this.
+/// The context is the device's primary one, which the host process may be using as well; it is
+/// retained, and released when this is dropped. Everything in the context holds an [`Arc`] of this.
 pub struct Device {
     about: About,
     handle: CUdevice,
@@ -46,8 +48,8 @@ pub struct Device {
     functions: Vec<CUfunction>,
 }
 
-// SAFETY: handles of the driver, which may be used from any thread while the context is current there (`enter`); nothing here
-// changes after `open`.
+// SAFETY: handles of the driver, which may be used from any thread on which the context is current
+// (`enter`); nothing here changes after `open`.
 unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
@@ -57,14 +59,14 @@ struct Retained(CUdevice);
 
 impl Drop for Retained {
     fn drop(&mut self) {
-        // SAFETY: it was retained once. A driver that is gone already has nothing to release.
+        // SAFETY: it was retained once. If the driver is already gone, there is nothing to release.
         let _ = unsafe { primary_ctx::release(self.0) };
     }
 }
 
 impl Device {
-    /// Retains the primary context of device `ordinal` and loads the kernels; an error is the reason why it cannot be used, in a
-    /// sentence.
+    /// Retains the primary context of device `ordinal` and loads the kernels; an error is the
+    /// reason why the device cannot be used, as a sentence.
     pub(super) fn open(driver: &Driver, ordinal: u32) -> std::result::Result<Arc<Device>, String> {
         if i64::from(ordinal) >= i64::from(driver.devices) {
             return Err(match driver.devices {
@@ -77,7 +79,7 @@ impl Device {
         };
         let handle = result::device::get(ordinal as i32).map_err(refused("cuDeviceGet"))?;
         let attribute = |attribute| {
-            // SAFETY: `handle` is of a device.
+            // SAFETY: `handle` is that of a device.
             unsafe { result::device::get_attribute(handle, attribute) }
                 .map_err(refused("cuDeviceGetAttribute"))
         };
@@ -123,12 +125,13 @@ impl Device {
         }))
     }
 
-    /// What it is.
+    /// Its properties.
     pub fn about(&self) -> &About {
         &self.about
     }
 
-    /// What it is, as `apl_ffi_info` shows it; what is free is null where the driver does not say.
+    /// Its properties, as `apl_ffi_info` shows them; the free memory is null if the driver does not
+    /// report it.
     pub fn describe(&self) -> Value {
         let a = &self.about;
         let version = |major, minor| format!("{major}.{minor}");
@@ -143,7 +146,7 @@ impl Device {
         })
     }
 
-    /// Bytes of its memory that are free, for whoever asks first.
+    /// The free memory in bytes, which others may allocate at any time.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
@@ -155,8 +158,9 @@ impl Device {
 
     /// Makes its context the current one of this thread, until the value is dropped.
     ///
-    /// Everything of the driver that follows needs that, and each method here asks for it itself; where it holds already, that
-    /// costs one look at a thread-local of the driver. A caller who is about to use several saves the changes between.
+    /// All further calls of the driver need that, and each method here does it itself. If the
+    /// context is already current, this costs one look at a thread-local of the driver; a caller of
+    /// several methods can hold the value to avoid the switches in between.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
@@ -164,7 +168,7 @@ impl Device {
         Current::of(self.context).tried(|| "making the context current".to_owned())
     }
 
-    /// The loaded function of a kernel.
+    /// The loaded function for a kernel.
     pub(super) fn function(&self, kernel: Kernel) -> CUfunction {
         self.functions[kernel.index()]
     }
@@ -174,19 +178,20 @@ impl Drop for Device {
     fn drop(&mut self) {
         let _released_last = Retained(self.handle);
         if let Ok(_current) = self.enter() {
-            // SAFETY: the module was loaded in this context, and nothing runs in it: a stream, and memory that a kernel uses, keeps
-            // the device.
+            // SAFETY: the module was loaded in this context, and nothing runs in it, because every
+            // stream, and all memory that a kernel uses, holds the device.
             let _ = unsafe { result::module::unload(self.module) };
         }
     }
 }
 
-/// While it lives, a context is the current one of this thread; then the host's own is again.
+/// Keeps a context current on this thread; when it is dropped, the host's own context is current
+/// again.
 #[must_use = "the context is left when this is dropped"]
 pub struct Current<'a> {
-    /// `None`: it was current already.
+    /// `None` if it was current already.
     before: Option<CUcontext>,
-    // Of this thread; and the device lives as long.
+    // Not `Send`, because it belongs to this thread; borrows the device, which must live as long.
     here: PhantomData<(*const (), &'a Device)>,
 }
 
@@ -195,7 +200,7 @@ impl Current<'_> {
         let before = ctx::get_current()?.unwrap_or(std::ptr::null_mut());
         let before = (before != context).then_some(before);
         if before.is_some() {
-            // SAFETY: a context that is retained.
+            // SAFETY: the context is retained.
             unsafe { ctx::set_current(context)? };
         }
         Ok(Current {
@@ -208,14 +213,14 @@ impl Current<'_> {
 impl Drop for Current<'_> {
     fn drop(&mut self) {
         if let Some(before) = self.before {
-            // SAFETY: what was current before, or none.
+            // SAFETY: the context that was current before, or none.
             let _ = unsafe { ctx::set_current(before) };
         }
     }
 }
 
-/// The kernels, in the current context: from the image for this capability or, where the driver refuses that one (it may be told
-/// to compile everything), from the PTX.
+/// Loads the kernels into the current context: from the image for this capability or, if the driver
+/// refuses it (it may be configured to compile everything), from the PTX.
 fn load(
     capability: Capability,
 ) -> std::result::Result<(&'static str, CUmodule, Vec<CUfunction>), String> {
@@ -232,13 +237,14 @@ fn load_image(
     image: Image,
 ) -> std::result::Result<(&'static str, CUmodule, Vec<CUfunction>), String> {
     let bytes = image.bytes();
-    // SAFETY: an image that the driver reads to its end, which is in it: an ELF file, or text with a NUL.
+    // SAFETY: the driver reads the image to its end, which it contains: an ELF file, or text with a
+    // NUL.
     let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) }.map_err(words)?;
     let functions: std::result::Result<Vec<_>, String> = KERNELS
         .into_iter()
         .map(|name| {
             let text = CString::new(name).expect("a name without NUL");
-            // SAFETY: the module was loaded just now.
+            // SAFETY: the module has just been loaded.
             unsafe { result::module::get_function(module, text) }
                 .map_err(|e| format!("{name}: {}", words(e)))
         })
@@ -246,7 +252,7 @@ fn load_image(
     match functions {
         Ok(functions) => Ok((image.name, module, functions)),
         Err(e) => {
-            // SAFETY: as above, and nothing of it is in use.
+            // SAFETY: as above, and nothing in it is in use.
             let _ = unsafe { result::module::unload(module) };
             Err(e)
         }

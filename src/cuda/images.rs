@@ -1,12 +1,13 @@
-//! The compiled kernels, embedded: a cubin for each architecture and one PTX, which `make kernels` writes.
+//! The embedded compiled kernels, written by `make kernels`: a cubin for each architecture, and one
+//! PTX.
 
 /// A compute capability, major and minor.
 pub(super) type Capability = (i32, i32);
 
-/// The least compute capability that an image serves.
+/// The lowest compute capability that an image supports.
 pub(super) const LEAST: Capability = (7, 5);
 
-/// What a module is loaded from.
+/// An image that a module is loaded from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Image {
     /// `sm_90`, or `compute_75` for the PTX.
@@ -15,7 +16,8 @@ pub(super) struct Image {
     pub capability: Capability,
     /// Whether the driver has to compile it.
     pub ptx: bool,
-    /// An xz stream of it: raw, the images are more than six times the size, as zlib streams 1.7 times.
+    /// The image compressed with xz. Uncompressed, the images are more than six times the size;
+    /// compressed with zlib, 1.7 times.
     packed: &'static [u8],
 }
 
@@ -46,7 +48,7 @@ const CUBINS: [Image; 7] = [
     cubin!(12, 0),
 ];
 
-/// What lies between and after.
+/// For capabilities between and after those.
 pub(super) const PTX: Image = Image {
     name: "compute_75",
     capability: LEAST,
@@ -55,8 +57,9 @@ pub(super) const PTX: Image = Image {
 };
 
 impl Image {
-    /// The image for a device: the cubin of exactly its capability, else the highest of the same major number below it, else the
-    /// PTX. A cubin runs on later minor numbers of its major one, never on another major one.
+    /// The image for a device: the cubin of exactly its capability, else the highest one below it
+    /// with the same major number, else the PTX. A cubin runs on higher minor numbers of its major
+    /// number, never on another major number.
     pub fn for_device(device: Capability) -> Image {
         CUBINS
             .into_iter()
@@ -64,7 +67,7 @@ impl Image {
             .unwrap_or(PTX)
     }
 
-    /// What the driver loads; PTX ends with the NUL that it wants.
+    /// The bytes that the driver loads; PTX ends with the required NUL.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         lzma_rs::xz_decompress(&mut &*self.packed, &mut bytes)
@@ -110,7 +113,7 @@ mod tests {
         }
     }
 
-    /// The list, the images, the sources and the names are of one make.
+    /// The index, the images, the sources and the names are consistent.
     #[test]
     fn the_images_are_of_these_sources() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");

@@ -1,4 +1,5 @@
-//! The kernels by name, and the Rust twins of their argument structs (`kernels/args.h`), which are passed by value.
+//! The kernels by name, and the Rust counterparts of their argument structs (`kernels/args.h`),
+//! which are passed by value.
 
 use std::mem::{offset_of, size_of};
 
@@ -51,15 +52,15 @@ pub(super) const KERNELS: [&str; 43] = [
     "spread_activations",
 ];
 
-/// A kernel of the images: its place in the list, so that a name that is none does not compile.
+/// A kernel of the images, as an index into the list, so that an unknown name does not compile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel(u8);
 
 impl Kernel {
-    /// The kernel of this name; meant for constants.
+    /// The kernel with this name; intended for constants.
     ///
     /// # Panics
-    /// If there is none: in a constant, an error of compilation.
+    /// If there is none, which in a constant is a compile-time error.
     pub const fn named(name: &str) -> Kernel {
         let mut i = 0;
         while i < KERNELS.len() {
@@ -71,7 +72,7 @@ impl Kernel {
         panic!("no kernel of this name");
     }
 
-    /// Its place in the list.
+    /// Its index in the list.
     pub(super) fn index(self) -> usize {
         self.0.into()
     }
@@ -96,13 +97,13 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
     true
 }
 
-/// The only parameter of a kernel.
+/// The single parameter of a kernel.
 ///
 /// # Safety
-/// The type is `repr(C)` and lies as its twin in `kernels/args.h`.
+/// The type is `repr(C)` and has the layout of its counterpart in `kernels/args.h`.
 pub unsafe trait Arguments: Copy {}
 
-/// int8 vectors, and where to say that one is not finite; the fields are those of `kernels/args.h`.
+/// int8 vectors, and the flag for one that is not finite; the fields are those of `kernels/args.h`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quantized {
@@ -114,7 +115,7 @@ pub(super) struct Quantized {
     pub block: u32,
 }
 
-/// Of `spread_activations` and `sign_activations`.
+/// For `spread_activations` and `sign_activations`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActivationArgs {
@@ -124,7 +125,7 @@ pub(super) struct ActivationArgs {
     pub n: u32,
 }
 
-/// Of `quantize_activations`.
+/// For `quantize_activations`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct QuantizeArgs {
@@ -148,7 +149,7 @@ pub(super) struct Matrix {
     pub blocks: u32,
 }
 
-/// Of every `matmul_*`.
+/// For every `matmul_*`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MatmulArgs {
@@ -160,7 +161,7 @@ pub(super) struct MatmulArgs {
     pub matrices: [Matrix; 3],
 }
 
-// SAFETY: `repr(C)`; the assertions below hold sizes and offsets to those of args.h.
+// SAFETY: `repr(C)`; the assertions below compare sizes and offsets with those of args.h.
 unsafe impl Arguments for ActivationArgs {}
 // SAFETY: as above.
 unsafe impl Arguments for QuantizeArgs {}

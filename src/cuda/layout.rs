@@ -1,46 +1,48 @@
-//! Slices: the geometry and the packing of `kernels/README.md`, as the definition on this side.
+//! Slices: the geometry and the packing of `kernels/README.md`, as defined on the host.
 
 use crate::quant::{Bits, Shape};
 
-/// Columns of a slice.
+/// Columns per slice.
 pub(super) const SLICE: usize = 32;
 
-/// The least group: padded to slices, a smaller one would take more than four times its bytes.
+/// The smallest supported group: padded to slices, a smaller one would take more than four times
+/// its bytes.
 const LEAST_GROUP: usize = 8;
 
-/// What a 32-bit signed count holds: rows, columns, scales and padded columns stay within.
+/// The largest 32-bit signed count: rows, columns, scales and padded columns must not exceed it.
 const MOST: usize = i32::MAX as usize;
 
-/// Columns of the widest block of int8 activations.
+/// The most columns of a block of int8 activations.
 const WIDEST_BLOCK: usize = 128;
 
-/// The columns of a matrix as the device sees them; a part of the argument structs.
+/// The columns of a matrix in the layout of the device; a part of the argument structs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
-    /// Of the matrix.
+    /// The columns of the matrix.
     pub cols: u32,
-    /// Columns a scale, at least 1; more than `cols` where a group reaches beyond the row.
+    /// Columns per scale, at least 1; more than `cols` if a group reaches beyond the row.
     pub group: u32,
-    /// Scales a row, at least 1.
+    /// Scales per row, at least 1.
     pub groups: u32,
-    /// Slices a group.
+    /// Slices per group.
     pub per_group: u32,
-    /// Slices a row, a multiple of 4.
+    /// Slices per row, a multiple of 4.
     pub slices: u32,
 }
 
-/// Whether the kernels take a quantised matrix of this shape, of any width. One without elements is left to the host.
+/// Whether the kernels support a quantised matrix of this shape, at any width. A matrix without
+/// elements is left to the host.
 pub fn supports(shape: &Shape) -> bool {
     shape.rows > 0 && shape.cols > 0 && Columns::new(shape).is_some()
 }
 
 impl Columns {
-    /// The columns of a shape; `None` where the kernels do not take it.
+    /// The columns of a shape; `None` if the kernels do not support it.
     pub(super) fn new(shape: &Shape) -> Option<Columns> {
         let (cols, groups) = (shape.cols, shape.groups.max(1));
-        // A group that reaches beyond the row says how int8 activations are cut: one of 64 or 128 columns stays what it is, and a
-        // longer one stays longer than these.
+        // A group that reaches beyond the row determines the blocks of int8 activations: one of 64
+        // or 128 columns keeps its size, and a longer one stays longer than 128.
         let group = shape.group.min(cols.max(2 * WIDEST_BLOCK));
         if group.min(cols.max(1)) < LEAST_GROUP
             || shape.rows > MOST
@@ -62,7 +64,8 @@ impl Columns {
         })
     }
 
-    /// Slices that share a scale of int8 activations: all of a group that has 64 or 128 columns, else one.
+    /// The number of slices that share a scale of int8 activations: those of a group of 64 or 128
+    /// columns, else one.
     pub(super) fn block(&self) -> u32 {
         match self.group {
             64 => 2,
@@ -71,23 +74,24 @@ impl Columns {
         }
     }
 
-    /// Whether each run of `width` columns, one behind the other, is the whole of the slices under some scales of int8 activations.
+    /// Whether every run of `width` consecutive columns consists of whole slices, with whole scales
+    /// of int8 activations.
     pub(super) fn divides_at(&self, width: usize) -> bool {
         let full = self.groups == 1 || (self.group as usize).is_multiple_of(SLICE);
         full && width.is_multiple_of(SLICE * self.block() as usize)
     }
 
-    /// Values a vector has on the device: a slice is padded to 32.
+    /// The elements of a vector on the device, where slices are padded to 32.
     pub fn padded(&self) -> usize {
         self.slices as usize * SLICE
     }
 
-    /// Words of a packed row.
+    /// Words per packed row.
     pub(super) fn row_words(&self, bits: Bits) -> usize {
         self.slices as usize * bits.get()
     }
 
-    /// The columns of each slice that has any, in order: slices are numbered from 0.
+    /// The indices and columns of the slices that have any, in order.
     fn slices(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
         let (cols, group, per) = (
             self.cols as usize,
@@ -101,7 +105,8 @@ impl Columns {
         })
     }
 
-    /// Packs the codes of a row, one a byte; `codes` is `(cols)`, `words` is `(slices, bits)`.
+    /// Packs the codes of a row, given one per byte; `codes` is `(cols)`, `words` is
+    /// `(slices, bits)`.
     pub(super) fn pack_row(&self, bits: Bits, codes: &[u8], words: &mut [u32]) {
         let b = bits.get();
         words.fill(0);
@@ -180,7 +185,7 @@ mod tests {
         assert!(!takes(1, usize::MAX, 8) && !takes(usize::MAX, usize::MAX, 8));
     }
 
-    /// The place of a column, from the words of `kernels/README.md` and nothing else.
+    /// The place of a column, derived from the text of `kernels/README.md` only.
     fn place(c: &Columns, bits: usize, column: usize) -> (usize, usize) {
         let group = c.group as usize;
         let slice = column / group * c.per_group as usize + column % group / 32;
@@ -231,7 +236,7 @@ mod tests {
     fn blocks_of_activations() {
         let block = |group| columns(512, group).block();
         assert_eq!([32, 64, 128, 96, 256, 0].map(block), [1, 2, 4, 1, 1, 1]);
-        // As asked for, whatever there is of the first.
+        // Blocks follow the requested group, even if the row is shorter.
         assert_eq!([64, 128, 256].map(|g| columns(100, g).block()), [2, 4, 1]);
         assert_eq!(columns(128, 256).block(), 1);
         let divides = |group, width| columns(512, group).divides_at(width);

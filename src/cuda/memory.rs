@@ -1,4 +1,4 @@
-//! Memory of the device, and memory of the host that the device copies from and to at full speed.
+//! Device memory, and page-locked host memory, which the device copies from and to at full speed.
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -11,27 +11,28 @@ use super::status::Tried;
 use crate::error::Result;
 use crate::signals::Blocked;
 
-/// Device memory, freed when dropped; 256-byte aligned. It holds what was there before.
+/// Device memory, 256-byte aligned and not initialised, freed when dropped.
 ///
-/// Freeing waits for the device, so that nothing that runs there loses it.
+/// Freeing waits for the device, so that memory is not freed while work on the device uses it.
 pub struct Memory {
     device: Arc<Device>,
-    /// 0 for no bytes.
+    /// 0 if there are no bytes.
     address: u64,
     bytes: usize,
 }
 
 impl Memory {
-    /// `bytes` of it; `what` names them in a message.
+    /// Allocates `bytes`; `what` names them in a message.
     ///
     /// # Errors
-    /// `ERR_MEMORY` if there is not so much; `ERR_BACKEND`.
+    /// `ERR_MEMORY` if there is not enough; `ERR_BACKEND`.
     pub fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Memory> {
         let mut address = 0;
         if bytes > 0 {
             let _signals = Blocked::all();
             let _current = device.enter()?;
-            // SAFETY: no promise is asked for; nobody reads what is there.
+            // SAFETY: the call has no preconditions; the contents are not read before they are
+            // written.
             address = unsafe { result::malloc_sync(bytes) }
                 .tried(|| format!("allocating {bytes} bytes of device memory for {what}"))?;
         }
@@ -47,7 +48,7 @@ impl Memory {
         self.bytes
     }
 
-    /// The device that it belongs to.
+    /// The device that it is on.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
@@ -64,7 +65,7 @@ impl Memory {
     /// `bytes` of it from `offset` on.
     ///
     /// # Panics
-    /// If it ends before.
+    /// If it is too short.
     pub fn part(&self, offset: usize, bytes: usize) -> Part<'_> {
         self.all().part(offset, bytes)
     }
@@ -82,7 +83,7 @@ impl Drop for Memory {
     }
 }
 
-/// A range of device memory, for kernels and copies: an address that the host never follows.
+/// A range of device memory, for kernels and copies: an address that the host never dereferences.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
     address: u64,
@@ -91,7 +92,7 @@ pub struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// Where it begins on the device.
+    /// Its start address on the device.
     pub fn address(self) -> u64 {
         self.address
     }
@@ -104,7 +105,7 @@ impl<'a> Part<'a> {
     /// `bytes` of it from `offset` on.
     ///
     /// # Panics
-    /// If it ends before.
+    /// If it is too short.
     pub fn part(self, offset: usize, bytes: usize) -> Part<'a> {
         let end = offset.checked_add(bytes);
         assert!(
@@ -122,13 +123,13 @@ impl<'a> Part<'a> {
     /// From `offset` to its end.
     ///
     /// # Panics
-    /// If it ends before.
+    /// If it is too short.
     pub fn from(self, offset: usize) -> Part<'a> {
         self.part(offset, self.bytes.saturating_sub(offset))
     }
 }
 
-/// Page-locked memory of the host, freed when dropped; it begins as zeros.
+/// Page-locked host memory, initialised to zeros, freed when dropped.
 pub struct Pinned {
     device: Arc<Device>,
     at: NonNull<u8>,
@@ -141,17 +142,18 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// `bytes` of it; `what` names them in a message.
+    /// Allocates `bytes`; `what` names them in a message.
     ///
     /// # Errors
-    /// `ERR_MEMORY` if so much cannot be locked; `ERR_BACKEND`.
+    /// `ERR_MEMORY` if that much cannot be locked; `ERR_BACKEND`.
     pub fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Pinned> {
         let mut at = NonNull::<u64>::dangling().cast::<u8>();
         if bytes > 0 {
             let _signals = Blocked::all();
             let _current = device.enter()?;
-            // Plain flags: write-combined memory, which some helpers default to, is read at a hundredth of the speed.
-            // SAFETY: no promise is asked for.
+            // No flags: write-combined memory, the default of some helpers, is read at a hundredth
+            // of the speed.
+            // SAFETY: the call has no preconditions.
             let got = unsafe { result::malloc_host(bytes, 0) }
                 .tried(|| format!("locking {bytes} bytes of host memory for {what}"))?;
             at = NonNull::new(got.cast()).ok_or_else(|| {
@@ -169,7 +171,8 @@ impl Pinned {
 
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `bytes` bytes were allocated there (none, at a dangling address) and written; `&self` keeps writers away.
+        // SAFETY: `bytes` bytes were allocated there (or none, at a dangling address) and
+        // initialised; `&self` excludes writers.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.bytes) }
     }
 

@@ -1,33 +1,37 @@
-//! The CUDA backend: quantised weights in the memory of devices, and products there; each device by itself.
+//! The CUDA backend: quantised weights in device memory, and products there. Devices are
+//! independent of each other.
 //!
-//! Nothing of CUDA is linked. The driver is looked at first (`probe`), without a library between that panics where
-//! something is missing; only then it is used, through cudarc. From the bottom up:
+//! CUDA is not linked. The driver is first probed directly (`probe`), because cudarc panics if
+//! something is missing; only then is it used through cudarc. From the bottom up:
 //!
 //! ```text
-//! probe     is there a driver that will do?                         raw symbols, raw integers
-//! images    the kernels for this device, embedded                   chosen by compute capability
-//! device    a context on one device, its module and its kernels     Arc<Device>: the last one to go lets the device go
-//! memory    device memory (Memory, Part) and page-locked memory     checked ranges, no pointer that Rust would follow
-//! stream    copies, launches, capture into a Graph                  in order, nothing waits unless it says so
-//! kernels   names and argument structs, twins of kernels/args.h
-//! layout    slices: the geometry and packing of kernels/README.md   safe, scalar
-//! weights   a matrix on the device                                  from and to quant::Codes
-//! product   which kernel, which grid; enqueued on a stream          allocates nothing, waits for nothing
-//! transformer  what models compute between products                   as `product`
-//! recorded  a captured sequence, and what it needs to stay alive
-//! staging   a product with vectors of the host                      memory, a stream and page-locked buffers, kept for the next
+//! probe     is there a usable driver?                           raw symbols, raw integers
+//! images    the embedded kernels                                chosen by compute capability
+//! device    a context on one device, its module and kernels     Arc<Device>: the last releases it
+//! memory    device memory (Memory, Part), page-locked memory    checked ranges, no pointers
+//! stream    copies, launches, capture into a Graph              ordered; waits only if documented
+//! kernels   names and argument structs, as in kernels/args.h
+//! layout    slices: geometry and packing of kernels/README.md   safe, scalar
+//! weights   a matrix on the device                              from and to quant::Codes
+//! product   the choice of kernel and grid; enqueues launches    neither allocates nor waits
+//! transformer  what models compute between products             as `product`
+//! recorded  a captured graph with the memory that it uses
+//! staging   a product with vectors in host memory               buffers and streams are reused
 //! ```
 //!
-//! Two ways in. [`Gpu::multiply`] takes vectors of the host and returns when `y` is there. Whoever keeps activations on the device
-//! makes a [`Stream`], [`Memory`], and calls [`prepare`] and [`multiply`] with [`Part`]s of it: these only enqueue, so that a
-//! sequence of them can be captured ([`Stream::capture`]) and replayed as one [`Graph`].
+//! There are two ways to multiply. [`Gpu::multiply`] takes vectors in host memory and returns when
+//! `y` is complete. A caller that keeps activations on the device creates a [`Stream`] and
+//! [`Memory`], and calls [`prepare`] and [`multiply`] with [`Part`]s of it. These only enqueue
+//! work, so that a sequence of them can be captured ([`Stream::capture`]) and replayed as one
+//! [`Graph`].
 //!
 //! # Errors
 //!
-//! `ERR_MEMORY` where the device or page-locked memory is exhausted, `ERR_BACKEND` for anything else the driver refuses; the
-//! message has the operation and the driver's own words. A kernel that fails is noticed where a stream is waited for, and
-//! leaves the context unusable, as CUDA has it: every call after it fails too, until `apl_ffi_cleanup`. Results are copied to
-//! the caller's memory after everything has succeeded.
+//! `ERR_MEMORY` if device memory or page-locked memory is exhausted, `ERR_BACKEND` for any other
+//! failure of the driver; the message contains the operation and the driver's description. The
+//! failure of a kernel is reported when a stream is waited for, and makes the context unusable, as
+//! always with CUDA: every later call fails too, until `apl_ffi_cleanup`. Results are copied to the
+//! caller's memory only after everything has succeeded.
 
 mod device;
 mod images;
@@ -58,10 +62,11 @@ use std::sync::Arc;
 
 use crate::signals::Blocked;
 
-/// The device of this ordinal, ready to multiply; or why it cannot be used, in a sentence.
+/// The device with this ordinal, ready to multiply; or the reason why it cannot be used, as a
+/// sentence.
 ///
-/// A thread that the driver starts takes no signals. Nothing is printed and nothing unwinds, given that the caller has marked
-/// this thread as the library's.
+/// Threads that the driver starts have all signals blocked. Nothing is printed and nothing unwinds,
+/// provided that the caller has marked this thread as the library's.
 pub fn open(ordinal: u32) -> Result<Arc<Gpu>, String> {
     let _signals = Blocked::all();
     let opened = catch_unwind(|| {
@@ -71,7 +76,7 @@ pub fn open(ordinal: u32) -> Result<Arc<Gpu>, String> {
     });
     match opened {
         Ok(opened) => opened.map(Arc::new),
-        // cudarc panics where a symbol that nobody asked for before is missing.
+        // cudarc panics if a symbol is missing that the probe did not look up.
         Err(_) => Err("the CUDA driver is not what its version promises".to_owned()),
     }
 }

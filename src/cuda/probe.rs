@@ -1,20 +1,21 @@
-//! Is there a driver that will do?
+//! Is there a usable driver?
 //!
-//! cudarc panics where the library is absent or lacks a symbol, and reads a status that it does not know as an enumeration. So
-//! the driver is asked first with nothing between: opened with every import bound at once (a library with one that cannot be
-//! bound would otherwise end the process at the first call), every symbol looked up that will be used, and the three calls that
-//! tell whether it works made with plain integers.
+//! cudarc panics if the library or a symbol is missing, and reads an unknown status as an
+//! enumeration. The driver is therefore probed first, without cudarc: it is opened with every
+//! import bound at once (otherwise an import that cannot be bound would end the process at its
+//! first call), every symbol that will be used is looked up, and the three calls that tell whether
+//! it works are made with plain integers.
 
-/// What was found.
+/// The driver that was found.
 #[derive(Debug)]
 pub(super) struct Driver {
-    /// 1000 times the major number of the CUDA version it serves, plus 10 times the minor one.
+    /// The CUDA version that it supports: 1000 times the major number plus 10 times the minor one.
     pub version: i32,
-    /// Devices that it sees, at least 1.
+    /// The number of devices, at least 1.
     pub devices: i32,
 }
 
-/// The oldest driver that takes the embedded images: 12.0, which is R525.
+/// The oldest driver that accepts the embedded images: 12.0, which is R525.
 #[cfg(unix)]
 pub(super) const OLDEST: i32 = 12000;
 
@@ -61,7 +62,7 @@ const SYMBOLS: &[&str] = &[
     "cuStreamSynchronize",
 ];
 
-/// Looks at the driver; an error is the reason why it will not do, in a sentence.
+/// Probes the driver; an error is the reason why it cannot be used, as a sentence.
 #[cfg(unix)]
 pub(super) fn look() -> Result<Driver, String> {
     use std::ffi::{CStr, c_char, c_int, c_uint};
@@ -71,13 +72,15 @@ pub(super) fn look() -> Result<Driver, String> {
     const NAME: &str = "libcuda.so.1";
     /// A function of the driver.
     fn symbol<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
-        // SAFETY: the type is that of the driver's manual, which the callers below give; the library stays open (see `forget`).
+        // SAFETY: the type is that of the driver's manual, as given by the callers below; the
+        // library stays open (see `forget`).
         unsafe { library.get::<F>(name.as_bytes()) }
             .map(|f| *f)
             .map_err(|_| format!("the CUDA driver {NAME} has no {name}"))
     }
 
-    // SAFETY: loading runs the initialisers of a library that the system, or the user's LD_LIBRARY_PATH, calls the CUDA driver.
+    // SAFETY: loading runs the initialisers of the library that the system, or the user's
+    // LD_LIBRARY_PATH, provides as the CUDA driver.
     let library = unsafe { Library::open(Some(NAME), RTLD_NOW | RTLD_LOCAL) }
         .map_err(|e| format!("no CUDA driver: {}", said(&e)))?;
     for name in SYMBOLS {
@@ -91,10 +94,11 @@ pub(super) fn look() -> Result<Driver, String> {
             return Ok(());
         }
         let mut text = std::ptr::null();
-        // SAFETY: as the manual has it: a number, and where the text's address goes, which is static or NULL.
+        // SAFETY: as in the manual: a status, and a place for the address of its text, which is
+        // static or NULL.
         let known = unsafe { words(status, &mut text) } == 0 && !text.is_null();
         let text = match known {
-            // SAFETY: the driver gave the address of a text.
+            // SAFETY: the driver returned the address of a text.
             true => unsafe { CStr::from_ptr(text) }.to_string_lossy(),
             false => "an unknown error".into(),
         };
@@ -105,12 +109,12 @@ pub(super) fn look() -> Result<Driver, String> {
     let number = |name: &str| {
         let mut value = 0;
         let ask = symbol::<Number>(&library, name)?;
-        // SAFETY: as the manual has it: where a number goes.
+        // SAFETY: as in the manual: a place for a number.
         check(unsafe { ask(&mut value) }, name)?;
         Ok::<i32, String>(value)
     };
     let init = symbol::<unsafe extern "C" fn(c_uint) -> c_int>(&library, "cuInit")?;
-    // SAFETY: as the manual has it: no flags.
+    // SAFETY: as in the manual: no flags.
     check(unsafe { init(0) }, "cuInit")?;
     let version = number("cuDriverGetVersion")?;
     if version < OLDEST {
@@ -125,16 +129,17 @@ pub(super) fn look() -> Result<Driver, String> {
         return Err("the CUDA driver sees no device".to_owned());
     }
     let ours: usize = init as usize;
-    // It has started, and may have threads: it is never unloaded.
+    // The driver has started and may have threads, so it is never unloaded.
     std::mem::forget(library);
     same_library(ours)?;
     Ok(Driver { version, devices })
 }
 
-/// cudarc looks for `libcuda.so` before `libcuda.so.1`; a toolkit's stub of that name would be another library.
+/// cudarc looks for `libcuda.so` before `libcuda.so.1`; a toolkit's stub with that name would be a
+/// different library.
 #[cfg(unix)]
 fn same_library(init: usize) -> Result<(), String> {
-    // SAFETY: opens what it finds by the driver's names, of which one is loaded already.
+    // SAFETY: opens a library by the driver's names, one of which is already loaded.
     let theirs = unsafe { cudarc::driver::sys::culib().get::<unsafe extern "C" fn()>(b"cuInit") };
     match theirs {
         Ok(theirs) if *theirs as usize == init => Ok(()),
@@ -142,7 +147,7 @@ fn same_library(init: usize) -> Result<(), String> {
     }
 }
 
-/// What the loader said, without the words around it.
+/// The loader's message, without the surrounding words.
 #[cfg(unix)]
 fn said(e: &libloading::Error) -> String {
     match std::error::Error::source(e) {
@@ -151,7 +156,7 @@ fn said(e: &libloading::Error) -> String {
     }
 }
 
-/// Elsewhere there is none.
+/// Other systems are not supported.
 #[cfg(not(unix))]
 pub(super) fn look() -> Result<Driver, String> {
     Err("CUDA is looked for on Linux only".to_owned())

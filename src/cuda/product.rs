@@ -1,8 +1,9 @@
-//! Products enqueued on a stream: `y = x Wᵀ` with everything on the device. `kernels/README.md` is the contract of what is
-//! launched here; that this file keeps it is what makes its launches sound.
+//! Products enqueued on a stream: `y = x Wᵀ` with everything on the device. The launches are sound
+//! because this file keeps the contract of the kernels, `kernels/README.md`.
 //!
-//! Activations are first made into what the kernels read, by [`prepare`] or by the kernel that makes them ([`Operand`]); several
-//! matrices whose columns are cut alike share that, and a launch. Neither step allocates or waits.
+//! Activations are first brought into the form that the kernels read, by [`prepare`] or by the
+//! kernel that computes them ([`Operand`]). Matrices with the same division of columns share that,
+//! and a launch. Neither step allocates or waits.
 
 use super::kernels::{ActivationArgs, Kernel, MatmulArgs, Matrix, QuantizeArgs, Quantized};
 use super::layout::Columns;
@@ -12,47 +13,48 @@ use super::weights::Weights;
 use crate::error::Result;
 use crate::quant::Bits;
 
-/// How activations are taken.
+/// The precision of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// As they are.
+    /// Float32.
     F32,
     /// Quantised to 8 bits.
     Int8,
-    /// Their signs, with 1-bit weights.
+    /// Their signs, for 1-bit weights.
     Sign,
 }
 
-/// The most blocks along y.
+/// The most thread blocks along y.
 const MOST_Y: usize = 65535;
 
-/// Where parts of a scratch begin: what the kernels want is 16.
+/// The alignment of parts of a scratch buffer, in bytes; the kernels need 16.
 const ALIGN: usize = 256;
 
-/// Vectors in the form that the products of a mode read.
+/// Vectors in the form that the products with a mode read.
 #[derive(Clone, Copy, Debug)]
 pub struct Prepared<'a> {
     mode: Mode,
     columns: Columns,
     n: usize,
-    /// What the mode's kernel made: see [`x_bytes`].
+    /// The output of the mode's kernel, see [`x_bytes`].
     x: Part<'a>,
     int8: Option<Int8<'a>>,
 }
 
-/// What int8 vectors have besides their codes.
+/// The additional data of int8 vectors.
 #[derive(Clone, Copy, Debug)]
 struct Int8<'a> {
     /// float `(n, slices)`
     scales: Part<'a>,
     /// int32 `(n, slices)`
     sums: Part<'a>,
-    /// uint32, 1 where a vector is not finite
+    /// uint32: 1 if a vector is not finite
     bad: Part<'a>,
 }
 
 impl<'a> Prepared<'a> {
-    /// Where a kernel leaves `n` vectors that it quantises as it makes them. `scratch` and `bad` as in [`prepare`].
+    /// The destination of `n` vectors for a kernel that quantises what it computes. `scratch` and
+    /// `bad` are as for [`prepare`].
     ///
     /// # Panics
     /// If a part is too short or misaligned.
@@ -76,10 +78,10 @@ impl<'a> Prepared<'a> {
         }
     }
 
-    /// As a kernel that quantises `n` vectors of `cols` elements is told.
+    /// The arguments for a kernel that quantises `n` vectors of `cols` elements.
     ///
     /// # Panics
-    /// If it is not for so many of int8.
+    /// Unless it was made for that many int8 vectors of that size.
     pub(super) fn for_quantizing(&self, n: usize, cols: usize) -> Quantized {
         let int8 = self.int8.expect("room for int8 vectors");
         assert_eq!((self.n, self.columns.cols as usize), (n, cols));
@@ -94,16 +96,16 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Vectors between the kernel that makes them and the products.
+/// Vectors passed from the kernel that computes them to the products.
 #[derive(Clone, Copy, Debug)]
 pub enum Operand<'a> {
     /// float `(n, cols)`, to be prepared.
     Floats(Part<'a>),
-    /// Quantised by who makes them: [`Prepared::quantized`].
+    /// Quantised by the kernel that computes them: [`Prepared::quantized`].
     Quantized(Prepared<'a>),
 }
 
-/// Bytes of one vector as the products read it.
+/// The size in bytes of one vector as the products read it.
 fn x_bytes(mode: Mode, columns: &Columns) -> usize {
     match mode {
         Mode::F32 => columns.padded() * 4,
@@ -112,12 +114,12 @@ fn x_bytes(mode: Mode, columns: &Columns) -> usize {
     }
 }
 
-/// Whether the products read float vectors as they are: nothing is padded.
+/// Whether the products read float vectors unchanged, because nothing is padded.
 fn as_they_are(mode: Mode, columns: &Columns) -> bool {
     mode == Mode::F32 && columns.padded() == columns.cols as usize
 }
 
-/// Bytes of scratch that [`prepare`] needs for `n` vectors; `None` if that is more than can be counted.
+/// The scratch bytes that [`prepare`] needs for `n` vectors; `None` on overflow.
 pub fn prepared_bytes(mode: Mode, columns: &Columns, n: usize) -> Option<usize> {
     if as_they_are(mode, columns) {
         return Some(0);
@@ -133,17 +135,17 @@ pub fn prepared_bytes(mode: Mode, columns: &Columns, n: usize) -> Option<usize> 
         .checked_add(per_slice)
 }
 
-/// Enqueues what makes `n` vectors ready for products in a mode with matrices whose columns are cut like this.
+/// Enqueues the preparation of `n` vectors for products in a mode with matrices of these columns.
 ///
-/// `x`: float `(n, cols)`, aligned to 16 bytes. `scratch`: at least [`prepared_bytes`], aligned to 16 bytes; it is in use until the
-/// last product of these vectors is done. `bad`: 4 bytes, which int8 sets to 1 where a value is not finite, and leaves alone
-/// otherwise.
+/// `x`: float `(n, cols)`, aligned to 16 bytes. `scratch`: at least [`prepared_bytes`], aligned to
+/// 16 bytes; it is in use until the last product with these vectors is done. `bad`: 4 bytes, set to
+/// 1 by int8 if a value is not finite, and otherwise unchanged.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses the launch.
 ///
 /// # Panics
-/// If a part is too short or misaligned, or `n` is beyond 32 bits.
+/// If a part is too short or misaligned, or `n` does not fit in 32 bits.
 pub fn prepare<'a>(
     stream: &Stream,
     mode: Mode,
@@ -189,11 +191,14 @@ pub fn prepare<'a>(
         columns,
         n: count,
     };
-    // The grids are those of "Activations on the device", and parts are of memory that waits for the device before it is freed.
+    // The grids are those of "Activations on the device"; parts belong to memory that waits for the
+    // device before it is freed.
     match mode {
-        // SAFETY: reads the `n * cols` floats that `x` was cut to, writes the `n * slices * 32` floats that `ready.x` was cut to.
+        // SAFETY: reads the `n * cols` floats of `x`, writes the `n * slices * 32` floats of
+        // `ready.x`; both were cut to that length.
         Mode::F32 => unsafe { stream.launch(SPREAD, grid(1), &args)? },
-        // SAFETY: reads the `n * cols` floats that `x` was cut to, writes the `n * slices` words that `ready.x` was cut to.
+        // SAFETY: reads the `n * cols` floats of `x`, writes the `n * slices` words of `ready.x`;
+        // both were cut to that length.
         Mode::Sign => unsafe { stream.launch(SIGN, grid(1), &args)? },
         Mode::Int8 => {
             let args = QuantizeArgs {
@@ -202,24 +207,26 @@ pub fn prepare<'a>(
                 n: count,
                 reserved: 0,
             };
-            // SAFETY: reads the `n * cols` floats that `x` was cut to, writes codes, scales, sums and `bad`, which `quantized` has cut.
+            // SAFETY: reads the `n * cols` floats that `x` was cut to; writes codes, scales, sums
+            // and `bad`, which `quantized` has cut.
             unsafe { stream.launch(QUANTIZE, grid(columns.block()), &args)? };
         }
     }
     Ok(ready)
 }
 
-/// The most matrices of a launch.
+/// The most matrices per launch.
 const MATRICES: usize = 3;
 
-/// Enqueues `y = x Wᵀ` for each of several matrices with the same `x`: `y` is float `(n, rows)`. Those of one width that follow
-/// each other share a launch, up to three, and get the bits that they get alone.
+/// Enqueues `y = x Wᵀ` for several matrices with the same `x`; each `y` is float `(n, rows)`. Up to
+/// three consecutive matrices of one width share a launch, with the same bits as separately.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses a launch.
 ///
 /// # Panics
-/// If the vectors were prepared for other columns, or for signs where weights have more than one bit, or a `y` is too short.
+/// If the vectors were prepared for other columns, or as signs and weights have more than one bit,
+/// or a `y` is too short.
 pub fn multiply(
     stream: &Stream,
     x: &Prepared<'_>,
@@ -244,7 +251,7 @@ pub fn multiply(
             let mut matrices = [Matrix::default(); MATRICES];
             for (matrix, (weights, y)) in matrices.iter_mut().zip(products) {
                 let plan = plan_of(weights);
-                // What they have in common decides it.
+                // The choice of kernel depends only on what the matrices have in common.
                 assert_eq!(plan.kernel, shared.kernel);
                 let rows = weights.shape().rows;
                 let (scales, half) = weights.scales();
@@ -268,21 +275,22 @@ pub fn multiply(
                 matrices,
             };
             let grid = shared.grid(matrices.iter().map(|m| m.blocks).sum(), n);
-            // SAFETY: the arguments and the grid of a product by "Products"; the weights were packed for these columns, the vectors
-            // prepared for them, and parts are of memory that waits for the device before it is freed.
+            // SAFETY: the arguments and the grid are those of "Products"; the weights were packed
+            // for these columns, the vectors prepared for them, and parts belong to memory that
+            // waits for the device before it is freed.
             unsafe { stream.launch(shared.kernel, grid, &args)? };
         }
     }
     Ok(())
 }
 
-/// Which kernel, and how its launch is shaped.
+/// The kernel, and the shape of its launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
     kernel: Kernel,
-    /// Vectors a launch row.
+    /// Vectors per row of the grid.
     v: usize,
-    /// Vectors a launch.
+    /// The most vectors per launch.
     most: usize,
     /// Warps that share the columns of a row.
     split: u32,
@@ -328,7 +336,7 @@ impl Plan {
             _ => 2,
         };
         let blocks_x = |split: usize| rows.div_ceil(WARPS / split * r);
-        // A piece is a lane's share at a time; a warp without a piece would have nothing to do.
+        // A piece is what a lane processes at a time; a warp without a piece would be idle.
         let piece = match (mode, bits) {
             (Mode::Sign, _) | (_, Bits::One) => 4,
             (_, Bits::Two) => 2,
@@ -354,7 +362,8 @@ impl Plan {
         }
     }
 
-    /// The grid for `n` vectors, at most `most`, and so many blocks along x: of this matrix, and of others.
+    /// The grid for `n` vectors, at most `most`, with `blocks_x` blocks along x, for this and other
+    /// matrices.
     fn grid(&self, blocks_x: u32, n: usize) -> Grid {
         Grid {
             blocks: (blocks_x, n.div_ceil(self.v) as u32),
@@ -364,10 +373,10 @@ impl Plan {
     }
 }
 
-/// Warps a block of the kernels for few vectors.
+/// Warps per block in the kernels for few vectors.
 const WARPS: usize = 8;
 
-/// The kernels of a family for 1, 2, 4 and 8 bits.
+/// The kernels of a family, for 1, 2, 4 and 8 bits.
 type ByWidth = [Kernel; 4];
 
 macro_rules! by_width {
@@ -393,7 +402,7 @@ fn of_width(family: &ByWidth, bits: Bits) -> Kernel {
 }
 
 /// # Panics
-/// If it is not aligned to the 16 bytes that the kernels load at once.
+/// Unless it is aligned to 16 bytes, the width of the kernels' loads.
 fn aligned(part: Part<'_>) -> Part<'_> {
     assert!(part.address().is_multiple_of(16), "{part:?}");
     part
@@ -403,7 +412,8 @@ fn aligned(part: Part<'_>) -> Part<'_> {
 mod tests {
     use super::*;
 
-    /// The table of "Products" in `kernels/README.md`, for a device of 4 multiprocessors: 16 blocks are enough.
+    /// The table of "Products" in `kernels/README.md`, for a device with 4 multiprocessors, which
+    /// 16 blocks fill.
     #[test]
     fn kernels_and_grids() {
         for (mode, bits, rows, slices, n, kernel, split, blocks, threads, shared) in [
@@ -503,7 +513,7 @@ mod tests {
                 256,
                 128,
             ),
-            // Columns are shared where rows are few and there are pieces for another warp.
+            // Columns are shared if there are few rows, and pieces for another warp.
             (
                 Mode::Int8,
                 Bits::Eight,
@@ -592,7 +602,7 @@ mod tests {
         }
     }
 
-    /// A batch is cut into launches that a grid can have.
+    /// A large batch is split into launches that a grid can hold.
     #[test]
     fn launches_of_a_large_batch() {
         for (mode, n) in [
@@ -612,7 +622,7 @@ mod tests {
         assert_eq!(bytes(Mode::F32, 128, 1 << 40), Some(0));
         assert_eq!(bytes(Mode::F32, 100, 3), Some(3 * 128 * 4));
         assert_eq!(bytes(Mode::Sign, 100, 3), Some(3 * 4 * 4));
-        // 3 * 128 codes, 3 * 4 scales and as many sums, each part from a multiple of 256 on.
+        // 3 * 128 codes, 3 * 4 scales and as many sums, each part at a multiple of 256.
         assert_eq!(bytes(Mode::Int8, 100, 3), Some(512 + 256 + 48));
         assert_eq!(bytes(Mode::F32, 100, usize::MAX / 256), None);
     }

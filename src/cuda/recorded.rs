@@ -1,11 +1,11 @@
-//! Work that is captured once and replayed, and what it needs to stay alive.
+//! Captured graphs, each with the memory that it uses.
 
 use std::sync::Arc;
 
 use super::stream::{Graph, Stream};
 use crate::error::Result;
 
-/// A graph, and the owner of everything that the work in it names.
+/// A captured graph, and the owner of all memory that the work in it refers to.
 pub struct Recorded<K: Send + Sync + 'static> {
     // Dropped first.
     graph: Graph,
@@ -13,10 +13,11 @@ pub struct Recorded<K: Send + Sync + 'static> {
 }
 
 impl<K: Send + Sync + 'static> Recorded<K> {
-    /// Captures what `work` enqueues on the stream that it gets, instead of doing it.
+    /// Captures the work that `work` enqueues on the given stream, without running it.
     ///
-    /// A function, and not a closure: all memory that it can name is then of `kept`, which lives as long as the graph. `kept` must not
-    /// let go of any of that while it lives. `work` must not wait, allocate or free.
+    /// `work` is a function rather than a closure, so that all memory it can refer to belongs to
+    /// `kept`, which lives as long as the graph. `kept` must not free any of it while it lives.
+    /// `work` must not wait, allocate or free.
     ///
     /// # Errors
     /// Those of `work`; `ERR_BACKEND` if the driver cannot capture it.
@@ -31,13 +32,14 @@ impl<K: Send + Sync + 'static> Recorded<K> {
         })
     }
 
-    /// Enqueues it on a stream.
+    /// Enqueues the graph on a stream.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
     pub fn replay(&mut self, stream: &Stream) -> Result<()> {
         let _kept = &self.kept;
-        // SAFETY: the work names memory of `kept` only, which this keeps; and memory waits for the device before it is freed.
+        // SAFETY: the work refers only to memory of `kept`, which this keeps alive, and memory
+        // waits for the device before it is freed.
         unsafe { stream.replay(&mut self.graph) }
     }
 }

@@ -1,8 +1,8 @@
-//! Products with vectors of the host: what stands between `apl_matmul` and a stream.
+//! Products with vectors in host memory, for `apl_matmul`.
 //!
-//! A call takes a lane (a stream, page-locked memory, a block of device memory) and gives it back; so there are as many lanes as
-//! calls have ever run at once, and nothing is allocated once each shape has been there. A lane keeps the largest buffers that it
-//! ever needed.
+//! A call takes a lane (a stream, page-locked memory, a block of device memory) and returns it
+//! afterwards. There are as many lanes as calls have ever run at once, and once every shape has
+//! been used nothing is allocated any more. A lane keeps the largest buffers that it has needed.
 //!
 //! ```text
 //! page-locked    x (n, cols)  ───►  device   x  │ prepared x │ y (n, rows), bad
@@ -19,10 +19,10 @@ use super::weights::{Share, Weights};
 use crate::error::{Error, Result};
 use crate::quant::{Codes, CodesBuf};
 
-/// A device, and what products with vectors of the host need of it.
+/// A device with the lanes for products with vectors in host memory.
 pub struct Gpu {
     device: Arc<Device>,
-    /// Those that no call has.
+    /// The lanes not in use.
     lanes: Mutex<Vec<Lane>>,
 }
 
@@ -33,11 +33,11 @@ struct Lane {
     received: Pinned,
 }
 
-/// Vectors that are prepared together: their scratch serves the next ones.
+/// The number of vectors prepared together; their scratch is then reused.
 const TOGETHER: usize = 8192;
 
 impl Gpu {
-    /// A device without lanes; the first one is made now, so that a device without memory is found out.
+    /// Creates the first lane immediately, so that a device without free memory is detected.
     pub(super) fn new(device: Arc<Device>) -> Result<Gpu> {
         let lane = Lane::new(&device)?;
         Ok(Gpu {
@@ -51,7 +51,7 @@ impl Gpu {
         &self.device
     }
 
-    /// Packs a matrix and copies it to the device. As [`Weights::new`].
+    /// Packs a matrix and copies it to the device, see [`Weights::new`].
     ///
     /// # Errors
     /// As [`Weights::new`].
@@ -59,7 +59,7 @@ impl Gpu {
         self.with_lane(|lane| Weights::new(&lane.stream, codes, share))
     }
 
-    /// The matrix read back. As [`Weights::to_codes`].
+    /// Reads a matrix back, see [`Weights::to_codes`].
     ///
     /// # Errors
     /// As [`Weights::to_codes`].
@@ -67,7 +67,7 @@ impl Gpu {
         self.with_lane(|lane| weights.to_codes(&lane.stream))
     }
 
-    /// One row as floats. As [`Weights::row`].
+    /// Reads one row as floats, see [`Weights::row`].
     ///
     /// # Errors
     /// As [`Weights::row`].
@@ -78,7 +78,8 @@ impl Gpu {
     /// `y[v] = W x[v]` for each of `n` vectors: `x` is `(n, cols)`, `y` is `(n, rows)`.
     ///
     /// # Errors
-    /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`; `ERR_BACKEND`. `y` then holds what it held.
+    /// `ERR_RANGE` if activations are int8 and a vector is not finite; `ERR_MEMORY`; `ERR_BACKEND`.
+    /// Then `y` is unchanged.
     pub fn multiply(
         &self,
         weights: &Weights,
@@ -93,7 +94,7 @@ impl Gpu {
         self.with_lane(|lane| lane.multiply(weights, mode, x, y, n))
     }
 
-    /// Runs `work` with a lane that no other call has.
+    /// Runs `work` with a lane that no other call uses.
     fn with_lane<R>(&self, work: impl FnOnce(&mut Lane) -> Result<R>) -> Result<R> {
         let _current = self.device.enter()?;
         let lane = self.lanes().pop();
@@ -102,7 +103,8 @@ impl Gpu {
             None => Lane::new(&self.device)?,
         };
         let done = work(&mut lane);
-        // After an error its page-locked memory may be read or written until here; a stream that fails is not used again.
+        // After an error the device may access the lane's page-locked memory until this
+        // synchronises; a stream that fails is not reused.
         if done.is_ok() || lane.stream.synchronize().is_ok() {
             self.lanes().push(lane);
         }
@@ -114,19 +116,19 @@ impl Gpu {
     }
 }
 
-/// Where things lie in the device memory of a lane.
+/// The offsets in the device memory of a lane.
 struct Plan {
     x: usize,
     scratch: usize,
     scratch_bytes: usize,
     y: usize,
-    /// `y` and, behind it, `bad`.
+    /// `y`, followed by `bad`.
     back: usize,
     total: usize,
 }
 
 impl Plan {
-    /// `None` if it is more than can be counted.
+    /// `None` on overflow.
     fn new(weights: &Weights, mode: Mode, n: usize) -> Option<Plan> {
         let part = |bytes: usize| bytes.checked_next_multiple_of(256);
         let columns = weights.columns();
@@ -157,11 +159,11 @@ impl Lane {
         })
     }
 
-    /// Makes the buffers as large as `plan` asks.
+    /// Makes the buffers at least as large as `plan` requires.
     fn grow(&mut self, plan: &Plan) -> Result<()> {
         let device = Arc::clone(self.stream.device());
         if self.memory.bytes() < plan.total {
-            // The old goes first: there may be no room for both.
+            // The old one is freed first, because both may not fit.
             self.memory = Memory::new(&device, 0, "products")?;
             self.memory = Memory::new(&device, roomy(plan.total), "products")?;
         }
@@ -193,7 +195,8 @@ impl Lane {
         let (stream, memory) = (&self.stream, &self.memory);
         let (x_all, back) = (memory.part(0, plan.x), memory.part(plan.y, plan.back));
         let bad = back.from(plan.back - 4);
-        // SAFETY: `sent` is not touched before the stream was waited for, below or, on an error, by `with_lane`.
+        // SAFETY: `sent` is not touched before the stream is waited for, below or, on an error, by
+        // `with_lane`.
         unsafe { stream.upload(x_all, &self.sent)? };
         stream.zero(bad)?;
         let columns = weights.columns();
@@ -219,7 +222,8 @@ impl Lane {
     }
 }
 
-/// Bytes to allocate for a need: some more, so that needs that grow little by little do not each allocate.
+/// The size to allocate, in bytes: more than needed, so that slowly growing needs do not each cause
+/// an allocation.
 fn roomy(bytes: usize) -> usize {
     const STEP: usize = 1 << 16;
     bytes

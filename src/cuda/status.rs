@@ -1,17 +1,17 @@
-//! What the driver answers, as an error of the library.
+//! The driver's status as an error of the library.
 //!
-//! cudarc reads the driver's status as an enumeration, which has no member for a status that was invented later. It is compared
-//! with success, turned into its number and shown, and nothing else is concluded from it.
+//! cudarc reads the status as an enumeration, which lacks values introduced later. A status is
+//! therefore only compared with success, converted to its number and shown.
 
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
 use crate::error::{Error, Result};
 
-/// What was tried, where the driver refused it.
+/// Converts a failure of the driver, with the operation that failed.
 pub(super) trait Tried<T> {
     /// # Errors
-    /// `ERR_MEMORY` where memory is exhausted, else `ERR_BACKEND`: "CUDA: `what` failed: …".
+    /// `ERR_MEMORY` if memory is exhausted, else `ERR_BACKEND`: "CUDA: `what` failed: …".
     fn tried(self, what: impl FnOnce() -> String) -> Result<T>;
 }
 
@@ -27,7 +27,7 @@ impl<T> Tried<T> for std::result::Result<T, DriverError> {
     }
 }
 
-/// The driver's own words, and its number.
+/// The driver's description of an error, with its number.
 pub(super) fn words(e: DriverError) -> String {
     let number = e.0 as u32;
     match e.error_string() {

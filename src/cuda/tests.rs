@@ -1,4 +1,4 @@
-//! Products on a device, if there is one: a GPU, or the driver that is none (`make test-fake-gpu`).
+//! Products on a device, if there is one: a GPU, or the emulated driver (`make test-fake-gpu`).
 
 use super::*;
 use crate::error::Status;
@@ -11,7 +11,7 @@ fn gpu() -> Option<Arc<Gpu>> {
     match open(0) {
         Ok(gpu) => Some(gpu),
         Err(why) => {
-            // A run that was meant to test it must not pass by skipping.
+            // A run that is meant to test CUDA must not pass by skipping.
             let demanded = std::env::var_os("APL_FFI_BACKEND").is_some_and(|b| b == "cuda");
             assert!(!demanded, "CUDA is demanded: {why}");
             skipped(&why);
@@ -25,8 +25,8 @@ fn upload(gpu: &Gpu, codes: &CodesBuf) -> Weights {
     gpu.upload(&codes.as_codes(), &alone).unwrap()
 }
 
-/// A vector as a mode takes it, in float64: int8 by the rule of `include/apl_ffi.h`, a block being the whole of a group of 32, 64 or 128
-/// columns, else at most 32 columns of a group.
+/// A vector in the precision of a mode, in float64. int8 follows the rule of `include/apl_ffi.h`: a
+/// block is a whole group of 32, 64 or 128 columns, else at most 32 columns of a group.
 fn taken(mode: Mode, shape: &Shape, x: &[f32]) -> Vec<f64> {
     let mut taken: Vec<f64> = x.iter().map(|&x| x.into()).collect();
     match mode {
@@ -151,7 +151,7 @@ fn large_and_infinite_vectors() {
     let mut random = Random::new(4);
     let shape = Shape::new(4, 64, 32);
     let mut codes = random_codes(&mut random, shape, Bits::Eight, Kind::ALL[1]);
-    // Every code and every x as large as may be, and a scale that takes the product back into range.
+    // The largest codes and the largest x, with a scale that brings the product back into range.
     codes.bytes.fill(0xff);
     codes.zero_points = None;
     codes.scales = crate::quant::ScalesBuf::F32(vec![1e-6; 8]);
@@ -180,13 +180,13 @@ fn large_and_infinite_vectors() {
     assert_eq!(y, before);
 }
 
-/// Matrices in one launch, or in as few as there may be, get the bits that each gets alone.
+/// Matrices that share launches get the same bits as separately.
 #[test]
 fn products_together() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(6);
     let (cols, group) = (200, 32);
-    // The last is of another width.
+    // The last one has a different width.
     let matrices: Vec<_> = [(40, 1), (3, 1), (17, 1), (1, 1), (9, 4)]
         .into_iter()
         .map(|(rows, bits)| {
@@ -240,7 +240,8 @@ fn products_together() {
     }
 }
 
-/// A sequence on the device, captured and replayed with other vectors: nothing of the host is in it.
+/// A sequence on the device is captured and replayed with other vectors: it contains nothing of the
+/// host.
 #[test]
 fn a_captured_product_is_replayed() {
     let Some(gpu) = gpu() else { return };
@@ -273,7 +274,7 @@ fn a_captured_product_is_replayed() {
         stream
             .write(x.all(), bytemuck::cast_slice(&values))
             .unwrap();
-        // SAFETY: all memory that the graph names lives to the end of this function.
+        // SAFETY: all memory that the graph refers to lives to the end of this function.
         unsafe { stream.replay(&mut graph).unwrap() };
         let mut sums = vec![0f32; n * rows];
         stream
@@ -288,7 +289,7 @@ fn a_captured_product_is_replayed() {
             );
         }
     }
-    // What may not be captured is an error, and the stream goes on.
+    // Work that cannot be captured gives an error, and the stream stays usable.
     let e = stream.capture(|| stream.synchronize()).err().unwrap();
     assert_eq!(e.status(), Status::Backend);
     enqueue().unwrap();

@@ -14,10 +14,10 @@ use crate::quant::{
     Bits, Codes, CodesBuf, ScaleValues, ScalesBuf, Shape, pack_row, packed_row_bytes,
 };
 
-/// Words that are packed on the host before they are sent: 16 MiB.
+/// The number of words packed on the host before they are sent: 16 MiB.
 const BAND: usize = 4 << 20;
 
-/// How `tasks` pieces of work are shared: runs `job` once for each, and waits.
+/// Runs a job once for each of `tasks` tasks, shared between threads, and waits.
 pub type Share<'a> = &'a dyn Fn(usize, &(dyn Fn(usize) + Sync));
 
 /// A matrix on the device.
@@ -25,22 +25,24 @@ pub struct Weights {
     shape: Shape,
     bits: Bits,
     columns: Columns,
-    /// Whether the scales came as float16; they lie as that if they are that, whatever they came as.
+    /// Whether the scales were given as float16. They are stored as float16 if they are exactly
+    /// representable, whatever they were given as.
     came_half: bool,
     half: bool,
     /// words `(rows, slices, bits)`
     codes: Memory,
     /// float16 or float32 `(rows, groups)`
     scales: Memory,
-    /// bytes `(rows, groups)`; `None`: `2^(bits-1)` everywhere
+    /// bytes `(rows, groups)`; `None`: all are `2^(bits-1)`
     zeros: Option<Memory>,
 }
 
 impl Weights {
-    /// Packs a matrix and copies it to the device of `stream`; packing is shared by `share`.
+    /// Packs a matrix, with the work shared by `share`, and copies it to the device of `stream`.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` if the kernels do not take the shape (see [`supports`]); `ERR_MEMORY`; `ERR_BACKEND`.
+    /// `ERR_UNSUPPORTED` if the kernels do not support the shape (see [`supports`]); `ERR_MEMORY`;
+    /// `ERR_BACKEND`.
     pub fn new(stream: &Stream, codes: &Codes<'_>, share: Share<'_>) -> Result<Weights> {
         let (shape, bits) = (codes.shape, codes.bits);
         let columns = Columns::new(&shape)
@@ -92,9 +94,9 @@ impl Weights {
         Ok(on_device)
     }
 
-    /// A band of rows at a time, so that the host holds little of them twice.
+    /// Sends a band of rows at a time, so that the host holds only a small part of them twice.
     fn send_codes(&self, stream: &Stream, codes: &Codes<'_>, share: Share<'_>) -> Result<()> {
-        /// Codes a task: about 0.1 ms of packing.
+        /// Codes per task: about 0.1 ms of packing.
         const TASK: usize = 1 << 16;
         let row_words = self.columns.row_words(self.bits);
         let cols = self.shape.cols;
@@ -130,7 +132,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The device that it lies on.
+    /// The device that it is on.
     pub fn device(&self) -> &Arc<Device> {
         self.codes.device()
     }
@@ -140,12 +142,12 @@ impl Weights {
         self.shape
     }
 
-    /// Bits a code.
+    /// Bits per code.
     pub fn bits(&self) -> Bits {
         self.bits
     }
 
-    /// Its columns as the device sees them.
+    /// Its columns in the layout of the device.
     pub fn columns(&self) -> Columns {
         self.columns
     }
@@ -155,12 +157,12 @@ impl Weights {
         self.zeros.is_none()
     }
 
-    /// Whether its scales came as float16.
+    /// Whether its scales were given as float16.
     pub fn half_scales(&self) -> bool {
         self.came_half
     }
 
-    /// Bytes of device memory.
+    /// Its size in device memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.codes.bytes() + self.scales.bytes() + self.zeros.as_ref().map_or(0, Memory::bytes)
     }
@@ -180,9 +182,10 @@ impl Weights {
         self.zeros.as_ref().map(Memory::all)
     }
 
-    /// The matrix read back in the form of the ABI, its values as they went in.
+    /// Reads the matrix back in the form of the ABI, with the original values.
     ///
-    /// The host keeps no copy: it would take as much memory as the weights would have there, for a call that is made once if ever.
+    /// The host keeps no copy: it would take as much memory as weights on the host, for a call that
+    /// is made once, if ever.
     ///
     /// # Errors
     /// `ERR_MEMORY`, `ERR_BACKEND`.
@@ -244,7 +247,7 @@ impl Weights {
         Ok(ScalesBuf::F32(scales))
     }
 
-    /// One row as floats; `out` is `(cols)`.
+    /// Reads one row as floats; `out` is `(cols)`.
     ///
     /// # Errors
     /// `ERR_MEMORY`, `ERR_BACKEND`.
@@ -286,7 +289,7 @@ impl Weights {
     }
 }
 
-/// Whether float16 holds the number, to the bit.
+/// Whether float16 represents the number exactly.
 fn exactly_half(s: f32) -> bool {
     f16::from_f32(s).to_f32().to_bits() == s.to_bits()
 }

@@ -1,4 +1,4 @@
-//! The bytes of a file, mapped or read, and numbers seen in them.
+//! The bytes of a file, mapped or read, and views of them as numbers.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -12,14 +12,14 @@ use memmap2::Mmap;
 use crate::error::{Error, Result};
 use crate::memory;
 
-// Every format here is little-endian and is seen in place.
+// All formats here are little-endian and are viewed in place.
 #[cfg(target_endian = "big")]
 compile_error!("the file readers need a little-endian machine");
 
 /// The contents of a file.
 ///
-/// A mapped file that someone truncates while it is in use cannot be survived (the system sends
-/// SIGBUS); a file that is read instead can change as it likes.
+/// If a mapped file is truncated while it is in use, the process dies of SIGBUS; a file that was
+/// read instead can change freely.
 pub struct FileBytes(Storage);
 
 enum Storage {
@@ -28,13 +28,13 @@ enum Storage {
 }
 
 impl FileBytes {
-    /// Maps the file, or reads it where `mmap` is false.
+    /// Maps the file, or reads it if `mmap` is false.
     ///
     /// # Errors
     /// `ERR_IO` with the path and the system's reason; `ERR_MEMORY`.
     pub fn open(path: &Path, mmap: bool) -> Result<FileBytes> {
         let refused = |e: std::io::Error| io_error(path, "cannot be read", &e);
-        // Asked before opening: to open a FIFO would wait for a writer.
+        // Checked before opening: opening a FIFO would wait for a writer.
         let metadata =
             std::fs::metadata(path).map_err(|e| io_error(path, "cannot be opened", &e))?;
         if !metadata.is_file() {
@@ -48,16 +48,17 @@ impl FileBytes {
         let mut file = File::open(path).map_err(|e| io_error(path, "cannot be opened", &e))?;
         if mmap && metadata.len() > 0 {
             // SAFETY: the map is private and read-only. That nobody truncates or rewrites the file
-            // under it is the caller's part, stated at the type and in the ABI; `mmap` false is the
-            // way out. No reader here keeps a conclusion about bytes that it does not check again
-            // through slice indexing, so a rewritten file gives wrong numbers or a panic that the
-            // boundary catches.
+            // meanwhile is up to the caller, as documented at the type and in the ABI; `mmap` false
+            // avoids the problem. Readers rely on nothing they found in the bytes without the
+            // bounds checks of slices, so a rewritten file gives wrong numbers or a panic, which
+            // the boundary catches.
             let map = unsafe { Mmap::map(&file) }.map_err(refused)?;
             return Ok(FileBytes(Storage::Mapped(map)));
         }
         let len = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
         let mut bytes = memory::with_capacity(len, "the contents of a file")?;
-        // `take`: a file that grows meanwhile must not make the vector grow infallibly.
+        // `take`: if the file grows meanwhile, the vector must not, because that allocation is
+        // infallible.
         file.by_ref()
             .take(metadata.len())
             .read_to_end(&mut bytes)
@@ -67,14 +68,15 @@ impl FileBytes {
 }
 
 impl FileBytes {
-    /// Gives the memory of some bytes of a mapped file back to the system, which reads them again if they are asked for. Whole pages:
-    /// those in which they begin and end too.
+    /// Releases the memory of some bytes of a mapped file; the system reads them again on the next
+    /// access. Affects whole pages, including those at both ends.
     pub(super) fn forget(&self, bytes: Range<usize>) {
         #[cfg(unix)]
         if let Storage::Mapped(map) = &self.0 {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the map is of a file and nobody can have written to it, so that its pages come back with the contents of
-            // the file: what `open` relies on anyhow. A refusal costs memory and nothing else.
+            // SAFETY: the map is of a file and nobody can have written to it, so its pages come
+            // back with the contents of the file, on which `open` relies anyway. A failure costs
+            // only memory.
             let _ = unsafe { map.unchecked_advise_range(advice, bytes.start, bytes.len()) };
         }
         #[cfg(not(unix))]
@@ -107,12 +109,12 @@ impl Deref for FileBytes {
     }
 }
 
-/// `ERR_IO` for a path: what could not be done and the system's reason.
+/// `ERR_IO` for a path: what failed and the system's reason.
 pub(super) fn io_error(path: &Path, what: &str, e: &std::io::Error) -> Error {
     Error::io(format!("{} {what}: {e}", path.display()))
 }
 
-/// Bytes seen as little-endian numbers: in place where they are aligned, else copied.
+/// Bytes viewed as little-endian numbers: in place if they are aligned, else copied.
 ///
 /// The caller has checked that the length is a multiple of the size of `T`.
 pub(super) fn numbers<'a, T: Pod>(bytes: &'a [u8]) -> Result<Cow<'a, [T]>> {

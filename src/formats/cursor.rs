@@ -1,10 +1,10 @@
-//! The checked cursor: every read of a binary header goes through it.
+//! The checked cursor, through which every binary header is read.
 
 use crate::error::{Error, Result};
 
-/// Reads little-endian values from bytes and never past their end.
+/// Reads little-endian values from bytes, never past their end.
 ///
-/// Every method takes the name of the field it reads, for the message.
+/// Every method takes the name of the field, for the message.
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     position: usize,
@@ -20,7 +20,7 @@ impl<'a> Cursor<'a> {
         self.position
     }
 
-    /// Bytes that are left.
+    /// The number of bytes left.
     pub fn remaining(&self) -> usize {
         self.bytes.len() - self.position
     }
@@ -77,7 +77,7 @@ impl<'a> Cursor<'a> {
         Ok(n)
     }
 
-    /// UTF-8 text behind a 64-bit length of at most `cap`.
+    /// UTF-8 text, preceded by a 64-bit length of at most `cap`.
     pub fn text(&mut self, cap: u64, field: &str) -> Result<&'a str> {
         let n = self.count(cap, 1, field)?;
         std::str::from_utf8(self.take(n, field)?)

@@ -1,10 +1,9 @@
-//! The tensor types of GGML: how many weights a block has, how its bytes are laid out, and what
-//! they mean.
+//! The tensor types of GGML: weights per block, layout and meaning of the bytes.
 //!
-//! A row of a tensor is a run of blocks. Fields are byte arrays, so that a block can be seen at any
-//! address; `d` is always a float16 scale. The types whose blocks are codes of ours under another
-//! arrangement (`ExactBlock`) are taken over code by code; the others are turned into float32 in the
-//! order of operations of GGML's reference, so that the result is the same bit for bit.
+//! A row of a tensor is a sequence of blocks. Fields are byte arrays, so that a block can be viewed
+//! at any address; `d` is always a float16 scale. Types whose codes are equal to ours up to their
+//! arrangement (`ExactBlock`) are converted code by code; the others are dequantised to float32 in
+//! the order of operations of GGML's reference, with bit-identical results.
 
 use std::borrow::Cow;
 
@@ -16,18 +15,18 @@ use crate::error::Result;
 use crate::memory;
 use crate::quant::{Bits, Packing, Shape, pack_row};
 
-/// A tensor type: its number in files, its name, and its block.
+/// A tensor type: its number in files, its name, and its block format.
 pub(super) struct GgmlType {
     pub id: u32,
     pub name: &'static str,
-    /// Weights a block.
+    /// Weights per block.
     pub weights: usize,
-    /// Bytes a block.
+    /// Bytes per block.
     pub bytes: usize,
     pub content: Content,
 }
 
-/// What the blocks of a type are to this library.
+/// How this library reads the blocks of a type.
 #[derive(Clone, Copy)]
 pub(super) enum Content {
     F32,
@@ -35,9 +34,9 @@ pub(super) enum Content {
     BF16,
     /// Codes and float16 scales: `(tensor bytes, rows, cols)`.
     Codes(fn(&[u8], usize, usize) -> Result<CodesView<'static>>),
-    /// Something to be turned into float32: `(tensor bytes, out)`.
+    /// Blocks to be dequantised to float32: `(tensor bytes, out)`.
     Floats(fn(&[u8], &mut [f32])),
-    /// Known by size only.
+    /// Only the size is known.
     Other,
 }
 
@@ -126,20 +125,21 @@ static TYPES: [GgmlType; 35] = [
     GgmlType::codes::<Q2_0>(42, "Q2_0"),
 ];
 
-/// A block whose weights are `d * level` with a level of one of our widths.
+/// A block whose weights are `d * level`, with levels of one of our widths.
 trait ExactBlock: Pod {
     const WEIGHTS: usize;
     const BITS: Bits;
-    /// The zero point, where it is not the default of the width.
+    /// The zero point, if it is not the default of the width.
     const ZERO_POINT: Option<i32> = None;
 
     fn d(&self) -> [u8; 2];
 
-    /// Writes the codes in column order, packed most significant first; `packed` is `(WEIGHTS * BITS / 8)`.
+    /// Writes the codes in column order, packed most significant first; `packed` is
+    /// `(WEIGHTS * BITS / 8)`.
     fn pack(&self, packed: &mut [u8]);
 }
 
-/// A block that is turned into float32.
+/// A block that is dequantised to float32.
 trait FloatBlock: Pod {
     const WEIGHTS: usize;
 
@@ -194,44 +194,49 @@ macro_rules! blocks {
 }
 
 blocks! {
-    /// 32 weights of 8 bits, signed.
+    /// 32 signed weights of 8 bits.
     Q8_0, 34 bytes { d: [u8; 2], qs: [u8; 32] }
     /// 32 weights of 4 bits: the first half in the low nibbles, the second in the high ones.
     Q4_0, 18 bytes { d: [u8; 2], qs: [u8; 16] }
-    /// As `Q4_0`, with a minimum `m` in place of the fixed zero point.
+    /// As `Q4_0`, with a minimum `m` instead of the fixed zero point.
     Q4_1, 20 bytes { d: [u8; 2], m: [u8; 2], qs: [u8; 16] }
-    /// 32 weights of 5 bits: as `Q4_0`, the fifth bit of weight `i` is bit `i` of `qh`.
+    /// 32 weights of 5 bits: as `Q4_0`; the fifth bit of weight `i` is bit `i` of `qh`.
     Q5_0, 22 bytes { d: [u8; 2], qh: [u8; 4], qs: [u8; 16] }
     /// As `Q5_0`, with a minimum.
     Q5_1, 24 bytes { d: [u8; 2], m: [u8; 2], qh: [u8; 4], qs: [u8; 16] }
-    /// 128 weights of 1 bit, weight `j` in bit `j % 8` of byte `j / 8`.
+    /// 128 weights of 1 bit; weight `j` is bit `j % 8` of byte `j / 8`.
     Q1_0, 18 bytes { d: [u8; 2], qs: [u8; 16] }
-    /// 64 weights of 2 bits, four a byte from the least significant; the weight is `d * (q - 1)`.
+    /// 64 weights of 2 bits, four per byte from the least significant on; the weight is
+    /// `d * (q - 1)`.
     Q2_0, 18 bytes { d: [u8; 2], qs: [u8; 16] }
-    /// 32 weights that index a table of 16 unevenly spaced levels, nibbles as in `Q4_0`.
+    /// 32 weights that are indices into a table of 16 unevenly spaced levels; nibbles as in `Q4_0`.
     Iq4Nl, 18 bytes { d: [u8; 2], qs: [u8; 16] }
-    /// 256 weights of -1, 0, 1 in base 3, five a byte (four in `qh`), the first in the most significant
-    /// digit of the byte seen as a fraction of 256.
+    /// 256 weights of -1, 0, 1 in base 3, five per byte (four in `qh`). The first is the most
+    /// significant ternary digit of the byte taken as a fraction of 256.
     Tq1_0, 54 bytes { qs: [u8; 48], qh: [u8; 4], d: [u8; 2] }
-    /// 256 weights of 2 bits in two runs of 128; in a run the first 32 are in bits 0 and 1 of its 32 bytes.
+    /// 256 weights of 2 bits in two runs of 128; the first 32 of a run are in bits 0 and 1 of its
+    /// 32 bytes.
     Tq2_0, 66 bytes { qs: [u8; 64], d: [u8; 2] }
-    /// 256 weights of 2 bits, arranged as in `Tq2_0`; 16 sub-blocks with 4-bit scales (low) and minima (high).
+    /// 256 weights of 2 bits, arranged as in `Tq2_0`; 16 sub-blocks with 4-bit scales (low) and
+    /// minima (high).
     Q2K, 84 bytes { scales: [u8; 16], qs: [u8; 64], d: [u8; 2], dmin: [u8; 2] }
-    /// 256 weights of 3 bits, less 4: the low two as in `Q2K`, the third of weight `i` in bit `i / 32` of
-    /// `hmask[i % 32]`; 16 sub-blocks with 6-bit scales.
+    /// 256 weights of 3 bits, minus 4: the low two as in `Q2K`, the third of weight `i` in bit
+    /// `i / 32` of `hmask[i % 32]`; 16 sub-blocks with 6-bit scales.
     Q3K, 110 bytes { hmask: [u8; 32], qs: [u8; 64], scales: [u8; 12], d: [u8; 2] }
     /// 256 weights of 4 bits; 8 sub-blocks with 6-bit scales and minima.
     Q4K, 144 bytes { d: [u8; 2], dmin: [u8; 2], scales: [u8; 12], qs: [u8; 128] }
-    /// As `Q4K` with a fifth bit: that of weight `i` is bit `i / 32` of `qh[i % 32]`.
+    /// As `Q4K` with a fifth bit: for weight `i` bit `i / 32` of `qh[i % 32]`.
     Q5K, 176 bytes { d: [u8; 2], dmin: [u8; 2], scales: [u8; 12], qh: [u8; 32], qs: [u8; 128] }
-    /// 256 weights of 6 bits, low four in `ql`, high two in `qh`; 16 sub-blocks with signed 8-bit scales.
+    /// 256 weights of 6 bits, low four in `ql`, high two in `qh`; 16 sub-blocks with signed 8-bit
+    /// scales.
     Q6K, 210 bytes { ql: [u8; 128], qh: [u8; 64], scales: [u8; 16], d: [u8; 2] }
 }
 
-/// Unpacks values of `bits` bits: each run of `run` bytes holds `run` values in its lowest bits, the
-/// next `run` in the bits above, and so on.
-// Inlined so that `run` and `bits` are constants and the loops become vector code: all types then take
-// between 0.1 and 0.7 ns a weight on one core (Q5_1: 1.9), where an index computed for each weight took several.
+/// Unpacks values of `bits` bits: each run of `run` bytes holds `run` values in its lowest bits,
+/// the next `run` values in the bits above, and so on.
+// Inlined so that `run` and `bits` are constants and the loops are vectorised: all types then take
+// 0.1 to 0.7 ns per weight on one core (Q5_1: 1.9), compared with several when an index was
+// computed for each weight.
 #[inline(always)]
 fn unpacked<const N: usize>(bytes: &[u8], run: usize, bits: usize) -> [u8; N] {
     let mut values = [0; N];
@@ -283,7 +288,8 @@ impl ExactBlock for Q1_0 {
         self.d
     }
 
-    /// A weight at a time took a second for a billion of them, most of the time of opening a model.
+    /// Packing one weight at a time took a second per billion weights, most of the time of opening
+    /// a model.
     fn pack(&self, packed: &mut [u8]) {
         for (packed, bits) in packed.iter_mut().zip(self.qs) {
             *packed = bits.reverse_bits();
@@ -387,8 +393,8 @@ impl FloatBlock for Tq1_0 {
         for (bytes, digits) in runs {
             for power in &POWERS[..digits] {
                 for (&byte, o) in bytes.iter().zip(&mut out) {
-                    // Multiplying modulo 256 drops the digits before; three times the rest, carried
-                    // into the ninth bit, is the digit.
+                    // The multiplication modulo 256 drops the preceding digits; the digit is what
+                    // multiplying the rest by 3 carries into the ninth bit and above.
                     let digit = (u16::from(byte.wrapping_mul(*power)) * 3) >> 8;
                     *o = d * (f32::from(digit) - 1.0);
                 }
@@ -397,7 +403,7 @@ impl FloatBlock for Tq1_0 {
     }
 }
 
-/// Sub-blocks of `N` weights with their values, in order.
+/// Sub-blocks of `N` weights, zipped with their values, in order.
 fn sub_blocks<'a, const N: usize>(
     values: &'a [u8; QK_K],
     out: &'a mut [f32],
@@ -432,8 +438,8 @@ impl FloatBlock for Q3K {
             *v |= high << 2;
         }
         for (j, weights) in sub_blocks::<16>(&values, out) {
-            // Six-bit scales: the low nibbles of 0..8 and then 8..16 in bytes 0..8, the high two bits
-            // of scale j in bits 2 * (j / 4) of byte 8 + j % 4.
+            // Six-bit scales: the low nibbles of 0..8 and then of 8..16 in bytes 0..8; the high two
+            // bits of scale j in bits 2 * (j / 4) of byte 8 + j % 4.
             let low = self.scales[j % 8] >> (j / 8 * 4) & 15;
             let high = self.scales[8 + j % 4] >> (j / 4 * 2) & 3;
             let scale = d * (f32::from(low | high << 4) - 32.0);
@@ -442,9 +448,9 @@ impl FloatBlock for Q3K {
     }
 }
 
-/// The scale and the minimum, 6 bits each, of sub-block `j` of `Q4K` and `Q5K`: those of 0..4 lie in
-/// the low bits of bytes 0..4 and 4..8; those of 4..8 have their low nibbles in bytes 8..12 and
-/// their high two bits on top of the former.
+/// The 6-bit scale and minimum of sub-block `j` of `Q4K` and `Q5K`. For 0..4 they are the low bits
+/// of bytes 0..4 and 4..8; for 4..8 their low nibbles are in bytes 8..12 and their high two bits
+/// above those of 0..4.
 fn scale_and_min(scales: &[u8; 12], j: usize) -> (f32, f32) {
     let (scale, min) = if j < 4 {
         (scales[j] & 63, scales[j + 4] & 63)
@@ -516,7 +522,7 @@ mod tests {
         assert_eq!(GgmlType::of(14).unwrap().bytes, 210);
     }
 
-    /// The types that no published dequantiser of NumPy covers, written out by hand.
+    /// The types that NumPy dequantisers do not cover, with values written out by hand.
     #[test]
     fn one_and_two_bits() {
         let one = |bytes: &[u8], cols| match GgmlType::of(41).unwrap().content {

@@ -1,7 +1,7 @@
-//! The container of GGUF files, versions 2 and 3: metadata, tensor descriptions, tensor data.
+//! The GGUF container, versions 2 and 3: metadata, tensor descriptions, tensor data.
 //!
-//! Everything that can be wrong with the container is found when it is opened: counts, lengths,
-//! types, alignment, bounds, overlap. What a tensor's blocks mean is `ggml_blocks`' business.
+//! Everything about the container is checked when it is opened: counts, lengths, types, alignment,
+//! bounds, overlap. `ggml_blocks` defines the contents of the blocks.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,7 +22,7 @@ pub struct Gguf {
     index: HashMap<String, usize>,
 }
 
-/// A metadata value, numbers widened.
+/// A metadata value; numbers are widened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// Of 8, 16, 32 or 64 bits in the file.
@@ -35,24 +35,24 @@ pub enum Value {
     Bool(bool),
     /// UTF-8.
     Text(String),
-    /// Left in the file: a vocabulary has hundreds of thousands of elements.
+    /// Left in the file, because a vocabulary has hundreds of thousands of elements.
     Array(Array),
 }
 
-/// An array in the metadata, checked to be whole.
+/// An array in the metadata, checked to be complete.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
     /// The number of the element type, as in the file.
     pub element: u32,
-    /// Elements.
+    /// The number of elements.
     pub len: usize,
-    /// Where the elements lie in the file.
+    /// The byte range of the elements in the file.
     pub bytes: Range<usize>,
 }
 
 struct Tensor {
     name: String,
-    /// Slowest dimension first: `[rows, cols]` for a matrix. In the file it is the other way round.
+    /// Slowest dimension first: `[rows, cols]` for a matrix. In the file the order is reversed.
     shape: Vec<usize>,
     kind: &'static GgmlType,
     data: Range<usize>,
@@ -77,8 +77,8 @@ impl Gguf {
     /// Checks the container.
     ///
     /// # Errors
-    /// `ERR_FORMAT` for whatever is wrong with it; `ERR_UNSUPPORTED` for another version or byte order,
-    /// and for a tensor type that is not known.
+    /// `ERR_FORMAT` for whatever is wrong with it; `ERR_UNSUPPORTED` for another version or byte
+    /// order, and for an unknown tensor type.
     pub fn new(bytes: FileBytes) -> Result<Gguf> {
         let mut c = Cursor::new(&bytes);
         if c.take(4, "the magic")? != b"GGUF" {
@@ -143,16 +143,16 @@ impl Gguf {
         self.tensors.iter().map(|t| t.name.as_str())
     }
 
-    /// A tensor of two dimensions; `None` if there is none of that name.
+    /// A tensor of two dimensions; `None` if there is none with that name.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for another number of dimensions or a type that is known by size only;
-    /// `ERR_FORMAT` for a scale that is not finite; `ERR_MEMORY`.
+    /// `ERR_UNSUPPORTED` for another number of dimensions or a type of which only the size is
+    /// known; `ERR_FORMAT` for a scale that is not finite; `ERR_MEMORY`.
     pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
         self.seen_as(name, super::rows_and_cols)
     }
 
-    /// A tensor of one dimension, as a matrix of one row; `None` if there is none of that name.
+    /// A tensor of one dimension, as a matrix of one row; `None` if there is none with that name.
     ///
     /// # Errors
     /// As [`Gguf::matrix`].
@@ -165,7 +165,7 @@ impl Gguf {
         Some(&self.tensors[*self.index.get(name)?].shape)
     }
 
-    /// How a tensor is kept.
+    /// How a tensor is stored.
     pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
         let tensor = &self.tensors[*self.index.get(name)?];
         Some(Stored {
@@ -245,7 +245,7 @@ impl Gguf {
     }
 }
 
-/// A tensor's description as it stands in the file.
+/// The description of a tensor as stored in the file.
 struct Description {
     name: String,
     shape: Vec<usize>,
@@ -267,7 +267,7 @@ impl Description {
         })
     }
 
-    /// Where the data lies in a file of `len` bytes whose tensor data begins at `start`.
+    /// The position of the data in a file of `len` bytes whose tensor data begins at `start`.
     fn locate(self, start: u64, len: u64, alignment: u64) -> Result<Tensor> {
         if !self.offset.is_multiple_of(alignment) {
             return Err(Error::format(format!(
@@ -295,7 +295,7 @@ impl Description {
     }
 }
 
-/// The shape and the type of a tensor, and the bytes that they make.
+/// The shape and the type of a tensor, and its size in bytes.
 fn read_extent(c: &mut Cursor<'_>) -> Result<(Vec<usize>, &'static GgmlType, u64)> {
     let n = u64::from(c.u32("the number of dimensions")?);
     if !(1..=limits::GGUF_DIMENSIONS).contains(&n) {
@@ -309,7 +309,7 @@ fn read_extent(c: &mut Cursor<'_>) -> Result<(Vec<usize>, &'static GgmlType, u64
         let d = c.u64("a dimension")?;
         shape.push(usize::try_from(d).map_err(|_| too_large())?);
     }
-    // The first dimension in the file is the one along a row.
+    // In the file, the dimension along a row comes first.
     let row = shape[0];
     shape.reverse();
     let id = c.u32("the type of a tensor")?;
@@ -397,7 +397,7 @@ fn scalar_bytes(kind: u32) -> Result<u64> {
     }
 }
 
-/// Passes over an array, checking that it is whole.
+/// Skips an array, checking that it is complete.
 fn read_array(c: &mut Cursor<'_>, depth: usize) -> Result<Array> {
     const LENGTH: &str = "the length of an array";
     if depth > limits::ARRAY_NESTING {

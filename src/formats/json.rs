@@ -1,12 +1,14 @@
-//! JSON texts of files. A text is a few bytes for each of its values, a tree of them some seventy: none grows into memory that is not
-//! counted.
+//! JSON texts in files. A value may take a few bytes of text and some seventy in a tree, so nothing
+//! that is read may grow without being counted.
 //!
-//! - What is known of a text is read straight into the structs that are wanted ([`parse`]). Each entry is a struct of fixed size, entries
-//!   are at most [`limits::TENSORS`], shapes at most [`limits::DIMENSIONS`] numbers long ([`Dimensions`]).
-//! - What is free, such as the configuration of a model, becomes a tree of values that stops growing at [`limits::TREE_BYTES`]
-//!   ([`object`]), or that is left out if it is larger than the few values that are expected ([`small`], [`number`]).
+//! - Texts of known form are read straight into structs ([`parse`]). Each entry is a struct of
+//!   fixed size; there are at most [`limits::TENSORS`] entries, with shapes of at most
+//!   [`limits::DIMENSIONS`] numbers ([`Dimensions`]).
+//! - Texts of free form, such as the configuration of a model, become a tree of values that stops
+//!   growing at [`limits::TREE_BYTES`] ([`object`]), or that is dropped if it exceeds the few
+//!   expected values ([`small`], [`number`]).
 //!
-//! All else is passed over.
+//! Everything else is skipped.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -22,13 +24,13 @@ use super::bytes::FileBytes;
 use super::limits;
 use crate::error::{Error, Result};
 
-/// Reads a whole text; `what` names it in the message.
+/// Parses a whole text; `what` names it in the message.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
     cap(bytes.len() as u64, what)?;
     serde_json::from_slice(bytes).map_err(|e| malformed(what, &e))
 }
 
-/// Reads an object whose members are the entries, but for those whose key is `skipped`.
+/// Parses an object whose members are the entries, except those with the key `skipped`.
 pub(super) fn parse_entries<T: DeserializeOwned>(
     bytes: &[u8],
     skipped: &'static str,
@@ -46,7 +48,7 @@ pub(super) fn parse_entries<T: DeserializeOwned>(
         .map_err(|e| malformed(what, &e))
 }
 
-/// Whether the text is an object that has this key.
+/// Whether the text is an object with this key.
 pub(super) fn has_key(bytes: &[u8], key: &'static str) -> bool {
     parse::<Entries<IgnoredAny>>(bytes, "").is_ok_and(|e| e.0.iter().any(|(k, _)| k == key))
 }
@@ -65,8 +67,8 @@ fn malformed(what: &str, e: &serde_json::Error) -> Error {
     Error::format(format!("{what} is malformed: {e}"))
 }
 
-/// The members of an object in their order. A key that comes twice is an error: readers that
-/// disagree on which one counts would disagree on the contents.
+/// The members of an object, in order. A repeated key is an error, because readers may differ on
+/// which one counts.
 #[derive(Debug)]
 pub(super) struct Entries<T>(pub Vec<(String, T)>);
 
@@ -159,24 +161,26 @@ impl<'de> Visitor<'de> for DimensionsVisitor {
     }
 }
 
-/// The text of a JSON file, unless there is none.
+/// The text of a JSON file, or `None` if the file does not exist.
 ///
 /// # Errors
-/// `ERR_FORMAT` if it is too long; `ERR_IO` for what is no file or cannot be read; `ERR_MEMORY`.
+/// `ERR_FORMAT` if it is too long; `ERR_IO` if it is not a file or cannot be read; `ERR_MEMORY`.
 pub(crate) fn read(path: &Path) -> Result<Option<FileBytes>> {
     match std::fs::metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Ok(m) if m.is_file() => cap(m.len(), &path.display().to_string())?,
-        // What else it is, opening it says.
+        // Any other problem is reported when it is opened.
         _ => {}
     }
     FileBytes::open(path, false).map(Some)
 }
 
-/// The members of an object whose keys are `wanted`, as a tree; of two with one key the later. `what` names the text in messages.
+/// The members of an object whose keys are `wanted`, as a tree; of repeated keys the last one
+/// counts. `what` names the text in messages.
 ///
 /// # Errors
-/// `ERR_FORMAT` for what is not an object, and for members that take more memory than [`limits::TREE_BYTES`].
+/// `ERR_FORMAT` if it is not an object, and for members that take more memory than
+/// [`limits::TREE_BYTES`].
 pub(crate) fn object(
     bytes: &[u8],
     what: &str,
@@ -203,7 +207,8 @@ pub(crate) fn object(
     }
 }
 
-/// For `#[serde(deserialize_with)]`: any value, null if it is large, for what people read and no model depends on.
+/// For `#[serde(deserialize_with)]`: any value, or null if it is large; for descriptive fields that
+/// no model depends on.
 pub(super) fn small<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Value, D::Error> {
     let mut room = Room(Some(limits::SMALL_TREE_BYTES));
     let value = Tree::new(&mut room).deserialize(d)?;
@@ -218,7 +223,7 @@ pub(super) fn number<'de, D: Deserializer<'de>>(
     Ok(Tree::new(&mut room).deserialize(d)?.as_f64())
 }
 
-/// Bytes that a tree may still take; `None` once it would have taken more.
+/// The bytes that a tree may still take; `None` once it would have exceeded them.
 struct Room(Option<usize>);
 
 impl Room {
@@ -228,11 +233,11 @@ impl Room {
     }
 }
 
-/// Reads a value into a tree as long as there is room. Once there is none, the rest of the text is passed over, without recursion,
-/// and the tree is not the value: who made the room looks at it.
+/// Reads a value into a tree while there is room. When it runs out, the rest of the text is skipped
+/// without recursion and the tree is incomplete, which the owner of the room has to check.
 struct Tree<'a> {
     room: &'a mut Room,
-    /// Levels that it may still have.
+    /// The nesting levels that it may still have.
     depth: usize,
 }
 
@@ -316,7 +321,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
     }
 }
 
-/// The members that are wanted of an object, and all else passed over.
+/// Reads the wanted members of an object and skips all others.
 fn members<'de, A: MapAccess<'de>>(
     mut map: A,
     room: &mut Room,
@@ -325,7 +330,7 @@ fn members<'de, A: MapAccess<'de>>(
 ) -> std::result::Result<Map<String, Value>, A::Error> {
     let mut object = Map::new();
     while let Some(key) = map.next_key::<String>()? {
-        // Beside its text a key has its place in the table.
+        // A key takes an entry in the table besides its text.
         if !wanted(&key) || !room.take(key.len() + 2 * size_of::<String>()) {
             map.next_value::<IgnoredAny>()?;
             continue;
@@ -391,7 +396,8 @@ mod tests {
         }
     }
 
-    /// Each of them would be a tree many times as long as its text, or a recursion as deep as the text is long.
+    /// Each of these would become a tree many times the size of its text, or a recursion as deep as
+    /// the text is long.
     #[test]
     fn trees_that_do_not_grow() {
         let zeros = format!("[0{}]", ",0".repeat(1 << 20));

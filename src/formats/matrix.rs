@@ -1,5 +1,5 @@
-//! What a reader gives and the writer takes: one matrix, borrowed from the file where its bytes
-//! can be used in place.
+//! The matrices that readers return and the writer takes, borrowed from the file if its bytes can
+//! be used in place.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use crate::quant::{Bits, Codes, Packing, Per, ScaleValues, Shape};
 /// One matrix of a file.
 #[derive(Clone, Debug)]
 pub enum MatrixView<'a> {
-    /// Quantised already.
+    /// Already quantised.
     Codes(CodesView<'a>),
     /// Floats.
     Floats(FloatsView<'a>),
@@ -34,11 +34,11 @@ pub struct FloatsView<'a> {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// The weights, in the precision they are stored with. They may be anything, NaN included.
+    /// The weights, in their stored precision. They may be anything, including NaN.
     pub values: FloatValues<'a>,
 }
 
-/// Float values in the precision they are stored with.
+/// Float values in their stored precision.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FloatValues<'a> {
     /// Float32.
@@ -50,7 +50,7 @@ pub enum FloatValues<'a> {
 }
 
 impl FloatValues<'_> {
-    /// How many there are.
+    /// The number of values.
     pub fn len(&self) -> usize {
         match self {
             FloatValues::F32(v) => v.len(),
@@ -59,14 +59,14 @@ impl FloatValues<'_> {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 impl FloatsView<'_> {
-    /// Whether every weight is a number.
+    /// Whether every weight is finite.
     pub fn is_finite(&self) -> bool {
         match &self.values {
             FloatValues::F32(v) => v.iter().all(|v| v.is_finite()),
@@ -75,7 +75,7 @@ impl FloatsView<'_> {
         }
     }
 
-    /// Writes one row, widened; `out` is `(cols)`.
+    /// Writes one row as float32; `out` is `(cols)`.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         let columns = row * self.cols..(row + 1) * self.cols;
         match &self.values {
@@ -85,7 +85,7 @@ impl FloatsView<'_> {
         }
     }
 
-    /// The whole matrix as float32 `(rows, cols)`: in place where it is that already.
+    /// The whole matrix as float32 `(rows, cols)`, borrowed if it is float32 already.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -116,7 +116,7 @@ impl MatrixView<'_> {
         }
     }
 
-    /// Writes one row, dequantised or widened; `out` is `(cols)`.
+    /// Writes one row, dequantised or converted to float32; `out` is `(cols)`.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         match self {
             MatrixView::Codes(c) => c.as_codes().dequantize_row(row, out),
@@ -125,7 +125,7 @@ impl MatrixView<'_> {
     }
 }
 
-/// The scales of a quantised matrix, in the precision they are stored with.
+/// The scales of a quantised matrix, in their stored precision.
 #[derive(Clone, Debug)]
 pub enum ScalesView<'a> {
     /// Float32.
@@ -134,8 +134,8 @@ pub enum ScalesView<'a> {
     F16(Cow<'a, [f16]>),
 }
 
-/// A quantised matrix. Every field is checked: lengths fit the shape, scales are finite, unpacked
-/// codes and zero points are in range.
+/// A quantised matrix. Every field has been checked: lengths match the shape, scales are finite,
+/// unpacked codes and zero points are in range.
 #[derive(Clone, Debug)]
 pub struct CodesView<'a> {
     shape: Shape,
@@ -148,13 +148,13 @@ pub struct CodesView<'a> {
 }
 
 impl<'a> CodesView<'a> {
-    /// Checks the parts of a matrix against each other.
+    /// Checks the parts of a matrix for consistency.
     ///
-    /// `bytes` is `(rows, cols)` or packed `(rows, ceil(cols * bits / 8))` by `packing`; `scales` and
-    /// `zero_points` are one value, `(rows)` or `(rows, groups)`.
+    /// `bytes` is `(rows, cols)` or packed `(rows, ceil(cols * bits / 8))`, as given by `packing`;
+    /// `scales` and `zero_points` have one element, `(rows)` or `(rows, groups)`.
     ///
     /// # Errors
-    /// `ERR_FORMAT`, saying which part was expected to be what.
+    /// `ERR_FORMAT`, naming the part and what was expected.
     pub(super) fn new(
         shape: Shape,
         bits: Bits,
@@ -233,7 +233,7 @@ impl<'a> CodesView<'a> {
         })
     }
 
-    /// The matrix in the form that everything else takes.
+    /// The matrix in the form that the rest of the library uses.
     pub fn as_codes(&self) -> Codes<'_> {
         Codes {
             shape: self.shape,

@@ -1,15 +1,15 @@
 //! Files: hostile bytes in, plain structs out.
 //!
-//! | module | what |
+//! | module | contents |
 //! |---|---|
 //! | `manifest`, `npz`, `npy` | our own format: a JSON manifest and the arrays it names |
 //! | `save` | the writer of that format |
 //! | `safetensors` | single files and sharded sets |
-//! | `gguf`, `ggml_blocks` | the container, and what its tensor types mean |
-//! | `bytes`, `cursor`, `json`, `limits` | how bytes are read: mapped or not, checked, capped |
+//! | `gguf`, `ggml_blocks` | the GGUF container, and the blocks of its tensor types |
+//! | `bytes`, `cursor`, `json`, `limits` | reading bytes: mapped or not, checked, limited |
 //!
-//! A reader checks the whole container when it opens it: bounds, sizes, alignment, overlap. It knows
-//! nothing of models and nothing of kernels.
+//! A reader checks the whole container when it opens it: bounds, sizes, alignment, overlap. Readers
+//! know nothing of models or kernels.
 
 mod bytes;
 mod cursor;
@@ -37,7 +37,7 @@ use gguf::Gguf;
 use manifest::Manifest;
 use safetensors::{SafeTensors, Sharded};
 
-/// A file with named matrices in it.
+/// A file with named matrices.
 pub enum WeightFile {
     /// Our own format.
     Manifest(Manifest),
@@ -49,34 +49,35 @@ pub enum WeightFile {
     Gguf(Gguf),
 }
 
-/// How a file keeps a tensor.
+/// How a file stores a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored<'a> {
-    /// The file's own name of the type: `Q5_1`, `BF16`.
+    /// The file's name of the type, such as `Q5_1` or `BF16`.
     pub kind: &'a str,
-    /// Whether its codes are taken over as they are; else readers see floats.
+    /// Whether its codes are taken as stored; otherwise readers return floats.
     pub codes: bool,
-    /// Bytes of it in the file.
+    /// Its size in the file.
     pub bytes: usize,
 }
 
 impl Stored<'_> {
-    /// The width that these weights are quantised to where no other is asked for: 8 bits for types that have more than 4 and are no
-    /// floats; `None` where the file's type says nothing.
+    /// The width that these weights are quantised to unless another is asked for: 8 bits for
+    /// quantised types of more than 4 bits; `None` if the type does not determine it.
     pub fn width(&self) -> Option<Bits> {
         let more_than_4 = ["Q5_0", "Q5_1", "Q5_K", "Q6_K"].contains(&self.kind);
         more_than_4.then_some(Bits::Eight)
     }
 }
 
-/// Opens a manifest, a safetensors file, the index of a sharded set of them, or a GGUF file: which of
-/// them it is, its content says. With `mmap` false files are read instead of mapped.
+/// Opens a manifest, a safetensors file, the index of a sharded set of them, or a GGUF file, as
+/// determined by the contents. With `mmap` false, files are read instead of mapped.
 ///
 /// # Errors
-/// `ERR_IO` with the path and the system's reason, `ERR_FORMAT` for a file that is not what it claims,
-/// `ERR_UNSUPPORTED` for a version that is not known, `ERR_MEMORY`.
+/// `ERR_IO` with the path and the system's reason, `ERR_FORMAT` for a malformed file,
+/// `ERR_UNSUPPORTED` for an unknown version, `ERR_MEMORY`.
 pub fn open(path: &Path, mmap: bool) -> Result<WeightFile> {
-    // Between the reading of a manifest and the opening of its npz, a writer may replace both.
+    // A writer may replace both files after the manifest has been read and before its npz is
+    // opened.
     let mut tries = 3;
     loop {
         tries -= 1;
@@ -102,7 +103,7 @@ fn open_once(path: &Path, mmap: bool) -> Result<WeightFile> {
     opened.map_err(|e| e.within(path.display()))
 }
 
-/// What a file is.
+/// The kind of a file.
 enum Kind {
     Gguf,
     SafeTensors,
@@ -111,12 +112,13 @@ enum Kind {
 }
 
 impl Kind {
-    /// By content; a file too damaged to be known so is what its name says.
+    /// By the contents, or by the name if the file is too damaged for that.
     fn of(bytes: &[u8], path: &Path) -> Option<Kind> {
         if bytes.starts_with(b"GGUF") {
             return Some(Kind::Gguf);
         }
-        // Eight bytes of header length, small in any real file, so no JSON text looks like this.
+        // The eight bytes of header length are a small number in any real file, so no JSON text
+        // looks like this.
         if let Some((len, header)) = bytes.split_first_chunk::<8>()
             && u64::from_le_bytes(*len) <= limits::JSON_BYTES
             && header.first() == Some(&b'{')
@@ -141,7 +143,7 @@ impl Kind {
 }
 
 impl WeightFile {
-    /// The names of what is in it.
+    /// The names of the tensors in the file.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let names: Box<dyn Iterator<Item = &str>> = match self {
             WeightFile::Manifest(f) => Box::new(f.names()),
@@ -152,12 +154,12 @@ impl WeightFile {
         names
     }
 
-    /// The matrix of that name.
+    /// The matrix with that name.
     ///
     /// # Errors
-    /// `ERR_FORMAT` where there is none, with the names that resemble it, and where its parts do not
-    /// agree; `ERR_UNSUPPORTED` where it has not two dimensions or a type that is not read; `ERR_IO`
-    /// where it lies in a further file that cannot be opened; `ERR_MEMORY`.
+    /// `ERR_FORMAT` if there is none, with similar names, and if its parts are inconsistent;
+    /// `ERR_UNSUPPORTED` unless it has two dimensions and a type that can be read; `ERR_IO` if it
+    /// is in another file that cannot be opened; `ERR_MEMORY`.
     pub fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
         let found = match self {
             WeightFile::Manifest(f) => f.matrix(name),
@@ -168,7 +170,7 @@ impl WeightFile {
         found.unwrap_or_else(|| Err(self.none("matrix", name)))
     }
 
-    /// The tensor of one dimension of that name (a norm, a bias), as a matrix of one row.
+    /// The tensor of one dimension (a norm, a bias) with that name, as a matrix of one row.
     ///
     /// # Errors
     /// As [`WeightFile::matrix`].
@@ -182,10 +184,11 @@ impl WeightFile {
         found.unwrap_or_else(|| Err(self.none("vector", name)))
     }
 
-    /// The shape of a tensor, slowest dimension first; `None` if there is none of that name.
+    /// The shape of a tensor, slowest dimension first; `None` if there is none with that name.
     ///
     /// # Errors
-    /// `ERR_IO` where it lies in a further file that cannot be opened; `ERR_FORMAT` where its entry has none.
+    /// `ERR_IO` if it is in another file that cannot be opened; `ERR_FORMAT` if its entry has no
+    /// shape.
     pub fn shape(&self, name: &str) -> Result<Option<Cow<'_, [usize]>>> {
         match self {
             WeightFile::Manifest(f) => f.shape(name).transpose(),
@@ -195,8 +198,8 @@ impl WeightFile {
         }
     }
 
-    /// How the file keeps a tensor, where it has a type of its own for it; `None` if there is none of that name, and in manifests,
-    /// whose arrays say all there is.
+    /// How the file stores a tensor, if it has a named type for it; `None` if there is none with
+    /// that name, and for manifests, whose arrays describe themselves.
     ///
     /// # Errors
     /// As [`WeightFile::shape`].
@@ -209,7 +212,7 @@ impl WeightFile {
         }
     }
 
-    /// Gives the memory that a tensor takes in a mapped file back to the system: for who goes through a file once.
+    /// Releases the memory that a tensor takes in a mapped file, for callers that read a file once.
     pub fn forget(&self, name: &str) {
         match self {
             WeightFile::Manifest(f) => f.forget(name),
@@ -227,7 +230,7 @@ impl WeightFile {
     }
 }
 
-/// A clause that lists the few names closest to `name`.
+/// A clause that lists the few names most similar to `name`.
 fn resembling<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
     const SHOWN: usize = 4;
     let mut ranked: Vec<(usize, &str)> = names.map(|n| (common_affixes(name, n), n)).collect();
@@ -239,8 +242,9 @@ fn resembling<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-/// Bytes of the longest common prefix and suffix. Tensor names are paths of words and numbers, so what
-/// a slip leaves intact is a beginning and an end; linear time, where a file has a million names.
+/// The length in bytes of the longest common prefix plus suffix. Tensor names are paths of words
+/// and numbers, so a typo leaves a beginning and an end intact. It takes linear time; a file may
+/// have a million names.
 fn common_affixes(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let same = |(x, y): &(&u8, &u8)| x.eq_ignore_ascii_case(y);
@@ -249,15 +253,15 @@ fn common_affixes(a: &str, b: &str) -> usize {
     prefix + suffix.take_while(same).count()
 }
 
-/// The product of dimensions, unless it overflows.
+/// The product of dimensions, or `None` on overflow.
 fn product(dimensions: &[usize]) -> Option<usize> {
     dimensions.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
-/// How a shape is seen: as rows and columns, if it can be.
+/// How a shape is interpreted as rows and columns, if it can be.
 type Sides = fn(&[usize]) -> Result<(usize, usize)>;
 
-/// One row of a tensor of one dimension.
+/// A tensor of one dimension, as one row.
 fn one_row(shape: &[usize]) -> Result<(usize, usize)> {
     match shape {
         &[len] => Ok((1, len)),

@@ -32,7 +32,7 @@ impl Dtype {
         Dtype::F64,
     ];
 
-    /// As NumPy writes it.
+    /// Its name in NumPy.
     pub fn name(self) -> &'static str {
         match self {
             Dtype::U8 => "|u1",
@@ -45,7 +45,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes an element.
+    /// Bytes per element.
     pub fn bytes(self) -> usize {
         match self {
             Dtype::U8 | Dtype::I8 => 1,
@@ -56,7 +56,7 @@ impl Dtype {
     }
 }
 
-/// An array: its elements lie in `data` in row-major order, as many as `shape` asks for.
+/// An array: `data` has as many elements as `shape` requires, in row-major order.
 #[derive(Debug)]
 pub(super) struct Array<'a> {
     pub dtype: Dtype,
@@ -67,14 +67,14 @@ pub(super) struct Array<'a> {
 const MAGIC: &[u8] = b"\x93NUMPY";
 
 impl<'a> Array<'a> {
-    /// Reads a whole .npy.
+    /// Parses a whole .npy.
     pub fn parse(npy: Cow<'a, [u8]>) -> Result<Array<'a>> {
         let mut c = Cursor::new(&npy);
         if c.take(MAGIC.len() as u64, "the magic")? != MAGIC {
             return Err(Error::format("not an .npy array"));
         }
         let len = match c.u16("the .npy version")? {
-            // The major number comes first; minor numbers have always been 0.
+            // The low byte is the major number; minor numbers have always been 0.
             1 => u64::from(c.u16("the length of the .npy header")?),
             2 | 3 => u64::from(c.u32("the length of the .npy header")?),
             v => return Err(Error::unsupported(format!(".npy version {}", v & 0xff))),
@@ -130,7 +130,8 @@ impl<'a> Array<'a> {
             Dtype::F32 => Ok(FloatValues::F32(numbers_of(self.data)?)),
             Dtype::F64 => {
                 let wide: Cow<'_, [f64]> = numbers_of(self.data)?;
-                // What is no finite number stays so, for those who look for it; a number does not become infinite.
+                // A value that is not finite stays so, for later checks; a finite number must not
+                // become infinite.
                 let narrow = |&v: &f64| Some(v as f32).filter(|n| n.is_finite() || !v.is_finite());
                 converted(&wide, narrow).map(|v| FloatValues::F32(v.into()))
             }
@@ -138,7 +139,7 @@ impl<'a> Array<'a> {
         }
     }
 
-    /// The elements as integers that fit 32 bits.
+    /// The elements as integers that fit in 32 bits.
     pub fn integers(self) -> Result<Cow<'a, [i32]>> {
         let values = match self.dtype {
             Dtype::I32 => return numbers_of(self.data),
@@ -148,10 +149,11 @@ impl<'a> Array<'a> {
                 let wide: Cow<'_, [i64]> = numbers_of(self.data)?;
                 converted(&wide, |&v| i32::try_from(v).ok())?
             }
-            // Early writers rounded zero points but kept them as floats.
+            // Early writers rounded zero points but stored them as floats.
             Dtype::F32 => {
                 let floats: Cow<'_, [f32]> = numbers_of(self.data)?;
-                // Every float32 from -2^31 to below 2^31 that has no fraction is an int32; a cast alone would take 2^31 for the largest.
+                // Every float32 from -2^31 to below 2^31 without a fraction is an int32; a cast
+                // alone would saturate 2^31 to the largest.
                 const END: f32 = 2_147_483_648.0;
                 let is_integer = |v: f32| (-END..END).contains(&v) && v.fract() == 0.0;
                 converted(&floats, |&v| is_integer(v).then_some(v as i32))?
@@ -162,7 +164,7 @@ impl<'a> Array<'a> {
     }
 }
 
-/// `ERR_UNSUPPORTED` for a valid array in a place for which its type is not read.
+/// `ERR_UNSUPPORTED` for a valid array whose type is not supported in this place.
 pub(super) fn unread(what: &str, dtype: Dtype, read: &str) -> Error {
     Error::unsupported(format!("{what} of type {}; {read} are read", dtype.name()))
 }
@@ -182,7 +184,7 @@ struct Header {
 }
 
 impl Header {
-    /// Reads the Python dictionary that a header is, in the one form that NumPy writes: three quoted
+    /// Parses the header, a Python dictionary, in the only form that NumPy writes: three quoted
     /// keys, a string, a boolean and a tuple of integers, in any order.
     fn parse(text: &str) -> Result<Header> {
         let malformed = || Error::format(format!("the .npy header is malformed: {}", text.trim()));
@@ -234,7 +236,7 @@ impl Header {
     }
 }
 
-/// A quoted string, and what comes after it.
+/// A quoted string, and the rest after it.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let quote = text.chars().next().filter(|q| matches!(q, '\'' | '"'))?;
     text[1..].split_once(quote)
@@ -250,7 +252,7 @@ fn tuple(text: &str) -> Option<(Vec<usize>, &str)> {
     let mut shape = Vec::new();
     let mut items = inner.split(',').map(str::trim).peekable();
     while let Some(item) = items.next() {
-        // `()`, and the comma that ends a tuple.
+        // `()`, and the trailing comma of a tuple.
         if item.is_empty() && items.peek().is_none() {
             break;
         }
@@ -260,8 +262,8 @@ fn tuple(text: &str) -> Option<(Vec<usize>, &str)> {
     (shape.len() <= limits::DIMENSIONS).then_some((shape, after))
 }
 
-/// The header of an array, padded so that data written after it begins at a multiple of 64 bytes
-/// from the header's own beginning.
+/// The header of an array, padded so that the data after it begins at a multiple of 64 bytes from
+/// the beginning of the header.
 pub(super) fn header(dtype: Dtype, shape: &[usize]) -> Vec<u8> {
     let tuple = match shape {
         [n] => format!("({n},)"),
@@ -409,7 +411,7 @@ mod tests {
         assert!(integers(Dtype::I64, &[0, 0, 0, 0, 1, 0, 0, 0], 1).is_err());
         assert_eq!(integers(Dtype::F32, &[0, 0, 0, 0x41], 1).unwrap(), [8]);
         assert!(integers(Dtype::F32, &[0, 0, 0, 0x3f], 1).is_err());
-        // 2^31, which a saturating cast takes for 2^31 - 1, and -2^31, which is an int32.
+        // 2^31, which a saturating cast turns into 2^31 - 1, and -2^31, which is an int32.
         assert!(integers(Dtype::F32, &[0, 0, 0, 0x4f], 1).is_err());
         assert_eq!(
             integers(Dtype::F32, &[0, 0, 0, 0xcf], 1).unwrap(),

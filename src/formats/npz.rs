@@ -1,7 +1,8 @@
 //! The .npz container: a zip archive of .npy arrays.
 //!
-//! Stored entries are seen in place, deflated ones (`numpy.savez_compressed`) are inflated when they are
-//! asked for. The writer stores, and aligns the elements of every array to 64 bytes.
+//! Stored entries are viewed in place; deflated ones (`numpy.savez_compressed`) are inflated when
+//! they are requested. The writer stores entries, and aligns the elements of every array to 64
+//! bytes.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -30,23 +31,25 @@ pub struct Npz {
 struct Entry {
     data: Range<usize>,
     deflated: bool,
-    /// Bytes of the .npy.
+    /// The size of the .npy, in bytes.
     size: usize,
     crc32: u32,
 }
 
 impl Npz {
-    /// Gives the memory of an array back to the system, see [`super::WeightFile::forget`].
+    /// Releases the memory of an array, see [`super::WeightFile::forget`].
     pub(super) fn forget(&self, key: &str) {
         if let Some(entry) = self.entries.get(key) {
             self.bytes.forget(entry.data.clone());
         }
     }
 
-    /// Checks the archive's directory against the file. The arrays themselves are checked when they are read.
+    /// Checks the directory of the archive against the file. The arrays themselves are checked when
+    /// they are read.
     ///
     /// # Errors
-    /// `ERR_FORMAT` for whatever is wrong with it; `ERR_UNSUPPORTED` for encryption and for compression other than deflate.
+    /// `ERR_FORMAT` for whatever is wrong with it; `ERR_UNSUPPORTED` for encryption and for
+    /// compression other than deflate.
     pub fn new(bytes: FileBytes) -> Result<Npz> {
         let malformed = |e| Error::format(format!("the zip archive is malformed: {e}"));
         let mut archive = ZipArchive::new(io::Cursor::new(&bytes[..])).map_err(malformed)?;
@@ -69,17 +72,17 @@ impl Npz {
         Ok(Npz { bytes, entries })
     }
 
-    /// The sha256 of the whole file, in hexadecimal digits.
+    /// The SHA-256 of the whole file, in hexadecimal digits.
     pub(super) fn sha256(&self) -> String {
         format!("{:x}", Sha256::digest(&self.bytes[..]))
     }
 
-    /// Whether there is an array of that key.
+    /// Whether there is an array with that key.
     pub(super) fn contains(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// The array of that key, if there is one.
+    /// The array with that key, if there is one.
     pub(super) fn array(&self, key: &str) -> Option<Result<Array<'_>>> {
         let entry = self.entries.get(key)?;
         let bytes = &self.bytes[entry.data.clone()];
@@ -91,10 +94,10 @@ impl Npz {
         Some(npy.and_then(Array::parse).map_err(|e| e.within(key)))
     }
 
-    /// Reads every array and compares its checksum, which mapping a stored one does not.
+    /// Reads every array and compares its checksum, which viewing a stored one does not.
     ///
     /// # Errors
-    /// `ERR_FORMAT` for an array that is not what it claims.
+    /// `ERR_FORMAT` for an array that does not match its entry.
     pub fn verify(&self) -> Result<()> {
         self.entries.iter().try_for_each(|(key, entry)| {
             self.array(key).transpose()?;
@@ -141,7 +144,7 @@ impl Entry {
 }
 
 fn inflate(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>> {
-    // Reserved, not filled: a false claim must not touch the memory that it asks for.
+    // Reserved but not filled: a false claim must not touch the memory that it asks for.
     let mut out = memory::with_capacity(entry.size, "an inflated array")?;
     let mut stream = DeflateDecoder::new(bytes).take(entry.size as u64);
     let read = stream.read_to_end(&mut out);
@@ -182,18 +185,19 @@ impl<W: Write + Seek> Writer<W> {
             .saturating_mul(dtype.bytes());
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Stored)
-            // The header fills whole units of 64 bytes, so the elements after it are aligned too.
+            // The header is a multiple of 64 bytes long, so the elements after it are aligned too.
             .with_alignment(64)
             .large_file(bytes as u64 + header.len() as u64 > u64::from(u32::MAX));
         self.0.start_file(format!("{key}.npy"), options)?;
-        // Scales come two bytes at a time, and each write of the archive goes through its checksum.
+        // Buffered: scales are written two bytes at a time, and the archive computes its checksum
+        // per write.
         let mut elements = BufWriter::with_capacity(1 << 16, &mut self.0);
         elements.write_all(&header)?;
         write(&mut elements)?;
         elements.flush()
     }
 
-    /// Writes the archive's directory.
+    /// Writes the directory of the archive.
     pub fn finish(self) -> io::Result<W> {
         Ok(self.0.finish()?)
     }

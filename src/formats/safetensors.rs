@@ -1,5 +1,5 @@
-//! The safetensors format: a length, a JSON header with types, shapes and offsets, then the data; and
-//! sets of such files with an index that says which tensor lies in which.
+//! The safetensors format: a length, a JSON header with types, shapes and offsets, then the data;
+//! and sets of such files with an index from tensors to files.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -28,7 +28,7 @@ struct Tensor {
     data: Range<usize>,
 }
 
-/// A tensor as the header describes it.
+/// A tensor as described in the header.
 #[derive(Deserialize)]
 struct Description {
     dtype: String,
@@ -36,7 +36,7 @@ struct Description {
     data_offsets: [u64; 2],
 }
 
-/// Bytes an element, of the types whose size is known.
+/// Bytes per element, for the types whose size is known.
 fn element_bytes(dtype: &str) -> Option<usize> {
     match dtype {
         "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" => Some(1),
@@ -58,7 +58,7 @@ impl SafeTensors {
     /// Checks the header against the data.
     ///
     /// # Errors
-    /// `ERR_FORMAT` for whatever is wrong with it; `ERR_UNSUPPORTED` for an element type that is not known.
+    /// `ERR_FORMAT` for whatever is wrong with it; `ERR_UNSUPPORTED` for an unknown element type.
     pub fn new(bytes: FileBytes) -> Result<SafeTensors> {
         let mut c = Cursor::new(&bytes);
         let len = c.count(limits::JSON_BYTES, 1, "the length of the header")?;
@@ -94,16 +94,16 @@ impl SafeTensors {
         self.tensors.iter().map(|(name, _)| name.as_str())
     }
 
-    /// A tensor of two dimensions; `None` if there is none of that name.
+    /// A tensor of two dimensions; `None` if there is none with that name.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for another number of dimensions, or an element type other than F32, F16 and
-    /// BF16; `ERR_MEMORY`.
+    /// `ERR_UNSUPPORTED` for another number of dimensions, or an element type other than F32, F16
+    /// and BF16; `ERR_MEMORY`.
     pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
         self.seen_as(name, super::rows_and_cols)
     }
 
-    /// A tensor of one dimension, as a matrix of one row; `None` if there is none of that name.
+    /// A tensor of one dimension, as a matrix of one row; `None` if there is none with that name.
     ///
     /// # Errors
     /// As [`SafeTensors::matrix`].
@@ -116,7 +116,7 @@ impl SafeTensors {
         Some(&self.tensors[*self.index.get(name)?].1.shape)
     }
 
-    /// How a tensor is kept.
+    /// How a tensor is stored.
     pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
         let (_, tensor) = &self.tensors[*self.index.get(name)?];
         Some(Stored {
@@ -149,7 +149,7 @@ impl SafeTensors {
 }
 
 impl Description {
-    /// Where the tensor lies in a file whose data begins at `start` and has `room` bytes.
+    /// The position of the tensor in a file whose data begins at `start` and has `room` bytes.
     fn locate(self, start: usize, room: u64) -> Result<Tensor> {
         let [begin, end] = self.data_offsets;
         let Dimensions(shape) = self.shape;
@@ -177,9 +177,9 @@ impl Description {
     }
 }
 
-/// A set of safetensors files behind an index.
+/// A set of safetensors files with an index.
 ///
-/// A shard is opened when a tensor of it is first asked for.
+/// A shard is opened when one of its tensors is first requested.
 pub struct Sharded {
     folder: PathBuf,
     mmap: bool,
@@ -194,7 +194,7 @@ struct ShardIndex {
 }
 
 impl Sharded {
-    /// Reads the index; `folder` is where the shards lie.
+    /// Reads the index; `folder` contains the shards.
     ///
     /// # Errors
     /// `ERR_FORMAT` for a malformed index.
@@ -226,15 +226,15 @@ impl Sharded {
         self.tensors.iter().map(|(name, _)| name.as_str())
     }
 
-    /// A tensor of two dimensions; `None` if there is none of that name.
+    /// A tensor of two dimensions; `None` if there is none with that name.
     ///
     /// # Errors
-    /// `ERR_IO` where its shard cannot be opened, and those of [`SafeTensors`].
+    /// `ERR_IO` if its shard cannot be opened, and those of [`SafeTensors`].
     pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
         self.in_shard(name, |shard| shard.matrix(name))
     }
 
-    /// A tensor of one dimension, as a matrix of one row; `None` if there is none of that name.
+    /// A tensor of one dimension, as a matrix of one row; `None` if there is none with that name.
     ///
     /// # Errors
     /// As [`Sharded::matrix`].
@@ -242,15 +242,15 @@ impl Sharded {
         self.in_shard(name, |shard| shard.vector(name))
     }
 
-    /// The shape of a tensor, slowest dimension first; `None` if there is none of that name.
+    /// The shape of a tensor, slowest dimension first; `None` if there is none with that name.
     ///
     /// # Errors
-    /// `ERR_IO` where its shard cannot be opened, `ERR_FORMAT` where that does not hold it.
+    /// `ERR_IO` if its shard cannot be opened, `ERR_FORMAT` if the shard does not contain it.
     pub fn shape(&self, name: &str) -> Option<Result<&[usize]>> {
         self.in_shard(name, |shard| shard.shape(name).map(Ok))
     }
 
-    /// How a tensor is kept; `None` if there is none of that name.
+    /// How a tensor is stored; `None` if there is none with that name.
     ///
     /// # Errors
     /// As [`Sharded::shape`].
@@ -286,11 +286,11 @@ impl Sharded {
         if let Some(opened) = shard.get() {
             return Ok(opened);
         }
-        // In the cache of the hub every file is a link into a folder beside that of the model.
+        // In the cache of the Hugging Face hub every file is a symbolic link to another folder.
         let path = super::manifest::beneath(&self.folder, file)?;
         let opened = FileBytes::open(&path, self.mmap)
             .and_then(|bytes| SafeTensors::new(bytes).map_err(|e| e.within(file)))?;
-        // Two threads may have opened it; either copy serves.
+        // Two threads may have opened it; either copy can be used.
         Ok(shard.get_or_init(|| opened))
     }
 }

@@ -1,12 +1,14 @@
 //! The writer of our own format.
 //!
-//! Order of writing: everything under temporary names, synced; the npz renamed to the name that its contents
-//! give it; the manifest that names it over the old one; then the npz files that no manifest
-//! names any more are removed. A kill at any moment leaves the old weights or the new ones, and what it
-//! left over has a name that the next run takes or removes.
+//! Order of writing: everything is written to temporary names and synced; the npz is renamed to the
+//! name derived from its contents; the manifest that names it is renamed over the old one; then npz
+//! files that no manifest names any more are removed. If the process is killed at any moment, the
+//! folder has the old weights or the new ones, and left-over files have names that the next run
+//! overwrites or removes.
 //!
-//! Companions have fixed names, so that of several no renaming replaces all at once. Where they change, the old manifest is
-//! removed first: a kill between that and the last renaming leaves no model, rather than one with another's tokenizer.
+//! Companions have fixed names, so several of them cannot be replaced in one atomic step. If any of
+//! them changes, the old manifest is removed first: a kill between that and the last renaming
+//! leaves no model, rather than one with the tokenizer of another.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
@@ -25,17 +27,17 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::quant::{Bits, Codes, Packing, ScaleValues, pack_row, packed_row_bytes};
 
-/// Hexadecimal digits of the npz's sha256 in its name.
+/// The number of hexadecimal digits of the npz's SHA-256 in its name.
 const HASH_DIGITS: usize = 12;
 
-/// Writes one matrix as a manifest and its npz, in place of what the manifest held.
+/// Writes one matrix as a manifest and its npz, replacing the previous contents of the manifest.
 ///
-/// `path` is the manifest, `NAME.json`; the npz becomes `NAME-<12 digits of its sha256>.npz` beside it.
-/// `name` is the weight's name in it.
+/// `path` is the manifest, `NAME.json`; the npz is `NAME-<12 digits of its SHA-256>.npz` beside it.
+/// `name` is the name of the weight in it.
 ///
 /// # Errors
-/// `ERR_RANGE` for a path that does not end in `.json`, and for a name that is empty, too long or has control
-/// characters; `ERR_IO` with the path and the system's reason; `ERR_MEMORY`.
+/// `ERR_RANGE` for a path that does not end in `.json`, and for a name that is empty, too long or
+/// has control characters; `ERR_IO` with the path and the system's reason; `ERR_MEMORY`.
 pub fn save_manifest(path: &Path, name: &str, matrix: &MatrixRef<'_>) -> Result<()> {
     let mut writer = ManifestWriter::create(path)?;
     let quantization = writer.matrix(name, matrix, Map::new())?;
@@ -43,20 +45,20 @@ pub fn save_manifest(path: &Path, name: &str, matrix: &MatrixRef<'_>) -> Result<
     writer.finish(Map::new(), fields, &[])
 }
 
-/// A file beside a manifest that belongs to its model.
+/// A file beside a manifest that belongs to the same model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Companion {
     /// Its name.
     pub name: &'static str,
-    /// What it holds; `None`: it is not there.
+    /// Its contents; `None` if it must not exist.
     pub text: Option<String>,
 }
 
 impl Companion {
-    /// Whether the folder has it as it is to be.
+    /// Whether it is in the folder in the required state.
     ///
     /// # Errors
-    /// `ERR_IO` for what is no file, or cannot be read.
+    /// `ERR_IO` if it is not a file or cannot be read.
     pub fn is_in(&self, folder: &Path) -> Result<bool> {
         let path = folder.join(self.name);
         match fs::read(&path) {
@@ -67,7 +69,8 @@ impl Companion {
     }
 }
 
-/// A manifest and its npz under way. Dropped before [`ManifestWriter::finish`], it leaves what was there.
+/// A manifest and its npz while they are written. If it is dropped before
+/// [`ManifestWriter::finish`], the previous files stay.
 pub struct ManifestWriter {
     target: Target,
     path: PathBuf,
@@ -79,7 +82,7 @@ pub struct ManifestWriter {
 }
 
 impl ManifestWriter {
-    /// Begins the manifest `path`, `NAME.json`, waiting for other writers in its folder.
+    /// Begins the manifest `path`, `NAME.json`, after waiting for other writers in its folder.
     ///
     /// # Errors
     /// `ERR_RANGE` for a path that does not end in `.json`; `ERR_IO`.
@@ -102,10 +105,12 @@ impl ManifestWriter {
         })
     }
 
-    /// Writes a matrix; `more` are further fields of its entry. Gives what the manifest says of its quantisation.
+    /// Writes a matrix; `more` are further fields of its entry. Returns the manifest's description
+    /// of its quantisation.
     ///
     /// # Errors
-    /// `ERR_RANGE` for a name that is empty, too long, has control characters or was written already; `ERR_IO`; `ERR_MEMORY`.
+    /// `ERR_RANGE` for a name that is empty, too long, has control characters or was already
+    /// written; `ERR_IO`; `ERR_MEMORY`.
     pub fn matrix(
         &mut self,
         name: &str,
@@ -160,11 +165,13 @@ impl ManifestWriter {
         write(npz).map_err(|e| refused(&self.temporary, &e))
     }
 
-    /// Puts the npz in place, then the companions, then the manifest that names it, then removes the npz that no manifest names
-    /// any more. `model` are further fields of the manifest's `model`, `fields` of the manifest itself.
+    /// Puts the npz in place, then the companions, then the manifest that names it, and removes npz
+    /// files that no manifest names any more. `model` are further fields of the manifest's `model`,
+    /// `fields` of the manifest itself.
     ///
     /// # Errors
-    /// `ERR_IO`; what was there before is there still, unless a renaming in the same folder fails.
+    /// `ERR_IO`; the previous files are then still there, unless a renaming within the folder
+    /// fails.
     pub fn finish(
         mut self,
         mut model: Map<String, Value>,
@@ -223,10 +230,10 @@ impl Drop for ManifestWriter {
     }
 }
 
-/// Puts further keys into the object `field` of a manifest that is finished; the arrays stay as they are.
+/// Adds keys to the object `field` of a finished manifest; the arrays are unchanged.
 ///
 /// # Errors
-/// `ERR_IO`; `ERR_FORMAT` for a file that is no manifest. The manifest is then as it was.
+/// `ERR_IO`; `ERR_FORMAT` for a file that is not a manifest. The manifest is then unchanged.
 pub fn amend(path: &Path, field: &str, more: Map<String, Value>) -> Result<()> {
     let target = Target::of(path)?;
     let _turn = target.take_turn()?;
@@ -244,7 +251,7 @@ pub fn amend(path: &Path, field: &str, more: Map<String, Value>) -> Result<()> {
     target.place(&manifest)
 }
 
-/// A file that is written, under a temporary name. It is removed where it is not put in place.
+/// A file written under a temporary name, and removed unless it is put in place.
 struct Staged {
     temporary: PathBuf,
     path: PathBuf,
@@ -256,13 +263,13 @@ impl Drop for Staged {
     }
 }
 
-/// What becomes of a companion that is not as it is to be.
+/// The change to a companion that is not in the required state.
 enum Change {
     Put(Staged),
     Remove(PathBuf),
 }
 
-/// Removes a file, if it is there.
+/// Removes a file, if it exists.
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -272,7 +279,7 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether a folder has an npz of the manifest `NAME.json`, be that there or not.
+/// Whether a folder has an npz of the manifest `NAME.json`, whether or not that exists.
 ///
 /// # Errors
 /// `ERR_IO`.
@@ -284,7 +291,7 @@ pub fn has_arrays(folder: &Path, name: &str) -> Result<bool> {
     Ok(!target.arrays()?.is_empty())
 }
 
-/// The error of a file that cannot be written.
+/// The error for a file that cannot be written.
 fn refused(path: &Path, e: &io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::OutOfMemory => Error::memory(e.to_string()),
@@ -292,7 +299,7 @@ fn refused(path: &Path, e: &io::Error) -> Error {
     }
 }
 
-/// Where a manifest goes.
+/// The destination of a manifest.
 struct Target {
     folder: PathBuf,
     /// The manifest's name without `.json`.
@@ -325,9 +332,9 @@ impl Target {
         self.folder.join(file)
     }
 
-    /// Waits for other writers in this folder, of this process or another: their temporary names are
-    /// the same, and each removes what it thinks is old. Where folders cannot be locked, callers have to
-    /// take turns themselves.
+    /// Waits for other writers in this folder, of this process or another: they use the same
+    /// temporary names, and each removes files it considers old. On systems where folders cannot be
+    /// locked, callers have to take turns themselves.
     fn take_turn(&self) -> Result<Option<File>> {
         if !cfg!(unix) {
             return Ok(None);
@@ -337,7 +344,7 @@ impl Target {
         loop {
             return match folder.lock() {
                 Ok(()) => Ok(Some(folder)),
-                // The host's signals may come while this waits.
+                // A signal of the host may arrive while this waits.
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(None),
                 Err(e) => Err(io_error(&self.folder, "cannot be locked", &e)),
@@ -360,7 +367,8 @@ impl Target {
         self.stage(path, &temporary, &format!("{manifest:#}\n"))
     }
 
-    /// Writes the companions that are not there as they are to be, and removes what a crash left of others.
+    /// Writes the companions that are not in the required state, and removes temporary files that a
+    /// crash left of the others.
     fn stage_changes(&self, companions: &[Companion]) -> Result<Vec<Change>> {
         let mut changes = Vec::new();
         for companion in companions {
@@ -375,7 +383,7 @@ impl Target {
         Ok(changes)
     }
 
-    /// Puts a file in place, all of it or nothing, and makes that last.
+    /// Renames a file into place atomically, and syncs the folder.
     fn place(&self, staged: &Staged) -> Result<()> {
         fs::rename(&staged.temporary, &staged.path)
             .map_err(|e| io_error(&staged.path, "cannot be written", &e))?;
@@ -387,8 +395,9 @@ impl Target {
         Ok(())
     }
 
-    /// Removes the npz files of this name but the one that the manifest now names, and those that a copy of an older one names. The manifest is in place:
-    /// what cannot be removed is left to the next time.
+    /// Removes the npz files of this name, except the one that the manifest now names and those
+    /// named by copies of older manifests. The manifest is in place, so a file that cannot be
+    /// removed is left to the next run.
     fn remove_older(&self, current: &str, manifest: &Path) {
         let older = self.arrays().unwrap_or_default();
         let mut older: Vec<_> = older.into_iter().filter(|f| f != current).collect();
@@ -430,7 +439,7 @@ impl Target {
     }
 }
 
-/// Makes a file, fills it and syncs it; removes it again where that fails.
+/// Creates a file, fills it and syncs it; removes it again on failure.
 fn written<T>(path: &Path, fill: impl FnOnce(&File) -> io::Result<T>) -> Result<T> {
     let make = || {
         let mut options = File::options();
@@ -456,7 +465,7 @@ fn sha256_of(mut file: &File) -> io::Result<String> {
     Ok(format!("{:x}", hash.finalize()))
 }
 
-/// The sha256 of a file, in hexadecimal digits, a little of it in memory at a time.
+/// The SHA-256 of a file in hexadecimal digits, read in small pieces.
 ///
 /// # Errors
 /// `ERR_IO`.
@@ -466,7 +475,7 @@ pub fn sha256(path: &Path) -> Result<String> {
         .map_err(|e| io_error(path, "cannot be read", &e))
 }
 
-/// What a manifest says of a matrix.
+/// The manifest's description of a matrix.
 struct Entry {
     weight: Value,
     quantization: Value,
@@ -519,7 +528,7 @@ fn write_codes<W: Write + Seek>(
         }
     })?;
 
-    // A matrix without columns may come without scales.
+    // A matrix without columns may have no scales.
     let groups = if c.scales.is_empty() {
         0
     } else {
@@ -529,7 +538,7 @@ fn write_codes<W: Write + Seek>(
         ScaleValues::F32(_) => (Dtype::F32, "float32"),
         ScaleValues::F16(_) => (Dtype::F16, "float16"),
     };
-    // Not over the rows: without groups there may be more of them than anyone can count to.
+    // Not over the rows: without groups there may be astronomically many of them.
     let each = || (0..rows * groups).map(|i| (i / groups, i % groups));
     npz.array(&scales_key, dtype, &[rows, groups], |w| {
         each().try_for_each(|(row, group)| {
@@ -582,7 +591,7 @@ fn write_floats<W: Write + Seek>(
     let shape = [f.rows, f.cols];
     let (field, dtype, dtype_name, bit_width) = match &f.values {
         FloatValues::F16(_) => ("fp16", Dtype::F16, "float16", 16),
-        // NumPy has no bfloat16; every one of them is a float32.
+        // NumPy has no bfloat16; every bfloat16 is a float32.
         FloatValues::F32(_) | FloatValues::BF16(_) => ("fp32", Dtype::F32, "float32", 32),
     };
     let key = format!("{name}_{field}");

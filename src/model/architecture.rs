@@ -1,7 +1,7 @@
-//! What a decoder-only transformer computes, as plain data: read from a `config.json`, the metadata of a GGUF
-//! file or a manifest, and all that the forward pass looks at.
+//! What a decoder-only transformer computes, as plain data. It is read from a `config.json`, the
+//! metadata of a GGUF file or a manifest, and the forward pass depends on nothing else.
 //!
-//! Names and conventions are those of Hugging Face `transformers`; a layer is
+//! Names and conventions are those of Hugging Face `transformers`. A layer is
 //!
 //! ```text
 //! a = norm(x, input_layernorm)
@@ -11,11 +11,11 @@
 //! x = x + [norm] W_down (act(W_gate b) * W_up b)
 //! ```
 //!
-//! where `[norm]` is there with `sandwich` only.
+//! where `[norm]` is present with `sandwich` only.
 
 use crate::error::{Error, Result};
 
-/// The families of models that are known.
+/// The supported model families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Llama 1 to 3, Code Llama, TinyLlama, DeepSeek's distillations of Llama.
@@ -37,60 +37,62 @@ pub enum Family {
 pub enum Activation {
     /// `x * sigmoid(x)`: SwiGLU.
     Silu,
-    /// Gaussian error linear unit by its tanh formula: GeGLU.
+    /// Gaussian error linear unit, tanh approximation: GeGLU.
     GeluTanh,
 }
 
-/// Which two elements of a head the rotary embedding turns together.
+/// Which two elements of a head the rotary embedding rotates as a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pairing {
     /// `i` and `i + head_dim/2`: Hugging Face.
     Halves,
-    /// `2i` and `2i + 1`: GGUF files of Llama and Mistral, whose query and key rows are permuted for it.
+    /// `2i` and `2i + 1`: GGUF files of Llama and Mistral, whose query and key rows are permuted to
+    /// match.
     Neighbours,
 }
 
-/// How the rotary embedding is stretched to contexts longer than those trained on.
+/// How the rotary embedding is extended to contexts longer than the one trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// As trained.
+    /// No scaling.
     None,
-    /// Positions divided by the factor.
+    /// Positions are divided by the factor.
     Linear {
-        /// How many times longer a context may be.
+        /// The ratio of the extended context to the original one.
         factor: f64,
     },
     /// NTK-aware: the base grows once a sequence is longer than `original_context`.
     Dynamic {
-        /// How many times longer a context may be.
+        /// The ratio of the extended context to the original one.
         factor: f64,
-        /// The context trained on.
+        /// The context trained on, in tokens.
         original_context: usize,
     },
-    /// YaRN: high frequencies as trained, low ones divided, and logits sharpened.
+    /// YaRN: high frequencies unchanged, low ones divided, and the attention logits sharpened.
     Yarn {
-        /// How many times longer a context may be.
+        /// The ratio of the extended context to the original one.
         factor: f64,
-        /// The context trained on.
+        /// The context trained on, in tokens.
         original_context: usize,
-        /// Frequencies that turn more often than this in that context stay.
+        /// Frequencies with more rotations than this over the original context are unchanged.
         beta_fast: f64,
-        /// Those that turn less often than this are divided by the factor.
+        /// Frequencies with fewer rotations than this are divided by the factor.
         beta_slow: f64,
-        /// The factor on cosines and sines; `None`: `0.1 ln(factor) + 1`.
+        /// The factor on cosines and sines; `None` means `0.1 ln(factor) + 1`.
         attention_factor: Option<f64>,
-        /// Whether the first and the last pair of the ramp between the two are rounded to whole pairs, outwards.
+        /// Whether the two ends of the ramp between `beta_fast` and `beta_slow` are rounded
+        /// outwards to whole pairs.
         truncate: bool,
     },
-    /// Llama 3: low frequencies divided, high ones as trained, a smooth step between.
+    /// Llama 3: low frequencies divided, high ones unchanged, interpolated smoothly in between.
     Llama3 {
-        /// What low frequencies are divided by.
+        /// The divisor of low frequencies.
         factor: f64,
         /// Wavelengths beyond `original_context / low_freq_factor` are divided.
         low_freq_factor: f64,
-        /// Wavelengths below `original_context / high_freq_factor` stay.
+        /// Wavelengths below `original_context / high_freq_factor` are unchanged.
         high_freq_factor: f64,
-        /// The context trained on.
+        /// The context trained on, in tokens.
         original_context: usize,
     },
     /// A divisor for each frequency (`rope_freqs.weight` of GGUF files): `(head_dim/2)`.
@@ -102,16 +104,16 @@ pub enum RopeScaling {
 pub struct Rope {
     /// The base of the frequencies: `theta^(-2i/head_dim)`.
     pub theta: f64,
-    /// How it is stretched.
+    /// The scaling to longer contexts.
     pub scaling: RopeScaling,
-    /// Which elements it turns together.
+    /// Which elements form a pair.
     pub pairing: Pairing,
 }
 
 /// A decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
-    /// The family it belongs to; everything that follows from it is in the fields below.
+    /// The family. The forward pass reads the fields below, never the family itself.
     pub family: Family,
     /// Layers.
     pub layers: usize,
@@ -121,7 +123,7 @@ pub struct Architecture {
     pub intermediate: usize,
     /// Tokens in the vocabulary.
     pub vocabulary: usize,
-    /// The longest context it is made for.
+    /// The longest supported context, in tokens.
     pub context: usize,
     /// Query heads.
     pub heads: usize,
@@ -133,15 +135,16 @@ pub struct Architecture {
     pub norm_eps: f32,
     /// Added to the weights of every norm: 1 for Gemma in the Hugging Face layout, else 0.
     pub norm_offset: f32,
-    /// The gate.
+    /// The activation of the gate.
     pub activation: Activation,
     /// The rotary embedding.
     pub rope: Rope,
-    /// What embeddings are multiplied with: `sqrt(hidden)` for Gemma, else 1.
+    /// The factor on embeddings: `sqrt(hidden)` for Gemma, else 1.
     pub embedding_scale: f32,
-    /// What the products of queries and keys are multiplied with; `1/sqrt(head_dim)` mostly.
+    /// The factor on dot products of queries and keys, usually `1/sqrt(head_dim)`.
     pub query_scale: f32,
-    /// For each layer the number of positions it sees, itself included; `None`: all. `(layers)`
+    /// For each layer the number of positions it attends to, the current one included; `None`: all.
+    /// `(layers)`
     pub windows: Vec<Option<usize>>,
     /// `cap * tanh(score / cap)` on attention scores.
     pub attention_softcap: Option<f32>,
@@ -155,9 +158,9 @@ pub struct Architecture {
     pub mlp_bias: bool,
     /// A norm on each head of queries and keys, before the rotary embedding.
     pub qk_norm: bool,
-    /// Norms also behind attention and feed-forward network (Gemma 2).
+    /// Additional norms after attention and after the feed-forward network (Gemma 2).
     pub sandwich: bool,
-    /// The output matrix is the embedding.
+    /// Whether the output matrix is the embedding.
     pub tied: bool,
 }
 
@@ -172,7 +175,7 @@ impl Family {
         Family::Qwen3,
     ];
 
-    /// Its name in configurations, GGUF files and manifests.
+    /// The name in configurations, GGUF files and manifests.
     pub fn name(self) -> &'static str {
         match self {
             Family::Llama => "llama",
@@ -186,10 +189,10 @@ impl Family {
 }
 
 impl Activation {
-    /// By the names of `transformers`.
+    /// The activation with this name in `transformers`.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for another one.
+    /// `ERR_UNSUPPORTED` for any other name.
     pub fn of(name: &str) -> Result<Activation> {
         match name {
             "silu" | "swish" | "swiglu" => Ok(Activation::Silu),
@@ -200,7 +203,7 @@ impl Activation {
         }
     }
 
-    /// Its name in manifests.
+    /// The name in manifests.
     pub fn name(self) -> &'static str {
         match self {
             Activation::Silu => "swiglu",
@@ -209,7 +212,7 @@ impl Activation {
     }
 }
 
-/// `ERR_UNSUPPORTED` for an architecture that is not known, with those that are.
+/// The `ERR_UNSUPPORTED` for an unknown architecture, listing the known ones.
 pub fn unsupported(found: &str) -> Error {
     const SHOWN: usize = 60;
     let known: Vec<&str> = Family::ALL.iter().map(|f| f.name()).collect();
@@ -221,8 +224,9 @@ pub fn unsupported(found: &str) -> Error {
 }
 
 impl Architecture {
-    /// What it computes beyond a plain Llama, if anything: for passes that are written for that alone. A window, which matters to
-    /// texts that are longer, and a scale of embeddings are not looked at.
+    /// What this architecture computes beyond a plain Llama, if anything, for forward passes that
+    /// implement only that. Windows, which matter only for texts longer than they are, and the
+    /// embedding scale are not considered.
     pub fn beyond_plain_llama(&self) -> Option<&'static str> {
         let more = [
             (self.qkv_bias || self.output_bias || self.mlp_bias, "biases"),
@@ -245,10 +249,10 @@ impl Architecture {
         more.into_iter().find(|(has, _)| *has).map(|(_, what)| what)
     }
 
-    /// Whether the numbers agree with each other.
+    /// Checks that the numbers are consistent.
     ///
     /// # Errors
-    /// `ERR_FORMAT`, naming those that do not.
+    /// `ERR_FORMAT`, naming the inconsistent ones.
     pub fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::format(what));
         if !self.heads.is_multiple_of(self.kv_heads) {
@@ -293,7 +297,8 @@ impl Architecture {
                 self.layers
             ));
         }
-        // What a session may have forgotten is known for one width.
+        // A session tracks which positions the ring buffers have overwritten for a single window
+        // size.
         let mut widths = self.windows.iter().flatten();
         if let Some(first) = widths.next()
             && let Some(other) = widths.find(|w| *w != first)
@@ -306,8 +311,8 @@ impl Architecture {
     }
 }
 
-/// Far above what models have: the deepest have some 130 layers.
+/// Far above real models: the deepest have some 130 layers.
 const MOST_LAYERS: usize = 1 << 12;
 
-/// Elements of all heads together, far above what models have.
+/// Elements of all heads together; far above real models.
 const MOST_WIDTH: usize = 1 << 24;

@@ -1,9 +1,11 @@
-//! Causal attention of a block of queries over the cache: grouped queries, windows, soft caps.
+//! Causal attention of a block of queries over the KV cache: grouped queries, sliding windows, soft
+//! caps.
 //!
-//! The queries that share a key/value head, of all positions, are rows; a *tile* is up to [`ROWS`] of them. A row's softmax is
-//! taken by chunks of positions: each gives the largest score, the sum of the exponentials and the mixed values, and these
-//! *parts* are put together in the order of the chunks. Whether one thread does all chunks of a tile or several share
-//! them, and whatever the tile, a row gets the same bits.
+//! The queries of all positions that share a key/value head are rows; a *tile* is up to [`ROWS`] of
+//! them. The softmax of a row is computed in chunks of positions: each chunk yields the largest
+//! score, the sum of the exponentials and the weighted values. These *parts* are combined in the
+//! order of the chunks. A row therefore gets the same bits whatever tile it belongs to, and whether
+//! one thread processes all chunks of a tile or several threads share them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +19,14 @@ use crate::matmul::Output;
 use crate::memory;
 use crate::runtime::Shared;
 
-/// What attention needs beside its operands.
+/// The buffers of attention.
 pub(super) struct Scratch {
     threads: Vec<Mutex<Thread>>,
-    /// Parts of tiles whose chunks are shared: `(tiles, chunks, part)`.
+    /// Parts of tiles whose chunks are shared between threads: `(tiles, chunks, part)`.
     parts: Vec<f32>,
 }
 
-/// What each thread needs.
+/// The buffers of one thread.
 struct Thread {
     scores: [Chunk; ROWS],
     /// `(head_dim, rows)`
@@ -33,13 +35,13 @@ struct Thread {
     sum: Part,
 }
 
-/// Attention of a tile over some chunks.
+/// The result of attention of a tile over some chunks.
 struct Part {
-    /// The largest score of each row; minus infinity: it sees none of the positions.
+    /// The largest score of each row; minus infinity if it attends to none of the positions.
     largest: [f32; ROWS],
     /// The sum of `exp(score - largest)`.
     sums: [f32; ROWS],
-    /// Values weighted with these exponentials: `(rows, width)`.
+    /// The values weighted by these exponentials: `(rows, width)`.
     mixed: Vec<f32>,
 }
 
@@ -58,7 +60,7 @@ impl Part {
         self.mixed.fill(0.0);
     }
 
-    /// Puts the next chunk's part of row `r` to this one.
+    /// Combines the next chunk's part of row `r` into this one.
     fn add(&mut self, r: usize, (largest, sum, mixed): (f32, f32, &[f32])) {
         if largest == f32::NEG_INFINITY {
             return;
@@ -74,13 +76,15 @@ impl Part {
     }
 }
 
-/// Elements of the part of a row in [`Scratch::parts`]: the mixed values, the largest score, the sum.
+/// The number of elements of a row's part in [`Scratch::parts`]: the weighted values, the largest
+/// score, the sum.
 fn row_part(width: usize) -> usize {
     width + 2
 }
 
-/// `exp(from - to)`. One of the two that a sum needs is always 1, and before the first chunk the other is 0, which the C library's `exp`
-/// takes its slowest path for.
+/// `exp(from - to)`. Of the two factors that a sum needs, one is always 1, and before the first
+/// chunk the other is 0; both are handled here because the C library's `exp` takes its slowest path
+/// for them.
 fn shift(from: f32, to: f32) -> f32 {
     match from {
         _ if from == to => 1.0,
@@ -113,14 +117,15 @@ impl Scratch {
     }
 }
 
-/// One layer's attention for the `n` positions from `first` on, their keys and values kept already.
+/// Attention of one layer for the `n` positions from `first` on, whose keys and values are already
+/// in the cache.
 pub(super) struct Attention<'a, T> {
     pub kernels: &'a VectorKernels,
     pub architecture: &'a Architecture,
     pub layer: &'a Layer<T>,
     pub window: Option<usize>,
     pub first: usize,
-    /// `(n, heads, head_dim)`, turned and scaled.
+    /// `(n, heads, head_dim)`, with the rotary embedding applied, scaled.
     pub queries: &'a [f32],
 }
 
@@ -143,7 +148,7 @@ impl<T: Cached> Attention<'_, T> {
         let parts = tiles * chunks.len() * part;
         if members == 1 || tiles >= 2 * members || chunks.len() == 1 || parts > scratch.parts.len()
         {
-            // Later positions see more, so they come first.
+            // Later positions attend to more positions, so they are started first.
             return share(team, members, threads, tiles, |t, task| {
                 self.tile(t, tiles - 1 - task, chunks.clone(), &out);
             });
@@ -187,7 +192,7 @@ impl<T: Cached> Attention<'_, T> {
         self.finish(&t.sum, tile, out);
     }
 
-    /// The part of a tile, whose queries are loaded, that chunk `c` gives.
+    /// Computes the part of chunk `c` for a tile whose queries are loaded.
     fn chunk(&self, t: &mut Thread, tile: usize, c: usize) {
         let a = self.architecture;
         let (head, rows, width) = (tile / self.tiles(), self.rows(tile), self.layer.width());
@@ -199,7 +204,8 @@ impl<T: Cached> Attention<'_, T> {
             first..end.max(first)
         };
         t.part.clear();
-        // What any of the rows sees: where windows end within a tile, the last row may see nothing of the chunk, and the first all to its end.
+        // The positions visible to any of the rows. Where a window ends within a tile, the last row
+        // may see nothing of this chunk while the first sees it to its end.
         let start = seen(rows.start).start;
         let end = seen(rows.end - 1).end.min((c + 1) * CHUNK);
         if start >= end {
@@ -211,7 +217,7 @@ impl<T: Cached> Attention<'_, T> {
         let at = blocks.start - c * (CHUNK / BLOCK);
         let values = start - c * CHUNK..end - c * CHUNK;
         let values = self.layer.values(head, c, values);
-        // They are wanted when there are scores.
+        // The values are needed once the scores are known.
         prefetch_beginning(values);
         let keys = self.layer.keys(head, c, at..at + blocks.len());
         self.kernels.scores(queries, keys, at, scores);
@@ -236,7 +242,7 @@ impl<T: Cached> Attention<'_, T> {
         self.kernels.mix(scores, start - c * CHUNK, values, mixed);
     }
 
-    /// The queries of a tile, transposed; zeros where rows are missing.
+    /// Loads the queries of a tile, transposed, with zeros for missing rows.
     fn load(&self, t: &mut Thread, tile: usize) {
         let dim = self.architecture.head_dim;
         let rows = self.rows(tile);
@@ -278,30 +284,30 @@ impl<T: Cached> Attention<'_, T> {
         self.queries.len() / (self.architecture.heads * self.architecture.head_dim)
     }
 
-    /// Query heads that share a key/value head.
+    /// The number of query heads per key/value head.
     fn group(&self) -> usize {
         self.architecture.heads / self.architecture.kv_heads
     }
 
-    /// Tiles of a key/value head.
+    /// The number of tiles per key/value head.
     fn tiles(&self) -> usize {
         (self.positions() * self.group()).div_ceil(ROWS)
     }
 
-    /// The rows of a tile: positions × queries of its head.
+    /// The rows of a tile, out of positions × query heads of its key/value head.
     fn rows(&self, tile: usize) -> Range<usize> {
         let first = tile % self.tiles() * ROWS;
         first..(first + ROWS).min(self.positions() * self.group())
     }
 
-    /// Where the query of a row begins, and its output.
+    /// The offset of a row's query, and of its output.
     fn at(&self, tile: usize, row: usize) -> usize {
         let a = self.architecture;
         let head = tile / self.tiles() * self.group() + row % self.group();
         (row / self.group() * a.heads + head) * a.head_dim
     }
 
-    /// The first position that a position sees.
+    /// The first position visible from a position.
     fn least(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
@@ -335,7 +341,8 @@ fn share(
     }
 }
 
-/// Products of elements below which the calling thread works alone: some 5 µs.
+/// The number of products of elements below which the calling thread works alone; it takes about 5
+/// µs.
 const ALONE: usize = 1 << 15;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Ending a call from another thread.
+//! Cancelling a call from another thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,15 +9,15 @@ const IDLE: u8 = 0;
 const RUNNING: u8 = 1;
 const CANCELLED: u8 = 2;
 
-/// Whether a call runs on a session, and whether it is to end.
+/// Whether a call is running on a session, and whether it has been cancelled.
 ///
-/// A cancellation belongs to the call that runs: one that comes before it began is not kept for it, one that comes at any moment
-/// after that is not lost.
+/// A cancellation applies to the running call: one that arrives before the call begins has no
+/// effect on it, and one that arrives at any time after that is not lost.
 #[derive(Debug, Default)]
 pub struct Cancellation(AtomicU8);
 
 impl Cancellation {
-    /// A call begins, and runs until what this gives is dropped.
+    /// Begins a call, which runs until the returned value is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Running {
         self.0.store(RUNNING, Ordering::Relaxed);
         Running(self.clone())
@@ -33,7 +33,7 @@ impl Cancellation {
     }
 }
 
-/// A call on a session.
+/// A running call on a session.
 #[must_use = "the call ends when this is dropped"]
 pub(super) struct Running(Arc<Cancellation>);
 
@@ -43,7 +43,7 @@ impl Drop for Running {
     }
 }
 
-/// Ends the running call of a session, from another thread.
+/// Cancels the running call of a session from another thread.
 #[derive(Clone)]
 pub struct Canceller(Arc<Cancellation>);
 
@@ -52,10 +52,11 @@ impl Canceller {
         Canceller(of.clone())
     }
 
-    /// The running call ends with `ERR_STATE` at the next layer; on a device, where two layers are under way, at the one after these.
-    /// A single token there goes through to its end. If none runs, nothing happens.
+    /// Makes the running call fail with `ERR_STATE` at the next layer; on a device, where two
+    /// layers are in flight, at the one after these. The step of a single token on a device runs to
+    /// completion. Without a running call nothing happens.
     pub fn cancel(&self) {
-        // Failing is an answer: none runs, or it was cancelled already.
+        // A failure is fine: no call is running, or it has already been cancelled.
         let _ = self
             .0
             .0

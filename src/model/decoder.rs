@@ -1,4 +1,5 @@
-//! The forward pass: tokens in, logits out. A layer reads as in [`super::architecture`].
+//! The forward pass: tokens in, logits out. For the equations of a layer see
+//! [`super::architecture`].
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,17 +15,17 @@ use crate::matmul::{Floats, Weights, Workspace};
 use crate::memory;
 use crate::runtime::{Executor, Runtime, Shared};
 
-/// Tokens that pass through the layers together. Products with many vectors are then at their best, and what lies between
-/// them stays in the L2 cache of a big core.
+/// The number of tokens that pass through the layers together. At this size products are most
+/// efficient, and the buffers between them stay in the L2 cache of a large core.
 pub(super) const BLOCK: usize = 256;
 
-/// Sees the inputs of products, for calibration.
+/// Observes the inputs of products, for calibration.
 pub trait Observer {
-    /// `x` `(n, cols)` is about to be multiplied with the matrix of that canonical name.
+    /// Called before `x` `(n, cols)` is multiplied by the matrix with that canonical name.
     fn input(&mut self, weight: &str, x: &[f32], n: usize);
 }
 
-/// The logits that are wanted of a sequence.
+/// Which logits of a sequence to compute.
 pub enum Logits<'a> {
     /// None.
     None,
@@ -34,7 +35,8 @@ pub enum Logits<'a> {
     All(&'a mut [f32]),
 }
 
-/// What a forward pass needs beside the weights: the cache, and buffers for a block of tokens.
+/// The state of a forward pass besides the weights: the KV cache, and buffers for a block of
+/// tokens.
 pub(super) struct State {
     pub cache: Cache,
     rotary: Rotary,
@@ -42,7 +44,7 @@ pub(super) struct State {
     workspace: Workspace,
     /// The residual stream `(n, hidden)`.
     x: Floats,
-    /// Its norm, and the outputs of products that are added to it `(n, hidden)`.
+    /// The norm of `x`, and the outputs of products that are added to `x`: `(n, hidden)`.
     a: Floats,
     b: Floats,
     /// `(n, heads, head_dim)`
@@ -55,7 +57,7 @@ pub(super) struct State {
     /// `(n, intermediate)`
     gate: Floats,
     up: Floats,
-    /// A row of codes of the embedding `(hidden)`.
+    /// The codes of a row of the embedding: `(hidden)`.
     codes: Vec<u8>,
 }
 
@@ -87,7 +89,7 @@ impl State {
     }
 }
 
-/// A forward pass under way.
+/// A forward pass in progress.
 pub(super) struct Pass<'a> {
     pub rt: &'a Runtime,
     pub architecture: &'a Architecture,
@@ -98,20 +100,21 @@ pub(super) struct Pass<'a> {
     pub lower: Option<Lower<'a>>,
 }
 
-/// The first layers, where something else computes them.
+/// The first layers, if they are computed elsewhere.
 pub(super) struct Lower<'a> {
-    /// How many they are.
+    /// The number of these layers.
     pub layers: usize,
-    /// Takes the residual stream `(n, hidden)` of the tokens from a position on through them.
+    /// Applies them to the residual stream `(n, hidden)` of the tokens from a position on.
     pub run: &'a mut dyn FnMut(usize, &mut [f32]) -> Result<()>,
 }
 
 impl Pass<'_> {
-    /// Feeds `ids` from position `first` on, of a sequence of `length`, see [`super::engine::Feed::length`].
+    /// Feeds `ids` from position `first` on; for `length` see [`super::engine::Feed::length`].
     ///
     /// # Errors
-    /// `ERR_STATE` if it was cancelled, `ERR_RANGE` if activations are int8 and one is not finite, `ERR_MEMORY`; the cache then
-    /// holds what it held before position `first`, as far as it is a window's.
+    /// `ERR_STATE` if it was cancelled, `ERR_RANGE` if activations are int8 and one is not finite,
+    /// `ERR_MEMORY`. The cache then still holds what it held before position `first`, except for
+    /// positions that a ring buffer has overwritten.
     pub fn run(
         &mut self,
         s: &mut State,
@@ -136,7 +139,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// The layers for one block of tokens; the result is in `s.x`.
+    /// Runs the layers for one block of tokens; the result is in `s.x`.
     fn block(&mut self, s: &mut State, first: usize, length: usize, ids: &[u32]) -> Result<()> {
         let a = self.architecture;
         let n = ids.len();
@@ -283,7 +286,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// `x = x + a`, or `x + norm(a)`; the first `len` elements.
+    /// `x = x + a`, or `x = x + norm(a)`, for the first `len` elements.
     fn add(&self, s: &mut State, norm: Option<&Vec<f32>>, len: usize) {
         let mut from = &s.a;
         if let Some(weights) = norm {
@@ -295,7 +298,8 @@ impl Pass<'_> {
         }
     }
 
-    /// `job(t, row)` for each row of `data` `(n, width)`: of many tokens shared, of a few by the calling thread.
+    /// Calls `job(t, row)` for each row of `data` `(n, width)`. Many rows are shared between
+    /// threads; few are processed by the calling thread.
     fn each(&self, data: &mut [f32], width: usize, job: &(dyn Fn(usize, &mut [f32]) + Sync)) {
         let n = data.len() / width;
         let workers = self.team.threads();
@@ -305,7 +309,7 @@ impl Pass<'_> {
                 .for_each(|(t, row)| job(t, row));
             return;
         }
-        // Four runs of rows a worker even out what the machine takes from one of them.
+        // Four tasks per worker compensate for time that the system takes from one of them.
         let run = n.div_ceil(4 * workers);
         let runs: Vec<_> = data.chunks_mut(run * width).map(Mutex::new).collect();
         self.team.run(runs.len(), &|i| {
@@ -316,7 +320,7 @@ impl Pass<'_> {
         });
     }
 
-    /// Norm of each head, rotary embedding, scale: `heads` `(n, count, head_dim)`.
+    /// Norm of each head, rotary embedding and scale, in place: `heads` `(n, count, head_dim)`.
     fn turn(
         &self,
         rotary: &Rotary,
@@ -343,7 +347,7 @@ impl Pass<'_> {
         });
     }
 
-    /// The norm of each vector of the residual stream.
+    /// The norm of each row of the residual stream.
     fn norms(&self, x: &[f32], weights: &[f32], out: &mut [f32]) {
         let hidden = self.architecture.hidden;
         let (kernels, eps) = (*self.kernels(), self.architecture.norm_eps);
@@ -352,7 +356,7 @@ impl Pass<'_> {
         });
     }
 
-    /// The logits of `n` tokens of the block from `from` on: `out` `(n, vocabulary)`.
+    /// Computes the logits of `n` tokens of the block from `from` on: `out` `(n, vocabulary)`.
     fn logits(&mut self, s: &mut State, from: usize, n: usize, out: &mut [f32]) -> Result<()> {
         let a = self.architecture;
         let (from, len) = (from * a.hidden, n * a.hidden);
@@ -379,7 +383,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Products of one to three matrices with the same `x`, each with its `y`.
+    /// Multiplies one to three matrices by the same `x`, each into its own `y`.
     fn products<const N: usize>(
         &mut self,
         workspace: &mut Workspace,
@@ -420,17 +424,18 @@ impl Pass<'_> {
     }
 }
 
-/// Tokens from which on what lies between products is shared: below, waking and waiting costs what it brings.
+/// The number of tokens from which the work between products is shared. Below it, waking the
+/// workers and waiting for them costs as much as they save.
 const SHARED_ROWS: usize = 16;
 
-/// A block of tokens in a layer.
+/// A block of tokens in one layer.
 struct Block {
     index: usize,
     first: usize,
-    /// Elements of queries, and of keys.
+    /// The numbers of elements of queries and of keys.
     query: usize,
     kv: usize,
 }
 
-/// The widest head there is room for; models have 64 to 256.
+/// The largest supported head width; models have 64 to 256.
 pub const MOST_HEAD_DIM: usize = 1024;

@@ -1,4 +1,4 @@
-//! What runs the forward pass of a session: the CPU or the device that the model lives on.
+//! The engine that runs the forward pass of a session: the CPU, devices, or both.
 
 use std::sync::Arc;
 
@@ -13,22 +13,22 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::runtime::Runtime;
 
-/// A session's cache, its buffers, and where these are.
+/// The KV cache and the buffers of a session, by where they are.
 pub(super) enum Engine {
     Host(Box<State>),
     Device(Box<device::State>),
-    /// The device has the first layers.
+    /// The devices have the first layers, the CPU the rest.
     Both(Box<device::State>, Box<State>),
 }
 
 /// Where the logits of the last token are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Latest {
-    /// Nowhere: nothing was fed, or feeding failed.
+    /// Nowhere: nothing has been fed, or feeding failed.
     None,
-    /// With the session.
+    /// In the session.
     Here,
-    /// On the device; this is the token of the greatest of them, if all are finite.
+    /// On the device, with their arg-max if all of them are finite.
     OnDevice(Option<u32>),
 }
 
@@ -37,13 +37,14 @@ pub(super) struct Feed<'a> {
     pub rt: &'a Runtime,
     pub model: &'a Model,
     pub cancellation: &'a Cancellation,
-    /// The position of the first.
+    /// The position of the first of them.
     pub first: usize,
     pub ids: &'a [u32],
-    /// The length of the sequence that frequencies of a dynamic rotary embedding are made for: as in `transformers`, that behind
-    /// all the tokens of a call. Where tokens are fed again, it is the one they had.
+    /// The length of the sequence for which the frequencies of a dynamic rotary embedding are
+    /// computed: as in `transformers`, the length after all the tokens of a call. Tokens that are
+    /// re-fed keep the length they had.
     pub length: usize,
-    /// Whether the greatest logit is all that the next step needs.
+    /// Whether the next step needs only the arg-max of the logits.
     pub greedy: bool,
 }
 
@@ -82,7 +83,7 @@ impl Engine {
         }
     }
 
-    /// What its cache holds: `"f16"` or `"f32"`.
+    /// The precision of its cache: `"f16"` or `"f32"`.
     pub fn precision(&self) -> &'static str {
         match self {
             Engine::Host(state) | Engine::Both(_, state) => state.cache.precision(),
@@ -90,7 +91,7 @@ impl Engine {
         }
     }
 
-    /// Bytes of keys and values.
+    /// The size of keys and values, in bytes.
     pub fn cache_bytes(&self) -> usize {
         match self {
             Engine::Host(state) => state.cache.bytes(),
@@ -99,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// Slots of the layer with the fewest.
+    /// The slots of the layer with the fewest.
     pub fn least_slots(&self) -> usize {
         match self {
             Engine::Host(state) => state.cache.least_slots(),
@@ -108,11 +109,12 @@ impl Engine {
         }
     }
 
-    /// Feeds tokens. `own` `(vocabulary)` gets the logits of the last one, unless they stay on the device; the caller's buffer is
-    /// written when nothing can go wrong any more.
+    /// Feeds tokens. `own` `(vocabulary)` receives the logits of the last one, unless they stay on
+    /// the device. The caller's buffer is written only once nothing can fail any more.
     ///
     /// # Errors
-    /// Those of [`Pass::run`] and [`device::State::feed`]; `ERR_UNSUPPORTED` for an observer of products on the device.
+    /// Those of [`Pass::run`] and [`device::State::feed`]; `ERR_UNSUPPORTED` for an observer of
+    /// products on a device.
     pub fn feed(
         &mut self,
         feed: &Feed<'_>,
@@ -192,7 +194,7 @@ impl Engine {
         Ok(None)
     }
 
-    /// The logits of the last token from the device; nothing where they are with the session already.
+    /// Fetches the logits of the last token from the device; does nothing if the CPU computed them.
     ///
     /// # Errors
     /// `ERR_BACKEND`.

@@ -1,4 +1,4 @@
-//! From a model on disk to its weights in the form that products want.
+//! Loads a model from disk into the form in which products read weights.
 
 use super::architecture::Architecture;
 use super::device::Room;
@@ -30,7 +30,7 @@ pub(super) struct Layer {
     pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     /// Before the feed-forward network.
     pub mlp_norm: Vec<f32>,
-    /// Behind attention and behind the feed-forward network.
+    /// After attention and after the feed-forward network.
     pub post_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub gate: Linear,
     pub up: Linear,
@@ -47,28 +47,28 @@ impl Layer {
     }
 }
 
-/// All that a forward pass reads.
+/// Everything that a forward pass reads.
 pub(super) struct Parameters {
     /// `(vocabulary, hidden)`
     pub embedding: Weights,
     pub layers: Vec<Layer>,
     pub norm: Vec<f32>,
-    /// `(vocabulary, hidden)`; `None`: the embedding.
+    /// `(vocabulary, hidden)`; `None` if it is the embedding.
     pub output: Option<Weights>,
 }
 
-/// Where the tensors of a model come from, by canonical names.
+/// A provider of the tensors of a model, by canonical names.
 pub trait Tensors {
     /// A matrix.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If there is none.
     fn matrix(&self, name: &str) -> Result<Weights>;
 
-    /// The matrices that follow are those of this layer or, where it is `None`, the output.
+    /// Announces that the next matrices are those of this layer, or with `None` the output.
     ///
     /// # Errors
-    /// Where they cannot be had.
+    /// If they are not available.
     fn begin(&self, layer: Option<usize>) -> Result<()> {
         let _ = layer;
         Ok(())
@@ -77,16 +77,17 @@ pub trait Tensors {
     /// A norm or a bias.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If there is none.
     fn vector(&self, name: &str) -> Result<Vec<f32>>;
 }
 
-/// Those of a model on disk: quantised ones as stored, unless the options ask for another width.
+/// The tensors of a model on disk: quantised ones as stored, unless the options ask for another
+/// width.
 pub(super) struct FromDisk<'a> {
     pub rt: &'a Runtime,
     pub source: &'a Source,
     pub options: &'a WeightOptions,
-    /// Where its matrices are to live.
+    /// Where its matrices go.
     pub room: Room<'a>,
 }
 
@@ -98,7 +99,8 @@ impl Tensors for FromDisk<'_> {
             weights::from_view(self.rt, view, &options, home)
         };
         let made = self.room.place(make);
-        // Each tensor is read once: kept, the pages of the file would double the memory of a model.
+        // Each tensor is read once. If its pages of the file stayed mapped in, a model would take
+        // twice the memory.
         self.source.forget(name);
         made.map_err(|e| e.within(name))
     }
@@ -111,13 +113,13 @@ impl Tensors for FromDisk<'_> {
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
-        // As for the weights of a matrix.
+        // The same status as for a weight of a matrix.
         self.source.finite_vector(name, Error::range)
     }
 }
 
 impl Parameters {
-    /// Every tensor of an architecture.
+    /// Loads every tensor of an architecture.
     pub fn load(a: &Architecture, tensors: &dyn Tensors) -> Result<Parameters> {
         let reader = Reader { tensors, a };
         let layers = (0..a.layers).map(|i| reader.layer(i));
@@ -135,7 +137,7 @@ impl Parameters {
         })
     }
 
-    /// The matrix that makes logits.
+    /// The matrix that computes logits.
     pub fn output(&self) -> &Weights {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
@@ -146,7 +148,7 @@ impl Parameters {
         layers.chain([&self.embedding]).chain(&self.output)
     }
 
-    /// Every matrix, but for those of the first layers.
+    /// Every matrix except those of the first layers.
     pub fn all_but_layers(&mut self, first: usize) -> impl Iterator<Item = &mut Weights> {
         let layers = self.layers[first..].iter_mut().flat_map(|l| {
             [
@@ -218,7 +220,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The weights of a norm, with what the family adds to them.
+    /// The weights of a norm, with the family's offset added.
     fn norm(&self, name: &str) -> Result<Vec<f32>> {
         let mut weights = self.tensors.vector(&format!("{name}.weight"))?;
         for w in &mut weights {

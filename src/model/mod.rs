@@ -1,15 +1,15 @@
-//! Language models: decoder-only transformers of the Llama kind.
+//! Language models: decoder-only transformers similar to Llama.
 //!
-//! | module | one reason to exist |
+//! | module | responsibility |
 //! |---|---|
 //! | `architecture` | what a model computes, as plain data |
 //! | `source` | models on disk: architecture, tensors, tokenizer |
-//! | `load` | from there to weights in the form that products want |
+//! | `load` | from there to weights in the form that products read |
 //! | `decoder` | the forward pass |
 //! | `rope`, `attention`, `cache` | its parts that are not products |
-//! | `device` | the same pass on a CUDA device |
-//! | `engine` | which of the two a session has |
-//! | `session` | a conversation: position, cache, sampler |
+//! | `device` | the same pass on CUDA devices |
+//! | `engine` | which of the two a session uses |
+//! | `session` | a conversation: position, KV cache, sampler |
 //! | `sampler` | the choice of the next token |
 //! | `options` | the option JSON of models and sessions |
 
@@ -50,11 +50,11 @@ use source::{Source, TokenizerSource};
 pub struct Model {
     architecture: Architecture,
     parameters: Parameters,
-    /// `None`: the files have none, and only ids go in and out.
+    /// `None` if the files have none; then there are only ids.
     tokenizer: Option<Tokenizer>,
     /// The longest context of a session.
     context: usize,
-    /// Whether weights are float32.
+    /// Whether any of the weights is float32.
     floats: bool,
     sampling: Result<Sampling>,
     kind: &'static str,
@@ -62,17 +62,18 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a folder in the Hugging Face layout, a `.gguf` file or a manifest. Weights that are quantised already are taken
-    /// as stored, unless the options ask for another width; floats are quantised by the options.
+    /// Opens a folder in the Hugging Face layout, a `.gguf` file or a manifest. Weights that are
+    /// already quantised are taken as stored, unless the options ask for another width; floats are
+    /// quantised by the options.
     ///
     /// # Errors
-    /// Those of [`Source::open`] and of the tokenizer; `ERR_RANGE` for a weight that is not finite; `ERR_CONFIG` for a
-    /// context beyond the model's; `ERR_MEMORY`.
+    /// Those of [`Source::open`] and of the tokenizer; `ERR_RANGE` for a weight that is not finite;
+    /// `ERR_CONFIG` for a context longer than the model's; `ERR_MEMORY`.
     pub fn open(rt: &Runtime, path: &Path, options: &ModelOptions) -> Result<Model> {
         Model::open_where(rt, path, options, true)
     }
 
-    /// The same, on the CPU: there the inputs of its products can be observed.
+    /// The same on the CPU, where the inputs of products can be observed.
     ///
     /// # Errors
     /// Those of [`Model::open`].
@@ -120,7 +121,7 @@ impl Model {
             false => Ok(Placement::Host("it was opened for the CPU".to_owned())),
         };
         let floats = parameters.embedding.bits() == 32;
-        // Only advice: whoever does not ask for it need not hear of what is wrong with it.
+        // Only advice, so an error in it is reported only to callers who ask for it.
         let sampling = Sampling::advised(&source.generation()?);
         Ok(Model {
             sampling: sampling.map_err(|e| e.within(path.display())),
@@ -134,13 +135,13 @@ impl Model {
         })
     }
 
-    /// A model without a tokenizer whose tensors come from anywhere; the CPU runs it.
+    /// A model without a tokenizer whose tensors come from any provider; it runs on the CPU.
     ///
     /// # Errors
-    /// `ERR_FORMAT` for an architecture that contradicts itself; those of `tensors`.
+    /// `ERR_FORMAT` for an inconsistent architecture; those of `tensors`.
     ///
     /// # Panics
-    /// If a tensor has not the shape that the architecture asks for.
+    /// If the shape of a tensor differs from that required by the architecture.
     pub fn new(architecture: Architecture, tensors: &dyn Tensors) -> Result<Model> {
         architecture.check()?;
         check_heads(&architecture)?;
@@ -157,7 +158,7 @@ impl Model {
         })
     }
 
-    /// What it computes.
+    /// The architecture.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
@@ -167,11 +168,11 @@ impl Model {
         self.context
     }
 
-    /// What `generation_config.json` advises, and the defaults of sessions where it says nothing. Sessions do not use it unless their
-    /// options have it.
+    /// The sampling options of `generation_config.json`, with the defaults of sessions for those it
+    /// does not mention. Sessions use them only if they are given as options.
     ///
     /// # Errors
-    /// `ERR_FORMAT` for a value that no sampler takes.
+    /// `ERR_FORMAT` for a value outside its domain.
     pub fn sampling(&self) -> Result<&Sampling> {
         self.sampling.as_ref().map_err(Clone::clone)
     }
@@ -188,7 +189,8 @@ impl Model {
         Error::unsupported("the model has no tokenizer: only ids go in and out of it")
     }
 
-    /// Bytes of all matrices, and of those that a token passes through: an embedding that only gives rows is left out.
+    /// The bytes of all matrices, and of those that every token is multiplied by: an embedding that
+    /// is only looked up is not counted there.
     pub fn weight_bytes(&self) -> (usize, usize) {
         let all = self.parameters.matrices().map(|w| w.bytes()).sum();
         let looked_up = match self.parameters.output {
@@ -198,7 +200,7 @@ impl Model {
         (all, all - looked_up)
     }
 
-    /// What it is, for people and programs.
+    /// A description of the model.
     pub fn info(&self) -> Value {
         let a = &self.architecture;
         let mut bits: Vec<usize> = self.parameters.matrices().map(|w| w.bits()).collect();
@@ -232,7 +234,7 @@ impl Model {
     }
 }
 
-/// `ERR_UNSUPPORTED` for heads that there is no room for.
+/// `ERR_UNSUPPORTED` for heads that are too wide.
 fn check_heads(a: &Architecture) -> Result<()> {
     if a.head_dim <= decoder::MOST_HEAD_DIM {
         return Ok(());

@@ -6,17 +6,18 @@ use crate::error::{Error, Result};
 use crate::members::{abridged, members};
 use crate::options::{Source, WeightOptions, wrong_value};
 
-/// What the options of a model ask for.
+/// The options of a model.
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
-    /// The keys of weights.
+    /// The options of weights.
     pub weights: WeightOptions,
-    /// `context`: the longest context of a session, at most that of the model; `None`: that of the model.
+    /// `context`: the longest context of a session, at most that of the model, which is the
+    /// default.
     pub context: Option<usize>,
 }
 
 impl ModelOptions {
-    /// From a JSON object; empty text is the defaults.
+    /// Parses a JSON object; empty text gives the defaults.
     ///
     /// # Errors
     /// `ERR_CONFIG`, naming the key, what was found and what was expected.
@@ -32,7 +33,7 @@ impl ModelOptions {
     }
 }
 
-/// The precision of a key/value cache.
+/// The precision of a KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// Float16.
@@ -44,30 +45,32 @@ pub enum Precision {
 /// How the next token is chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// `temperature`, 0.8: logits are divided by it; 0 takes the most likely token.
+    /// `temperature`, 0.8: the divisor of the logits; 0 chooses the most likely token.
     pub temperature: f32,
-    /// `top_k`, 40: only so many of the most likely tokens; 0: all.
+    /// `top_k`, 40: only this number of most likely tokens; 0: all.
     pub top_k: usize,
-    /// `top_p`, 0.95: only the fewest whose probabilities sum to it.
+    /// `top_p`, 0.95: only the smallest set of tokens whose probabilities sum to this.
     pub top_p: f32,
-    /// `min_p`, 0.05: only those at least so likely, relative to the most likely one.
+    /// `min_p`, 0.05: only tokens with at least this probability relative to the most likely one.
     pub min_p: f32,
-    /// `repeat_penalty`, 1.0: what logits of the last 64 tokens are divided by (multiplied, where negative).
+    /// `repeat_penalty`, 1.0: the divisor of the logits of the last 64 tokens (a factor for
+    /// negative logits).
     pub repeat_penalty: f32,
     /// `seed`, 0.
     pub seed: u64,
 }
 
 impl Sampling {
-    /// The defaults, but where the authors of a model advise otherwise: the keys of a `generation_config.json`, whose others
-    /// are passed over. With `"do_sample": false` it is greedy.
+    /// The sampling options that a model's authors advise in `generation_config.json`, with the
+    /// defaults for keys that are absent; other keys are ignored. `"do_sample": false` means
+    /// greedy.
     ///
     /// # Errors
     /// `ERR_FORMAT` for a value outside its domain.
     pub fn advised(advice: &Map<String, Value>) -> Result<Sampling> {
         let mut options = SessionOptions::default();
         if advice.get("do_sample") == Some(&Value::Bool(false)) {
-            // Greedy, whatever else is said of sampling.
+            // Greedy, whatever the other sampling options say.
             options.sampling.temperature = 0.0;
             return Ok(options.sampling);
         }
@@ -90,7 +93,7 @@ impl Sampling {
     }
 }
 
-/// The sampler's numbers that are no integers, with the least and the most that they may be.
+/// The sampler's floating-point options, each with its smallest and largest value.
 const DOMAINS: [(&str, f64, f64); 4] = [
     ("temperature", 0.0, f32::MAX as f64),
     ("top_p", 0.0, 1.0),
@@ -99,10 +102,10 @@ const DOMAINS: [(&str, f64, f64); 4] = [
 ];
 
 impl Sampling {
-    /// Whether every number is in its domain, as option texts are checked.
+    /// Checks that every number is in its domain, as for option texts.
     ///
     /// # Errors
-    /// `ERR_RANGE`, naming the number, what it is and what was expected.
+    /// `ERR_RANGE`, naming the number, its value and what was expected.
     pub fn check(&self) -> Result<()> {
         let values = [
             self.temperature,
@@ -135,19 +138,19 @@ impl Default for Sampling {
     }
 }
 
-/// What the options of a session ask for.
+/// The options of a session.
 #[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
-    /// `context`: positions; `None`: those of the model.
+    /// `context`, in positions; `None`: that of the model.
     pub context: Option<usize>,
-    /// `kv`: `"f16"` or `"f32"`; `None`: float32 where the model's weights are, else float16.
+    /// `kv`: `"f16"` or `"f32"`; `None`: float32 if the model's weights are, else float16.
     pub kv: Option<Precision>,
-    /// The keys of the sampler.
+    /// The options of the sampler.
     pub sampling: Sampling,
 }
 
 impl SessionOptions {
-    /// From a JSON object; empty text is the defaults.
+    /// Parses a JSON object; empty text gives the defaults.
     ///
     /// # Errors
     /// `ERR_CONFIG`, naming the key, what was found and what was expected.
@@ -205,7 +208,7 @@ fn natural(key: &str, value: &Value) -> Result<usize> {
     Ok(n as usize)
 }
 
-/// A number of the sampler, in its domain.
+/// A floating-point option of the sampler, checked.
 fn number(key: &str, value: &Value) -> Result<f32> {
     let domain = DOMAINS.into_iter().find(|(name, ..)| *name == key);
     let (_, least, most) = domain.expect("the key of such a number");

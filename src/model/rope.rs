@@ -1,31 +1,33 @@
-//! The rotary position embedding: pairs of elements of a head turned by angles that grow with the position.
+//! The rotary position embedding: rotates pairs of elements of a head by angles proportional to the
+//! position.
 
 use super::architecture::{Pairing, Rope, RopeScaling};
 use crate::error::Result;
 use crate::memory;
 
-/// Frequencies, and the cosines and sines of the positions of a block.
+/// Frequencies, and the cosines and sines for the positions of a block.
 pub(super) struct Rotary {
-    /// Radians a position, for each pair: `(head_dim/2)`
+    /// Radians per position, for each pair: `(head_dim/2)`
     frequencies: Vec<f64>,
-    /// What cosines and sines are multiplied with.
+    /// The factor on cosines and sines.
     amplitude: f64,
-    /// `Some((theta, factor, original context))`: frequencies follow the length of the sequence.
+    /// `Some((theta, factor, original context))` if frequencies depend on the length of the
+    /// sequence.
     dynamic: Option<(f64, f64, f64)>,
     pairing: Pairing,
-    /// `(n, head_dim/2)` of the block that was prepared.
+    /// `(n, head_dim/2)` for the prepared block.
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-/// What YaRN multiplies cosines and sines with, for a context that is stretched so much: `0.1 scale ln(factor) + 1` (Peng et al. 2023, equation 22, where
-/// `scale` is 1).
+/// YaRN's factor on cosines and sines for a context extended by `factor`:
+/// `0.1 scale ln(factor) + 1` (Peng et al. 2023, equation 22, where `scale` is 1).
 pub(super) fn yarn_attention_factor(factor: f64, scale: f64) -> f64 {
     0.1 * scale * factor.max(1.0).ln() + 1.0
 }
 
 impl Rotary {
-    /// `block`: positions that are prepared at once, at most.
+    /// `block`: the most positions that are prepared at once.
     pub fn new(rope: &Rope, head_dim: usize, block: usize) -> Result<Rotary> {
         let pairs = head_dim / 2;
         let plain = |theta: f64| -> Vec<f64> {
@@ -68,7 +70,7 @@ impl Rotary {
                 attention_factor,
                 truncate,
             } => {
-                // The pair that turns `beta` times in the original context.
+                // The (fractional) pair that makes `beta` rotations over the original context.
                 let pair = |beta: f64| {
                     let turns = original_context as f64 / (beta * std::f64::consts::TAU);
                     head_dim as f64 * turns.ln() / (2.0 * rope.theta.ln())
@@ -98,12 +100,12 @@ impl Rotary {
         })
     }
 
-    /// Whether frequencies follow the length of the sequence.
+    /// Whether frequencies depend on the length of the sequence.
     pub fn is_dynamic(rope: &Rope) -> bool {
         matches!(rope.scaling, RopeScaling::Dynamic { .. })
     }
 
-    /// Prepares the positions from `first` on for `n` tokens of a sequence of this length.
+    /// Prepares the `n` positions from `first` on, for a sequence of this length.
     pub fn prepare(&mut self, first: usize, n: usize, length: usize) {
         self.grow(length);
         let pairs = self.frequencies.len();
@@ -116,8 +118,8 @@ impl Rotary {
         }
     }
 
-    /// The frequencies of a sequence of this length, in radians a position `(head_dim/2)`, and whether they are others than
-    /// before: only those of [`RopeScaling::Dynamic`] ever are.
+    /// The frequencies for a sequence of this length, in radians per position `(head_dim/2)`, and
+    /// whether they have changed, which happens only with [`RopeScaling::Dynamic`].
     pub fn grow(&mut self, length: usize) -> (&[f64], bool) {
         let pairs = self.frequencies.len();
         let mut changed = false;
@@ -135,12 +137,12 @@ impl Rotary {
         (&self.frequencies, changed)
     }
 
-    /// What cosines and sines are multiplied with.
+    /// The factor on cosines and sines.
     pub fn amplitude(&self) -> f64 {
         self.amplitude
     }
 
-    /// Turns one head at the prepared position `t`; `head` is `(head_dim)`.
+    /// Rotates one head `(head_dim)` by the angles of the prepared position `t`.
     pub fn turn(&self, t: usize, head: &mut [f32]) {
         let pairs = self.frequencies.len();
         let (cos, sin) = (

@@ -1,20 +1,21 @@
 //! The choice of the next token.
 //!
-//! The order is that of llama.cpp: repetition penalty, `top_k`, `top_p`, `min_p`, temperature, then one draw. The draw is by
-//! SplitMix64, so a seed gives the same tokens on every machine that computes the same logits.
+//! The steps are in the order of llama.cpp: repetition penalty, `top_k`, `top_p`, `min_p`,
+//! temperature, then one random draw. Random numbers come from SplitMix64, so a seed gives the same
+//! tokens on every machine that computes the same logits.
 
 use super::options::Sampling;
 use crate::error::Result;
 use crate::memory;
 
-/// Tokens back from the end that the repetition penalty looks at.
+/// The number of most recent tokens that the repetition penalty considers.
 const REPEATS: usize = 64;
 
 /// A sampler and its state.
 pub(super) struct Sampler {
     options: Sampling,
     state: u64,
-    /// `(token, logit)`, room for the vocabulary.
+    /// `(token, logit)`, with capacity for the vocabulary.
     candidates: Vec<(u32, f32)>,
 }
 
@@ -31,22 +32,22 @@ impl Sampler {
         &self.options
     }
 
-    /// Where it is in its sequence of draws.
+    /// The state of the random number generator.
     pub fn state(&self) -> u64 {
         self.state
     }
 
-    /// Goes back to where it was.
+    /// Restores the state of the random number generator.
     pub fn restore(&mut self, state: u64) {
         self.state = state;
     }
 
-    /// Whether it takes the token of the greatest logit, and looks at nothing else.
+    /// Whether it always chooses the arg-max and considers nothing else.
     pub fn is_greedy(&self) -> bool {
         self.options.temperature == 0.0 && self.options.repeat_penalty == 1.0
     }
 
-    /// One of the tokens, by their `logits` `(vocabulary)` and the tokens so far.
+    /// Chooses a token by the `logits` `(vocabulary)` and the tokens so far.
     pub fn sample(&mut self, logits: &[f32], tokens: &[u32]) -> u32 {
         let o = &self.options;
         let c = &mut self.candidates;
@@ -55,7 +56,7 @@ impl Sampler {
         if o.repeat_penalty != 1.0 {
             let recent = &tokens[tokens.len().saturating_sub(REPEATS)..];
             for (i, &token) in recent.iter().enumerate() {
-                // Each token once, however often it came.
+                // Each token is penalised once, however often it occurs.
                 if recent[..i].contains(&token) {
                     continue;
                 }
@@ -68,7 +69,7 @@ impl Sampler {
                 }
             }
         }
-        // Among equals the one with the lower number, so that nothing depends on how sorting goes about it.
+        // Ties go to the lower id, so that the result does not depend on the sorting algorithm.
         let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if o.temperature == 0.0 {
             return c.iter().min_by(|a, b| likelier(a, b)).map_or(0, |c| c.0);

@@ -1,4 +1,4 @@
-//! A conversation with a model: its position, its cache, its sampler.
+//! A conversation with a model: its position, KV cache and sampler.
 
 use std::sync::Arc;
 
@@ -15,19 +15,21 @@ use crate::memory;
 use crate::runtime::Runtime;
 use crate::tokenizer::Pieces;
 
-/// A sequence of tokens that grows. One caller at a time; several sessions on one model at once.
+/// A growing sequence of tokens. A session serves one caller at a time; a model serves several
+/// sessions at once.
 pub struct Session {
     model: Arc<Model>,
     context: usize,
-    /// What was fed: `(position)`, room for the context.
+    /// The tokens fed so far: `(position)`, with capacity for the context.
     tokens: Vec<u32>,
-    /// The most tokens that were fed, whether that succeeded or not: what lies more than a window before them may be overwritten.
-    /// `usize::MAX`: everything may be.
+    /// The largest number of tokens fed so far, successfully or not: what lies more than a window
+    /// before it may be overwritten. `usize::MAX`: everything may be.
     farthest: usize,
-    /// Of each token the length of the sequence that its frequencies were made for, where they follow it.
+    /// For each token the sequence length for which its frequencies were computed, if they depend
+    /// on it.
     lengths: Option<Vec<u32>>,
     engine: Engine,
-    /// Those of the last token `(vocabulary)`, if they are [`Latest::Here`].
+    /// The logits of the last token `(vocabulary)`, if they are [`Latest::Here`].
     logits: Vec<f32>,
     latest: Latest,
     sampler: Sampler,
@@ -35,23 +37,23 @@ pub struct Session {
     cancellation: Arc<Cancellation>,
 }
 
-/// Without an end to it, so that it is done a vector at a time.
+/// Does not stop early, so that it is vectorised.
 fn all_finite(values: &[f32]) -> bool {
     values.iter().fold(true, |all, v| all & v.is_finite())
 }
 
-/// What [`Session::next`] brought.
+/// The result of [`Session::next`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Step<'a> {
-    /// The token; `None` where the context is full.
+    /// The token; `None` if the context is full.
     pub id: Option<u32>,
-    /// Its text, as far as it makes whole characters and fits.
+    /// Its text, as far as it consists of whole characters and fits.
     pub piece: &'a str,
     /// Whether the text ends here.
     pub end: bool,
 }
 
-/// `ERR_FORMAT`: what a model computes is no number.
+/// The `ERR_FORMAT` for results of a model that are not finite.
 pub(crate) fn not_finite(what: &str) -> Error {
     Error::format(format!(
         "{what} are not finite: the weights of the model are damaged, or too large"
@@ -104,22 +106,22 @@ impl Session {
         &self.model
     }
 
-    /// Tokens that were fed.
+    /// The number of tokens fed so far.
     pub fn position(&self) -> usize {
         self.tokens.len()
     }
 
-    /// The most tokens there is room for.
+    /// The largest number of tokens.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// The tokens that were fed.
+    /// The tokens fed so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// Its options as JSON text reads them, and where it stands.
+    /// Its options, in the form of the option JSON, and its position.
     pub fn info(&self) -> serde_json::Value {
         let s = self.sampler.options();
         serde_json::json!({
@@ -138,7 +140,7 @@ impl Session {
         })
     }
 
-    /// Bytes of keys and values.
+    /// The size of keys and values, in bytes.
     pub fn cache_bytes(&self) -> usize {
         self.engine.cache_bytes()
     }
@@ -147,7 +149,7 @@ impl Session {
         self.latest != Latest::None
     }
 
-    /// Brings the latest logits here, if they are on a device.
+    /// Fetches the latest logits if they are on a device.
     fn fetch(&mut self) -> Result<()> {
         if let Latest::OnDevice(_) = self.latest {
             self.engine.fetch(&mut self.logits)?;
@@ -156,7 +158,7 @@ impl Session {
         Ok(())
     }
 
-    /// What ends a running call.
+    /// A handle that can cancel a running call.
     pub fn canceller(&self) -> Canceller {
         Canceller::new(&self.cancellation)
     }
@@ -164,13 +166,14 @@ impl Session {
     /// Feeds tokens, and writes the logits that are wanted.
     ///
     /// # Errors
-    /// `ERR_RANGE` for an id beyond the vocabulary; `ERR_STATE` for tokens beyond the context, and where the call was
-    /// cancelled; `ERR_FORMAT` where activations are int8 and one is not finite; `ERR_MEMORY`. Nothing is fed then.
+    /// `ERR_RANGE` for an id beyond the vocabulary; `ERR_STATE` for tokens beyond the context, and
+    /// if the call was cancelled; `ERR_FORMAT` if activations are int8 and one is not finite;
+    /// `ERR_MEMORY`. Then nothing is fed.
     pub fn eval(&mut self, rt: &Runtime, ids: &[u32], logits: Logits<'_>) -> Result<()> {
         self.eval_observed(rt, ids, logits, None)
     }
 
-    /// As [`Session::eval`]; `observer` sees the inputs of all products.
+    /// As [`Session::eval`], with an observer of the inputs of all products.
     ///
     /// # Errors
     /// As [`Session::eval`].
@@ -213,7 +216,8 @@ impl Session {
             };
         }
         if ids.len() > 1 {
-            // What is latest now outlives a failure; of a single token that is not worth a copy.
+            // The latest logits must survive a failure. For a single token that is not worth a
+            // copy.
             self.fetch()?;
         }
         self.feed(rt, ids, position + ids.len(), logits, observer)?;
@@ -224,16 +228,17 @@ impl Session {
         Ok(())
     }
 
-    /// Whether no text was fed: nothing, or what begins one.
+    /// Whether no text has been fed yet: nothing, or only the token that begins a text.
     fn at_start(&self) -> bool {
         let bos = self.model.tokenizer.as_ref().and_then(|t| t.bos());
         self.tokens.iter().all(|&id| Some(id) == bos)
     }
 
-    /// Feeds tokens behind those that were fed. If it fails, nothing was: the latest logits are what they were, unless they
-    /// were left on a device, and tokens whose keys and values were overwritten are fed again by the next call.
+    /// Feeds tokens after those fed so far. On failure nothing is fed: the latest logits are
+    /// unchanged, unless they were left on a device, and tokens whose keys and values were
+    /// overwritten are re-fed by the next call.
     ///
-    /// `length`: see [`Feed::length`].
+    /// For `length` see [`Feed::length`].
     fn feed(
         &mut self,
         rt: &Runtime,
@@ -269,7 +274,8 @@ impl Session {
                     self.latest = before;
                 }
                 return Err(match e.status() {
-                    // The ids are those of the vocabulary: what is out of its range is inside the model.
+                    // The ids are in the vocabulary, so a value out of range arose inside the
+                    // model.
                     Status::Range => not_finite("activations"),
                     _ => e,
                 });
@@ -282,7 +288,8 @@ impl Session {
         Ok(())
     }
 
-    /// Whether keys or values that a token at this position sees may be overwritten: those of a sliding window lie in a ring.
+    /// Whether keys or values visible from this position may be overwritten, because those of a
+    /// sliding window are in a ring buffer.
     fn has_forgotten(&self, position: usize) -> bool {
         let windows = self.model.architecture.windows.iter().flatten();
         let oldest = self.farthest.saturating_sub(self.engine.least_slots());
@@ -292,11 +299,11 @@ impl Session {
                 .is_some_and(|w| (position + 1).saturating_sub(*w) < oldest)
     }
 
-    /// Feeds the tokens from the first one on once more, with the frequencies that they had.
+    /// Re-feeds all tokens from the first one on, with the frequencies they had.
     fn feed_again(&mut self, rt: &Runtime) -> Result<()> {
         self.farthest = usize::MAX;
         let before = match (&self.lengths, self.latest) {
-            // There may be several runs, each of which has logits.
+            // There may be several runs, each of which overwrites the logits.
             (Some(_), Latest::Here) => Some(memory::copied(&self.logits, "the latest logits")?),
             _ => None,
         };
@@ -337,14 +344,16 @@ impl Session {
         Ok(())
     }
 
-    /// Samples a token from the latest logits and feeds it. `room`: bytes that its text may have.
+    /// Samples a token from the latest logits and feeds it. `room` is the capacity for its text, in
+    /// bytes.
     ///
-    /// A token that ends the text is not fed. A call that fails draws nothing from the sampler. Text that does not fit, or is no whole character yet, comes first in
+    /// A token that ends the text is not fed. A call that fails does not advance the random number
+    /// generator. Text that does not fit, or is not yet a whole character, is put at the start of
     /// the next piece.
     ///
     /// # Errors
-    /// `ERR_STATE` if there are no logits, or the call was cancelled; `ERR_FORMAT` if they are not finite; `ERR_UNSUPPORTED` if the
-    /// model has no tokenizer.
+    /// `ERR_STATE` if there are no logits, or the call was cancelled; `ERR_FORMAT` if they are not
+    /// finite; `ERR_UNSUPPORTED` if the model has no tokenizer.
     pub fn next(&mut self, rt: &Runtime, room: usize) -> Result<Step<'_>> {
         let _running = self.cancellation.begin();
         if !self.has_logits() {
@@ -357,7 +366,7 @@ impl Session {
         }
         let before = self.sampler.state();
         let id = match self.latest {
-            // Left there because the sampler is greedy.
+            // Left on the device because the sampler is greedy.
             Latest::OnDevice(Some(id)) => id,
             Latest::Here if all_finite(&self.logits) => {
                 self.sampler.sample(&self.logits, &self.tokens)
@@ -388,11 +397,12 @@ impl Session {
         })
     }
 
-    /// Keeps the first `position` tokens; the logits of the last of them are the latest again. Where a sliding window has overwritten
-    /// what they see, all of them are fed once more.
+    /// Keeps the first `position` tokens; the latest logits are then those of the last of them. If
+    /// a sliding window has overwritten positions that they attend to, all of them are re-fed.
     ///
     /// # Errors
-    /// `ERR_RANGE` beyond the tokens that were fed; `ERR_STATE` where the call was cancelled; then nothing changes.
+    /// `ERR_RANGE` beyond the tokens fed so far; `ERR_STATE` if the call was cancelled. Then
+    /// nothing changes.
     pub fn rewind(&mut self, rt: &Runtime, position: usize) -> Result<()> {
         let _running = self.cancellation.begin();
         let now = self.position();
@@ -404,7 +414,8 @@ impl Session {
         if position == now && (self.has_logits() || now == 0) {
             return Ok(());
         }
-        // The last kept token is fed again, for its logits; what is latest now outlives a failure.
+        // The last kept token is re-fed to get its logits. The latest logits must survive a
+        // failure.
         if position > 0 {
             self.fetch()?;
         }
@@ -432,7 +443,7 @@ impl Session {
                         lengths.truncate(position - 1);
                         lengths.extend(kept);
                     }
-                    // What was fed again is not what these tokens need.
+                    // The re-fed tokens may have overwritten what these tokens need.
                     self.farthest = usize::MAX;
                     self.latest = Latest::None;
                     if let Some(before) = before {

@@ -53,7 +53,7 @@ fn session(rt: &Runtime, model: &Arc<Model>, options: &str) -> Session {
     .unwrap()
 }
 
-/// The greatest difference, relative to the spread of the logits.
+/// The largest difference, relative to the spread of the logits.
 fn worst(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let top = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -96,8 +96,9 @@ fn every_family_gives_the_logits_of_transformers() {
             let e = worst(&logits, &expected);
             assert!(e < 1e-5, "{}: {e}", path.display());
 
-            // One by one, through the other paths of products and of the cache. The dynamic embedding depends on the
-            // length of what is fed together, so there only what is before it grows is the same.
+            // Token by token, which takes other paths of products and of the cache. With dynamic
+            // scaling the frequencies depend on the length of what is fed together, so there only
+            // the logits before it sets in are equal.
             let mut s = session(&rt, &model, "");
             let vocabulary = model.architecture().vocabulary;
             let same = if name == "llama-dynamic" {
@@ -261,7 +262,7 @@ fn text_that_is_held_back_goes_out_whatever_is_fed_meanwhile() {
         assert_eq!(step.piece, "");
         expected.extend(step.id);
     }
-    // Fed by the caller, who has its text.
+    // Fed by the caller, who already has its text.
     let name = tokenizer.encode("Tom", None).unwrap();
     s.eval(&rt, &name, Logits::None).unwrap();
     let step = s.next(&rt, 1000).unwrap();
@@ -271,7 +272,7 @@ fn text_that_is_held_back_goes_out_whatever_is_fed_meanwhile() {
     let before = tokenizer.decode(&ids).unwrap();
     let all = tokenizer.decode(&[&ids[..], &expected].concat()).unwrap();
     assert_eq!(piece, all[before.len()..]);
-    // Going back forgets it.
+    // Rewinding discards it.
     s.next(&rt, 0).unwrap();
     s.rewind(&rt, ids.len()).unwrap();
     let step = s.next(&rt, 1000).unwrap();
@@ -324,7 +325,7 @@ fn what_a_session_refuses() {
     );
 }
 
-/// The model of the tests whose layers see windows, made for long contexts.
+/// The test model with sliding windows, with a longer context.
 fn long_windows(name: &str, window: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(data().join(name)).unwrap() {
@@ -339,7 +340,7 @@ fn long_windows(name: &str, window: usize) -> tempfile::TempDir {
     folder
 }
 
-/// Cancels the call after so many products.
+/// Cancels the call after this number of products.
 struct After(usize, Canceller);
 
 impl Observer for After {
@@ -370,7 +371,8 @@ fn a_cancelled_call_leaves_what_a_window_sees() {
 
         let mut s = session(&rt, &model, "");
         logits(&mut s, &ids[..700]);
-        // In the fourth block of 256, when the first ones have gone over what the window saw.
+        // In the fourth block of 256, when the first blocks have overwritten positions in the
+        // window.
         let products = 7 * model.architecture().layers;
         let mut after = After(3 * products + 2, s.canceller());
         let e = s.eval_observed(&rt, &ids[700..], Logits::None, Some(&mut after));
@@ -379,7 +381,8 @@ fn a_cancelled_call_leaves_what_a_window_sees() {
         assert_eq!(logits(&mut s, &[]), at_700, "{name}: the latest logits");
         assert_eq!(logits(&mut s, &ids[700..701]), at_701, "{name}");
 
-        // Back to where the window has gone on from, which takes as long as feeding did, and may be cancelled.
+        // Rewinding to a position that the window has overwritten takes as long as feeding did, and
+        // can be cancelled.
         let at_end = logits(&mut s, &ids[701..]);
         let mut caught = 0;
         for delay in 0..20 {
@@ -407,8 +410,8 @@ fn a_cancelled_call_leaves_what_a_window_sees() {
     }
 }
 
-/// A text that is cancelled again and again, and goes on each time, is the text that nobody cancels: nothing of a cancelled call
-/// remains, not even what it drew.
+/// A text that is cancelled and continued repeatedly equals one that is never cancelled: nothing of
+/// a cancelled call remains, not even its random draws.
 #[test]
 fn a_text_under_fire() {
     let rt = runtime(r#"{"threads": 1}"#);
@@ -444,14 +447,14 @@ fn a_text_under_fire() {
                 }
             });
             while found.len() < expected.len() {
-                // Every token is tried twice at most: a slow machine comes to an end as well.
+                // Each token is tried at most twice, so that a slow machine finishes too.
                 armed.store(true, Ordering::Relaxed);
                 let first = s.next(&rt, 64).map(|step| step.id);
                 armed.store(false, Ordering::Relaxed);
                 found.push(first.unwrap_or_else(|e| {
                     assert_eq!(e.status(), Status::State);
                     cancelled += 1;
-                    // The thread may have looked before it was disarmed.
+                    // The thread may have looked just before it was disarmed.
                     std::thread::sleep(std::time::Duration::from_millis(1));
                     s.next(&rt, 64).unwrap().id
                 }));
@@ -466,7 +469,8 @@ fn a_text_under_fire() {
     panic!("no call was cancelled");
 }
 
-/// A model opens whatever its authors advise of sampling; whoever asks for the advice hears what is wrong with it.
+/// A model opens whatever sampling its authors advise; errors in the advice are reported to callers
+/// who ask for it.
 #[test]
 fn advice_that_no_sampler_takes() {
     let rt = runtime("{}");
@@ -489,7 +493,8 @@ fn advice_that_no_sampler_takes() {
     }
 }
 
-/// A copy of a model whose frequencies follow the length of the sequence from 16 positions on, up to `16 * factor`.
+/// A copy of a model whose frequencies depend on the length of the sequence beyond 16 positions, up
+/// to `16 * factor`.
 fn dynamic(name: &str, factor: usize) -> tempfile::TempDir {
     let folder = long_windows(name, 100);
     let path = folder.path().join("config.json");
@@ -514,7 +519,8 @@ fn frequencies_follow_the_length_of_a_call() {
     };
     let mut s = session(&rt, &model, "");
     let found = all(&mut s, &ids);
-    // The same with the base of 300 positions and no scaling, whatever the blocks inside (emozilla's formula).
+    // The same as the base for 300 positions without scaling, however the tokens were split into
+    // blocks (emozilla's formula).
     let path = folder.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let head_dim = model.architecture().head_dim as f64;
@@ -528,7 +534,8 @@ fn frequencies_follow_the_length_of_a_call() {
     let expected = all(&mut session(&rt, &plain, ""), &ids);
     let e = worst(&found, &expected);
     assert!(e < 1e-5, "{e}");
-    // Going back, and on: keys, logits and what follows are those of the call that fed them.
+    // After rewinding, the keys, the logits and what follows are those of the call that fed the
+    // tokens.
     let row = |position: usize| &found[position * vocabulary..][..vocabulary];
     for position in [250, 100, 7] {
         s.rewind(&rt, position).unwrap();
@@ -540,7 +547,8 @@ fn frequencies_follow_the_length_of_a_call() {
     assert_eq!(again, found[7 * vocabulary..]);
 }
 
-/// One token after the other, and back beyond what a window has kept: each is fed again with the frequencies that it had.
+/// Tokens are fed one by one and rewound to positions that the window has overwritten: each is
+/// re-fed with the frequencies that it had.
 #[test]
 fn frequencies_that_a_window_forgot() {
     let rt = runtime(r#"{"threads": 2}"#);
@@ -560,7 +568,7 @@ fn frequencies_that_a_window_forgot() {
     }
 }
 
-/// A norm with a value that is no number is refused like a matrix with one.
+/// A norm with a value that is not finite is refused, as a matrix is.
 #[test]
 fn a_norm_that_is_not_finite() {
     let rt = runtime("{}");

@@ -1,4 +1,4 @@
-//! The chat template of a model: Jinja as `transformers` runs it.
+//! The chat template of a model: Jinja as in `transformers`.
 
 use std::{io, thread};
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::runtime::quietly;
 use crate::signals::Blocked;
 
-/// A chat template and the names of the tokens that it may write.
+/// A chat template and the texts of the special tokens that it may write.
 pub(super) struct Template {
     text: String,
     bos: String,
@@ -23,7 +23,7 @@ pub(super) struct Template {
 pub struct Messages(Value);
 
 impl Messages {
-    /// Reads one.
+    /// Parses a conversation.
     ///
     /// # Errors
     /// `ERR_CONFIG` if it is not JSON, or not such a list.
@@ -35,26 +35,30 @@ impl Messages {
     }
 }
 
-/// Steps that a template may take. Those of the families take 25 to 63 a message. Each can put a list around what there is, and
-/// comparing, writing or dropping such a list takes a kilobyte of the stack a level where nothing is optimised.
+/// The number of steps that a template may take. Templates of the supported families take 25 to 63
+/// per message. Each step can wrap a value in another list, and comparing, writing or dropping
+/// nested lists takes a kilobyte of stack per level in unoptimised builds.
 const FUEL: u64 = 400_000;
 
-/// The stack that a template is parsed and rendered on: the caller's may be small.
+/// The stack, in bytes, on which a template is parsed and rendered; the caller's may be small.
 const STACK: usize = 256 << 20;
 
-/// Bytes of a template. Those in use have some 20 kB.
+/// The largest template, in bytes. Templates in use have some 20 kB.
 const MOST_BYTES: usize = 64 << 10;
 
-/// Signs in a row: one level of an expression each, and each byte of such a row is looked at once for every sign before it.
+/// The most minus signs in a row, with or without white space between them. Each is one nesting
+/// level of an expression, and the lexer scans each byte of such a run once for every sign before
+/// it.
 const MOST_SIGNS: usize = 256;
 
-/// Bytes without the end of a tag among them, for the same reason: what is chained (`x~x~x`, `x.y.y`) is within one tag.
+/// The most bytes without an end of a tag among them, for the same reason: chained expressions
+/// (`x~x~x`, `x.y.y`) lie within one tag.
 const LONGEST_TAG: usize = 16 << 10;
 
-/// Bytes that a template may write.
+/// The most bytes that a template may write.
 const MOST_TEXT: usize = 64 << 20;
 
-/// Columns that `indent` may add to a line.
+/// The most columns that `indent` may add to a line.
 const WIDEST: usize = 1024;
 
 impl Template {
@@ -89,7 +93,7 @@ impl Template {
         environment.add_function("strftime_now", |format: String| today(&format));
         environment.add_filter("tojson", to_json);
         environment.add_filter("indent", indent);
-        // What they write of a list in lists grows with the square of the levels.
+        // Their output for nested lists grows with the square of the depth.
         environment.remove_filter("pprint");
         environment.remove_global("debug");
         environment
@@ -112,8 +116,8 @@ impl Template {
     }
 }
 
-/// What keeps the parser, which goes down once for every level, on its stack, and ends it soon: it takes steps with the square of
-/// the levels.
+/// Keeps the parser, which recurses once per nesting level, within its stack, and its time within
+/// bounds: it takes a number of steps proportional to the square of the depth.
 fn check_depth(template: &str) -> Result<()> {
     let refused = |what: String| Err(Error::unsupported(format!("a chat template {what}")));
     if template.len() > MOST_BYTES {
@@ -139,7 +143,7 @@ fn check_depth(template: &str) -> Result<()> {
     Ok(())
 }
 
-/// The text that a template writes, or a part of it.
+/// Output of a template, or a part of it.
 struct Bounded(Vec<u8>);
 
 impl io::Write for Bounded {
@@ -165,7 +169,7 @@ impl Bounded {
     }
 }
 
-/// Jinja's own, of at most [`WIDEST`] columns.
+/// Jinja's filter, limited to [`WIDEST`] columns.
 fn indent(
     text: StringInput<'_>,
     width: Option<usize>,
@@ -186,7 +190,7 @@ fn indent(
     filters::indent(text, width, first, blank, named)
 }
 
-/// Runs `body` on a thread with a stack of its own, and waits for it.
+/// Runs `body` on a thread with a deep stack, and waits for it.
 fn on_a_deep_stack<T: Send>(body: impl FnOnce() -> T + Send) -> Result<T> {
     let ended = thread::scope(|scope| {
         let signals = Blocked::all();
@@ -209,7 +213,8 @@ fn on_a_deep_stack<T: Send>(body: impl FnOnce() -> T + Send) -> Result<T> {
     }
 }
 
-/// `tojson`: what Python's `json.dumps` writes, blanks and all, with no characters escaped that JSON does not want escaped.
+/// `tojson`: the output of Python's `json.dumps`, including its spaces, and only those characters
+/// escaped that JSON requires.
 fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<String, JinjaError> {
     let indent: Option<usize> = options.get("indent")?;
     let mut text = Bounded(Vec::new());
@@ -225,7 +230,7 @@ fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<Stri
     text.finish()
 }
 
-/// Blanks behind commas and colons.
+/// Spaces after commas and colons.
 struct Python;
 
 impl Formatter for Python {
@@ -267,7 +272,7 @@ fn check(messages: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The date of today, for templates that tell it to the model; the fields that they use.
+/// Today's date, for templates that include it, with the format fields that they use.
 fn today(format: &str) -> String {
     let seconds = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! The vocabulary in the metadata of a GGUF file, turned into a `tokenizer.json`.
+//! Converts the vocabulary in the metadata of a GGUF file to a `tokenizer.json`.
 
 use std::collections::HashMap;
 
@@ -16,27 +16,28 @@ mod kind {
     pub const USER_DEFINED: i64 = 4;
 }
 
-/// How texts are cut into words for byte-pair encoding, by the names of `tokenizer.ggml.pre`; what llama.cpp makes of them.
+/// How texts are split into words for byte-pair encoding, by the names in `tokenizer.ggml.pre`, as
+/// implemented by llama.cpp.
 struct Split {
     names: &'static [&'static str],
-    /// One after the other, each cuts what the ones before it left.
+    /// Applied in order, each to the pieces that the previous ones left.
     regexes: &'static [&'static str],
-    /// A word that is a token is that token, whichever merges would lead there.
+    /// Whether a word that is a token is encoded as that token, whatever the merges.
     whole_words: bool,
-    /// Whether texts begin with the token for that, where the file does not say.
+    /// Whether texts begin with the beginning-of-sequence token if the file does not say.
     begins: bool,
 }
 
-/// As GPT-2 does it.
+/// The regular expression of GPT-2.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// As Llama 3 does it, digits by three.
+/// That of Llama 3, with digits in threes.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// As Qwen 2 does it, digit by digit.
+/// That of Qwen 2, with single digits.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// As Mistral's Tekken does it, digit by digit and where a small letter meets a capital.
+/// That of Mistral's Tekken, with single digits and splits between lower and upper case.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const SPLITS: [Split; 6] = [
@@ -70,7 +71,7 @@ const SPLITS: [Split; 6] = [
         whole_words: false,
         begins: false,
     },
-    // Also where the file has no name.
+    // Also used if the file has no name.
     Split {
         names: &["default"],
         regexes: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
@@ -93,11 +94,12 @@ impl Split {
     }
 }
 
-/// Bytes of a token that is joined from others. SentencePiece itself makes none of more than 16 characters unless told to; each way
-/// to cut one in two is looked at, and looking at one costs as many steps as it has bytes.
+/// The most bytes of a token that is merged from others. SentencePiece itself makes none of more
+/// than 16 characters by default. Every way of splitting a token in two is tried, at a cost
+/// proportional to its bytes.
 const MOST_BYTES: usize = 512;
 
-/// The vocabulary as the file has it.
+/// The vocabulary as stored in the file.
 struct Tokens<'a> {
     texts: Vec<&'a str>,
     kinds: Vec<i64>,
@@ -160,7 +162,8 @@ pub(super) fn read(file: &Gguf) -> Result<(Engine, Special)> {
     Ok((engine, special))
 }
 
-/// SentencePiece's byte-pair encoding: of all pairs of neighbours the one whose union has the highest score is joined first.
+/// SentencePiece's byte-pair encoding: of all adjacent pairs, the one whose concatenation has the
+/// highest score is merged first.
 fn sentence_piece(file: &Gguf, tokens: &Tokens<'_>) -> Result<Value> {
     let scores = match array(file, "scores")? {
         Some(scores) => file.numbers(scores)?,
@@ -174,12 +177,13 @@ fn sentence_piece(file: &Gguf, tokens: &Tokens<'_>) -> Result<Value> {
         )));
     }
     let ids = tokens.ids()?;
-    // Whether a pair may be joined is whether its union is a token; a rank for each way to cut a token in two says so,
-    // and cuts of the same token have neighbouring ranks, as in SentencePiece they have the same score.
+    // A pair may be merged if its concatenation is a token. This is expressed by one merge for each
+    // way of splitting a token in two; the splits of a token get adjacent ranks, because in
+    // SentencePiece they have the same score.
     let mut merges: Vec<(f64, usize, &str, &str)> = Vec::new();
     for (id, text) in tokens.texts.iter().enumerate() {
         if text.len() > MOST_BYTES && tokens.is_added(id) {
-            // It is found in a text before anything is joined.
+            // It is found in a text before any merging.
             continue;
         }
         if text.len() > MOST_BYTES {
@@ -224,7 +228,8 @@ fn sentence_piece(file: &Gguf, tokens: &Tokens<'_>) -> Result<Value> {
     }))
 }
 
-/// Byte-pair encoding over bytes, as GPT-2 began it: merges in their order, words cut by regular expressions.
+/// Byte-pair encoding over bytes, as introduced by GPT-2: ranked merges, and words split by regular
+/// expressions.
 fn byte_pair(file: &Gguf, tokens: &Tokens<'_>, split: &Split) -> Result<Value> {
     let merges = match array(file, "merges")? {
         Some(merges) => file
@@ -264,7 +269,7 @@ impl<'a> Tokens<'a> {
         Ok(ids)
     }
 
-    /// Tokens that are found in a text before anything else: special ones, and those that users defined.
+    /// Tokens that are matched in a text before anything else: special ones and user-defined ones.
     fn added(&self) -> Vec<Value> {
         let added = (0..self.kinds.len()).filter(|&id| self.is_added(id));
         added

@@ -1,4 +1,4 @@
-//! `tokenizer.json` and what the files beside it say about special tokens.
+//! `tokenizer.json`, and the special tokens given in the files beside it.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::formats::json;
 use crate::runtime::quietly;
 
-/// Reads the folder.
+/// Reads the tokenizer of a folder.
 pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
     let path = folder.join("tokenizer.json");
     let bytes = json::read(&path)?.ok_or_else(|| {
@@ -45,8 +45,9 @@ pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
                 .filter_map(|v| u32::try_from(v.as_u64()?).ok())
                 .collect()
         };
-        // Of a model that names no such token these files may still have the number of one: that is the model's, for training, and no
-        // text begins with it (Qwen 2.5). A negative or absent id says that there is none.
+        // If `bos_token` is null, these files may still have an id for it. That id is meant for
+        // training, and no text begins with it (Qwen 2.5). A negative or absent id means that there
+        // is none.
         if !tokens.contains_key("bos_token") {
             special.bos = special.bos.or(ids("bos_token_id").first().copied());
         }
@@ -61,14 +62,15 @@ pub(super) fn read(folder: &Path) -> Result<(Engine, Special)> {
     special.bos = special.bos.or(first);
     special.begins = match tokens.get("add_bos_token") {
         Some(&Value::Bool(wanted)) => wanted,
-        // Where nothing is done after encoding nothing says what texts begin with, and the model has the token for something.
+        // Without a post-processor nothing says what texts begin with; the token is assumed to be
+        // there for that.
         _ => processor.is_null() || first.is_some() && first == special.bos,
     };
     special.template = template(folder, &tokens)?;
     Ok((engine, special))
 }
 
-/// What the post-processing puts before texts.
+/// The token that the post-processor puts before texts.
 fn first_of_every_text(processor: &Value) -> Option<u32> {
     let id = match processor["type"].as_str()? {
         "TemplateProcessing" => {
@@ -88,8 +90,8 @@ fn first_of_every_text(processor: &Value) -> Option<u32> {
 /// A tokenizer from the text of a `tokenizer.json`.
 pub(super) fn parse(bytes: &[u8]) -> Result<Engine> {
     let refused = |why: &dyn Display| Error::format(format!("it is not a tokenizer: {why}"));
-    // The words and their merges are the engine's alone: they may be many. What may be anything is small in every real file, and the
-    // engine, too, would make a tree of it.
+    // Words and merges, which may be many, are read by the engine only. The members of arbitrary
+    // form are small in every real file, and the engine would build a tree of them as well.
     let small = json::object(bytes, "the text", |key| {
         matches!(
             key,
@@ -105,20 +107,21 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Engine> {
     if let Some(normalizer) = small.get("normalizer") {
         check_charsmaps(normalizer)?;
     }
-    // Its own checks are thorough but not complete: on some contradictions it panics.
+    // The engine's checks are thorough but not complete: it panics on some contradictions.
     let parsed = quietly(|| Engine::from_bytes(bytes));
     let parsed = parsed.map_err(|_| Error::format("it contradicts itself"))?;
     let mut engine = parsed.map_err(|e| refused(&e))?;
     check_pieces(&serde_json::to_value(engine.get_pre_tokenizer()).unwrap_or_default())?;
-    // Files keep the settings of their training; here texts are encoded whole.
+    // Files keep the truncation and padding of their training; here texts are encoded whole.
     engine.with_padding(None);
     engine.with_truncation(None).map_err(|e| refused(&e))?;
     forget_words(&mut engine);
     Ok(engine)
 }
 
-/// A SentencePiece `precompiled_charsmap` begins with the bytes of its table. The engine makes room for a table of that many before it
-/// looks whether they are there, and where there is no room for 8 GiB the process ends.
+/// Refuses a SentencePiece `precompiled_charsmap` whose table is longer than its data. It begins
+/// with the number of bytes of its table, and the engine allocates a table of that size before it
+/// checks that the bytes are there; if 8 GiB cannot be allocated, the process aborts.
 fn check_charsmaps(normalizer: &Value) -> Result<()> {
     let parts = match normalizer {
         Value::Object(parts) => parts.values().collect(),
@@ -138,7 +141,8 @@ fn check_charsmaps(normalizer: &Value) -> Result<()> {
     parts.into_iter().try_for_each(check_charsmaps)
 }
 
-/// The first four bytes of a text in base64, as a number; `None` leaves it to the engine to refuse the text.
+/// The first four bytes of a base64 text as a number; `None` if it is not base64, which the engine
+/// will refuse.
 fn first_number(base64: &str) -> Option<u32> {
     let six = |c: u8| match c {
         b'A'..=b'Z' => Some(c - b'A'),
@@ -155,7 +159,7 @@ fn first_number(base64: &str) -> Option<u32> {
     Some(((bits >> 4) as u32).swap_bytes())
 }
 
-/// Pieces of no characters are a panic of the engine at the first text.
+/// With pieces of zero characters the engine panics at the first text.
 fn check_pieces(pre_tokenizer: &Value) -> Result<()> {
     if pre_tokenizer["type"] == "FixedLength" && pre_tokenizer["length"] == 0 {
         return Err(Error::format(
@@ -166,9 +170,10 @@ fn check_pieces(pre_tokenizer: &Value) -> Result<()> {
     parts.into_iter().flatten().try_for_each(check_pieces)
 }
 
-/// Byte-pair models keep the words that they have met, up to 10,000 of them, in a map that belongs to the calling thread: it outlives
-/// the model, and nothing can empty it. Text of common words takes 1.8 times as long without (5.4 s for 4 MB against 3.1), source
-/// code 1.1 times; a prompt is a matter of milliseconds.
+/// Disables the cache of words. Byte-pair models keep up to 10,000 words in a map that belongs to
+/// the calling thread, outlives the model and cannot be emptied. Without it, text of common words
+/// takes 1.8 times as long (5.4 s for 4 MB compared with 3.1 s), source code 1.1 times; a prompt
+/// takes milliseconds.
 fn forget_words(engine: &mut Engine) {
     if let ModelWrapper::BPE(model) = engine.get_model() {
         let mut model = model.clone();
@@ -177,7 +182,7 @@ fn forget_words(engine: &mut Engine) {
     }
 }
 
-/// The template may be a text, a list of named ones, or a file of its own.
+/// The template may be a text, a list of named ones, or in a separate file.
 fn template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>> {
     if let Some(bytes) = json::read(&folder.join("chat_template.jinja"))? {
         return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
@@ -195,7 +200,7 @@ fn template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>
     })
 }
 
-/// Some members of a JSON object; an absent file has none.
+/// The wanted members of a JSON object; none if the file is absent.
 fn object(path: &Path, wanted: &[&str]) -> Result<Map<String, Value>> {
     let Some(bytes) = json::read(path)? else {
         return Ok(Map::new());

@@ -1,15 +1,16 @@
 //! Text to token ids and back, and chat templates.
 //!
-//! | module | one reason to exist |
+//! | module | responsibility |
 //! |---|---|
 //! | `hf` | `tokenizer.json` and the files beside it |
 //! | `gguf` | the same, made from the metadata of a GGUF file |
-//! | `vocabulary` | the bytes that each token stands for |
+//! | `vocabulary` | the bytes of each token |
 //! | `pieces` | the text of a growing sequence, whole characters at a time |
 //! | `chat` | the chat template of a model |
 //!
-//! One engine, the `tokenizers` crate, encodes; a GGUF file's vocabulary is turned into its form. Decoding is a table of bytes made
-//! once, so that the text of one more token costs neither a search nor an allocation.
+//! Encoding is done by the `tokenizers` crate; the vocabulary of a GGUF file is converted to its
+//! format. Decoding uses a table of bytes that is built once, so that the text of one more token
+//! takes neither a search nor an allocation.
 
 mod chat;
 mod gguf;
@@ -31,7 +32,7 @@ use crate::runtime::quietly;
 use chat::Template;
 use vocabulary::Vocabulary;
 
-/// What a model does with text.
+/// The tokenizer and the chat template of a model.
 pub struct Tokenizer {
     engine: tokenizers::Tokenizer,
     vocabulary: Vocabulary,
@@ -39,19 +40,19 @@ pub struct Tokenizer {
     template: Option<Template>,
 }
 
-/// The tokens with a meaning of their own, and the chat template.
+/// The special tokens and the chat template.
 #[derive(Clone, Debug, Default)]
 struct Special {
-    /// What chat templates know as `bos_token`.
+    /// The `bos_token` of chat templates.
     bos: Option<u32>,
-    /// Whether texts begin with it.
+    /// Whether texts begin with `bos`.
     begins: bool,
-    /// Ends of text and of turns.
+    /// The tokens that end a text or a turn.
     ends: Vec<u32>,
     template: Option<String>,
 }
 
-/// Tokens that end a turn in the chat formats of known models, whatever the files say about ends.
+/// Tokens that end a turn in the chat formats of known models, whatever the files say.
 const TURN_ENDS: [&str; 6] = [
     "<|im_end|>",
     "<|eot_id|>",
@@ -62,27 +63,27 @@ const TURN_ENDS: [&str; 6] = [
 ];
 
 impl Tokenizer {
-    /// The files beside a manifest that make its tokenizer.
+    /// The files beside a manifest that make up its tokenizer.
     pub const FILES: [&str; 3] = [
         "tokenizer.json",
         "tokenizer_config.json",
         "generation_config.json",
     ];
 
-    /// From a folder in the Hugging Face layout: `tokenizer.json`, and what `tokenizer_config.json`,
-    /// `generation_config.json` and `config.json` say about special tokens and the chat template.
+    /// From a folder in the Hugging Face layout: `tokenizer.json`, with the special tokens and the
+    /// chat template from `tokenizer_config.json`, `generation_config.json` and `config.json`.
     ///
     /// # Errors
-    /// `ERR_IO`, `ERR_FORMAT`, `ERR_UNSUPPORTED` for a kind of tokenizer that is not known.
+    /// `ERR_IO`, `ERR_FORMAT`, `ERR_UNSUPPORTED` for an unknown kind of tokenizer.
     pub fn from_folder(folder: &Path) -> Result<Tokenizer> {
         let (engine, special) = hf::read(folder)?;
         Tokenizer::new(engine, special)
     }
 
-    /// From the text of a `tokenizer.json` alone: no special tokens, no chat template.
+    /// From the text of a `tokenizer.json` alone, without special tokens or a chat template.
     ///
     /// # Errors
-    /// `ERR_FORMAT`, `ERR_UNSUPPORTED` for a kind of tokenizer that is not known.
+    /// `ERR_FORMAT`, `ERR_UNSUPPORTED` for an unknown kind of tokenizer.
     pub fn from_json(text: &[u8]) -> Result<Tokenizer> {
         Tokenizer::new(hf::parse(text)?, Special::default())
     }
@@ -90,7 +91,7 @@ impl Tokenizer {
     /// From the metadata of a GGUF file.
     ///
     /// # Errors
-    /// `ERR_FORMAT` for a vocabulary that contradicts itself, `ERR_UNSUPPORTED` for a kind that is not known.
+    /// `ERR_FORMAT` for an inconsistent vocabulary, `ERR_UNSUPPORTED` for an unknown kind.
     pub fn from_gguf(file: &Gguf) -> Result<Tokenizer> {
         let (engine, special) = gguf::read(file)?;
         Tokenizer::new(engine, special)
@@ -113,7 +114,7 @@ impl Tokenizer {
                 special.ends.push(id);
             }
         }
-        // Some files have an empty one, which is none.
+        // An empty template, which some files have, counts as none.
         special.template = special.template.filter(|text| !text.trim().is_empty());
         let name = |id: Option<u32>| id.and_then(|id| content(&engine, id)).unwrap_or_default();
         let template = match &special.template {
@@ -132,8 +133,9 @@ impl Tokenizer {
         })
     }
 
-    /// What the files [`Tokenizer::FILES`] are to hold, in their order, so that [`Tokenizer::from_folder`] reads it back.
-    /// `generation` is what the last of them shall say beside the tokens that begin and end a text.
+    /// The contents of the files [`Tokenizer::FILES`], in their order, from which
+    /// [`Tokenizer::from_folder`] reads this tokenizer back. `generation` is what the last of them
+    /// contains besides the tokens that begin and end a text.
     ///
     /// # Errors
     /// `ERR_IO`.
@@ -162,7 +164,7 @@ impl Tokenizer {
         ])
     }
 
-    /// Tokens in the vocabulary, those that were added included.
+    /// The number of tokens in the vocabulary, including added ones.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary.len()
     }
@@ -172,7 +174,7 @@ impl Tokenizer {
         self.special.bos
     }
 
-    /// That token, if texts of the model begin with it.
+    /// The beginning-of-sequence token, if texts of the model begin with it.
     pub fn begins(&self) -> Option<u32> {
         self.bos().filter(|_| self.special.begins)
     }
@@ -182,16 +184,17 @@ impl Tokenizer {
         self.special.ends.contains(&id)
     }
 
-    /// The ids of a text. The special tokens of the model that stand in it are taken as such, which is what a chat template
-    /// needs. `first` comes first, once: [`Tokenizer::begins`] as the model has it.
+    /// The ids of a text. Special tokens named in the text are recognised, as chat templates need.
+    /// `first` is put in front, once; usually [`Tokenizer::begins`].
     ///
     /// # Errors
-    /// `ERR_FORMAT` if the tokenizer cannot encode it (a vocabulary without the characters, and no unknown token).
+    /// `ERR_FORMAT` if the tokenizer cannot encode the text (a vocabulary without its characters,
+    /// and no unknown token).
     pub fn encode(&self, text: &str, first: Option<u32>) -> Result<Vec<u32>> {
         encoded(&self.engine, text, first)
     }
 
-    /// The same, but names of special tokens are text like any other.
+    /// The same, but the names of special tokens are ordinary text.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -201,7 +204,7 @@ impl Tokenizer {
         encoded(&engine, text, first)
     }
 
-    /// The text of a sequence. Special tokens have none; bytes that make no UTF-8 character become U+FFFD.
+    /// The text of a sequence. Special tokens have no text; bytes that are not UTF-8 become U+FFFD.
     ///
     /// # Errors
     /// `ERR_RANGE` for an id beyond the vocabulary.
@@ -223,12 +226,13 @@ impl Tokenizer {
         Ok(text)
     }
 
-    /// The text of a sequence that grows; `at_start`: nothing but a beginning-of-sequence token comes before.
+    /// The text of a growing sequence; `at_start`: at most a beginning-of-sequence token comes
+    /// before.
     pub fn pieces(&self, at_start: bool) -> Pieces {
         Pieces::new(at_start && self.vocabulary.strips_first_space())
     }
 
-    /// The bytes that a token stands for; none for a special one.
+    /// The bytes of a token; none for a special one.
     fn bytes(&self, id: u32) -> &[u8] {
         self.vocabulary.bytes(id)
     }
@@ -238,16 +242,17 @@ impl Tokenizer {
         self.template.is_some()
     }
 
-    /// The chat template over messages, a JSON list `[{"role": …, "content": …}, …]`; the prompt for the answer is added.
+    /// The prompt that the chat template makes of messages, a JSON list
+    /// `[{"role": …, "content": …}, …]`, including the start of the answer.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` if the model has no template, `ERR_CONFIG` if the messages are not such a list or the template
-    /// refuses them, `ERR_FORMAT` for a template that is malformed.
+    /// `ERR_UNSUPPORTED` if the model has no template, `ERR_CONFIG` if the messages are not such a
+    /// list or the template refuses them, `ERR_FORMAT` for a malformed template.
     pub fn chat(&self, messages: &str) -> Result<String> {
         self.chat_over(&Messages::parse(messages)?)
     }
 
-    /// As [`Tokenizer::chat`], over messages that were read.
+    /// As [`Tokenizer::chat`], for parsed messages.
     ///
     /// # Errors
     /// As [`Tokenizer::chat`].
@@ -259,7 +264,8 @@ impl Tokenizer {
     }
 }
 
-/// The text that stands for a token. Of an added one the engine's own look-up gives what its normalizer makes of it (`▁<s>`).
+/// The text of a token. For an added token the engine's own look-up returns the text after
+/// normalisation (`▁<s>`).
 fn content(engine: &tokenizers::Tokenizer, id: u32) -> Option<String> {
     match engine
         .get_added_vocabulary()
@@ -274,7 +280,8 @@ fn content(engine: &tokenizers::Tokenizer, id: u32) -> Option<String> {
 fn encoded(engine: &tokenizers::Tokenizer, text: &str, first: Option<u32>) -> Result<Vec<u32>> {
     let failed =
         |e: &dyn Display| Error::format(format!("the tokenizer cannot encode the text: {e}"));
-    // A tokenizer that contradicts itself where nobody looked makes the engine panic; nothing of it changes meanwhile.
+    // The engine panics on inconsistencies that the checks have missed; nothing in it changes
+    // during this call.
     let encoding = quietly(|| engine.encode_fast(text, false))
         .map_err(|said| failed(&said))?
         .map_err(|e| failed(&e))?;

@@ -2,18 +2,19 @@
 
 use super::Tokenizer;
 
-/// Holds the bytes of tokens until they make whole characters.
+/// Holds back the bytes of tokens until they form whole characters.
 ///
-/// Bytes go in token by token ([`Pieces::push`]) and come out as text ([`Pieces::take`]); the texts taken, one after the
-/// other, are the text of all tokens. Bytes that can never become a character come out as U+FFFD.
+/// Bytes are added token by token ([`Pieces::push`]) and returned as text ([`Pieces::take`]); the
+/// concatenation of the returned texts is the text of all tokens. Bytes that can never become a
+/// character are returned as U+FFFD.
 pub struct Pieces {
-    /// Bytes that have come in and not gone out, after `sent`.
+    /// Bytes added and not yet returned, after the `sent` ones.
     held: Vec<u8>,
-    /// Bytes at the front of `held` that went out with the last piece.
+    /// The number of bytes at the front of `held` that the last piece returned.
     sent: usize,
-    /// Bytes at the front of `held`, after `sent`, that are whole characters.
+    /// The number of bytes in `held`, after the `sent` ones, that are whole characters.
     whole: usize,
-    /// Whether the next token is the first, and begins with a space that the text has not.
+    /// Whether the next token is the first one, whose leading space is not part of the text.
     strip: bool,
     scratch: Vec<u8>,
 }
@@ -29,14 +30,15 @@ impl Pieces {
         }
     }
 
-    /// Tokens come in between whose text is not asked for, and then what `at_start` says is as for a new one of
-    /// [`Tokenizer::pieces`]. What is held goes out before the text of what follows; a character that is not whole never will be.
+    /// Notes that tokens come in between whose text is not wanted. Bytes held so far come before
+    /// the text of what follows; an incomplete character stays incomplete. `at_start` is as for
+    /// [`Tokenizer::pieces`].
     pub fn pass_over(&mut self, tokenizer: &Tokenizer, at_start: bool) {
         self.finish();
         self.strip = at_start && tokenizer.vocabulary.strips_first_space();
     }
 
-    /// Forgets what is held; `at_start` as for a new one of [`Tokenizer::pieces`].
+    /// Discards the bytes held; `at_start` is as for [`Tokenizer::pieces`].
     pub fn restart(&mut self, tokenizer: &Tokenizer, at_start: bool) {
         self.held.clear();
         (self.sent, self.whole) = (0, 0);
@@ -56,14 +58,14 @@ impl Pieces {
         self.settle(false);
     }
 
-    /// No token follows: what is held is as whole as it will be.
+    /// Notes that no token follows, so that an incomplete character stays incomplete.
     pub fn finish(&mut self) {
         self.held.drain(..self.sent);
         self.sent = 0;
         self.settle(true);
     }
 
-    /// The next piece: as many whole characters as there are and as fit `room` bytes.
+    /// The next piece: as many whole characters as are available and fit in `room` bytes.
     pub fn take(&mut self, room: usize) -> &str {
         self.held.drain(..self.sent);
         self.sent = 0;
@@ -78,7 +80,7 @@ impl Pieces {
         std::str::from_utf8(&self.held[..len]).expect("cut where a character ends")
     }
 
-    /// Whether nothing is held that could go out.
+    /// Whether there is no text to return.
     pub fn is_empty(&self) -> bool {
         self.whole == 0
     }
@@ -87,7 +89,7 @@ impl Pieces {
         std::str::from_utf8(&self.held[..self.whole]).expect("settled")
     }
 
-    /// Finds the whole characters, and replaces what can never be one.
+    /// Finds the whole characters, and replaces bytes that can never become one.
     fn settle(&mut self, last: bool) {
         let mut at = self.whole;
         loop {

@@ -29,7 +29,8 @@ fn stories260k(shared: &Path) -> (Tokenizer, Vec<String>, Vec<f64>) {
     (Tokenizer::from_gguf(&file).unwrap(), texts, scores)
 }
 
-/// llama2.c's algorithm: characters, then again and again the neighbours whose union has the highest score.
+/// The algorithm of llama2.c: start from characters, and repeatedly merge the adjacent pair whose
+/// concatenation has the highest score.
 fn greedy(texts: &[String], scores: &[f64], text: &str) -> Vec<u32> {
     let id_of = |s: &str| texts.iter().position(|t| t == s);
     if text.is_empty() {
@@ -109,8 +110,8 @@ fn a_byte_pair_tokenizer_of_hugging_face() {
     let corpus = std::fs::read_to_string(shared.join("corpus/tinystories.txt")).unwrap();
     for text in corpus.lines().take(300).chain(ODD) {
         let ids = tokenizer.encode(text, None).unwrap();
-        // The engine's own decoder is the oracle of the table of bytes; but it shows unknown tokens, which this vocabulary has
-        // of some bytes.
+        // The engine's own decoder is the oracle for the table of bytes. It shows unknown tokens,
+        // though, and this vocabulary lacks some bytes.
         let expected = tokenizer.engine.decode(&ids, true).unwrap();
         if !expected.contains("<unk>") {
             assert_eq!(tokenizer.decode(&ids).unwrap(), expected);
@@ -223,7 +224,8 @@ fn added_tokens_are_decoded_like_the_others() {
     }
 }
 
-/// A folder whose tokens are `a`, `<s>` and `</s>`, with these files; the number of tokens that "a" begins with.
+/// The number of tokens that precede "a", for a folder whose tokens are `a`, `<s>` and `</s>`, with
+/// these files.
 fn begins_with(post_processor: &str, tokens: &str, config: &str) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let special = |id: u32, text: &str| {
@@ -246,12 +248,12 @@ fn begins_with(post_processor: &str, tokens: &str, config: &str) -> usize {
         std::fs::write(folder.path().join(file), text).unwrap();
     }
     let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
-    // Special tokens in a text, and as any other text: here there is none without them.
+    // Special tokens in a text, and the same text as plain: here it has none without them.
     assert_eq!(tokenizer.encode("a</s>a", None).unwrap(), [0, 2, 0]);
     assert_eq!(tokenizer.encode_plain("a</s>a", None).unwrap(), [0, 0]);
     let ids = tokenizer.encode("a", tokenizer.begins()).unwrap();
     assert!(ids.len() == 1 || tokenizer.bos() == Some(1));
-    // Its own files say the same.
+    // The files it writes give the same.
     let texts = tokenizer.texts(Map::new()).unwrap();
     for (file, text) in Tokenizer::FILES.iter().zip(texts) {
         std::fs::write(folder.path().join(file), text).unwrap();
@@ -265,7 +267,7 @@ fn begins_with(post_processor: &str, tokens: &str, config: &str) -> usize {
     ids.len() - 1
 }
 
-/// As transformers 5.24 has it, where the files do not contradict one another.
+/// As in transformers 5.24, where the files do not contradict each other.
 #[test]
 fn who_begins_with_a_token_for_that() {
     let level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
@@ -289,11 +291,12 @@ fn who_begins_with_a_token_for_that() {
     assert_eq!(begins_with(ends, named, config), 0);
     assert_eq!(begins_with(template, named, config), 1);
     assert_eq!(begins_with("null", named, config), 0);
-    // transformers 5 asks the post-processing alone, transformers 4 and llama.cpp this first.
+    // transformers 5 considers only the post-processor, transformers 4 and llama.cpp this flag
+    // first.
     let wanted = |wanted: bool| format!(r#"{{"bos_token": "<s>", "add_bos_token": {wanted}}}"#);
     assert_eq!(begins_with(template, &wanted(false), config), 0);
     assert_eq!(begins_with(level, &wanted(true), config), 1);
-    // Nothing decides: what was converted from a GGUF file once is so.
+    // Nothing decides; models converted from GGUF files by earlier versions are like this.
     assert_eq!(begins_with("null", r#"{"bos_token": "<s>"}"#, config), 1);
     assert_eq!(begins_with("null", "{}", config), 1);
     assert_eq!(begins_with("null", "{}", "{}"), 0);
@@ -343,7 +346,7 @@ fn chat_templates() {
     assert!(e.message().contains("malformed"), "{e}");
 }
 
-/// Each of these ended the process, took all memory, or a minute and more.
+/// Each of these ended the process, took all memory, or took more than a minute.
 #[test]
 fn hostile_chat_templates() {
     let render = |text: String| Template::new(text, String::new(), String::new()).render_text("[]");
@@ -356,7 +359,7 @@ fn hostile_chat_templates() {
     refused(format!("{{{{ {}1 }}}}", "- \n".repeat(300)), signs);
     refused(format!("{{{{ x{} }}}}", "~x".repeat(9_000)), signs);
     refused("x".repeat(100_000), "of 100000 bytes");
-    // As deep as is let through, on whichever thread.
+    // The deepest that is accepted, on any thread.
     let deep = [
         format!("{{{{ {}1 }}}}", "-".repeat(256)),
         format!("{{{{ {}1 }}}}", "not ".repeat(4_000)),
@@ -395,7 +398,7 @@ fn hostile_chat_templates() {
     assert!(render(much.to_owned()).is_err());
 }
 
-/// Against Jinja2; tools/make_chat_references.py.
+/// Compared with Jinja2; see tools/make_chat_references.py.
 #[test]
 fn templates_of_the_families() {
     let cases: Vec<Value> =
@@ -448,7 +451,7 @@ fn malformed_tokenizers() {
     assert_eq!(tokenizer.decode(&[2, 1, 0]).unwrap(), "abba");
     let e = tokenizer.decode(&[2, 3]).unwrap_err();
     assert_eq!(e.message(), "ids[1] is 3, expected 0 to 2");
-    // A merge of tokens that are not there, a number beyond any vocabulary, a decoder that is not known.
+    // A merge of missing tokens, an id beyond any vocabulary, an unknown decoder.
     assert!(error(&bpe(r#"{"a": 0}"#, r#"["a z"]"#, level)).starts_with("Format"));
     let far = error(&bpe(r#"{"a": 4000000000}"#, "[]", level));
     assert_eq!(
@@ -461,7 +464,7 @@ fn malformed_tokenizers() {
     );
 }
 
-/// What makes the engine end the process, panic, or loop.
+/// Inputs on which the engine aborts, panics or does not terminate.
 #[test]
 fn hostile_tokenizers() {
     let json = |more: &str, model: &str| {
@@ -480,10 +483,10 @@ fn hostile_tokenizers() {
             "its precompiled_charsmap has 6 bytes and begins with a table of 4294967295"
         );
     }
-    // A table of four bytes and no texts.
+    // A table of four bytes, without texts.
     let whole = r#""normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="},"#;
     let tokenizer = Tokenizer::from_json(json(whole, "").as_bytes()).unwrap();
-    // Whose second unit a text asks for.
+    // A text asks for its second unit.
     let e = tokenizer.encode("ab", None);
     assert!(e.is_ok() || e.unwrap_err().status() == crate::error::Status::Format);
     let none = r#"{"type": "FixedLength", "length": 0}"#;
@@ -513,7 +516,7 @@ fn a_folder_without_a_tokenizer() {
     assert_eq!(e.status(), crate::error::Status::Format);
 }
 
-/// Words of letters, each of them another one.
+/// Random words of letters.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn words(random: &mut crate::testing::Random, count: usize) -> String {
     let letter = |random: &mut crate::testing::Random| (b'a' + (random.next() % 26) as u8) as char;
@@ -523,7 +526,7 @@ fn words(random: &mut crate::testing::Random, count: usize) -> String {
     (0..count).map(|_| word(random)).collect()
 }
 
-/// Runs itself in a process of its own: what other tests allocate meanwhile would be counted too.
+/// Runs itself in a separate process, because allocations of other tests would be counted too.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[test]
 fn what_was_encoded_is_not_kept_when_a_tokenizer_goes() {
@@ -546,7 +549,7 @@ fn what_was_encoded_is_not_kept_when_a_tokenizer_goes() {
         let tokenizer = Tokenizer::from_folder(&folder).unwrap();
         tokenizer.encode(&text, None).unwrap();
         drop(tokenizer);
-        // SAFETY: it takes nothing and gives numbers.
+        // SAFETY: it takes no arguments and returns numbers.
         let used = unsafe { libc::mallinfo2() };
         heap.push(used.uordblks + used.hblkhd);
     }

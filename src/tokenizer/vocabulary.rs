@@ -1,4 +1,4 @@
-//! The bytes that each token stands for.
+//! The bytes of each token.
 
 use std::collections::HashMap;
 
@@ -7,10 +7,10 @@ use tokenizers::Tokenizer as Engine;
 
 use crate::error::{Error, Result};
 
-/// All tokens' bytes, in one run.
+/// The bytes of all tokens, concatenated.
 pub(super) struct Vocabulary {
     bytes: Vec<u8>,
-    /// Where the bytes of a token begin; one more at the end. `(tokens + 1)`
+    /// The offset of each token's bytes, and the end of the last one: `(tokens + 1)`
     starts: Vec<u32>,
     strips_first_space: bool,
 }
@@ -18,9 +18,9 @@ pub(super) struct Vocabulary {
 /// How tokens spell bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spelling {
-    /// Each character stands for a byte, by the table of GPT-2.
+    /// Each character is a byte, by the table of GPT-2.
     ByteLevel,
-    /// `▁` is a space, `<0x0A>` a byte, the rest is itself.
+    /// `▁` is a space, `<0x0A>` a byte, everything else is literal.
     SentencePiece,
 }
 
@@ -48,7 +48,7 @@ impl Vocabulary {
         };
         for (id, text) in by_id.iter().enumerate() {
             starts.push(start(&bytes)?);
-            // Those that were added are decoded like the others, in the form in which the normalizer would have left them.
+            // Added tokens are decoded like the others, in their normalised form.
             let text = match added.get(&(id as u32)) {
                 Some(token) if token.special => continue,
                 Some(_) => engine.id_to_token(id as u32).unwrap_or_default(),
@@ -70,12 +70,12 @@ impl Vocabulary {
         })
     }
 
-    /// Tokens.
+    /// The number of tokens.
     pub(super) fn len(&self) -> usize {
         self.starts.len() - 1
     }
 
-    /// Whether a text does not begin with the space that its first token has.
+    /// Whether the space at the start of the first token is not part of the text.
     pub(super) fn strips_first_space(&self) -> bool {
         self.strips_first_space
     }
@@ -92,7 +92,7 @@ impl Vocabulary {
 /// Far above the largest vocabularies, which have some 300,000.
 const MOST_TOKENS: usize = 1 << 24;
 
-/// What the decoder of a tokenizer says.
+/// The spelling of tokens, by the decoder of a tokenizer.
 fn spelling(engine: &Engine) -> Result<(Spelling, bool)> {
     let decoder = engine.get_decoder();
     let decoder = serde_json::to_value(decoder).unwrap_or(Value::Null);
@@ -129,13 +129,13 @@ fn unknown(found: &str) -> Error {
     ))
 }
 
-/// `<0x0A>` as a byte.
+/// The byte of `<0x0A>`.
 fn fallback_byte(text: &str) -> Option<u8> {
     let hex = text.strip_prefix("<0x")?.strip_suffix('>')?;
     (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
 }
 
-/// The letters of GPT-2: printable bytes are themselves, the others follow from U+0100 on.
+/// The table of GPT-2: printable bytes are themselves, the others follow from U+0100 on.
 fn byte_letters() -> HashMap<char, u8> {
     let mut letters = HashMap::with_capacity(256);
     let mut next = 0x100;
@@ -152,7 +152,7 @@ fn byte_letters() -> HashMap<char, u8> {
     letters
 }
 
-/// A text with a character outside the table stands for itself, as tokens do that were added as they are.
+/// A text with a character outside the table is literal, as for added tokens.
 fn spell_bytes(text: &str, letters: &HashMap<char, u8>, out: &mut Vec<u8>) {
     let before = out.len();
     for c in text.chars() {

@@ -1,5 +1,6 @@
-//! What PyTorch found, from the file that `tools/make_validation_baselines.py` writes: safetensors, with the SHA-256 of its data in
-//! its metadata, so that damage is told from disagreement.
+//! The results of PyTorch, from the file that `tools/make_validation_baselines.py` writes:
+//! safetensors, with the SHA-256 of the data in the metadata, so that a damaged file is not
+//! mistaken for disagreement.
 
 use std::collections::HashMap;
 
@@ -11,22 +12,23 @@ use crate::error::{Error, Result};
 use crate::formats::safetensors::SafeTensors;
 use crate::formats::{MatrixView, json};
 
-/// What float32 may differ from float64 in a whole forward pass.
+/// The largest relative difference of float32 from float64 in a whole forward pass.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// What PyTorch computed in float32, by name: `dense_32x64` `(16, 32)`, `layer.output` `(32, 128)`, `model.logits` `(n, vocabulary)`.
+/// Results of PyTorch in float32, by name: `dense_32x64` `(16, 32)`, `layer.output` `(32, 128)`,
+/// `model.logits` `(n, vocabulary)`.
 pub struct Baselines {
-    /// Shape and values, row by row.
+    /// Shape and values, row-major.
     tensors: HashMap<String, ([usize; 2], Vec<f32>)>,
     metadata: HashMap<String, String>,
 }
 
 impl Baselines {
-    /// From the bytes of a file of safetensors whose metadata has the `sha256` of its data, which is compared, the version of PyTorch as
-    /// `torch`, and the `model_sha256` of the model that was read.
+    /// Parses a safetensors file whose metadata has the `sha256` of the data, which is checked, the
+    /// version of PyTorch as `torch`, and the `model_sha256` of the model that was read.
     ///
     /// # Errors
-    /// `ERR_FORMAT` if it is no such file or damaged; `ERR_MEMORY`.
+    /// `ERR_FORMAT` if it is not such a file, or damaged; `ERR_MEMORY`.
     pub fn parse(bytes: &[u8]) -> Result<Baselines> {
         let header = header(bytes)?;
         let metadata = metadata(header)?;
@@ -53,7 +55,7 @@ impl Baselines {
         Ok(Baselines { tensors, metadata })
     }
 
-    /// The outcome of that name and shape, row by row.
+    /// The result with that name and shape, row-major.
     ///
     /// # Errors
     /// `ERR_FORMAT` if there is none.
@@ -67,11 +69,11 @@ impl Baselines {
         }
     }
 
-    /// What PyTorch found of a model: the tokens it read, and `(name, values)` of each layer and of the logits. `None` for a model
-    /// that is not the one with that SHA-256.
+    /// The results for a model: the tokens it read, and the values of each layer and of the logits.
+    /// `None` unless it is the model with that SHA-256.
     ///
     /// # Errors
-    /// `ERR_FORMAT` if something of it is missing.
+    /// `ERR_FORMAT` if a part is missing.
     pub fn of_model(&self, sha256: &str) -> Result<Option<OfModel<'_>>> {
         if self.metadata.get("model_sha256").map(String::as_str) != Some(sha256) {
             return Ok(None);
@@ -97,17 +99,17 @@ impl Baselines {
     }
 }
 
-/// What PyTorch found of a model.
+/// The results of PyTorch for a model.
 pub struct OfModel<'a> {
-    /// The `n` tokens that it read.
+    /// The `n` tokens read.
     pub ids: Vec<u32>,
-    /// What each layer puts out, normed: `(n, hidden)`.
+    /// The output of each layer, after the next norm: `(n, hidden)`.
     pub layers: Vec<&'a [f32]>,
     /// `(n, vocabulary)`
     pub logits: &'a [f32],
 }
 
-/// The JSON at the beginning.
+/// The JSON header at the beginning.
 fn header(bytes: &[u8]) -> Result<&[u8]> {
     let (len, rest) = bytes
         .split_first_chunk()
@@ -133,19 +135,20 @@ fn not_baselines(why: &str) -> Error {
     ))
 }
 
-/// A computation in float64 beside PyTorch's in float32.
+/// The comparison of a computation in float64 with PyTorch's in float32.
 #[derive(Clone, Debug)]
 pub struct Check {
     /// What was computed: a dense layer, attention, a layer, the logits of a model.
     pub scenario: String,
-    /// The norm of the difference over the norm of PyTorch's; infinite where the lengths differ.
+    /// The norm of the difference over the norm of PyTorch's result; infinite if the lengths
+    /// differ.
     pub error: f64,
 }
 
 impl Check {
-    /// Compares a float64 computation, narrowed, with PyTorch's.
+    /// Compares a float64 result, rounded to float32, with PyTorch's.
     pub(super) fn new(scenario: String, ours: &[f32], torch: &[f32]) -> Check {
-        // Of different lengths they are of something else.
+        // Different lengths mean different computations.
         let same = ours.len() == torch.len();
         Check {
             scenario,

@@ -1,12 +1,13 @@
-//! The test channel of rate-distortion theory (Cover and Thomas, Elements of Information Theory, chapter 10): noise of the size that
-//! quantisation must make.
+//! The test channel of rate-distortion theory (Cover and Thomas, Elements of Information Theory,
+//! chapter 10): noise of the size that quantisation must cause.
 
 use super::network::Matrix;
 use super::numbers::Numbers;
 use super::optimum::Group;
 
-/// `W' = (1 - D) W + sqrt(D (1 - D)) rms(W) N` in each group, with `D` its least squared error over its squares and `N` standard
-/// normal: `E |W' - W|² = D |W|²` and `E |W'|² = (1 - D) |W|²`, as the best quantiser has it, and independent of everything else.
+/// `W' = (1 - D) W + sqrt(D (1 - D)) rms(W) N` in each group, with `D` its least squared error over
+/// its sum of squares and `N` standard normal: `E |W' - W|² = D |W|²` and `E |W'|² = (1 - D) |W|²`,
+/// as for the best quantiser, and independent of everything else.
 pub fn through(w: &Matrix, group: usize, groups: &[Group], seed: u64) -> Matrix {
     let mut numbers = Numbers::new(seed);
     let group = if group == 0 { w.cols } else { group };

@@ -1,4 +1,4 @@
-//! Both questions of a dense layer.
+//! Both questions for a dense layer.
 
 use super::forward::{as_taken, dot};
 use super::network::Matrix;
@@ -18,7 +18,7 @@ use crate::quant::{Bits, CodesBuf};
 use crate::runtime::Runtime;
 use crate::weights::{self, Home};
 
-/// A layer, what it is given, and what PyTorch says of it.
+/// A layer, its inputs, and PyTorch's results for it.
 pub struct Dense<'a> {
     scenario: &'static Scenario,
     w: Matrix,
@@ -54,7 +54,7 @@ impl<'a> Dense<'a> {
         &self.w
     }
 
-    /// Whether PyTorch has found what is computed here.
+    /// Compares the float64 computation with PyTorch's results.
     pub fn check(&self) -> Vec<Check> {
         let modes = [
             (Activations::F32, ""),
@@ -71,7 +71,7 @@ impl<'a> Dense<'a> {
         .collect()
     }
 
-    /// Every kind of activations on every backend, at one width and group.
+    /// Every kind of activations on every backend, for one width and group.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -125,7 +125,7 @@ impl<'a> Dense<'a> {
         Ok(found)
     }
 
-    /// Inputs as the product takes them.
+    /// Inputs in the precision in which the product reads them.
     fn taken(&self, activations: Activations, group: usize) -> Vec<f64> {
         let x = self.x.chunks_exact(self.w.cols);
         x.flat_map(|x| as_taken(activations, group, x)).collect()
@@ -147,8 +147,8 @@ impl<'a> Dense<'a> {
         Ok(y)
     }
 
-    /// The relative error that theory expects: each weight off by the mean squared error of the best scale of its group, each
-    /// input by what int8 did to it, all of it independent.
+    /// The relative error expected by theory: each weight has the mean squared error of the best
+    /// scale of its group, each input the error of int8, all of them independent.
     fn expected(
         &self,
         activations: Activations,
@@ -191,7 +191,7 @@ impl<'a> Dense<'a> {
     }
 }
 
-/// `W x` in float64 of each vector in turn, and `Σ |w x|` of each output.
+/// `W x` in float64 for one vector after the other, and `Σ |w x|` of each output.
 fn products(w: &[f32], x: &[f64], cols: usize) -> impl Iterator<Item = (f64, f64)> {
     x.chunks_exact(cols).flat_map(move |x| {
         let size: Vec<f64> = x.iter().map(|x| x.abs()).collect();

@@ -1,4 +1,4 @@
-//! Where weights lie between the codes.
+//! How weights are distributed between the codes.
 
 use std::collections::BTreeMap;
 
@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 use super::network::Matrix;
 use crate::quant::{Bits, CodesBuf};
 
-/// Weights over the scales of their groups, and the codes that they became.
+/// Weights divided by the scales of their groups, and their codes.
 #[derive(Clone, Debug)]
 pub struct Distribution {
-    /// The layer or the model that the weights are of.
+    /// The layer or the model with these weights.
     pub of: String,
-    /// Bits a code.
+    /// Bits per code.
     pub bits: Bits,
-    /// Columns a scale; 0: a row.
+    /// Columns per scale; 0: a row.
     pub group: usize,
-    /// Positions `w / scale`, and the share of weights a unit that lies about each.
+    /// Positions `w / scale`, and the density of weights around each.
     pub weights: Vec<(f64, f64)>,
-    /// Levels, and the share of weights that became each.
+    /// Levels, and the share of weights with each.
     pub codes: Vec<(i32, f64)>,
 }
 
@@ -31,7 +31,7 @@ impl Distribution {
         matrices: impl Iterator<Item = (&'a Matrix, &'a CodesBuf)>,
     ) -> Distribution {
         let half = 1i32 << (bits.get() - 1);
-        // Some room beside the outer levels, for what is clipped; at 8 bits a bin is a level.
+        // Beyond the outer levels there is room for clipped weights; at 8 bits a bin is a level.
         let (reach, bins) = match bits {
             Bits::One => (3.5, 16),
             Bits::Two => (3.5, 16),

@@ -1,4 +1,5 @@
-//! The forward pass of a plain Llama in float64, written from its equations: nothing here is shared with `model`.
+//! The forward pass of a plain Llama in float64, written from its equations; it shares no code with
+//! `model`.
 
 use std::collections::HashMap;
 
@@ -11,34 +12,35 @@ use crate::model::architecture::Pairing;
 use crate::quant::quantize_block;
 use crate::runtime::Runtime;
 
-/// What is seen of a forward pass of `n` tokens.
+/// The observed values of a forward pass of `n` tokens.
 #[derive(Clone, Debug, Default)]
 pub struct Taps {
-    /// For each layer what attention puts out, before its output matrix: `(n, heads, head_dim)`.
+    /// For each layer the output of attention before the output matrix: `(n, heads, head_dim)`.
     pub attention: Vec<Vec<f32>>,
-    /// For each layer what it puts out, normed as the next one reads it: `(n, hidden)`.
+    /// For each layer its output after the norm that the next layer applies: `(n, hidden)`.
     pub layers: Vec<Vec<f32>>,
     /// `(n, vocabulary)`
     pub logits: Vec<f32>,
-    /// The largest relative difference of an input of a product from what was heard.
+    /// The largest relative difference of a computed input of a product from the one in
+    /// [`Forward::heard`].
     pub apart: f64,
 }
 
-/// The inputs of products by the names of their matrices: `(n, cols)`.
+/// The inputs of products, by the names of their matrices: `(n, cols)`.
 pub type Inputs = HashMap<String, Vec<f32>>;
 
 /// A forward pass in float64.
 #[derive(Clone, Copy)]
 pub struct Forward<'a> {
-    /// Shares the rows of products among its threads.
+    /// Its threads share the rows of products.
     pub rt: &'a Runtime,
     /// The weights, as float32.
     pub network: &'a Network,
-    /// How products with quantised matrices take their inputs.
+    /// The precision in which products with quantised matrices read their inputs.
     pub activations: Activations,
-    /// Whether each product is moved, up or down by chance, by all that float32 may lose.
+    /// Whether a random sign times the largest error of float32 is added to each product.
     pub shaken: bool,
-    /// What products with quantised matrices read instead of what was computed for them.
+    /// Inputs that products with quantised matrices read instead of the computed ones.
     pub heard: Option<&'a Inputs>,
 }
 
@@ -46,7 +48,7 @@ impl Forward<'_> {
     /// Reads `ids`, `(n)`, from the beginning of a context, all at once.
     ///
     /// # Errors
-    /// None: the pool asks for a `Result`.
+    /// None: the `Result` is that of the pool.
     pub fn run(&self, ids: &[u32]) -> Result<Taps> {
         let a = &self.network.architecture;
         let n = ids.len();
@@ -92,7 +94,7 @@ impl Forward<'_> {
         Ok(taps)
     }
 
-    /// `y = W x`, rows of `x` `(n, cols)`.
+    /// `y = W x` for the rows of `x` `(n, cols)`.
     fn product(&self, taps: &mut Taps, x: &[f64], name: &str) -> Result<Vec<f64>> {
         let w = &self.network.matrices[name];
         let n = x.len() / w.cols;
@@ -133,7 +135,7 @@ impl Forward<'_> {
         Ok(y)
     }
 
-    /// An input as its product takes it.
+    /// An input in the precision in which its product reads it.
     fn taken(&self, w: &Matrix, x: &[f64]) -> Vec<f64> {
         match w.group {
             Some(group) if self.activations != Activations::F32 => {
@@ -159,7 +161,7 @@ impl Forward<'_> {
         out
     }
 
-    /// The rotary embedding of position `t` on each head of `x` `(n, heads, head_dim)`.
+    /// Applies the rotary embedding of position `t` to each head of `x` `(n, heads, head_dim)`.
     fn turn(&self, x: &mut [f64], heads: usize) {
         let a = &self.network.architecture;
         let half = a.head_dim / 2;
@@ -220,7 +222,8 @@ impl Forward<'_> {
     }
 }
 
-/// Activations as a product takes them, by their definition; `group`: columns a scale of the weights, 0: a row.
+/// Activations in the precision in which a product reads them, by definition. `group` is the
+/// columns per scale of the weights; 0: a row.
 pub fn as_taken(activations: Activations, group: usize, x: &[f32]) -> Vec<f64> {
     match activations {
         Activations::F32 => x.iter().map(|&x| x.into()).collect(),
@@ -229,7 +232,8 @@ pub fn as_taken(activations: Activations, group: usize, x: &[f32]) -> Vec<f64> {
             .map(|&x| if x >= 0.0 { 1.0 } else { -1.0 })
             .collect(),
         Activations::Int8 => {
-            // A scale a group of 32, 64 or 128 columns, else a scale for at most 32 columns inside a group.
+            // One scale per group of 32, 64 or 128 columns, else one for at most 32 columns within
+            // a group.
             let group = if group == 0 { x.len() } else { group };
             let block = if matches!(group, 64 | 128) { group } else { 32 };
             let mut taken = Vec::with_capacity(x.len());
@@ -243,7 +247,7 @@ pub fn as_taken(activations: Activations, group: usize, x: &[f32]) -> Vec<f64> {
     }
 }
 
-/// Eight sums side by side, which a compiler makes vectors of.
+/// Eight separate sums, so that the compiler vectorises it.
 pub fn dot(w: &[f32], x: &[f64]) -> f64 {
     let (w, w_rest) = w.as_chunks::<8>();
     let (x, x_rest) = x.as_chunks::<8>();
@@ -257,7 +261,7 @@ pub fn dot(w: &[f32], x: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
-/// The 64-bit FNV-1a hash of a name: the seed of what is random about a matrix, the same on every machine.
+/// The 64-bit FNV-1a hash of a name, the seed of a matrix's random numbers, equal on every machine.
 fn fnv1a(name: &str) -> u64 {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
@@ -297,7 +301,8 @@ mod tests {
         assert_eq!(fnv1a("foobar"), 0x8594_4171_f739_67e8);
     }
 
-    /// Which outputs of equal matrices are moved up does not depend on how long their names are.
+    /// The signs of the errors added to the outputs of equal matrices do not depend on the length
+    /// of their names.
     #[test]
     fn matrices_are_shaken_independently() {
         let rt = &backends(1).unwrap()[0];
@@ -319,12 +324,12 @@ mod tests {
             pairs.map(|(y, moved)| moved > y).collect()
         });
         let same = up[0].iter().zip(&up[1]).filter(|(a, b)| a == b).count();
-        // Of so many fair coins, six standard deviations about the half.
+        // For this number of fair coins, six standard deviations around the half.
         let (n, spread) = (w.rows as f64, 3.0 * (w.rows as f64).sqrt());
         assert!((same as f64 - n / 2.0).abs() < spread, "{same} of {n}");
     }
 
-    /// An input that is no number is apart from every other, whatever comes before and after it.
+    /// An input that is not finite is reported as different, whatever comes before and after it.
     #[test]
     fn what_is_no_number_is_seen() {
         let rt = &backends(1).unwrap()[0];

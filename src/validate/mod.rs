@@ -1,34 +1,38 @@
-//! Is it still the same model? Two questions, kept apart, and asked of every width, group and kind of activations, on everything
-//! that multiplies here:
+//! Is it still the same model? There are two separate questions, asked for every width, group and
+//! kind of activations, on every backend:
 //!
-//! - *Is the kernel right?* Against the same computation in float64 on the weights as they were dequantised, and on activations
-//!   as the C ABI defines them. The tolerance is what float32 sums can lose ([`kernel_tolerance`]), for a product over
-//!   `Σ |w x|`; behind several layers it is what losses of that size in every product make of the outcome. int8 rounds what is
-//!   near the middle of two codes this way or that by the last bit, and such a turn is no error: the float64 pass therefore
-//!   rounds the inputs that the kernels were seen to read, after holding each of them against its own.
-//! - *Is the quantisation good?* Against the float weights. The tolerance is theory with a margin: the mean squared error of the
-//!   best scales, found by an oracle of its own ([`optimum`]), as independent noise. Behind what is not linear no formula says
-//!   what becomes of it, so the noise itself is sent through: weights from the test channel of rate-distortion theory
-//!   ([`channel`]) with that error, in float64, take the place of the quantised ones.
+//! - *Is the kernel right?* It is compared with the same computation in float64, on the dequantised
+//!   weights, and on activations as defined by the C ABI. For a product the tolerance is the
+//!   largest rounding error of float32 sums ([`kernel_tolerance`]), relative to `Σ |w x|`; after
+//!   several layers it is the effect of errors of that size in every product. Values near the
+//!   middle between two int8 codes are rounded one way or the other depending on the last bit, and
+//!   such a difference is not an error. The float64 pass therefore quantises the inputs observed
+//!   from the kernels, after comparing each of them with its own.
+//! - *Is the quantisation good?* It is compared with the float weights. The tolerance is the
+//!   theoretical error with a margin: the mean squared error of the best scales, found by an
+//!   independent oracle ([`optimum`]), as independent noise. After nonlinear operations there is no
+//!   formula for the effect of that noise, so it is simulated: weights from the test channel of
+//!   rate-distortion theory ([`channel`]) with that error replace the quantised ones, in float64.
 //!
-//! Beside that stands what a width is named for ([`named_tolerance`]), and where that lies under what any scalar quantiser can do
-//! to a Gaussian ([`Bits::lloyd_max`]), which no implementation can change.
+//! Reported in addition is the error that a width is commonly expected to have
+//! ([`named_tolerance`]), and whether it is below what any scalar quantiser can achieve on a
+//! Gaussian ([`Bits::lloyd_max`]), which no implementation can change.
 //!
-//! The float side is PyTorch's: its outcomes for the synthetic scenarios are in a file ([`baseline`]), which the float64
-//! computations here are held against first.
+//! The float reference is PyTorch: its results for the synthetic scenarios are in a file
+//! ([`baseline`]), with which the float64 computations here are compared first.
 //!
-//! | module | one reason to exist |
+//! | module | responsibility |
 //! |---|---|
-//! | `scenario`, `numbers` | dense layers, and the numbers they are made of |
+//! | `scenario`, `numbers` | dense layers, and the numbers they consist of |
 //! | `optimum`, `channel` | what theory allows |
-//! | `baseline` | what PyTorch found |
-//! | `dense` | both questions of a product |
+//! | `baseline` | the results of PyTorch |
+//! | `dense` | both questions for a product |
 //! | `network`, `quantised` | a transformer as plain floats; every form of it that is compared |
 //! | `forward` | its forward pass in float64 |
-//! | `transformer` | both questions of attention, of a layer, of a model layer by layer |
-//! | `model` | a model to the end: logits, divergence, perplexity |
-//! | `distribution` | where weights lie between the codes |
-//! | `report` | the whole of it, as programs read it |
+//! | `transformer` | both questions for attention, for a layer, for a model layer by layer |
+//! | `model` | a model end to end: logits, divergence, perplexity |
+//! | `distribution` | how weights are distributed between the codes |
+//! | `report` | all results, in the form for programs |
 
 pub mod baseline;
 mod channel;
@@ -56,26 +60,30 @@ use crate::matmul::Activations;
 use crate::quant::Bits;
 use crate::runtime::{Backend, BackendChoice, Config, Runtime};
 
-/// How far an error of so many outputs may lie from its expectation.
+/// The largest ratio of an error over many outputs to its expectation.
 pub const MARGIN: f64 = 1.15;
 
-/// The same behind a transformer's layers, where the expectation is itself one draw of the noise.
+/// The same after the layers of a transformer, where the expectation is itself one sample of the
+/// noise.
 pub const DEEP_MARGIN: f64 = 1.25;
 
-/// What is asked of every scenario: each width with each group, kind of activations and backend.
+/// The parameters to be tried in every scenario: each width with each group, kind of activations
+/// and backend.
 pub struct Plan {
-    /// Bits a code.
+    /// Bits per code.
     pub bits: Vec<Bits>,
-    /// Columns a scale; 0: a row.
+    /// Columns per scale; 0: a row.
     pub groups: Vec<usize>,
-    /// How products take their inputs; [`Activations::Sign`] is for dense layers at one bit.
+    /// The precision in which products read their inputs; [`Activations::Sign`] is only for dense
+    /// layers at one bit.
     pub activations: Vec<Activations>,
-    /// What multiplies, the best last: it quantises, and runs a model to its end.
+    /// The backends, the best one last, which also quantises and runs a model end to end.
     pub backends: Vec<Runtime>,
 }
 
-/// Everything that multiplies on this machine: each instruction-set level of the processor, the best last, with so many
-/// threads (0: all), and the first CUDA device if there is one. Nothing else here knows what multiplies.
+/// All backends of this machine: each instruction-set level of the processor, the best last, with
+/// `threads` threads (0: all), and the first CUDA device if there is one. No other code here
+/// depends on which backends there are.
 ///
 /// # Errors
 /// Those of [`Runtime::new`].
@@ -103,7 +111,7 @@ pub fn backends(threads: usize) -> Result<Vec<Runtime>> {
     Ok(all)
 }
 
-/// What a backend is called in reports, such as `cpu/avx512`.
+/// The name of a backend in reports, such as `cpu/avx512`.
 pub fn backend_name(rt: &Runtime) -> String {
     match rt.resolved().backend() {
         Backend::Cpu => format!("cpu/{}", rt.isa()),
@@ -111,7 +119,7 @@ pub fn backend_name(rt: &Runtime) -> String {
     }
 }
 
-/// What a width is named for: the relative error that people expect of it.
+/// The relative error that a width is commonly expected to have.
 pub fn named_tolerance(bits: Bits) -> f64 {
     match bits {
         Bits::One => 0.5,
@@ -121,20 +129,21 @@ pub fn named_tolerance(bits: Bits) -> f64 {
     }
 }
 
-/// What rounding may take of `Σ |w x|` in a product of `cols` columns: float32 sums are at most 32 products long and at most
-/// 32 of them are added in float32, with int8 activations as many as the row has blocks of 32 columns; 8 more roundings
-/// make scales, levels and the result. Each takes at most half a unit in the last place.
+/// The largest rounding error of a product of `cols` columns, relative to `Σ |w x|`. A float32 sum
+/// has at most 32 products, and at most 32 such sums are added in float32; with int8 activations it
+/// is as many as the row has blocks of 32 columns. 8 more roundings are those of scales, levels and
+/// the result. Each contributes at most half a unit in the last place.
 pub fn kernel_tolerance(cols: usize) -> f64 {
     (32 + 32 + 8 + cols.div_ceil(32)) as f64 * f64::from(f32::EPSILON / 2.0)
 }
 
-/// The backends that run a model which was made in memory: devices run those that are opened.
+/// The backends that can run a model made in memory; devices only run models that are opened.
 fn processors(plan: &Plan) -> impl Iterator<Item = &Runtime> {
     let on_cpu = |rt: &&Runtime| rt.resolved().backend() == Backend::Cpu;
     plan.backends.iter().filter(on_cpu)
 }
 
-/// The larger one; NaN if either is, so that no error of it passes.
+/// The larger one; NaN if either is NaN, so that an error that is NaN never passes.
 fn worse(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() {
         return f64::NAN;

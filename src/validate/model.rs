@@ -1,4 +1,4 @@
-//! A real model: layer by layer, and to the end.
+//! A real model: layer by layer, and end to end.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,32 +21,35 @@ use crate::model::{Model, open_tokenizer};
 use crate::quant::CodesBuf;
 use crate::runtime::Runtime;
 
-/// Tokens of the text that are looked at layer by layer, in float64.
+/// The number of tokens compared layer by layer, in float64.
 const LOOKED_AT: usize = 96;
 
-/// Tokens of a window of the text.
+/// Tokens per window of the text.
 const WINDOW: usize = 256;
 
-/// A model that is validated: its float weights, its text, and its codes if it has some already.
+/// A model to be validated: its float weights, its text, and its codes if it has any.
 pub struct Subject {
     name: String,
     floats: Network,
     /// The tokens of the text.
     ids: Vec<u32>,
-    /// Its quantised form, as codes and as floats. `None`: it is quantised at every width of the plan.
+    /// Its quantised form, as codes and as floats. `None`: it is quantised with every width and
+    /// group of the plan.
     stored: Option<(BTreeMap<String, CodesBuf>, Network)>,
-    /// Of the file with the float weights, if it is one.
+    /// The SHA-256 of the file with the float weights, if there is a single file.
     sha256: Option<String>,
 }
 
 const NO_TOKENIZER: &str = "there is no tokenizer, so that it cannot read a text";
 
 impl Subject {
-    /// The float model at `reference`, and the quantised form of it at `model`, if there is one; `text` is what they read.
+    /// Opens the float model at `reference`, and its quantised form at `model`, if there is one;
+    /// `text` is what they read.
     ///
     /// # Errors
-    /// Those of [`Source::open`] and of [`Network::read`]; `ERR_CONFIG` if the reference is quantised, or the model has other
-    /// shapes; `ERR_RANGE` for a text of fewer than two tokens; `ERR_UNSUPPORTED` without a tokenizer.
+    /// Those of [`Source::open`] and of [`Network::read`]; `ERR_CONFIG` if the reference is
+    /// quantised, or the model has other shapes; `ERR_RANGE` for a text of fewer than two tokens;
+    /// `ERR_UNSUPPORTED` without a tokenizer.
     pub fn open(
         rt: &Runtime,
         name: &str,
@@ -80,7 +83,7 @@ impl Subject {
         })
     }
 
-    /// What it is called in reports: the name that it was opened with.
+    /// Its name in reports, as given to `open`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -90,7 +93,8 @@ impl Subject {
         &self.floats
     }
 
-    /// How many quantised forms of it are looked at: the one that it was opened with, or one for each width and group of the plan.
+    /// The number of quantised forms: the one it was opened with, or one for each width and group
+    /// of the plan.
     pub fn forms(&self, plan: &Plan) -> usize {
         match self.stored {
             Some(_) => 1,
@@ -98,7 +102,7 @@ impl Subject {
         }
     }
 
-    /// The codes that it was opened with, or those of one width.
+    /// The codes that it was opened with, or those of form `i` of the plan.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -113,7 +117,7 @@ impl Subject {
         }
     }
 
-    /// The forward pass of the float weights on what is looked at layer by layer.
+    /// The forward pass of the float weights on the tokens compared layer by layer.
     ///
     /// # Errors
     /// None of its own.
@@ -126,7 +130,8 @@ impl Subject {
         &self.ids[..most.min(self.ids.len())]
     }
 
-    /// Whether PyTorch has found the same, layer by layer, if it has read this model.
+    /// Compares the float64 computation with PyTorch's results, layer by layer, if there are any
+    /// for this model.
     ///
     /// # Errors
     /// Those of [`Baselines::of_model`].
@@ -154,7 +159,7 @@ impl Subject {
         format!("{}, layer {}", self.name, i + 1)
     }
 
-    /// Layer by layer on every backend, and to the end of the text on the best.
+    /// Layer by layer on every backend, and end to end on the best CPU one.
     ///
     /// # Errors
     /// Those of [`transformer::outcomes`] and [`agreement`].
@@ -179,7 +184,8 @@ impl Subject {
         let Some(rt) = processors(plan).last() else {
             return Ok(found);
         };
-        // What is expected at the end is what the noise does there, with int8 activations as much more as it was at the logits.
+        // The expected error at the end is the effect of the noise there; with int8 activations it
+        // is scaled by the factor by which they raised it at the logits.
         let noise = self.agreement(rt, |given| Given {
             network: &form.noisy,
             ..given
@@ -212,7 +218,7 @@ impl Subject {
         Ok(found)
     }
 
-    /// How far a form of it is from its floats, on the whole text.
+    /// The agreement of a form with the floats, over the whole text.
     fn agreement<'a>(
         &'a self,
         rt: &'a Runtime,
@@ -256,11 +262,12 @@ fn unquantised(source: &Source, path: &Path) -> Result<()> {
     }
 }
 
-/// Whether a model can be what a quantised form of it is validated beside; its weights are not read.
+/// Checks that a model can be the reference for validating a quantised form of it, without reading
+/// its weights.
 ///
 /// # Errors
-/// `ERR_CONFIG` if it is quantised itself, `ERR_UNSUPPORTED` for one that is too large, that is no plain Llama or that has no
-/// tokenizer; those of the files.
+/// `ERR_CONFIG` if it is itself quantised, `ERR_UNSUPPORTED` if it is too large, not a plain Llama,
+/// or without a tokenizer; those of the files.
 pub fn accepts(source: &Source) -> Result<()> {
     Network::accepts(source)?;
     unquantised(source, source.path())?;
@@ -270,7 +277,7 @@ pub fn accepts(source: &Source) -> Result<()> {
     }
 }
 
-/// Whether a model has matrices that are quantised, which a reference must not have.
+/// Whether a model has quantised matrices, which a reference must not have.
 ///
 /// # Errors
 /// Those of [`Source::open`].

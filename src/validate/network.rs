@@ -1,4 +1,5 @@
-//! A transformer as plain floats, by canonical names: one layer of our own, or a model that was read.
+//! A transformer as plain floats, by canonical names: a single synthetic layer, or a model that was
+//! read.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +12,10 @@ use crate::model::architecture::{Activation, Architecture, Family, Pairing, Rope
 use crate::model::source::{Role, Source};
 use crate::runtime::Runtime;
 
-/// The matrix of embeddings.
+/// The embedding matrix.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// The most bytes of a model as float32: it is here in several forms at once.
+/// The largest model, in bytes as float32: several forms of it are in memory at once.
 pub const MOST_BYTES: u64 = 1 << 30;
 
 /// A matrix `(rows, cols)`.
@@ -24,16 +25,17 @@ pub struct Matrix {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// `(rows, cols)`, row by row.
+    /// `(rows, cols)`, row-major.
     pub values: Vec<f32>,
-    /// Columns a scale, if they were quantised: what int8 activations go by. `None`: floats, whose activations are floats.
+    /// Columns per scale if the matrix was quantised, which determine the blocks of int8
+    /// activations. `None`: floats, whose activations are floats.
     pub group: Option<usize>,
 }
 
 /// A plain Llama in float32.
 #[derive(Clone, Debug)]
 pub struct Network {
-    /// What it computes.
+    /// Its architecture.
     pub architecture: Architecture,
     /// By canonical name, such as `model.layers.0.mlp.up_proj.weight`.
     pub matrices: BTreeMap<String, Matrix>,
@@ -41,15 +43,17 @@ pub struct Network {
     pub vectors: BTreeMap<String, Vec<f32>>,
 }
 
-/// Tokens that the layer of our own is given.
+/// The number of tokens that the synthetic layer reads.
 pub const TOKENS: usize = 32;
 
-/// Width of the layer of our own: 4 heads of 32, two of which share keys and values; a feed-forward network of twice the width.
+/// The width of the synthetic layer: 4 heads of 32, where two share a key/value head; a
+/// feed-forward network of twice the width.
 const HIDDEN: usize = 128;
 
 impl Network {
-    /// One layer, the same numbers everywhere. Token `i` is a vector of its own; what makes logits is the unit matrix, so that
-    /// the logits are the norm of what the layer puts out.
+    /// The synthetic layer, with the same numbers everywhere. The embedding of each token is a
+    /// random vector; the output matrix is the identity, so that the logits are the output of the
+    /// last norm.
     pub fn one_layer() -> Network {
         let (heads, kv_heads, intermediate) = (4, 2, 2 * HIDDEN);
         let architecture = Architecture {
@@ -132,10 +136,11 @@ impl Network {
         }
     }
 
-    /// Whether [`Network::read`] takes a model, before anything of it is read.
+    /// Checks that [`Network::read`] supports a model, without reading its tensors.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and for what [`super::forward`] does not compute.
+    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and for what [`super::forward`] does
+    /// not compute.
     pub fn accepts(source: &Source) -> Result<()> {
         let specs = source.tensors();
         let bytes: u64 = specs
@@ -152,10 +157,11 @@ impl Network {
         check(source.architecture())
     }
 
-    /// A model on disk; what is quantised in it is dequantised.
+    /// Reads a model on disk; quantised matrices are dequantised.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and what else [`Network::accepts`] refuses; those of the files.
+    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and for what else [`Network::accepts`]
+    /// refuses; those of the files.
     pub fn read(rt: &Runtime, source: &Source) -> Result<Network> {
         Network::accepts(source)?;
         let specs = source.tensors();
@@ -179,7 +185,7 @@ impl Network {
         Ok(network)
     }
 
-    /// The name of the matrix that makes logits.
+    /// The name of the matrix that computes logits.
     pub fn output(&self) -> &'static str {
         match self.architecture.tied {
             true => EMBEDDING,
@@ -187,7 +193,8 @@ impl Network {
         }
     }
 
-    /// The matrix whose input is what layer `i` puts out: the queries of the next layer, or that of the logits.
+    /// The matrix whose input is the output of layer `i`: the query matrix of the next layer, or
+    /// that of the logits.
     pub fn reader_of(&self, i: usize) -> String {
         match i + 1 < self.architecture.layers {
             true => format!("model.layers.{}.self_attn.q_proj.weight", i + 1),
@@ -196,10 +203,10 @@ impl Network {
     }
 }
 
-/// Whether it is what [`super::forward`] computes: Llama, and Mistral within its window.
+/// Checks that it is what [`super::forward`] computes: Llama, and Mistral within its window.
 ///
 /// # Errors
-/// `ERR_UNSUPPORTED`, naming what it has more.
+/// `ERR_UNSUPPORTED`, naming what it has in addition.
 fn check(a: &Architecture) -> Result<()> {
     match a.beyond_plain_llama() {
         Some(what) => Err(Error::unsupported(format!(

@@ -1,9 +1,9 @@
-//! The numbers that scenarios are made of: the same here and in `tools/make_validation_baselines.py`.
+//! The numbers of the scenarios, equal here and in `tools/make_validation_baselines.py`.
 
-/// splitmix64, and by Box and Muller what is normal.
+/// SplitMix64, with normal numbers by Box and Muller.
 ///
-/// Only the logarithm and the cosine differ between machines, by a unit in the last place of float64: once in half a
-/// billion numbers that shows in float32.
+/// Only the logarithm and the cosine differ between machines, by a unit in the last place of
+/// float64; that affects one in half a billion float32 numbers.
 pub(super) struct Numbers(u64);
 
 impl Numbers {
@@ -29,7 +29,7 @@ impl Numbers {
         r * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// Standard normal, `len` of them times `scale`.
+    /// `len` standard normal numbers, multiplied by `scale`.
     pub fn normals(&mut self, len: usize, scale: f64) -> Vec<f32> {
         (0..len).map(|_| (scale * self.normal()) as f32).collect()
     }

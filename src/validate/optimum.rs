@@ -1,22 +1,23 @@
-//! What the best scales could do: an oracle that shares nothing with the search of `quant`.
+//! The error of the best scales, by an oracle that shares no code with the search of `quant`.
 
 use crate::quant::Bits;
 
-/// Scales that are tried for a group, of each sign.
+/// The number of scales tried for a group, of each sign.
 const TRIED: usize = 64;
 
-/// A group of weights, and what its best scale loses.
+/// A group of weights, and the error of its best scale.
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
-    /// Columns, all of which share a scale.
+    /// The number of columns, all of which share a scale.
     pub len: usize,
     /// Σ w²
     pub squares: f64,
-    /// Σ (w − w')² with the best of the scales that are tried.
+    /// Σ (w − w')² with the best of the scales tried.
     pub least: f64,
 }
 
-/// The groups of `w` `(rows, cols)`, row by row; `group` columns share a scale, 0: a row. Codes are symmetric.
+/// The groups of `w` `(rows, cols)`, row by row; `group` columns share a scale, 0: a row. Codes are
+/// symmetric.
 pub fn groups(w: &[f32], cols: usize, group: usize, bits: Bits) -> Vec<Group> {
     let group = if group == 0 { cols } else { group };
     let rows = w.chunks_exact(cols.max(1));
@@ -58,7 +59,7 @@ fn least(w: &[f32], bits: Bits) -> f64 {
         };
         w.iter().map(one).sum()
     };
-    // From clipping at a fifth of the largest weight to clipping none of them, on either side.
+    // From clipping at a fifth of the largest weight to no clipping, for either sign.
     let widest = most / (half - 1.0).max(1.0);
     let tried = (1..=TRIED).map(|i| widest * (0.2 + 0.85 * i as f64 / TRIED as f64));
     tried
@@ -75,7 +76,7 @@ mod tests {
         let w: Vec<f32> = (0..16).map(|i| (i - 8) as f32).collect();
         let found = relative_error(&groups(&w, 16, 0, Bits::Four));
         assert!(found < 0.04, "{found}");
-        // Magnitudes 1 and 3 about their mean 2: an error of 1 each.
+        // Magnitudes 1 and 3 around their mean 2: an error of 1 each.
         let w = [1.0, -3.0, 3.0, -1.0];
         let found = relative_error(&groups(&w, 4, 0, Bits::One));
         assert!((found - (4.0f64 / 20.0).sqrt()).abs() < 1e-12, "{found}");

@@ -1,4 +1,5 @@
-//! Every form of a network that is compared: its codes, what they stand for, and floats that lost as much to chance.
+//! Every form of a network that is compared: its codes, the weights they represent, and weights
+//! with random noise of the same size.
 
 use std::collections::BTreeMap;
 
@@ -16,26 +17,26 @@ use crate::weights::{self, Home};
 
 /// A network at one width.
 pub struct Quantised {
-    /// Bits a code; of mixed widths that of most weights.
+    /// Bits per code; for mixed widths that of most weights.
     pub bits: Bits,
-    /// Columns a scale; 0: a row.
+    /// Columns per scale; 0: a row.
     pub group: usize,
-    /// By name; what is missing here stays floats.
+    /// By name; matrices not in here stay floats.
     pub codes: BTreeMap<String, CodesBuf>,
-    /// The weights that the codes stand for.
+    /// The weights that the codes represent.
     pub dequantised: Network,
-    /// The weights with noise in the place of quantisation.
+    /// The weights with noise instead of quantisation.
     pub noisy: Network,
-    /// `norm(W - W') / norm(W)` over all that is quantised.
+    /// `norm(W - W') / norm(W)` over all quantised matrices.
     pub weights_error: f64,
-    /// `weights_error` as the best scales would have made it.
+    /// `weights_error` for the best scales.
     pub best: f64,
-    /// Bits that a weight takes in truth, over all that is quantised.
+    /// Effective bits per weight, over all quantised matrices.
     pub bits_a_weight: f64,
 }
 
 impl Quantised {
-    /// Quantises all matrices but those of `exempt`, by searched symmetric scales.
+    /// Quantises all matrices except `exempt`, with searched symmetric scales.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -55,8 +56,8 @@ impl Quantised {
         Quantised::of(floats, floats, codes)
     }
 
-    /// From codes that were made before; `rest` has what is not in them: norms, which tuning moves as well, and matrices that
-    /// were left as floats.
+    /// From existing codes. `rest` has everything else: norms, which tuning changes as well, and
+    /// matrices that were left as floats.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
@@ -75,7 +76,7 @@ impl Quantised {
             let groups = optimum::groups(&w.values, w.cols, group, codes.bits);
             let back = Matrix {
                 values: dequantised_values(&codes.as_codes())?,
-                // Not `group`: one that is longer than a row leaves blocks of activations at 32 columns.
+                // Not `group`: one longer than a row keeps the blocks of activations at 32 columns.
                 group: Some(codes.shape.group),
                 ..*w
             };
@@ -106,7 +107,8 @@ impl Quantised {
         })
     }
 
-    /// The tensors of a model that multiplies with the codes and has the rest of [`Quantised::dequantised`].
+    /// The tensors of a model that multiplies by the codes and takes the rest from
+    /// [`Quantised::dequantised`].
     pub fn tensors<'a>(&'a self, rt: &'a Runtime, activations: Activations) -> Given<'a> {
         Given {
             rt,
@@ -117,7 +119,7 @@ impl Quantised {
     }
 }
 
-/// Codes of a matrix, by searched symmetric scales.
+/// The codes of a matrix, with searched symmetric scales.
 ///
 /// # Errors
 /// `ERR_MEMORY`.
@@ -131,7 +133,7 @@ pub fn searched(rt: &Runtime, w: &Matrix, bits: Bits, group: usize) -> Result<Co
     weights::quantize(rt, &w.values, Shape::new(w.rows, w.cols, group), &spec)
 }
 
-/// Columns a scale; 0: a row.
+/// Columns per scale; 0: a row.
 fn group_of(codes: &CodesBuf) -> usize {
     match codes.shape.groups {
         1 => 0,
@@ -139,7 +141,7 @@ fn group_of(codes: &CodesBuf) -> usize {
     }
 }
 
-/// The weights that codes stand for `(rows, cols)`, by the definition.
+/// The weights `(rows, cols)` that codes represent, by definition.
 ///
 /// # Errors
 /// `ERR_MEMORY`.
@@ -152,15 +154,15 @@ pub fn dequantised_values(codes: &Codes<'_>) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-/// The tensors of a model, from memory.
+/// A provider of the tensors of a model in memory.
 pub struct Given<'a> {
     /// Converts the weights.
     pub rt: &'a Runtime,
-    /// What is not in `codes`.
+    /// Everything that is not in `codes`.
     pub network: &'a Network,
-    /// What is multiplied as codes; `None`: all are floats.
+    /// The matrices to be multiplied as codes; `None`: all are floats.
     pub codes: Option<&'a BTreeMap<String, CodesBuf>>,
-    /// How products with codes take their inputs.
+    /// The precision in which products with codes read their inputs.
     pub activations: Activations,
 }
 

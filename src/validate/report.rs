@@ -1,4 +1,4 @@
-//! The whole of it: every scenario in turn, and the outcome as programs read it.
+//! Runs every scenario, and reports the outcomes in the form for programs.
 
 use serde_json::{Value, json};
 
@@ -15,42 +15,43 @@ use crate::error::{Error, Result};
 use crate::matmul::Activations;
 use crate::quant::Bits;
 
-/// One scenario at one width, group, kind of activations and backend.
+/// The outcome of one scenario for one width, group, kind of activations and backend.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The dense layer, or the place in a transformer, that it is of.
+    /// The dense layer, or the place in a transformer.
     pub scenario: String,
-    /// Bits a code.
+    /// Bits per code.
     pub bits: Bits,
-    /// Columns a scale; 0: a row.
+    /// Columns per scale; 0: a row.
     pub group: usize,
-    /// How products took their inputs.
+    /// The precision in which products read their inputs.
     pub activations: Activations,
-    /// What multiplied, such as `cpu/avx512`.
+    /// The backend, such as `cpu/avx512`.
     pub backend: String,
-    /// The distance from float64 on the same codes: for a dense layer the largest error of an output over `Σ |w x|`, else relative.
+    /// The difference from float64 with the same codes: for a dense layer the largest error of an
+    /// output over `Σ |w x|`, else relative.
     pub kernel_error: f64,
-    /// What `kernel_error` may be.
+    /// The largest accepted `kernel_error`.
     pub kernel_tolerance: f64,
-    /// The norm of the difference from the float weights over the norm.
+    /// The norm of the difference from the float weights' result over the norm of that result.
     pub relative_error: f64,
-    /// What theory expects `relative_error` to be.
+    /// The `relative_error` that theory expects.
     pub expected: f64,
-    /// What `relative_error` may be: `expected` with a margin.
+    /// The largest accepted `relative_error`: `expected` with a margin.
     pub tolerance: f64,
-    /// The relative error that the width is named for.
+    /// The relative error that the width is commonly expected to have.
     pub named_tolerance: f64,
     /// `norm(W - W') / norm(W)` of the weights.
     pub weights_error: f64,
-    /// `weights_error` as the best scales would have made it.
+    /// `weights_error` for the best scales.
     pub best_weights_error: f64,
-    /// Bits that a weight takes in truth, scales included.
+    /// Effective bits per weight, including scales.
     pub bits_a_weight: f64,
-    /// The first 8 outputs of the float weights.
+    /// The first 8 outputs with the float weights.
     pub baseline: Vec<f32>,
-    /// The same of the quantised ones.
+    /// The same with the quantised ones.
     pub quantised: Vec<f32>,
-    /// How the predictions agree, at the end of a model.
+    /// The agreement of the predictions, for a model end to end.
     pub agreement: Option<Agreement>,
 }
 
@@ -60,7 +61,7 @@ impl Outcome {
         self.kernel_error <= self.kernel_tolerance
     }
 
-    /// Whether the quantisation is as good as theory has it.
+    /// Whether the quantisation is as good as theory predicts.
     pub fn quantisation_passed(&self) -> bool {
         self.relative_error <= self.tolerance
     }
@@ -70,12 +71,12 @@ impl Outcome {
         self.kernel_passed() && self.quantisation_passed()
     }
 
-    /// Whether it is also within what the width is named for.
+    /// Whether the error is also within what the width is commonly expected to have.
     pub fn within_named(&self) -> bool {
         self.relative_error <= self.named_tolerance
     }
 
-    /// As programs read it: `docs/validation.md`.
+    /// The form for programs: `docs/validation.md`.
     pub fn to_json(&self) -> Value {
         json!({"scenario": self.scenario, "bits": self.bits.get(), "group": self.group, "activations": self.activations.name(),
                "backend": self.backend, "relative_error": self.relative_error, "expected": self.expected,
@@ -90,34 +91,36 @@ impl Outcome {
 
 /// The outcomes of a plan.
 pub struct Report {
-    /// The float64 computations beside PyTorch's.
+    /// The comparisons of float64 computations with PyTorch's.
     pub checks: Vec<Check>,
     /// Every outcome, scenario by scenario.
     pub outcomes: Vec<Outcome>,
-    /// Where weights lie between the codes: of the model, or of a dense layer where there is none; one a width.
+    /// How weights are distributed between the codes, for each width: those of the model, or else
+    /// of a dense layer.
     pub distributions: Vec<Distribution>,
     /// The model, if there was one.
     pub model: Option<String>,
-    /// What multiplied, such as `cpu/avx512`, in the order of the plan.
+    /// The backends, such as `cpu/avx512`, in the order of the plan.
     pub backends: Vec<String>,
     /// The version of PyTorch that made the baselines.
     pub torch: String,
 }
 
 impl Report {
-    /// How many checks and outcomes there are, and how many of them failed.
+    /// The number of checks and outcomes, and how many of them failed.
     pub fn counts(&self) -> (usize, usize) {
         let failed = self.checks.iter().filter(|c| !c.passed()).count()
             + self.outcomes.iter().filter(|o| !o.passed()).count();
         (self.checks.len() + self.outcomes.len(), failed)
     }
 
-    /// The largest relative error of a float64 computation beside PyTorch's; NaN if one is.
+    /// The largest relative error of a float64 computation compared with PyTorch's; NaN if one is
+    /// NaN.
     pub fn worst_check(&self) -> f64 {
         self.checks.iter().map(|c| c.error).fold(0.0, worse)
     }
 
-    /// As programs read it: `docs/validation.md`.
+    /// The form for programs: `docs/validation.md`.
     pub fn to_json(&self) -> Value {
         let widths = Bits::ALL.map(|bits| {
             json!({"bits": bits.get(), "named_tolerance": named_tolerance(bits), "lloyd_max": bits.lloyd_max()})
@@ -131,7 +134,8 @@ impl Report {
     }
 }
 
-/// Tries every scenario, and the model if there is one, as the plan asks. `progress(what, done, all)` is called before each step and at the end.
+/// Runs every scenario of the plan, and the model if there is one. `progress(what, done, all)` is
+/// called before each step and at the end.
 ///
 /// # Errors
 /// `ERR_FORMAT` if the baselines lack something; those of the model.
@@ -191,7 +195,7 @@ pub fn run(
                 report
                     .outcomes
                     .extend(subject.outcomes(plan, &form, &taps)?);
-                // The finest groups, which are what people use.
+                // The smallest groups, which are the ones in use.
                 if of_model == 1 || form.group == finest(plan) {
                     let matrices = form
                         .codes
@@ -217,7 +221,7 @@ pub fn run(
             }
         }
     }
-    // By scenario, which a model's forms are not in the order of.
+    // Grouped by scenario, in which order the outcomes of a model's forms are not.
     let mut order: Vec<String> = Vec::new();
     for o in &report.outcomes {
         if !order.contains(&o.scenario) {
@@ -241,7 +245,7 @@ fn finest(plan: &Plan) -> usize {
         .unwrap_or(0)
 }
 
-/// Attention, and the layer that it is part of.
+/// Attention, and the layer that contains it.
 fn one_layer(
     plan: &Plan,
     baselines: &Baselines,

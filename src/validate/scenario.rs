@@ -1,16 +1,16 @@
-//! The dense layers that are tried: sizes, and how their weights are distributed.
+//! The dense layers that are tried: their sizes, and the distributions of their weights.
 
 use super::numbers::Numbers;
 
-/// Vectors that each layer is given: the columns of a batch.
+/// The number of vectors that each layer multiplies: the batch.
 pub const VECTORS: usize = 16;
 
-/// A dense layer `y = W x` and what it is given, always the same numbers.
+/// A dense layer `y = W x` and its inputs, always the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scenario {
-    /// What it is called in reports.
+    /// Its name in reports.
     pub name: &'static str,
-    /// What its tensors are called in the file of baselines.
+    /// The name of its tensors in the file of baselines.
     pub key: &'static str,
     /// Outputs.
     pub rows: usize,
@@ -23,11 +23,12 @@ pub struct Scenario {
 /// A distribution of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Independent and standard normal, what theory speaks of.
+    /// Independent and standard normal, as assumed by theory.
     Gaussian,
-    /// The same, but one column in 64 is 10 times as large, as the channels of real checkpoints are that carry outliers.
+    /// The same, but one column in 64 is 10 times as large, like the outlier channels of real
+    /// checkpoints.
     OutlierColumns,
-    /// Student's t with 4 degrees of freedom: the tails of trained layers.
+    /// Student's t with 4 degrees of freedom, with tails like those of trained layers.
     HeavyTails,
 }
 

@@ -37,14 +37,16 @@ fn widths_pass_and_what_is_named_is_told_apart() {
     .unwrap();
     assert_eq!(report.counts().1, 0, "{:#}", report.to_json());
     let levels = report.backends.len();
-    // Four dense layers, attention, a layer; two widths; two groups; two kinds of inputs, and signs for dense ones at one bit.
+    // Four dense layers, attention, a layer; two widths; two groups; two kinds of inputs, and signs
+    // for dense layers at one bit.
     assert_eq!(report.outcomes.len(), levels * (6 * 2 * 2 * 2 + 4 * 2));
     for o in report
         .outcomes
         .iter()
         .filter(|o| o.scenario.ends_with("512, Gaussian"))
     {
-        // The best uniform levels for a row lose 10.4 to 10.8%, which the name says is 10.
+        // The best uniform levels for a row have an error of 10.4 to 10.8%, above the 10% expected
+        // of the width.
         let named = o.bits == Bits::Four && o.group == 32;
         assert_eq!(o.within_named(), named, "{o:?}");
         assert!(
@@ -57,7 +59,7 @@ fn widths_pass_and_what_is_named_is_told_apart() {
     }
 }
 
-/// Multiplies with other weights than are said: as a kernel would that has one of them wrong.
+/// Multiplies by weights other than the ones reported, as a kernel with one wrong weight would.
 #[test]
 fn a_wrong_weight_is_seen() {
     let plan = plan(&[Bits::Eight], &[32]);
@@ -80,7 +82,7 @@ fn a_wrong_weight_is_seen() {
     for o in all(&form) {
         assert!(!o.kernel_passed() && o.quantisation_passed(), "{o:?}");
     }
-    // And with codes that are worse than they need to be the other question is answered by no.
+    // With codes that are worse than necessary, the other question fails.
     for codes in form.codes.values_mut() {
         codes.bytes.iter_mut().step_by(7).for_each(|b| *b ^= 0x20);
     }

@@ -1,4 +1,5 @@
-//! Both questions behind what is not linear: of attention, of a layer, of a model layer by layer.
+//! Both questions after nonlinear operations: for attention, for a layer, for a model layer by
+//! layer.
 
 use std::sync::Arc;
 
@@ -13,15 +14,16 @@ use crate::memory;
 use crate::model::{Logits, Model, Observer, Precision, Session, SessionOptions};
 use crate::runtime::Runtime;
 
-/// What float32 loses between products: norms, softmax, gates. Relative, and the least that a tolerance is.
+/// The relative error of float32 in norms, softmax and gates between products; the smallest
+/// tolerance.
 const BETWEEN: f64 = 1e-6;
 
-/// Where a forward pass is looked at.
+/// Where the values of a forward pass are compared.
 #[derive(Clone, Copy, Debug)]
 pub enum Place {
-    /// What attention of a layer puts out, before its output matrix: `(n, heads, head_dim)`.
+    /// The output of a layer's attention before the output matrix: `(n, heads, head_dim)`.
     Attention(usize),
-    /// What a layer puts out, normed as the next one reads it: `(n, hidden)`.
+    /// The output of a layer after the norm that the next one applies: `(n, hidden)`.
     Layer(usize),
     /// `(n, vocabulary)`
     Logits,
@@ -37,14 +39,15 @@ impl Place {
     }
 }
 
-/// A place, what it is called, and what the float weights give there.
+/// A place, its name in reports, and the values of the float weights there.
 pub struct Target<'a> {
     pub scenario: String,
     pub place: Place,
     pub baseline: &'a [f32],
 }
 
-/// The outcomes at each target of one quantised form, with float32 and int8 activations, on every backend.
+/// The outcomes at each target for one quantised form, with float32 and int8 activations, on every
+/// backend.
 ///
 /// # Errors
 /// Those of [`Session::eval`].
@@ -127,7 +130,8 @@ pub fn floats(rt: &Runtime, network: &Network, ids: &[u32]) -> Result<Taps> {
     pass.run(ids)
 }
 
-/// The library's own forward pass, looked at through the inputs of its products, which come with it.
+/// The library's own forward pass, observed through the inputs of its products, which are returned
+/// too.
 fn observed(
     rt: &Runtime,
     form: &Quantised,
@@ -137,7 +141,7 @@ fn observed(
     let network = &form.dequantised;
     let a = &network.architecture;
     let model = Model::new(a.clone(), &form.tensors(rt, activations))?;
-    // With a cache in float16 the outcome would be that of another model.
+    // A cache in float16 would make it a different computation.
     let options = SessionOptions {
         context: Some(ids.len()),
         kv: Some(Precision::F32),
@@ -159,7 +163,7 @@ fn observed(
     Ok((taps, watch.0))
 }
 
-/// Keeps the inputs of products.
+/// Collects the inputs of products.
 #[derive(Default)]
 struct Watch(Inputs);
 

@@ -1,9 +1,11 @@
-//! Tuning of what a quantised model keeps as floats: scales and norms, codes as they are.
+//! Tuning of what a quantised model keeps as floats, scales and norms, with fixed codes.
 //!
-//! The descent makes the products of each matrix right, one matrix at a time. At 1 and 2 bits what is left adds up over the
-//! layers, and here all scales and norms are moved together, down the gradient of how far the model's predictions are from those of the
-//! unquantised one: Kullback-Leibler divergence on the calibration text, by Adam (Kingma and Ba, 2014) with a rate that falls as a
-//! cosine. The file does not grow and the model runs no slower. It needs the model several times over as float32, so it is for small ones.
+//! The descent minimises the error of each matrix's products, one matrix at a time. At 1 and 2 bits
+//! the remaining errors accumulate over the layers. Here all scales and norms are optimised
+//! together, by gradient descent on the Kullback-Leibler divergence of the model's predictions from
+//! those of the unquantised one on the calibration text, using Adam (Kingma and Ba, 2014) with a
+//! cosine learning-rate schedule. The file does not grow, and the model runs no slower. It needs
+//! several copies of the model as float32, so it is for small models.
 
 mod network;
 
@@ -23,29 +25,31 @@ use crate::runtime::Runtime;
 use crate::weights;
 use network::Network;
 
-/// Weights of the largest model that is tuned: ten copies of them as float32 then take 2.6 GB.
+/// Weights of the largest model that can be tuned: ten copies of them as float32 take 2.6 GB.
 const MOST_WEIGHTS: usize = 1 << 26;
 
-/// Windows of a step.
+/// Windows per step.
 const BATCH: usize = 4;
 
-/// What Adam moves a scale by in a step at most, in parts of the mean magnitude of its matrix; and a norm.
+/// Adam's learning rates: the most that a step changes a scale, relative to the mean magnitude in
+/// its matrix; and a norm.
 const SCALE_RATE: f32 = 0.015;
 const NORM_RATE: f32 = 0.004;
 
-/// The tensors of a model as they were tuned, by canonical name.
+/// The tuned tensors of a model, by canonical name.
 pub(super) struct Tuned {
     pub matrices: HashMap<String, CodesBuf>,
     pub vectors: HashMap<String, Vec<f32>>,
-    /// The mean divergence, in nats a token, over the first and the last eighth of the steps.
+    /// The mean divergence, in nats per token, over the first and the last eighth of the steps.
     pub divergence: (f64, f64),
 }
 
-/// Quantises every matrix for the inputs that it meets, then tunes for so many steps.
+/// Quantises every matrix for its inputs, then tunes in `steps` steps.
 ///
 /// # Errors
-/// `ERR_UNSUPPORTED` for a model that is too large or not a plain Llama, or no width of codes; `ERR_CONFIG` where codes would be taken over, which
-/// nothing of this would reach; those of quantising.
+/// `ERR_UNSUPPORTED` for a model that is too large or not a plain Llama, or a width that is not one
+/// of codes; `ERR_CONFIG` for codes that would be taken as stored, which tuning could not change;
+/// those of quantising.
 pub(super) fn tune(
     rt: &Runtime,
     source: &Source,
@@ -140,7 +144,7 @@ pub(super) fn tune(
     Ok(tuned)
 }
 
-/// Codes with other scales, as far as these can be kept: one that cannot stays what it was.
+/// Codes with new scales, where these can be stored; a scale that cannot keeps its old value.
 fn kept(mut codes: CodesBuf, scales: &[f32]) -> CodesBuf {
     match &mut codes.scales {
         ScalesBuf::F16(own) => {
@@ -162,15 +166,15 @@ fn kept(mut codes: CodesBuf, scales: &[f32]) -> CodesBuf {
     codes
 }
 
-/// A tensor and what of it is free to move.
+/// A tensor and its free parameters.
 struct Tensor {
-    /// `None`: a norm.
+    /// `None` for a norm.
     codes: Option<CodesBuf>,
-    /// `(rows, cols)`; a norm has none.
+    /// `(rows, cols)`; empty for a norm.
     levels: Vec<f32>,
     /// Scales `(rows, groups)`, or the norm.
     free: Vec<f32>,
-    /// Means of gradients and of their squares, as `free`.
+    /// Adam's running means of gradients and of their squares, as long as `free`.
     mean: Vec<f32>,
     square: Vec<f32>,
     rate: f32,
@@ -228,7 +232,7 @@ impl Tensor {
         out
     }
 
-    /// The gradient of what is free, from that of the weights.
+    /// The gradient of the free parameters, given that of the weights.
     fn gradient(&self, d: &[f32]) -> Vec<f32> {
         let Some(codes) = &self.codes else {
             return d.to_vec();
@@ -242,7 +246,8 @@ impl Tensor {
         out
     }
 
-    /// A step of Adam down `gradient`, of as many elements as `free`; `step` counts from 1, `part` is what the rate is multiplied with.
+    /// A step of Adam against `gradient`, which is as long as `free`; `step` counts from 1, `part`
+    /// is a factor on the learning rate.
     fn step(&mut self, gradient: &[f32], step: usize, part: f32) {
         const MEAN: f32 = 0.9;
         const SQUARE: f32 = 0.99;
@@ -261,7 +266,7 @@ impl Tensor {
 struct Tuner<'a> {
     rt: &'a Runtime,
     network: Network<'a>,
-    /// Tensors unquantised, and as they are now.
+    /// The unquantised tensors, and the current ones.
     teacher: Vec<Vec<f32>>,
     student: Vec<Vec<f32>>,
     tensors: Vec<Tensor>,
@@ -296,7 +301,7 @@ impl Tuner<'_> {
         Ok((first, last))
     }
 
-    /// The mean divergence of some windows, and the gradients of all tensors.
+    /// The mean divergence over some windows, and the gradients of all tensors.
     fn gradients(&self, batch: &[&[u32]]) -> Result<(f64, Vec<Vec<f32>>)> {
         let mut parts: Vec<_> = batch.iter().map(|_| (0.0, Vec::new())).collect();
         let tasks = batch.iter().zip(parts.iter_mut()).collect();
@@ -304,7 +309,7 @@ impl Tuner<'_> {
             *part = self.window(ids, batch.len());
             Ok::<(), Error>(())
         })?;
-        // In the order of the windows, whoever did them.
+        // In the order of the windows, whichever threads processed them.
         let mut parts = parts.into_iter();
         let Some((mut loss, mut sum)) = parts.next() else {
             return Ok((0.0, Vec::new()));
@@ -318,7 +323,8 @@ impl Tuner<'_> {
         Ok((loss, sum))
     }
 
-    /// A window's part of the divergence, in nats a token, and of the gradients of a batch of so many.
+    /// The contribution of a window to the divergence, in nats per token, and to the gradients, in
+    /// a batch of this size.
     fn window(&self, ids: &[u32], batch: usize) -> (f64, Vec<Vec<f32>>) {
         let wanted = self.network.forward(&self.teacher, ids).logits;
         let trace = self.network.forward(&self.student, ids);

@@ -1,11 +1,12 @@
-//! A plain Llama network that can be differentiated: float32, one window of tokens at a time, one thread.
+//! A plain Llama network with gradients: float32, one window of tokens at a time, one thread.
 //!
-//! Names and equations are those of [`crate::model::architecture`]. Everything a step back needs is kept on the way forward.
+//! Names and equations are those of [`crate::model::architecture`]. The forward pass keeps
+//! everything that the backward pass needs.
 
 use crate::error::{Error, Result};
 use crate::model::architecture::{Architecture, Pairing};
 
-/// Where the tensors of a network lie in a list of them.
+/// The indices of a network's tensors in a list of tensors.
 pub(super) struct Network<'a> {
     a: &'a Architecture,
     /// Cosines and sines of the rotary embedding: `(positions, head_dim / 2)`.
@@ -29,15 +30,17 @@ struct Layer {
     down: usize,
 }
 
-/// What a layer keeps of a window of `n` tokens.
+/// The values of a layer that are kept for a window of `n` tokens.
 #[derive(Default)]
 struct Kept {
-    /// `(n, hidden)`: the residual stream before attention and its norm, before the feed-forward network and its norm.
+    /// `(n, hidden)`: the residual stream before attention and its norm, before the feed-forward
+    /// network and its norm.
     x: Vec<f32>,
     a: Vec<f32>,
     y: Vec<f32>,
     b: Vec<f32>,
-    /// Turned queries and keys, values, their mixture: `(n, heads, head_dim)`, `(n, kv_heads, head_dim)`.
+    /// Queries and keys after the rotary embedding, values, the output of attention:
+    /// `(n, heads, head_dim)`, `(n, kv_heads, head_dim)`.
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -50,7 +53,7 @@ struct Kept {
     h: Vec<f32>,
 }
 
-/// A forward pass, as a backward one needs it.
+/// The values of a forward pass that a backward pass needs.
 pub(super) struct Trace {
     layers: Vec<Kept>,
     /// `(n, hidden)`: the residual stream at the end, and its norm.
@@ -61,10 +64,11 @@ pub(super) struct Trace {
 }
 
 impl<'a> Network<'a> {
-    /// The network whose tensors have these canonical names, for windows of up to `positions` tokens.
+    /// The network whose tensors have the indices that `index` gives for canonical names, for
+    /// windows of up to `positions` tokens.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for what a plain Llama network has not.
+    /// `ERR_UNSUPPORTED` for anything that a plain Llama does not have.
     pub fn new(
         a: &'a Architecture,
         positions: usize,
@@ -116,7 +120,7 @@ impl<'a> Network<'a> {
         })
     }
 
-    /// Logits of every token; `w` are the tensors.
+    /// The forward pass, with the logits of every token; `w` are the tensors.
     pub fn forward(&self, w: &[Vec<f32>], ids: &[u32]) -> Trace {
         let (n, hidden) = (ids.len(), self.a.hidden);
         let mut x = Vec::with_capacity(n * hidden);
@@ -157,7 +161,8 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// Adds to `dw`, the gradients of the tensors, what the gradient `d` `(n, vocabulary)` of the logits brings them.
+    /// Adds to `dw`, the gradients of the tensors, the contribution of the gradient `d`
+    /// `(n, vocabulary)` of the logits.
     pub fn backward(&self, w: &[Vec<f32>], ids: &[u32], t: &Trace, d: &[f32], dw: &mut [Vec<f32>]) {
         let (n, hidden) = (ids.len(), self.a.hidden);
         let dz = back(d, &t.z, &w[self.output], n, &mut dw[self.output]);
@@ -191,7 +196,7 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// `x / rms(x) * weights`, each vector of the residual stream.
+    /// `x / rms(x) * weights` for each row of the residual stream.
     fn normed(&self, x: &[f32], weights: &[f32]) -> Vec<f32> {
         let mut out = Vec::with_capacity(x.len());
         for x in x.chunks_exact(self.a.hidden) {
@@ -205,7 +210,7 @@ impl<'a> Network<'a> {
         1.0 / (dot(x, x) / x.len() as f32 + self.a.norm_eps).sqrt()
     }
 
-    /// Adds to `dx` and `dweights` what the gradient `d` of a norm's output brings them.
+    /// Adds to `dx` and `dweights` the contributions of the gradient `d` of a norm's output.
     fn back_norm(
         &self,
         d: &[f32],
@@ -230,7 +235,7 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// The rotary embedding of `(n, count, head_dim)`; `way` -1 turns back.
+    /// Applies the rotary embedding to `(n, count, head_dim)`; `way` -1 inverts it.
     fn turn(&self, heads: &mut [f32], count: usize, way: f32) {
         let half = self.a.head_dim / 2;
         for (i, head) in heads.chunks_exact_mut(self.a.head_dim).enumerate() {
@@ -247,7 +252,7 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// `mixed` and `p` from `q`, `k`, `v`.
+    /// Computes `mixed` and `p` from `q`, `k`, `v`.
     fn attend(&self, s: &mut Kept, n: usize) {
         let (heads, d) = (self.a.heads, self.a.head_dim);
         let (kv, shared) = (self.a.kv_heads, heads / self.a.kv_heads);
@@ -269,7 +274,8 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// The gradients of turned queries and keys, and of values, from that of their mixture.
+    /// The gradients of the rotated queries and keys, and of the values, given that of the output
+    /// of attention.
     fn back_attend(&self, s: &Kept, dmixed: &[f32], n: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (heads, d) = (self.a.heads, self.a.head_dim);
         let (kv, shared) = (self.a.kv_heads, heads / self.a.kv_heads);
@@ -310,7 +316,8 @@ fn product(x: &[f32], w: &[f32], n: usize) -> Vec<f32> {
     y
 }
 
-/// From the gradient `dy` `(n, rows)` of a product: that of its inputs, and `dw` grows by that of the matrix.
+/// Given the gradient `dy` `(n, rows)` of a product, returns that of its inputs and adds that of
+/// the matrix to `dw`.
 fn back(dy: &[f32], x: &[f32], w: &[f32], n: usize, dw: &mut [f32]) -> Vec<f32> {
     let (rows, cols) = (dy.len() / n, x.len() / n);
     let mut dx = vec![0.0; x.len()];
@@ -346,7 +353,7 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// In lanes, which the compiler turns into a vector.
+/// Separate lanes, so that the compiler vectorises it.
 fn dot(x: &[f32], y: &[f32]) -> f32 {
     const LANES: usize = 8;
     let mut sums = [0.0; LANES];
@@ -367,7 +374,7 @@ mod tests {
     use crate::model::architecture::{Activation, Family, Rope, RopeScaling};
     use crate::testing::Random;
 
-    /// Two layers, two query heads on one key head, nothing a power of two that need not be.
+    /// Two layers, two query heads per key head, and no powers of two where they can be avoided.
     fn architecture(tied: bool, pairing: Pairing) -> Architecture {
         Architecture {
             family: Family::Llama,
@@ -401,7 +408,7 @@ mod tests {
         }
     }
 
-    /// Every gradient against the difference of two forward passes.
+    /// Compares every gradient with the difference of two forward passes.
     #[test]
     fn gradients_are_slopes() {
         for (tied, pairing) in [(true, Pairing::Halves), (false, Pairing::Neighbours)] {

@@ -1,4 +1,5 @@
-//! The Rust twins of the argument structs of `transformer.cu` and `attention.cu`; the fields are those of `kernels/args.h`.
+//! The Rust counterparts of the argument structs of `transformer.cu` and `attention.cu`; the fields
+//! are those of `kernels/args.h`.
 
 use std::mem::{offset_of, size_of};
 
@@ -128,7 +129,7 @@ pub(super) struct LogitArgs {
     pub cap: f32,
 }
 
-// SAFETY: `repr(C)`; the assertions below hold sizes and offsets to those of args.h.
+// SAFETY: `repr(C)`; the assertions below compare sizes and offsets with those of args.h.
 unsafe impl Arguments for EmbedArgs {}
 // SAFETY: as above.
 unsafe impl Arguments for AngleArgs {}

@@ -1,4 +1,5 @@
-//! Heads into their places, and attention over the cache.
+//! Placing heads (queries to a buffer, keys and values into the KV cache), and attention over the
+//! cache.
 
 use super::args::{AttentionArgs, HeadArgs};
 use super::{addresses, count, grid, values, values_or_none};
@@ -13,19 +14,19 @@ use crate::error::Result;
 /// The heads of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadShape {
-    /// Of queries.
+    /// Query heads.
     pub heads: usize,
-    /// Of keys and values; divides `heads`.
+    /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Elements of each.
+    /// Elements per head.
     pub head_dim: usize,
 }
 
 impl HeadShape {
-    /// Whether the kernels take them.
+    /// Whether the kernels support these heads.
     pub fn supported(&self) -> bool {
         const MOST_HEAD_DIM: usize = 256;
-        // The grid's y holds a head in each of so many splits.
+        // The y dimension of the grid has a block for each head and split.
         const MOST_KV_HEADS: usize = 65535 / Splits::MOST;
         self.head_dim.is_multiple_of(2)
             && (1..=MOST_HEAD_DIM).contains(&self.head_dim)
@@ -34,31 +35,31 @@ impl HeadShape {
             && (1..=1 << 20).contains(&self.heads)
     }
 
-    /// Elements of a head in the cache.
+    /// Elements of a head in the cache, including padding.
     fn padded(&self) -> usize {
         self.head_dim.next_multiple_of(4)
     }
 
-    /// Heads of queries that share a head of keys.
+    /// Query heads per key/value head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 }
 
-/// Bytes of the keys of a layer with so many slots, and of its values: each as many. `None`: more than can be counted.
+/// The size in bytes of a layer's keys, which is also that of its values. `None` on overflow.
 pub fn cache_bytes(shape: &HeadShape, slots: usize, half: bool) -> Option<usize> {
     let size = if half { 2 } else { 4 };
     slots.checked_mul(shape.kv_heads * shape.padded() * size)
 }
 
-/// The keys and values of a layer: a position lies in slot `position % slots`.
+/// The keys and values of a layer; position p is in slot `p % slots`.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
     /// float16 or float `(kv_heads, slots, head_dim rounded up to 4)`
     pub keys: Part<'a>,
     /// As `keys`.
     pub values: Part<'a>,
-    /// Slots: the window, if there is one, and the tokens that are fed together, at least.
+    /// At least the window, if there is one, plus the tokens that are fed together.
     pub slots: usize,
     /// Whether it is float16.
     pub half: bool,
@@ -68,7 +69,7 @@ impl Cache<'_> {
     /// The addresses of keys and values.
     ///
     /// # Panics
-    /// If either is too short, or not aligned to the 16 bytes that are loaded at once.
+    /// If either is too short, or not aligned to 16 bytes, the width of the loads.
     fn addresses(&self, shape: &HeadShape) -> (u64, u64) {
         let bytes = cache_bytes(shape, self.slots, self.half).expect("it was allocated");
         let address = |part: Part<'_>| {
@@ -80,7 +81,7 @@ impl Cache<'_> {
     }
 }
 
-/// What [`place_heads`] reads and writes.
+/// The operands of [`place_heads`].
 #[derive(Clone, Copy, Debug)]
 pub struct Heads<'a> {
     /// Queries: float `(n, heads, head_dim)`
@@ -89,25 +90,26 @@ pub struct Heads<'a> {
     pub k: Part<'a>,
     /// Values: float `(n, kv_heads, head_dim)`
     pub v: Part<'a>,
-    /// Of queries, keys and values, as long as a token of each.
+    /// For queries, keys and values, each as long as one token's.
     pub biases: [Option<Part<'a>>; 3],
     /// Weights of the norms of queries and keys: float `(head_dim)`
     pub norms: [Option<Part<'a>>; 2],
     /// Added to the mean square in a norm.
     pub eps: f32,
-    /// float `(n, head_dim / 2, 2)`, of [`super::angles`]
+    /// float `(n, head_dim / 2, 2)`, from [`super::angles`]
     pub angles: Part<'a>,
-    /// Whether elements 2i and 2i + 1 turn together, rather than i and i + head_dim / 2.
+    /// Whether elements 2i and 2i + 1 are rotated as a pair, rather than i and i + head_dim / 2.
     pub neighbours: bool,
-    /// What queries are multiplied with.
+    /// The factor on queries.
     pub query_scale: f32,
-    /// uint32: that of the first token.
+    /// uint32: the position of the first token.
     pub position: Part<'a>,
-    /// The queries as attention takes them: float `(n, heads, head_dim)`
+    /// The queries in the form that attention reads: float `(n, heads, head_dim)`
     pub out: Part<'a>,
 }
 
-/// Enqueues biases, norms and the rotary embedding of `n` tokens' heads; keys and values go into the cache.
+/// Enqueues biases, norms and the rotary embedding for the heads of `n` tokens; keys and values are
+/// written to the cache.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses the launch.
@@ -157,12 +159,14 @@ pub fn place_heads(
         reserved: 0,
     };
     let grid = grid((shape.heads + 2 * shape.kv_heads).div_ceil(4), n, 128, 0);
-    // SAFETY: the arguments and the grid of TRANSFORMER.md; every buffer was cut to its shape, and a slot is below `slots` whatever
-    // the position. Parts are of memory that waits for the device before it is freed.
+    // SAFETY: the arguments and the grid are those of TRANSFORMER.md; every buffer was cut to its
+    // shape, and a slot is below `slots` whatever the position. Parts belong to memory that waits
+    // for the device before it is freed.
     unsafe { stream.launch(PLACE, grid, &args) }
 }
 
-/// How many blocks share the positions of a row, and where they leave their parts.
+/// The number of blocks that share the positions of a row, and the buffer for their partial
+/// results.
 #[derive(Clone, Copy, Debug)]
 pub struct Splits<'a> {
     /// At least 1, at most [`Splits::MOST`].
@@ -172,19 +176,21 @@ pub struct Splits<'a> {
 }
 
 impl Splits<'_> {
-    /// The most that there are.
+    /// The largest supported number.
     pub const MOST: usize = 32;
 
-    /// As many as fill the device twice over where a single token attends to a cache of so many slots.
+    /// The number that fills the device twice for a single token that attends to a cache with this
+    /// number of slots.
     pub fn for_one_token(device: &Device, shape: &HeadShape, slots: usize) -> usize {
         let blocks = shape.kv_heads * shape.group().div_ceil(rows_of_block(shape.group()));
         let wanted = 2 * device.about().multiprocessors as usize;
-        // A split of fewer than two steps of 32 positions costs more in putting parts together than it saves.
+        // For a split of fewer than two steps of 32 positions, combining the parts costs more than
+        // it saves.
         let most = slots.div_ceil(64).clamp(1, Splits::MOST);
         wanted.div_ceil(blocks).clamp(1, most)
     }
 
-    /// Bytes of scratch for `n` tokens.
+    /// The scratch bytes for `n` tokens.
     pub fn bytes(shape: &HeadShape, n: usize, count: usize) -> usize {
         if count == 1 {
             return 0;
@@ -192,13 +198,14 @@ impl Splits<'_> {
         n * shape.heads * count * (shape.head_dim + 2) * 4
     }
 
-    /// Whether what is mixed can be quantised as the parts are put together: for products with matrices whose columns are these.
+    /// Whether the output can be quantised while the parts are combined, for products with matrices
+    /// of these columns.
     pub fn quantize(&self, shape: &HeadShape, columns: &Columns) -> bool {
         self.count > 1 && columns.divides_at(shape.head_dim)
     }
 }
 
-/// Rows that a block takes, where a head of keys has so many.
+/// The rows that a block processes, if a key/value head has this number.
 fn rows_of_block(rows: usize) -> usize {
     match rows {
         0..=1 => 1,
@@ -207,14 +214,16 @@ fn rows_of_block(rows: usize) -> usize {
     }
 }
 
-/// Enqueues the attention of `n` tokens: `q` float and `out` `(n, heads, head_dim)`, `position` uint32, that of the first token,
-/// whose keys and values are in the cache. `window`: the positions that a token sees; `cap`: of scores.
+/// Enqueues the attention of `n` tokens, whose keys and values are in the cache: `q` float and
+/// `out` are `(n, heads, head_dim)`, `position` is uint32, that of the first token. `window` is the
+/// number of positions visible from a token, `cap` the soft cap of scores.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses a launch.
 ///
 /// # Panics
-/// If the heads are not supported, or `out` is to be quantised where that cannot be ([`Splits::quantize`]).
+/// If the heads are not supported, or `out` is to be quantised although that is impossible
+/// ([`Splits::quantize`]).
 #[expect(clippy::too_many_arguments, reason = "an equation of as many operands")]
 pub fn attend(
     stream: &Stream,
@@ -272,7 +281,7 @@ pub fn attend(
         kv_heads: count(shape.kv_heads),
         head_dim: count(shape.head_dim),
         slots: count(cache.slots),
-        // A window beyond what can be counted sees everything.
+        // A window that does not fit in 32 bits covers everything.
         window: window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),
         n: count(n),
         splits: count(splits.count),
@@ -286,7 +295,8 @@ pub fn attend(
     let quads = shape.head_dim.div_ceil(4);
     let shared = 16 * (r * quads + 32 * (quads | 1)) + 4 * 33 * r;
     let blocks = grid(rows.div_ceil(r), shape.kv_heads * splits.count, 256, shared);
-    // SAFETY: as in `place_heads`; the second kernel reads what the first one, before it on the stream, has written.
+    // SAFETY: as in `place_heads`; the second kernel reads what the first one, before it on the
+    // stream, has written.
     unsafe {
         stream.launch(kernel.1, blocks, &args)?;
         if splits.count > 1 {

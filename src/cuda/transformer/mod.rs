@@ -1,9 +1,10 @@
-//! What a transformer computes between its products, enqueued on a stream. `kernels/TRANSFORMER.md` is the contract of what is
-//! launched here; that this folder keeps it is what makes its launches sound.
+//! What a transformer computes between its products, enqueued on a stream. The launches are sound
+//! because this folder keeps the contract of the kernels, `kernels/TRANSFORMER.md`.
 //!
-//! Everything is on the device, the tokens' ids and the position of the first of them too, so that what is enqueued here can be
-//! captured once and replayed for every token ([`super::Recorded`]). Nothing allocates or waits. Buffers are parts of device memory
-//! that are at least as long as their documented shape, and begin at multiples of 16 bytes; a shorter one panics.
+//! Everything is on the device, including the ids of the tokens and the position of the first one,
+//! so that the launches can be captured once and replayed for every token ([`super::Recorded`]).
+//! Nothing allocates or waits. Buffers are parts of device memory that are at least as long as
+//! their documented shape, and begin at multiples of 16 bytes; a shorter one causes a panic.
 
 mod args;
 mod attention;
@@ -18,7 +19,7 @@ use super::stream::{Grid, Stream};
 use super::weights::Weights;
 use crate::error::Result;
 
-/// The most tokens of one launch.
+/// The most tokens per launch.
 pub const MOST_TOKENS: usize = 65535;
 
 /// The address of the first `count` values of 4 bytes.
@@ -35,7 +36,7 @@ fn values_or_none(part: Option<Part<'_>>, count: usize) -> u64 {
     part.map_or(0, |part| values(part, count))
 }
 
-/// As a kernel counts; all counts here are of buffers, or checked before.
+/// A count as the kernels take it; all counts here are of buffers, or checked before.
 fn count(n: usize) -> u32 {
     u32::try_from(n).expect("a count of 32 bits")
 }
@@ -49,7 +50,8 @@ fn grid(blocks_x: usize, blocks_y: usize, threads: u32, shared: usize) -> Grid {
     }
 }
 
-/// Where vectors of `(n, cols)` go: as floats, and quantised; 0 for what they are not.
+/// The destinations of `(n, cols)` vectors, as floats and quantised; 0 for the one that is not
+/// used.
 fn addresses(out: &Operand<'_>, n: usize, cols: usize) -> (u64, Quantized) {
     match out {
         Operand::Floats(out) => (values(*out, n * cols), Quantized::default()),
@@ -57,7 +59,8 @@ fn addresses(out: &Operand<'_>, n: usize, cols: usize) -> (u64, Quantized) {
     }
 }
 
-/// Enqueues the rows of an embedding, times `factor`: `ids` uint32 `(n)`, `out` float `(n, cols)`.
+/// Enqueues rows of an embedding, multiplied by `factor`: `ids` uint32 `(n)`, `out` float
+/// `(n, cols)`.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses the launch.
@@ -88,13 +91,15 @@ pub fn embed(
         rows: count(shape.rows),
     };
     let grid = grid(shape.cols.div_ceil(128), n.min(MOST_TOKENS), 128, 0);
-    // SAFETY: the arguments and the grid of TRANSFORMER.md; every buffer was cut to its shape, and an id beyond the rows is taken
-    // as the last by the kernel. Parts are of memory that waits for the device before it is freed.
+    // SAFETY: the arguments and the grid are those of TRANSFORMER.md; every buffer was cut to its
+    // shape, and the kernel replaces an id beyond the rows by the last one. Parts belong to memory
+    // that waits for the device before it is freed.
     unsafe { stream.launch(EMBED, grid, &args) }
 }
 
-/// Enqueues the cosines and sines of `n` positions: `frequencies` double `(pairs)`, in turns a position; `position` uint32, that
-/// of the first; `out` float `(n, pairs, 2)`, both times `amplitude`.
+/// Enqueues the cosines and sines of `n` positions: `frequencies` double `(pairs)`, in rotations
+/// per position; `position` uint32, that of the first; `out` float `(n, pairs, 2)`, multiplied by
+/// `amplitude`.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses the launch.
@@ -124,19 +129,19 @@ pub fn angles(
     unsafe { stream.launch(ANGLES, grid, &args) }
 }
 
-/// What a sub-layer adds to the residual stream.
+/// The summand of a sub-layer for the residual stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Added<'a> {
     /// float `(n, width)`
     pub y: Part<'a>,
-    /// Added to it: float `(width)`
+    /// A bias on it: float `(width)`
     pub bias: Option<Part<'a>>,
-    /// The weights of a norm of it: float `(width)`
+    /// The weights of a norm applied to it: float `(width)`
     pub norm: Option<Part<'a>>,
 }
 
-/// Enqueues `x = x + [norm](y + bias)` and then `out = norm(x)`: `x` float and `out` `(n, width)`, `norm` the weights float
-/// `(width)` and `out`; without `added` x stays as it is.
+/// Enqueues `x = x + [norm](y + bias)` and then `out = norm(x)`. `x` is float `(n, width)`; `norm`
+/// is the weights, float `(width)`, and `out` `(n, width)`. Without `added`, x is unchanged.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses the launch.
@@ -169,23 +174,23 @@ pub fn add_norm(
         eps,
         reserved: 0,
     };
-    // Two sums over the block, of a float a warp.
+    // Two sums over the block, each with a float per warp.
     let grid = grid(n, 1, 256, 2 * 8 * 4);
     // SAFETY: as in `embed`.
     unsafe { stream.launch(ADD_NORM, grid, &args) }
 }
 
-/// The gate of a feed-forward network.
+/// The activation of the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     /// `x * sigmoid(x)`
     Silu,
-    /// GELU by its tanh formula.
+    /// GELU, tanh approximation.
     Gelu,
 }
 
-/// Enqueues `out = act(gate + bias) * (up + bias)`: `gate` and `up` float `(n, width)`, biases float `(width)`, `out` `(n, width)`,
-/// which may be `gate` itself.
+/// Enqueues `out = act(gate + bias) * (up + bias)`: `gate` and `up` float `(n, width)`, biases
+/// float `(width)`, `out` `(n, width)`, which may be `gate` itself.
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses the launch.
@@ -215,7 +220,7 @@ pub fn gate_up(
         gelu: (act == Gate::Gelu).into(),
         reserved: 0,
     };
-    // A thread an element, or a warp the slices under one scale.
+    // A thread per element, or a warp for the slices with one scale.
     let (kernel, blocks) = match out {
         Operand::Floats(_) => (GATE_UP, width.div_ceil(256)),
         Operand::Quantized(_) => {
@@ -251,34 +256,34 @@ pub fn softcap(stream: &Stream, cap: f32, logits: Part<'_>, len: usize) -> Resul
     unsafe { stream.launch(SOFTCAP, grid, &args) }
 }
 
-/// Blocks that look for the greatest logit.
+/// The number of blocks that search for the largest logit.
 const SHARES: usize = 64;
 
-/// What [`advance`] gives for a token where a logit is not finite.
+/// The result of [`advance`] if a logit is not finite.
 pub const NOT_FINITE: u32 = u32::MAX;
 
-/// Bytes of scratch that [`advance`] needs.
+/// The scratch bytes that [`advance`] needs.
 pub const ADVANCE_BYTES: usize = SHARES * 8;
 
-/// Where a step leaves what the next one begins with: uint32 each.
+/// Where a step stores the inputs of the next one: uint32 each.
 #[derive(Clone, Copy, Debug)]
 pub struct Next<'a> {
     /// The token found, for the host.
     pub token: Part<'a>,
     /// The same, where the next step reads its id.
     pub id: Part<'a>,
-    /// Becomes one more.
+    /// The position, which is incremented.
     pub position: Part<'a>,
 }
 
-/// Enqueues the choice of the greatest of the `len` logits, of equals the first, as the next token; [`NOT_FINITE`] where one is not.
-/// `scratch`: [`ADVANCE_BYTES`].
+/// Enqueues the choice of the next token: the arg-max of the `len` logits, the first of equals;
+/// [`NOT_FINITE`] if any is not finite. `scratch`: [`ADVANCE_BYTES`].
 ///
 /// # Errors
 /// `ERR_BACKEND` if the driver refuses a launch.
 ///
 /// # Panics
-/// If there are no logits, or 2^31 of them.
+/// If there are no logits, or 2^31 or more.
 pub fn advance(
     stream: &Stream,
     logits: Part<'_>,
@@ -300,7 +305,8 @@ pub fn advance(
         blocks: count(blocks),
         cap: 0.0,
     };
-    // SAFETY: as in `embed`; the second kernel reads what the first one, before it on the stream, has written.
+    // SAFETY: as in `embed`; the second kernel reads what the first one, before it on the stream,
+    // has written.
     unsafe {
         stream.launch(GREATEST, grid(blocks, 1, 256, 64), &args)?;
         stream.launch(ADVANCE, grid(1, 1, 32, 0), &args)

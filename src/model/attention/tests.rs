@@ -6,7 +6,7 @@ use crate::model::source::Source;
 use proptest::prelude::*;
 use std::path::Path;
 
-/// The calling thread, as often as there are tasks.
+/// Runs every task on the calling thread.
 struct Alone;
 
 impl Shared for Alone {
@@ -19,7 +19,7 @@ impl Shared for Alone {
     }
 }
 
-/// An architecture with one layer of so many heads.
+/// An architecture with one layer and these numbers of heads.
 fn architecture(heads: usize, kv_heads: usize, window: Option<usize>) -> Architecture {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/mistral");
     let mut a = Source::open(&folder, true).unwrap().architecture().clone();
@@ -28,14 +28,14 @@ fn architecture(heads: usize, kv_heads: usize, window: Option<usize>) -> Archite
     a
 }
 
-/// A number of -1 to 1 that depends on its place only.
+/// A pseudo-random number from -1 to 1 that depends only on its position.
 fn value(what: usize, position: usize, i: usize) -> f32 {
     let hash = (what * 7919 + position * 104_729 + i * 1_299_709) as u32;
     let hash = (hash ^ hash >> 15).wrapping_mul(0x2c1b_3c6d);
     (hash >> 8) as f32 / (1 << 23) as f32 - 1.0
 }
 
-/// `(heads, head_dim)` of a position.
+/// The `(heads, head_dim)` elements of a position.
 fn row(what: usize, position: usize, len: usize) -> impl Iterator<Item = f32> {
     (0..len).map(move |i| value(what, position, i))
 }
@@ -63,7 +63,7 @@ fn expected(a: &Architecture, position: usize) -> Vec<f64> {
     out
 }
 
-/// Feeds blocks of the given sizes, and compares each position of the last one.
+/// Feeds blocks of the given sizes and checks each position of the last one.
 fn check(a: &Architecture, blocks: &[usize], kernels: &VectorKernels) {
     let context: usize = blocks.iter().sum();
     let most = *blocks.iter().max().unwrap();

@@ -1,43 +1,50 @@
-//! A model on a CUDA device, and its forward pass there: all of it, or its first layers where there is no room for more.
+//! A model on CUDA devices, and its forward pass there: of the whole model, or of its first layers
+//! if memory does not suffice for more.
 //!
-//! What the pass computes is what `decoder` computes; here it is a sequence of launches ([`crate::cuda::transformer`] and the
-//! products) over buffers that never leave the device. Up go the ids and the position of a block of tokens, down comes the token of
-//! the greatest logit, or the logits where somebody wants them.
+//! The pass computes the same as `decoder`, as a sequence of kernel launches
+//! ([`crate::cuda::transformer`] and the products) over buffers that never leave the device. The
+//! ids and the position of a block of tokens are uploaded; the most likely token is downloaded, or
+//! the logits if a caller wants them.
 //!
 //! ```text
 //! a block of tokens   control up ─► embed, angles, layers ─► [norm, logits, advance] ─► found down
 //! the next token                    one graph: all of the above for n = 1            ─► found down
 //! ```
 //!
-//! The launches for one token have the same arguments each time, because ids and positions are read from device memory. So
-//! they are captured at the first such step of a session and replayed ever after; and since the last of them puts the token it
-//! found where the first reads its id, a greedy step sends nothing up at all.
+//! The launches for one token have the same arguments each time, because ids and positions are read
+//! from device memory. They are therefore captured as a graph at the first single-token step of a
+//! session and replayed from then on. The last launch stores the token it found where the first one
+//! reads its id, so a greedy step uploads nothing.
 //!
-//! Of a model that does not fit, the CPU has the embedding, the layers behind, and the output; the residual stream goes up before
-//! the device's layers and comes down behind them. Which layers fit is found out while they are loaded: as many as leave room for
-//! a session over the whole context ([`Room`]).
+//! If a model does not fit, the CPU has the embedding, the remaining layers and the output; the
+//! residual stream is uploaded before the layers of the device and downloaded after them. How many
+//! layers fit is determined while they are loaded: as many as leave memory for a session over the
+//! whole context ([`Room`]).
 //!
-//! Several devices each have a contiguous range of the layers, in the order of the configuration. The ranges are such that the
-//! elements of each device's matrices are in proportion to the memory that it had free: equal devices get equal parts. The first has
-//! the embedding, and the last the norm and the output; an output that is the embedding is where that is, on the first. A layer
-//! lies on one device: where the next one has no room any more, the device behind goes on from there, and behind the last one the
-//! CPU. A device may come out with no layer at all.
+//! With several devices, each has a contiguous range of the layers, in the order of the
+//! configuration. The ranges are chosen such that the number of matrix elements on a device is
+//! proportional to its free memory; equal devices get equal parts. The first device has the
+//! embedding, the last one the norm and the output. An output that is tied to the embedding is on
+//! the first device. A layer is never split between devices: if the next layer does not fit, it
+//! goes to the next device, or after the last one to the CPU. A device may end up with no layer at
+//! all.
 //!
 //! ```text
 //! device 0   ids up ─► embed, layers ─► x down ┐
 //! device 1              x up ─► layers ─► x down ┘ … ─► [norm, logits, advance] ─► found down
 //! ```
 //!
-//! The residual stream goes through page-locked memory of the host; no device reads another's. Devices take turns: a token passes
-//! through one after the other, each with a captured graph of its own, and the host sends every one the position.
+//! The residual stream passes through page-locked host memory; no device reads the memory of
+//! another. A token passes through one device after the other, each with its own captured graph,
+//! and the host sends the position to each.
 //!
-//! | module | one reason to exist |
+//! | module | responsibility |
 //! |---|---|
-//! | here | which models live on the device, and their vectors there |
+//! | here | which models run on devices, and their vectors there |
 //! | `room` | which device a matrix goes to |
-//! | `state` | what a session has on all of them, and the way of tokens through them |
-//! | `stage` | what a session has on one of them: buffers, cache, captured steps |
-//! | `pass` | the launches |
+//! | `state` | the state of a session on all devices, and how tokens pass through them |
+//! | `stage` | the state of a session on one device: buffers, KV cache, captured graphs |
+//! | `pass` | the kernel launches |
 
 mod pass;
 mod room;
@@ -65,27 +72,28 @@ use crate::runtime::Runtime;
 pub(super) enum Placement {
     /// On devices: all of it, or the first layers.
     Device(Resident),
-    /// On the CPU, for this reason.
+    /// On the CPU, for the reason given.
     Host(String),
 }
 
 /// A model on devices, or its first layers.
 pub(super) struct Resident {
     heads: HeadShape,
-    /// Its devices, in the order in which a token passes through them; not empty.
+    /// The parts of the model, in the order in which a token passes through them; not empty.
     portions: Vec<Portion>,
-    /// The one that has the norm and the output; `None`: the CPU has these, the embedding, and the layers behind.
+    /// The portion with the norm and the output; `None`: the CPU has these, the embedding and the
+    /// remaining layers.
     head: Option<usize>,
-    /// For people.
+    /// Why it runs there, as a message.
     reason: String,
 }
 
-/// What a model has on one device beside its matrices.
+/// The part of a model on one device, besides its matrices.
 struct Portion {
     device: Arc<Device>,
-    /// The norms and biases of its layers, one behind the other.
+    /// The norms and biases of its layers, contiguous.
     memory: Memory,
-    /// The first of its layers.
+    /// The index of its first layer.
     first: usize,
     layers: Vec<Vectors>,
     norm: Span,
@@ -105,20 +113,20 @@ struct Vectors {
     qk_norm: [Option<Span>; 2],
     o_bias: Option<Span>,
     mlp_norm: Span,
-    /// Behind attention and behind the feed-forward network.
+    /// After attention and after the feed-forward network.
     post_norms: [Option<Span>; 2],
     gate_bias: Option<Span>,
     up_bias: Option<Span>,
     down_bias: Option<Span>,
 }
 
-/// Collects vectors, to be sent together.
+/// Collects vectors that are uploaded together.
 #[derive(Default)]
 struct Collector(Vec<f32>);
 
 impl Collector {
     fn keep(&mut self, values: &[f32]) -> Span {
-        // Each begins at a multiple of 16 bytes.
+        // Each vector is aligned to 16 bytes.
         self.0.resize(self.0.len().next_multiple_of(4), 0.0);
         let offset = size_of_val(self.0.as_slice());
         self.0.extend_from_slice(values);
@@ -141,7 +149,8 @@ fn heads(a: &Architecture) -> HeadShape {
     }
 }
 
-/// Why a model of this architecture would run on the CPU whatever its weights are; `None`: it would not.
+/// Why a model of this architecture runs on the CPU regardless of its weights; `None` if it can run
+/// on a device.
 pub(super) fn unfit(rt: &Runtime, a: &Architecture) -> Option<String> {
     if rt.gpus().is_empty() {
         return Some(format!(
@@ -158,12 +167,12 @@ pub(super) fn unfit(rt: &Runtime, a: &Architecture) -> Option<String> {
     })
 }
 
-/// The device that has a matrix.
+/// The device that holds a matrix.
 fn device_of(weights: &Weights) -> Option<&Arc<Device>> {
     Some(weights.on_device()?.device())
 }
 
-/// The device that has every matrix of a layer.
+/// The device that holds every matrix of a layer.
 fn device_of_layer(layer: &Layer) -> Option<&Arc<Device>> {
     let [first, others @ ..] = layer.matrices();
     let device = device_of(first)?;
@@ -178,15 +187,16 @@ fn place_of(gpus: &[Arc<Gpu>], device: &Arc<Device>) -> usize {
 }
 
 impl Placement {
-    /// Where a model runs whose matrices were placed by a [`Room`]. What is of no use to the devices there comes back.
+    /// Decides where a model runs whose matrices were placed by a [`Room`]. Matrices that are on a
+    /// device without being of use there are moved back to the host.
     ///
     /// # Errors
-    /// `ERR_MEMORY`, of a device only where CUDA is demanded; `ERR_BACKEND`.
+    /// `ERR_MEMORY`, for device memory only if CUDA is required; `ERR_BACKEND`.
     pub fn of(rt: &Runtime, a: &Architecture, parameters: &mut Parameters) -> Result<Placement> {
         if let Some(reason) = unfit(rt, a) {
             return Ok(Placement::Host(reason));
         }
-        // As many layers as lie each on one device.
+        // The leading layers of which each is on a single device.
         let layers = parameters.layers.iter().map_while(device_of_layer);
         let layers: Vec<usize> = layers.map(|d| place_of(rt.gpus(), d)).collect();
         let ends = [&parameters.embedding, parameters.output()].map(device_of);
@@ -231,7 +241,7 @@ impl Placement {
         }
     }
 
-    /// Why, in a sentence.
+    /// The reason, as a sentence.
     pub fn reason(&self) -> &str {
         match self {
             Placement::Device(resident) => &resident.reason,
@@ -250,7 +260,7 @@ impl Placement {
     }
 }
 
-/// A matrix of a device made one of the host.
+/// Moves a matrix from a device to the host.
 fn bring_home(rt: &Runtime, weights: &mut Weights) -> Result<()> {
     if weights.on_device().is_some()
         && let Some(codes) = weights.to_codes()?
@@ -261,7 +271,8 @@ fn bring_home(rt: &Runtime, weights: &mut Weights) -> Result<()> {
 }
 
 impl Resident {
-    /// With the first layers of a model, each on the device that `layers` says; `ends`: those of the embedding and of the output.
+    /// For the first layers of a model, each on the device given by `layers`; `ends` are the
+    /// devices of the embedding and of the output.
     fn new(
         gpus: &[Arc<Gpu>],
         a: &Architecture,
@@ -304,7 +315,7 @@ impl Resident {
 }
 
 impl Portion {
-    /// With this range of a model's layers.
+    /// For this range of a model's layers.
     fn new(device: &Arc<Device>, parameters: &Parameters, range: Range<usize>) -> Result<Portion> {
         let mut c = Collector::default();
         let mut layers = memory::with_capacity(range.len(), "layers")?;

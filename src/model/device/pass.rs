@@ -1,4 +1,4 @@
-//! The launches of a forward pass. A layer reads as in [`crate::model::architecture`].
+//! The launches of a forward pass. For the equations of a layer see [`crate::model::architecture`].
 
 use super::stage::{IN_FLIGHT, Kept};
 use super::{Span, Vectors};
@@ -13,8 +13,8 @@ use crate::model::architecture::{Activation, Pairing};
 use crate::model::cancel::Cancellation;
 use crate::model::load::Layer;
 
-/// One token through what a device has: from its id, where that is the first one, to the token that follows, where it has the output
-/// of what passes through it last.
+/// One token through the layers of a device: from its id if this is the first device, and to the
+/// next token if the last layers and the output are here.
 pub(super) fn step(stream: &Stream, k: &Kept) -> Result<()> {
     let pass = Pass {
         stream,
@@ -32,7 +32,7 @@ pub(super) fn step(stream: &Stream, k: &Kept) -> Result<()> {
     }
 }
 
-/// One token from the residual stream to the token that follows.
+/// One token from the residual stream to the next token.
 pub(super) fn last_step(stream: &Stream, k: &Kept) -> Result<()> {
     let pass = Pass {
         stream,
@@ -48,7 +48,7 @@ pub(super) struct Pass<'a> {
     pub stream: &'a Stream,
     pub k: &'a Kept,
     pub n: usize,
-    /// Looked at between layers; `None` for what is captured, where nothing may wait.
+    /// Checked between layers; `None` while capturing, when nothing may wait.
     pub cancellation: Option<&'a Cancellation>,
 }
 
@@ -61,7 +61,7 @@ impl<'a> Pass<'a> {
         embed(self.stream, embedding, a.embedding_scale, ids, self.n, x)
     }
 
-    /// The residual stream through the layers of the device.
+    /// Passes the residual stream through the layers of the device.
     pub fn layers(&self) -> Result<()> {
         let (k, p) = (self.k, self.k.plan());
         let (frequencies, position) = (k.part(&p.frequencies), k.part(&p.position));
@@ -96,8 +96,9 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Ends the pass before layer `i` if the call was cancelled, having waited until no more than [`IN_FLIGHT`] layers are to be done:
-    /// what is enqueued can't be taken back. The device has work all the while.
+    /// Ends the pass before layer `i` if the call was cancelled, after waiting until at most
+    /// [`IN_FLIGHT`] layers remain to be done, because enqueued work cannot be withdrawn. The
+    /// device is never idle meanwhile.
     fn between_layers(&self, i: usize) -> Result<()> {
         let Some(cancellation) = self.cancellation else {
             return Ok(());
@@ -110,7 +111,8 @@ impl<'a> Pass<'a> {
         self.stream.mark(mark)
     }
 
-    /// From the norm of the residual stream to what is added, in `y`; `index`: of the layer, among those of the device.
+    /// From the norm of the residual stream to the summand in `y`. `index` is that of the layer
+    /// among those of the device.
     fn attention(
         &self,
         index: usize,
@@ -189,7 +191,7 @@ impl<'a> Pass<'a> {
         self.products(gated, self.n, &[(&layer.down.weights, k.part(&p.y))])
     }
 
-    /// What a sub-layer has left in `y`.
+    /// The summand that a sub-layer has left in `y`.
     fn added(&self, bias: Option<Span>, norm: Option<Span>) -> Added<'a> {
         let vector = |span: Option<Span>| span.map(|span| self.k.portion().part(span));
         Added {
@@ -206,7 +208,7 @@ impl<'a> Pass<'a> {
         add_norm(self.stream, shape, a.norm_eps, x, Some(added), None)
     }
 
-    /// `x = x + added`, and its norm for the products that read it.
+    /// `x = x + added`, and the norm of `x` for the products that read it.
     fn norm(
         &self,
         added: Option<Added<'_>>,
@@ -221,7 +223,8 @@ impl<'a> Pass<'a> {
         Ok(normed)
     }
 
-    /// Where the `n` vectors go that these matrices read: to `floats`, unless all of them read the same int8 vectors.
+    /// The destination of the `n` vectors that these matrices read: `floats`, unless all of them
+    /// read the same int8 vectors.
     fn operand(&self, floats: Part<'a>, n: usize, readers: &[&Weights]) -> Operand<'a> {
         let (mode, columns) = form(readers[0]);
         if mode != Mode::Int8 || readers.iter().any(|w| form(w) != (mode, columns)) {
@@ -232,12 +235,14 @@ impl<'a> Pass<'a> {
         Operand::Quantized(Prepared::quantized(columns, n, scratch, bad))
     }
 
-    /// The logits of `count` tokens of the block from `first` on: `out` float `(count, vocabulary)`.
+    /// Computes the logits of `count` tokens of the block from `first` on: `out` float
+    /// `(count, vocabulary)`.
     pub fn logits(&self, first: usize, count: usize, out: Part<'_>) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
         let row = a.hidden * 4;
         let x = k.part(&p.x).part(first * row, count * row);
-        // Into the beginning of a buffer: a row need not begin where products can read it.
+        // Written to the beginning of a buffer, because a row may start where products cannot read
+        // it.
         let output = k.parameters().output();
         let normed = self.operand(k.part(&p.a), count, &[output]);
         let norm = Some((k.portion().part(k.portion().norm), normed));
@@ -249,7 +254,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The logits of the last token, and the greatest of them as the next one.
+    /// Computes the logits of the last token, and the arg-max of them as the next token.
     pub fn last(&self) -> Result<()> {
         let (k, a, p) = (self.k, self.k.architecture(), self.k.plan());
         let logits = k.part(&p.logits);
@@ -262,8 +267,8 @@ impl<'a> Pass<'a> {
         advance(self.stream, logits, a.vocabulary, k.part(&p.best), next)
     }
 
-    /// Products of matrices with the same `n` vectors, each with its `y` `(n, rows)`. What those that follow each other can share is
-    /// shared: the vectors, and launches.
+    /// Multiplies matrices by the same `n` vectors, each into its own `y` `(n, rows)`. Consecutive
+    /// products share prepared vectors and launches where they can.
     fn products<const N: usize>(
         &self,
         x: Operand<'a>,
@@ -290,7 +295,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// How the products of a matrix read vectors.
+/// The form in which the products of a matrix read vectors.
 fn form(weights: &Weights) -> (Mode, Columns) {
     (
         Mode::from(weights.activations()),
@@ -298,7 +303,7 @@ fn form(weights: &Weights) -> (Mode, Columns) {
     )
 }
 
-/// A matrix of a model that lives on the device.
+/// The device copy of a matrix of a model on the device.
 pub(super) fn on_device(weights: &Weights) -> &crate::cuda::Weights {
     weights.on_device().expect("every matrix is on the device")
 }

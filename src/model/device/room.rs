@@ -1,4 +1,5 @@
-//! Which device a matrix goes to, decided as a model is loaded: in the order embedding, layers, output.
+//! Decides which device a matrix goes to while a model is loaded, in the order embedding, layers,
+//! output.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -10,15 +11,15 @@ use crate::model::architecture::Architecture;
 use crate::runtime::Runtime;
 use crate::weights::Home;
 
-/// Decides, matrix by matrix as they are loaded, where the next one goes.
+/// Decides for each matrix, as it is loaded, where it goes.
 pub(in crate::model) struct Room<'a> {
     rt: &'a Runtime,
     architecture: &'a Architecture,
-    /// Tokens of a session.
+    /// The context of a session, in tokens.
     context: usize,
-    /// Where matrices on the host lie.
+    /// The memory of matrices on the host.
     host: Arena,
-    /// Where the layers of each device begin, by the plan.
+    /// The first layer of each device, as planned.
     begins: Vec<usize>,
     /// Whether everything goes to the host from now on.
     closed: Cell<bool>,
@@ -27,21 +28,22 @@ pub(in crate::model) struct Room<'a> {
 
 /// The device that is being filled.
 struct Now {
-    /// Its place in the library's list.
+    /// Its index in the library's list.
     device: usize,
-    /// Its layers, up to the one that is being loaded.
+    /// Its layers, up to and including the one being loaded.
     layers: Range<usize>,
-    /// What it had free before that one.
+    /// Its free memory before that layer, in bytes.
     free: usize,
-    /// What the layer before took.
+    /// The size of the previous layer, in bytes.
     layer_bytes: usize,
 }
 
-/// What the driver takes for itself as it goes: graphs, and memory that is cut in pages.
+/// Memory that the driver allocates over time: graphs, and rounding to pages.
 const SLACK: usize = 64 << 20;
 
 impl<'a> Room<'a> {
-    /// For a model whose sessions are of `context` tokens; without `devices` everything goes to the host.
+    /// For a model whose sessions have `context` tokens; without `devices` everything goes to the
+    /// host.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
@@ -72,7 +74,8 @@ impl<'a> Room<'a> {
         })
     }
 
-    /// The layer that is loaded next: on the device that the plan says, or behind where there is no room for one like the last.
+    /// Begins the layer to be loaded next: on the planned device, or on a later one if there is no
+    /// memory for another layer like the last.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
@@ -98,7 +101,7 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    /// The output follows: it is on the last device that has something, by the plan the last of all.
+    /// Begins the output. It goes to the last device in use, which by plan is the last of all.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
@@ -112,10 +115,11 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    /// The matrix that `make` makes, on the device while there is room. Behind the first one that is not there everything stays on
-    /// the host: what a pass needs is whole layers from the first one on.
+    /// Places the matrix that `make` creates: on the device while memory suffices. After the first
+    /// one that does not fit, everything stays on the host, because a pass needs whole layers from
+    /// the first one on.
     ///
-    /// Where CUDA is demanded nothing is held back: what does not fit is an error then.
+    /// If CUDA is required, no memory is reserved, and a matrix that does not fit is an error.
     ///
     /// # Errors
     /// Those of `make`; `ERR_BACKEND`.
@@ -128,7 +132,7 @@ impl<'a> Room<'a> {
             {
                 return Ok(made);
             }
-            // The embedding stands alone: no layer is torn apart if the next device has it.
+            // Only the embedding has been placed, so no layer is split if the next device takes it.
             if now.layers.end == 0 && now.device + 1 < self.begins.len() {
                 now.device += 1;
                 continue;
@@ -145,10 +149,11 @@ impl<'a> Room<'a> {
         self.rt.gpus()[device].device().memory_free()
     }
 
-    /// Bytes that are to stay free on the device: for a session over its layers and, unless CUDA is demanded, for the driver.
+    /// The number of bytes to keep free on the device: for a session over its layers and, unless
+    /// CUDA is required, for the driver.
     fn reserve(&self, now: &Now) -> usize {
         let device = self.rt.gpus()[now.device].device();
-        // A single device is to have all, or what fits of it.
+        // A single device is planned to have all layers, however many fit.
         let layers = match self.begins.len() {
             1 => 0..self.architecture.layers,
             _ => now.layers.clone(),
@@ -162,9 +167,11 @@ impl<'a> Room<'a> {
     }
 }
 
-/// The first layer of each of several devices, such that the elements of their matrices are in proportion to what they have free.
+/// The first layer of each of several devices, such that the number of matrix elements on a device
+/// is proportional to its free memory.
 ///
-/// A layer is where its middle falls. The first device has the embedding too, and the last one the output.
+/// A layer belongs to the device in whose share its middle falls. The first device also has the
+/// embedding, and the last one the output.
 fn begins(a: &Architecture, free: &[usize]) -> Vec<usize> {
     let (query, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
     let layer = a.hidden as f64 * (2 * (query + kv) + 3 * a.intermediate) as f64;

@@ -1,4 +1,5 @@
-//! What a session has on one device: its buffers, the cache of the layers there, and the steps captured over them.
+//! The state of a session on one device: its buffers, the KV cache of the layers there, and the
+//! graphs captured over them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,28 +18,30 @@ use crate::model::cancel::Cancellation;
 use crate::model::decoder::BLOCK;
 use crate::model::load::{Layer, Parameters};
 
-/// Layers of a block that are enqueued and not done, at most: one that runs, and one for the device to go on with.
+/// The most layers of a block that are enqueued but not done: one that is running, and the next
+/// one.
 pub(super) const IN_FLIGHT: usize = 2;
 
-/// A session's part on one device.
+/// The part of a session on one device.
 pub(super) struct Stage {
     pub kept: Arc<Kept>,
-    /// Whether the device has the frequencies.
+    /// Whether the frequencies have been uploaded.
     pub sent: bool,
-    /// One token through what is here, once it has been captured.
+    /// The graph that takes one token through this device, once captured.
     step: Option<Recorded<Kept>>,
-    /// One token from the residual stream to the next token, where that is not part of `step`; once it has been captured.
+    /// The graph from the residual stream to the next token, if that is not part of `step`, once
+    /// captured.
     last: Option<Recorded<Kept>>,
 }
 
-/// All that the captured step names.
+/// Everything that the captured graphs refer to.
 pub(super) struct Kept {
     model: Arc<Model>,
-    /// Which of the model's portions the device has.
+    /// The index of the model's portion on this device.
     index: usize,
-    /// Whether a token comes in here, as an id.
+    /// Whether tokens enter here, as ids.
     pub(super) begins: bool,
-    /// Whether the token that follows is found here as soon as the layers are done.
+    /// Whether the next token is found here directly after the layers.
     pub(super) ends: bool,
     pub(super) stream: Stream,
     /// The buffers of [`Plan`].
@@ -46,26 +49,27 @@ pub(super) struct Kept {
     /// Keys and values of the device's layers.
     cache: Memory,
     plan: Plan,
-    /// Where the latest layers of a block begin in the order of the stream, in turns.
+    /// Events at the start of the latest layers of a block, used in rotation.
     pub(super) marks: [Mark; IN_FLIGHT],
-    /// What cosines and sines are multiplied with.
+    /// The factor on cosines and sines.
     pub(super) amplitude: f64,
 }
 
-/// A buffer: bytes of [`Kept::memory`].
+/// A buffer: a byte range of [`Kept::memory`].
 pub(super) type Buffer = Range<usize>;
 
-/// Where the buffers are, for a block of n tokens; all are float unless it says so.
+/// The placement of the buffers, for a block of n tokens. Elements are float unless stated
+/// otherwise.
 pub(super) struct Plan {
     /// uint32: the position of the first token
     pub position: Buffer,
-    /// uint32: 1 where a vector that is quantised is not finite
+    /// uint32: 1 if a vector to be quantised is not finite
     pub bad: Buffer,
-    /// uint32: the token of the greatest logit
+    /// uint32: the arg-max of the logits
     pub token: Buffer,
     /// uint32 `(n)`
     pub ids: Buffer,
-    /// double `(head_dim/2)`, turns a position
+    /// double `(head_dim/2)`, rotations per position
     pub frequencies: Buffer,
     /// `(n, head_dim/2, 2)`
     pub angles: Buffer,
@@ -73,14 +77,14 @@ pub(super) struct Plan {
     pub x: Buffer,
     /// Its norm `(n, hidden)`.
     pub a: Buffer,
-    /// What is added to it `(n, hidden)`.
+    /// The summand to be added to it `(n, hidden)`.
     pub y: Buffer,
     /// `(n, heads, head_dim)`
     pub q: Buffer,
     /// `(n, kv_heads, head_dim)`
     pub k: Buffer,
     pub v: Buffer,
-    /// The queries as attention takes them `(n, heads, head_dim)`.
+    /// The queries in the form that attention reads `(n, heads, head_dim)`.
     pub placed: Buffer,
     /// `(n, heads, head_dim)`
     pub mixed: Buffer,
@@ -91,22 +95,22 @@ pub(super) struct Plan {
     pub logits: Buffer,
     /// Vectors in the form that products read.
     pub scratch: Buffer,
-    /// The parts of attention.
+    /// The partial results of attention.
     pub parts: Buffer,
-    /// Candidates for the greatest logit.
+    /// Candidates for the arg-max.
     pub best: Buffer,
-    /// Blocks that share the positions of a single token.
+    /// The number of thread blocks that share the positions of a single token.
     splits: usize,
-    /// Slots of each layer, and where its keys begin in [`Kept::cache`]; its values follow.
+    /// For each layer its slots, and the offset of its keys in [`Kept::cache`]; its values follow.
     layers: Vec<(usize, usize)>,
     half: bool,
     total: usize,
 }
 
-/// `position`, `bad`, `token` and a word of nothing, then the ids: what goes up before a block.
+/// `position`, `bad`, `token` and an unused word, then the ids: uploaded before a block.
 const CONTROL_WORDS: usize = 4;
 
-/// Lays buffers out one behind the other.
+/// Places buffers one after the other.
 struct Layout {
     total: usize,
 }
@@ -120,7 +124,8 @@ impl Layout {
 }
 
 impl Plan {
-    /// For these layers, and products that need `scratch` bytes; and the bytes of their cache.
+    /// For these layers, and products that need `scratch` bytes. Returns the size of the layers' KV
+    /// cache too.
     fn new(
         device: &Device,
         a: &Architecture,
@@ -185,7 +190,7 @@ impl Plan {
     }
 }
 
-/// Bytes of scratch that the products of `n` vectors with these matrices need.
+/// The scratch bytes that products of `n` vectors with these matrices need.
 fn scratch_bytes<'a>(matrices: impl Iterator<Item = &'a Weights>, n: usize) -> usize {
     let bytes = |w: &Weights| {
         let mode = Mode::from(w.activations());
@@ -194,14 +199,15 @@ fn scratch_bytes<'a>(matrices: impl Iterator<Item = &'a Weights>, n: usize) -> u
     matrices.map(bytes).max().unwrap_or(0)
 }
 
-/// Bytes of device memory that a session of a model needs at most where these layers are.
+/// An upper bound of the device memory, in bytes, of a session of a model with these layers on the
+/// device.
 pub(super) fn session_bytes(
     device: &Device,
     a: &Architecture,
     layers: Range<usize>,
     context: usize,
 ) -> usize {
-    // The widest vector, as floats, its groups padded fourfold at worst.
+    // The widest vector as floats, its groups padded at worst fourfold.
     let widest = a.hidden.max(a.intermediate).max(a.heads * a.head_dim);
     let scratch = widest.saturating_mul(BLOCK.min(context) * 4 * 4);
     match Plan::new(device, a, layers, scratch, context, true) {
@@ -230,7 +236,7 @@ impl Kept {
         &self.resident().heads
     }
 
-    /// What the model has on this device.
+    /// The part of the model on this device.
     pub fn portion(&self) -> &Portion {
         &self.resident().portions[self.index]
     }
@@ -255,7 +261,7 @@ impl Kept {
         }
     }
 
-    /// Several tokens are enough rows to fill the device by themselves.
+    /// With several tokens there are enough rows to fill the device without splitting.
     pub fn splits(&self, n: usize) -> Splits<'_> {
         Splits {
             count: if n == 1 { self.plan.splits } else { 1 },
@@ -265,8 +271,8 @@ impl Kept {
 }
 
 impl Stage {
-    /// For sequences of up to `context` tokens, of the portion `index`; keys and values are `half` or float, cosines and sines are
-    /// multiplied with `amplitude`.
+    /// For sequences of up to `context` tokens, with the portion `index` of the model. Keys and
+    /// values are float16 if `half`, else float32; cosines and sines are multiplied by `amplitude`.
     ///
     /// # Errors
     /// `ERR_MEMORY`, `ERR_BACKEND`.
@@ -306,20 +312,21 @@ impl Stage {
         })
     }
 
-    /// Bytes of keys and values.
+    /// The size of keys and values, in bytes.
     pub fn cache_bytes(&self) -> usize {
         self.kept.cache.bytes()
     }
 
-    /// Slots of the layer with the fewest.
+    /// The slots of the layer with the fewest.
     pub fn least_slots(&self) -> Option<usize> {
         self.kept.plan.layers.iter().map(|(slots, _)| *slots).min()
     }
 
-    /// Enqueues what the `n` tokens of a block pass through here; `last`: the token that follows is wanted.
+    /// Enqueues the work of this device for the `n` tokens of a block; with `last` also the search
+    /// for the next token.
     ///
     /// # Errors
-    /// `ERR_STATE` if several tokens were cancelled between layers; `ERR_BACKEND`.
+    /// `ERR_STATE` if a block of several tokens was cancelled between layers; `ERR_BACKEND`.
     pub fn enqueue(&mut self, cancellation: &Cancellation, n: usize, last: bool) -> Result<()> {
         if n == 1 {
             return replay(&mut self.step, &self.kept, step);
@@ -341,7 +348,7 @@ impl Stage {
         }
     }
 
-    /// Enqueues the search for the token that follows the last of `n`, where [`Stage::enqueue`] did not.
+    /// Enqueues the search for the token after the last of `n`, if [`Stage::enqueue`] did not.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
@@ -359,10 +366,11 @@ impl Stage {
         pass.last()
     }
 
-    /// The control block up: the position of the first token of a block, and the ids where the embedding is.
+    /// Uploads the control block: the position of the first token of a block, and the ids if the
+    /// embedding is here.
     ///
     /// # Errors
-    /// `ERR_BACKEND`; `ERR_STATE` for a position beyond what the device counts.
+    /// `ERR_BACKEND`; `ERR_STATE` for a position that does not fit in 32 bits.
     pub fn send(&self, first: usize, ids: &[u32]) -> Result<()> {
         let mut words = [0u32; CONTROL_WORDS + BLOCK];
         words[0] = u32::try_from(first).map_err(|_| {
@@ -375,7 +383,7 @@ impl Stage {
         self.kept.stream.write(to.part(0, bytes.len()), bytes)
     }
 
-    /// Waits, and gives the token that was found here, as [`crate::cuda::transformer::advance`] does.
+    /// Waits, and returns the token that was found here, see [`crate::cuda::transformer::advance`].
     ///
     /// # Errors
     /// `ERR_RANGE` if activations are int8 and one is not finite; `ERR_BACKEND`.
@@ -399,7 +407,7 @@ impl Stage {
     }
 }
 
-/// Enqueues what `work` enqueues, which is captured the first time.
+/// Enqueues the launches of `work`, captured as a graph the first time and replayed after that.
 fn replay(
     step: &mut Option<Recorded<Kept>>,
     kept: &Arc<Kept>,

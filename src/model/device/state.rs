@@ -1,4 +1,4 @@
-//! What a session has on the devices of its model, and the way of tokens through them.
+//! The state of a session on the devices of its model, and how tokens pass through them.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use crate::model::engine::Feed;
 use crate::model::options::Precision;
 use crate::model::rope::Rotary;
 
-/// Tokens whose logits are computed together where those of every token are wanted.
+/// The number of tokens whose logits are computed together if the logits of every token are wanted.
 const ROWS: usize = 16;
 
-/// What is wanted of a sequence, besides that it is fed.
+/// The wanted result of feeding tokens.
 pub(in crate::model) enum Wanted<'a> {
-    /// The token with the greatest logit; the logits stay on the device.
+    /// The most likely token; the logits stay on the device.
     Greatest,
     /// The logits of the last token: `(vocabulary)`.
     Last(&'a mut [f32]),
@@ -32,15 +32,15 @@ pub(in crate::model) enum Wanted<'a> {
 pub(in crate::model) struct State {
     /// In the order in which tokens pass through them; not empty.
     stages: Vec<Stage>,
-    /// The one with the output; `None`: the CPU has it.
+    /// The stage with the output; `None`: the CPU has it.
     head: Option<usize>,
     rotary: Rotary,
-    /// The residual stream between devices: float `(n, hidden)`; nothing where there is one.
+    /// The residual stream between devices: float `(n, hidden)`; empty with a single device.
     between: Pinned,
     half: bool,
-    /// The position and the id that a single device goes on with by itself.
+    /// The position and the id with which a single device continues without an upload.
     ahead: Option<(usize, u32)>,
-    /// float `(ROWS, vocabulary)`, once it was needed
+    /// float `(ROWS, vocabulary)`, allocated on first use
     rows: Option<Memory>,
 }
 
@@ -74,7 +74,7 @@ impl State {
         }))
     }
 
-    /// Bytes of keys and values.
+    /// The size of keys and values, in bytes.
     pub fn cache_bytes(&self) -> usize {
         self.stages.iter().map(Stage::cache_bytes).sum()
     }
@@ -86,18 +86,19 @@ impl State {
         }
     }
 
-    /// Slots of the layer with the fewest.
+    /// The slots of the layer with the fewest.
     pub fn least_slots(&self) -> usize {
         let slots = self.stages.iter().filter_map(Stage::least_slots);
         slots.min().unwrap_or(usize::MAX)
     }
 
-    /// Feeds tokens, and gives the token of the greatest logit of the last one, unless those of every token
-    /// are wanted.
+    /// Feeds tokens and returns the most likely next token, unless the logits of every token are
+    /// wanted.
     ///
     /// # Errors
-    /// `ERR_STATE` if it was cancelled; `ERR_RANGE` if activations are int8 and one is not finite; `ERR_MEMORY`, `ERR_BACKEND`.
-    /// The cache then holds what it held before position `first`, as far as it is a window's.
+    /// `ERR_STATE` if it was cancelled; `ERR_RANGE` if activations are int8 and one is not finite;
+    /// `ERR_MEMORY`, `ERR_BACKEND`. The cache then still holds what it held before position
+    /// `first`, except for positions that a ring buffer has overwritten.
     pub fn feed(&mut self, f: &Feed<'_>, mut wanted: Wanted<'_>) -> Result<Option<u32>> {
         let (first, ids) = (f.first, f.ids);
         let vocabulary = self.head().architecture().vocabulary;
@@ -120,7 +121,7 @@ impl State {
         Ok(found)
     }
 
-    /// The logits of the last token, where a token was found.
+    /// Reads the logits of the last token, if its next token was searched for.
     ///
     /// # Errors
     /// `ERR_BACKEND`.
@@ -130,14 +131,14 @@ impl State {
         head.stream.read(bytemuck::cast_slice_mut(out), logits)
     }
 
-    /// The layers that the devices have of a model that is not wholly there: `x` `(n, hidden)`, the residual stream of the tokens
-    /// from position `first` on.
+    /// Runs the layers on the devices of a model that is only partly there. `x` `(n, hidden)` is
+    /// the residual stream of the tokens from position `first` on.
     ///
     /// # Errors
     /// As [`State::feed`].
     pub fn lower(&mut self, f: &Feed<'_>, first: usize, x: &mut [f32]) -> Result<()> {
         let n = x.len() / self.stages[0].kept.architecture().hidden;
-        // There are no ids: none of the kernels that run here reads them.
+        // No ids are needed: none of the kernels that run here reads them.
         self.send(first, &[])?;
         self.send_frequencies(f.length)?;
         let stage = &self.stages[0];
@@ -152,7 +153,7 @@ impl State {
         stream.read(bytemuck::cast_slice_mut(x), residual)
     }
 
-    /// The layers that the devices have.
+    /// The number of layers on the devices.
     pub fn layers(&self) -> usize {
         self.stages
             .iter()
@@ -160,18 +161,18 @@ impl State {
             .sum()
     }
 
-    /// Whether the devices have the whole model.
+    /// Whether the whole model is on the devices.
     pub fn whole(&self) -> bool {
         self.head.is_some()
     }
 
-    /// What is on the device with the output.
+    /// The stage with the output.
     fn head(&self) -> &Kept {
         let head = self.head.expect("the devices have the whole model");
         &self.stages[head].kept
     }
 
-    /// One block of tokens; `last`: the token that follows is wanted.
+    /// Feeds one block of tokens; with `last`, the next token is searched for.
     fn block(
         &mut self,
         f: &Feed<'_>,
@@ -187,7 +188,7 @@ impl State {
         self.pass(f.cancellation, ids.len(), last)?;
         let head = self.head.expect("the devices have the whole model");
         let behind = self.stages.len() - 1;
-        // An output that is the embedding is on the first device.
+        // An output tied to the embedding is on the first device.
         if head != behind {
             self.cross(behind, head, ids.len())?;
             if last || ids.len() == 1 {
@@ -201,7 +202,7 @@ impl State {
         Ok((ids.len() == 1 || last).then_some(token))
     }
 
-    /// Tokens through the layers of every device.
+    /// Passes tokens through the layers of every device.
     fn pass(&mut self, cancellation: &Cancellation, n: usize, last: bool) -> Result<()> {
         for i in 0..self.stages.len() {
             if i > 0 {
@@ -213,14 +214,15 @@ impl State {
         Ok(())
     }
 
-    /// The residual stream of `n` tokens from one device to another, once it is there.
+    /// Copies the residual stream of `n` tokens from one device to another, once it has been
+    /// computed.
     ///
-    /// Waits for both copies: `between` is free when this returns, whatever it returns.
+    /// Waits for both copies, so `between` is free when this returns, even with an error.
     fn cross(&mut self, from: usize, to: usize, n: usize) -> Result<()> {
         let (from, to) = (&self.stages[from], &self.stages[to]);
-        // A vector that is not finite has no right successor.
+        // A vector that is not finite must not be passed on.
         from.found()?;
-        // SAFETY: waited for in the next line, whether it is enqueued or refused.
+        // SAFETY: the next line waits for it, whether it was enqueued or refused.
         let down = unsafe {
             from.kept
                 .stream
@@ -232,7 +234,7 @@ impl State {
         to.kept.stream.synchronize().and(up)
     }
 
-    /// The logits of every token of the block that was fed last: `out` `(n, vocabulary)`.
+    /// Computes the logits of every token of the last block: `out` `(n, vocabulary)`.
     fn every(&mut self, n: usize, out: &mut [f32]) -> Result<()> {
         let head = self.head.expect("the devices have the whole model");
         let kept = &self.stages[head].kept;
@@ -258,17 +260,17 @@ impl State {
             pass.logits(i * ROWS, count, logits)?;
             kept.stream.read(bytemuck::cast_slice_mut(out), logits)?;
         }
-        // What the output itself was multiplied with.
+        // The vectors that the output itself was multiplied by may not be finite either.
         self.stages[head].found().map(drop)
     }
 
-    /// The control block up to every device; ids are read by the first only.
+    /// Uploads the control block to every device; only the first one reads the ids.
     fn send(&self, first: usize, ids: &[u32]) -> Result<()> {
         let ids = |stage: &Stage| if stage.kept.begins { ids } else { &[] };
         self.stages.iter().try_for_each(|s| s.send(first, ids(s)))
     }
 
-    /// The frequencies of a sequence of this length up, if they are others than before.
+    /// Uploads the frequencies of a sequence of this length, if they have changed.
     fn send_frequencies(&mut self, length: usize) -> Result<()> {
         let (frequencies, changed) = self.rotary.grow(length);
         if changed {

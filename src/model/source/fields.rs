@@ -1,14 +1,14 @@
-//! Typed fields of a JSON object, with messages that name the field, what it is and what was expected.
+//! Typed fields of a JSON object, with errors that name the field, its value and what was expected.
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::members::abridged;
 
-/// The fields of an object; null is as good as absent, as in most fields of `transformers`.
+/// The fields of an object. Null counts as absent, as for most fields in `transformers`.
 pub(super) struct Fields<'a> {
     object: &'a Map<String, Value>,
-    /// Put before the names of fields in messages: `rope_scaling.`
+    /// Prepended to the names of fields in messages, for example `rope_scaling.`
     prefix: String,
 }
 
@@ -20,12 +20,12 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// What messages call a field.
+    /// The name of a field in messages.
     pub(super) fn name(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    /// Whether it has no fields.
+    /// Whether there are no fields.
     pub(super) fn is_empty(&self) -> bool {
         self.object.is_empty()
     }
@@ -34,7 +34,7 @@ impl<'a> Fields<'a> {
         self.object.get(key).filter(|v| !v.is_null())
     }
 
-    /// Whether it is there and null, for the few fields where that says more than absence.
+    /// Whether a field is present and null, for the few fields where that differs from absence.
     pub(super) fn is_null(&self, key: &str) -> bool {
         self.object.get(key).is_some_and(Value::is_null)
     }
@@ -69,7 +69,7 @@ impl<'a> Fields<'a> {
         if zero { Ok(Some(0)) } else { self.count(key) }
     }
 
-    /// A count that has to be there.
+    /// A required count.
     pub(super) fn need_count(&self, key: &str) -> Result<usize> {
         self.count(key)?.ok_or_else(|| self.missing(key))
     }
@@ -85,7 +85,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A finite number from 0 on.
+    /// A finite number that is not negative.
     pub(super) fn not_negative(&self, key: &str) -> Result<Option<f64>> {
         let zero = self.get(key).is_some_and(|v| v.as_f64() == Some(0.0));
         if zero {
@@ -95,7 +95,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A positive finite number that has to be there.
+    /// A required positive finite number.
     pub(super) fn need_positive(&self, key: &str) -> Result<f64> {
         self.positive(key)?.ok_or_else(|| self.missing(key))
     }
@@ -131,7 +131,7 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(key, "a list of texts"))
     }
 
-    /// The elements of a list, if it is one.
+    /// The elements of a list.
     pub(super) fn list(&self, key: &str) -> Result<Option<&'a [Value]>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -142,7 +142,7 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(key, "a list"))
     }
 
-    /// An object inside.
+    /// A nested object.
     pub(super) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -156,12 +156,13 @@ impl<'a> Fields<'a> {
         }))
     }
 
-    /// An object that has to be there.
+    /// A required nested object.
     pub(super) fn need_object(&self, key: &str) -> Result<Fields<'a>> {
         self.object(key)?.ok_or_else(|| self.missing(key))
     }
 }
 
-/// The largest dimension of a model. The largest vocabularies have some 300,000 tokens, the longest contexts ten
-/// million positions; beyond that a number is a mistake, and products of dimensions stay far from overflow.
+/// The largest accepted dimension of a model. The largest vocabularies have some 300,000 tokens,
+/// the longest contexts ten million positions. A larger number is a mistake, and with this limit
+/// products of dimensions stay far from overflow.
 pub(super) const MOST: usize = 1 << 24;

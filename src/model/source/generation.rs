@@ -1,4 +1,4 @@
-//! `generation_config.json`: how the authors of a model would have it sampled.
+//! `generation_config.json`: the sampling options that the authors of a model advise.
 
 use std::path::Path;
 
@@ -9,7 +9,8 @@ use crate::formats::json;
 
 const FILE: &str = "generation_config.json";
 
-/// The object in that file of a folder, without the ids of tokens, which are the tokenizer's; empty if there is none.
+/// The object in that file of a folder, without token ids, which belong to the tokenizer; empty if
+/// there is no such file.
 pub(super) fn read(folder: &Path) -> Result<Map<String, Value>> {
     let path = folder.join(FILE);
     let Some(bytes) = json::read(&path)? else {

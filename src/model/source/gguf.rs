@@ -1,4 +1,4 @@
-//! The metadata of a GGUF file.
+//! The architecture from the metadata of a GGUF file.
 
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Gguf, Value};
@@ -8,7 +8,7 @@ use crate::model::architecture::{
 use crate::model::rope::yarn_attention_factor;
 use crate::model::source::fields::MOST;
 
-/// Metadata under the name of the architecture: `llama.block_count`.
+/// Metadata with the prefix of the architecture, such as `llama.block_count`.
 struct Keys<'a> {
     file: &'a Gguf,
     name: &'a str,
@@ -35,7 +35,8 @@ impl Keys<'_> {
         ))
     }
 
-    /// A number; of an array, which has one for each layer, the number that they all are.
+    /// A number. An array, which has one element per layer, counts as a number if its elements are
+    /// equal.
     fn number(&self, key: &str) -> Result<Option<f64>> {
         Ok(match self.get(key) {
             None => None,
@@ -83,7 +84,7 @@ impl Keys<'_> {
     }
 }
 
-/// `ERR_UNSUPPORTED` for one of several files that make a model.
+/// `ERR_UNSUPPORTED` for one file of a model that is split into several.
 fn refuse_part(file: &Gguf) -> Result<()> {
     match file.metadata("split.count") {
         Some(&Value::Unsigned(files)) if files > 1 => Err(Error::unsupported(format!(
@@ -93,7 +94,7 @@ fn refuse_part(file: &Gguf) -> Result<()> {
     }
 }
 
-/// Reads the architecture out of the metadata.
+/// Reads the architecture from the metadata.
 pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
     refuse_part(file)?;
     let name = match file.metadata("general.architecture") {
@@ -138,7 +139,7 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
         return Err(Error::format("there is no matrix token_embd.weight"));
     };
     let context = keys.need_count("context_length")?;
-    // Gemma 2 with 27 billion parameters scales queries by its hidden size a head, the others by the width of a head.
+    // Gemma 2 27B scales queries by the hidden size per head, the others by the width of a head.
     let query_width = if family == Family::Gemma2 && layers == 46 {
         hidden / heads
     } else {
@@ -157,7 +158,7 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
         Ok(Some(keys.positive(key)?.unwrap_or(default) as f32))
     };
     let has = |tensor: &str| file.shape(tensor).is_some();
-    // Where one layer has a bias all have to have it; what is missing is told then.
+    // If one layer has a bias, all layers need it; a missing one is reported later.
     let any = |endings: &[&str]| {
         let mut names = file.names();
         names.any(|name| endings.iter().any(|ending| name.ends_with(ending)))
@@ -175,7 +176,7 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
         norm_eps: keys
             .positive("attention.layer_norm_rms_epsilon")?
             .unwrap_or(1e-6) as f32,
-        // Files of Gemma have the 1 in their weights.
+        // Files of Gemma already include the 1 in the weights.
         norm_offset: 0.0,
         activation: if gemma {
             Activation::GeluTanh
@@ -193,7 +194,7 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
             .collect(),
         attention_softcap: softcap("attn_logit_softcapping", 50.0)?,
         final_softcap: softcap("final_logit_softcapping", 30.0)?,
-        // llama.cpp takes a Qwen 2 without them, too.
+        // llama.cpp also accepts a Qwen 2 without them.
         qkv_bias: any(&[".attn_q.bias", ".attn_k.bias", ".attn_v.bias"]),
         output_bias: any(&[".attn_output.bias"]),
         mlp_bias: any(&[".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"]),
@@ -205,7 +206,7 @@ pub(super) fn architecture(file: &Gguf) -> Result<Architecture> {
     Ok(architecture)
 }
 
-/// `ERR_UNSUPPORTED` for what changes which positions are seen, and is not computed here.
+/// `ERR_UNSUPPORTED` for settings that change which positions are visible and are not implemented.
 fn refuse_unknown_attention(keys: &Keys<'_>) -> Result<()> {
     if keys.get("attention.causal") == Some(&Value::Bool(false)) {
         return Err(Error::unsupported("attention to later positions"));
@@ -224,7 +225,7 @@ fn refuse_unknown_attention(keys: &Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Of the frequencies.
+/// The divisors of the rotary frequencies.
 const DIVISORS: &str = "rope_freqs.weight";
 
 fn divisors(file: &Gguf) -> Result<Option<Vec<f32>>> {
@@ -237,17 +238,18 @@ fn divisors(file: &Gguf) -> Result<Option<Vec<f32>>> {
     Ok(Some(values))
 }
 
-/// Whether a tensor that no layer has is one nevertheless that a model of this family may have, or that nothing reads.
+/// Whether a tensor that belongs to no layer is one that a model of this family may have, or one
+/// that may be ignored.
 pub(super) fn expected_besides(name: &str, family: Family) -> bool {
     let llama = matches!(family, Family::Llama | Family::Mistral);
-    // Old files have the frequencies of the plain embedding in every layer.
+    // Old files have the unscaled rotary frequencies in every layer.
     name == DIVISORS && llama || name.contains(".attn_rot_embd.")
 }
 
 fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<Rope> {
     let factor = match keys.positive("rope.scaling.factor")? {
         Some(factor) => Some(factor),
-        // Files before the scaling had a type of its own.
+        // Files written before the scaling had a type of its own.
         None => keys.positive("rope.scale_linear")?,
     };
     let kind = match keys.get("rope.scaling.type") {
@@ -287,7 +289,7 @@ fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<
                 .positive("rope.scaling.yarn_beta_fast")?
                 .unwrap_or(32.0),
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-            // There it comes on top of YaRN's own.
+            // In GGUF files this factor is applied on top of YaRN's own.
             attention_factor: match attention {
                 None => None,
                 Some(a) => Some(a * yarn_attention_factor(need_factor()?, 1.0)),
@@ -303,7 +305,7 @@ fn rope(file: &Gguf, keys: &Keys<'_>, family: Family, context: usize) -> Result<
     Ok(Rope {
         theta: keys.positive("rope.freq_base")?.unwrap_or(10000.0),
         scaling,
-        // The converter of llama.cpp permutes the query and key rows of these files.
+        // llama.cpp's converter permutes the query and key rows of these families.
         pairing: match family {
             Family::Llama | Family::Mistral => Pairing::Neighbours,
             _ => Pairing::Halves,

@@ -1,4 +1,5 @@
-//! `config.json` of the Hugging Face layout, as `transformers` 4 and 5 write it.
+//! The architecture from `config.json` in the Hugging Face layout, as `transformers` 4 and 5 write
+//! it.
 
 use super::fields::{Fields, MOST};
 use crate::error::{Error, Result};
@@ -6,14 +7,14 @@ use crate::formats::json;
 use crate::model::architecture::{Activation, Architecture, Family, Pairing, Rope, RopeScaling};
 use crate::model::rope::yarn_attention_factor;
 
-/// What the class of a family in `transformers` has where `config.json` does not say.
+/// The defaults of a family's class in `transformers` for fields that `config.json` lacks.
 struct Defaults {
     context: usize,
-    /// `None`: as many as query heads.
+    /// `None`: the number of query heads.
     kv_heads: Option<usize>,
-    /// `None`: the hidden size over the heads.
+    /// `None`: the hidden size divided by the number of heads.
     head_dim: Option<usize>,
-    /// The width of sliding windows, in classes that have them.
+    /// The width of sliding windows, for classes that have them.
     window: Option<usize>,
     tied: bool,
 }
@@ -38,7 +39,7 @@ impl Defaults {
     }
 }
 
-/// Reads the architecture out of a `config.json`.
+/// Reads the architecture from a `config.json`.
 pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
     let object = json::object(bytes, "it", |_| true)?;
     let f = Fields::new(&object);
@@ -68,7 +69,8 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
         _ => (head_dim as f64).powf(-0.5),
     };
     let rope = rope(&f, context)?;
-    // What is said of these may be of the model before it was stretched, as Qwen's documentation does it for YaRN.
+    // With these scalings the stated context may be that before the extension, as in Qwen's
+    // documentation for YaRN.
     let stretched = |from: usize, factor: f64| ((from as f64 * factor) as usize).min(MOST);
     let context = match rope.scaling {
         RopeScaling::Dynamic { factor, .. } => stretched(context, factor),
@@ -79,7 +81,8 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
         } => context.max(stretched(original_context, factor)),
         _ => context,
     };
-    // Qwen 2 always has those of queries, keys and values; Mistral has none, whatever the file says.
+    // Qwen 2 always has biases on queries, keys and values; Mistral has none, whatever the file
+    // says.
     let attention_bias = match family {
         Family::Mistral | Family::Qwen2 => false,
         _ => f.flag("attention_bias")?.unwrap_or(false),
@@ -114,7 +117,8 @@ pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
     Ok(architecture)
 }
 
-/// By `model_type`, as the Auto classes of `transformers` choose; the class names the family only where that is missing.
+/// The family, by `model_type` as for the Auto classes of `transformers`; by the name of the class
+/// only if that is missing.
 fn family(f: &Fields<'_>) -> Result<Family> {
     let class = f.texts("architectures")?.and_then(|a| a.first().copied());
     let named = f.text("model_type")?;
@@ -137,7 +141,7 @@ fn activation(f: &Fields<'_>, family: Family) -> Result<Activation> {
         _ => "hidden_act",
     };
     Activation::of(match (family, f.text(key)?) {
-        // Gemma's first files said "gelu" and meant its tanh formula.
+        // The first files of Gemma say "gelu" and mean its tanh approximation.
         (Family::Gemma, None | Some("gelu")) | (Family::Gemma2, None) => "gelu_pytorch_tanh",
         (_, None) => "silu",
         (_, Some(name)) => name,
@@ -145,14 +149,15 @@ fn activation(f: &Fields<'_>, family: Family) -> Result<Activation> {
 }
 
 fn softcap(f: &Fields<'_>, key: &str, family: Family, default: f64) -> Result<Option<f32>> {
-    // Absent is the default of the class; null is none.
+    // An absent field means the default of the class; null means none.
     if family != Family::Gemma2 || f.is_null(key) {
         return Ok(None);
     }
     Ok(Some(f.positive(key)?.unwrap_or(default) as f32))
 }
 
-/// What each layer sees. `default`: the width where the file does not say, which null does: no layer slides then.
+/// The window of each layer. `default` is the width if the file has none. A null width means that
+/// no layer has a sliding window.
 fn windows(
     f: &Fields<'_>,
     family: Family,
@@ -174,7 +179,7 @@ fn windows(
             }
         })
     };
-    // The other classes do not look at it.
+    // The other classes ignore this field.
     let types = match family {
         Family::Gemma2 | Family::Qwen2 | Family::Qwen3 => f.texts("layer_types")?,
         _ => None,
@@ -204,8 +209,8 @@ fn windows(
         .collect()
 }
 
-/// `transformers` 5 has everything in `rope_parameters`, 4 had `rope_scaling` and `rope_theta`; of both the older one counts, and in it
-/// its own base.
+/// `transformers` 5 has everything in `rope_parameters`, 4 had `rope_scaling` and `rope_theta`. If
+/// both are present, the older object takes precedence, including the base in it.
 fn rope(f: &Fields<'_>, context: usize) -> Result<Rope> {
     let parameters = match f.object("rope_scaling")? {
         Some(older) if !older.is_empty() => Some(older),
@@ -243,7 +248,7 @@ fn scaling_of(s: &Fields<'_>, f: &Fields<'_>, context: usize) -> Result<RopeScal
         Some(kind) => kind,
         None => s.text("type")?.unwrap_or("default"),
     };
-    // What stands beside the object goes before what stands in it.
+    // The field beside the object takes precedence over the one inside it.
     let original_context = match f.count("original_max_position_embeddings")? {
         Some(n) => n,
         None => s
@@ -255,7 +260,7 @@ fn scaling_of(s: &Fields<'_>, f: &Fields<'_>, context: usize) -> Result<RopeScal
         "linear" => RopeScaling::Linear {
             factor: s.need_positive("factor")?,
         },
-        // It follows the length of the sequence from the whole context on.
+        // The frequencies follow the length of the sequence once it exceeds the whole context.
         "dynamic" => RopeScaling::Dynamic {
             factor: s.need_positive("factor")?,
             original_context: context,
@@ -266,7 +271,7 @@ fn scaling_of(s: &Fields<'_>, f: &Fields<'_>, context: usize) -> Result<RopeScal
                 None => s.need_positive("factor")?,
                 Some(factor) => factor,
             };
-            // 0 is as good as absent there.
+            // `transformers` treats 0 as absent here.
             let scales = (
                 s.not_negative("mscale")?.filter(|m| *m > 0.0),
                 s.not_negative("mscale_all_dim")?.filter(|m| *m > 0.0),

@@ -1,13 +1,14 @@
-//! Models on disk: what they compute, their tensors by canonical names, where their tokenizer is.
+//! Models on disk: their architecture, their tensors by canonical names, and the location of their
+//! tokenizer.
 //!
-//! | module | one reason to exist |
+//! | module | responsibility |
 //! |---|---|
 //! | `hf` | `config.json` of the Hugging Face layout |
 //! | `gguf` | the metadata of a GGUF file |
-//! | `manifest` | the `architecture` object of our own manifest, both ways |
-//! | `generation` | the sampling that a model's authors advise |
+//! | `manifest` | the `architecture` object of our own manifest, reading and writing |
+//! | `generation` | the sampling options that a model's authors advise |
 //! | `fields` | typed fields of a JSON object, with messages that name them |
-//! | `names` | the tensors that an architecture has, and what each format calls them |
+//! | `names` | the tensors of an architecture, and their names in each format |
 
 mod fields;
 mod generation;
@@ -33,10 +34,10 @@ use crate::formats::{
 use crate::memory;
 use crate::quant::Bits;
 
-/// The matrix of embeddings.
+/// The embedding matrix.
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// The matrix of the output.
+/// The output matrix.
 const OUTPUT: &str = "lm_head.weight";
 
 /// An opened model.
@@ -44,27 +45,28 @@ pub struct Source {
     architecture: Architecture,
     weights: WeightFile,
     path: PathBuf,
-    /// Where the tokenizer's files are, if they lie beside the weights.
+    /// The folder with the weights, where the tokenizer's files may be.
     folder: PathBuf,
 }
 
 /// Where the tokenizer of a model is.
 pub enum TokenizerSource<'a> {
-    /// `tokenizer.json` and what belongs to it, in this folder; it may be absent.
+    /// `tokenizer.json` and related files in this folder; they may be absent.
     Folder(&'a Path),
     /// In the metadata of this file; it may be absent.
     Gguf(&'a Gguf),
 }
 
 impl Source {
-    /// Opens a folder in the Hugging Face layout, a `.gguf` file, or a manifest (`.json`; a folder that holds one
-    /// manifest, or else one `.gguf` file, will do). With `mmap` false files are read instead of mapped.
+    /// Opens a folder in the Hugging Face layout, a `.gguf` file, or a manifest (`.json`). A folder
+    /// with exactly one manifest, or else exactly one `.gguf` file, stands for that file. With `mmap`
+    /// false, files are read instead of mapped.
     ///
-    /// Every tensor that the architecture needs is there and has the right shape, or it is an error.
+    /// Fails unless every tensor that the architecture needs is present with the right shape.
     ///
     /// # Errors
-    /// `ERR_IO`, `ERR_FORMAT` for what is missing, misshapen or contradictory, `ERR_UNSUPPORTED` for an architecture
-    /// that is not known (the message lists those that are), `ERR_MEMORY`.
+    /// `ERR_IO`; `ERR_FORMAT` for what is missing, misshapen or contradictory; `ERR_UNSUPPORTED`
+    /// for an unknown architecture (the message lists the known ones); `ERR_MEMORY`.
     pub fn open(path: &Path, mmap: bool) -> Result<Source> {
         let source = if path.is_dir() {
             Source::open_folder(path, mmap)?
@@ -114,7 +116,7 @@ impl Source {
         })
     }
 
-    /// Every tensor that the architecture needs is there with its shape.
+    /// Checks that every tensor of the architecture is present with its shape.
     fn check_tensors(&self) -> Result<()> {
         for spec in self.tensors() {
             let stored = self.stored_name(&spec.name)?;
@@ -134,8 +136,9 @@ impl Source {
         self.check_no_others()
     }
 
-    /// Nothing is left over that would have been part of what the model computes: a bias, a layer. Folders in the Hugging Face
-    /// layout may have more: what their class does not know is ignored there too.
+    /// Checks that there is no additional tensor that the computation would have to include: a
+    /// bias, a layer. Folders in the Hugging Face layout may have others: `transformers` ignores
+    /// tensors unknown to the class, too.
     fn check_no_others(&self) -> Result<()> {
         let known: HashSet<String> = self
             .tensors()
@@ -162,7 +165,7 @@ impl Source {
         }
     }
 
-    /// What it computes.
+    /// The architecture.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
@@ -180,10 +183,8 @@ impl Source {
         self.weights.matrix(&self.stored_name(name)?)
     }
 
-    /// The width of a matrix by its canonical name, if it is quantised in a way that is taken over.
-    ///
-    /// # Errors
-    /// Those of [`WeightFile::matrix`].
+    /// The width of a matrix by its canonical name, if it is quantised in a format whose codes are
+    /// taken as stored.
     pub fn quantised(&self, name: &str) -> Result<Option<Bits>> {
         Ok(match self.matrix(name)? {
             MatrixView::Codes(view) => Some(view.as_codes().bits),
@@ -199,7 +200,7 @@ impl Source {
         self.finite_vector(name, Error::format)
     }
 
-    /// As [`Source::vector`]; `not_finite` makes the error for a value that is not finite.
+    /// As [`Source::vector`]; `not_finite` creates the error for a value that is not finite.
     ///
     /// # Errors
     /// As [`Source::vector`].
@@ -216,22 +217,19 @@ impl Source {
         }
     }
 
-    /// A norm or a bias by its canonical name, as the file has it.
-    ///
-    /// # Errors
-    /// Those of [`WeightFile::vector`].
+    /// A norm or a bias by its canonical name, as stored in the file.
     pub fn vector_view(&self, name: &str) -> Result<MatrixView<'_>> {
         self.weights.vector(&self.stored_name(name)?)
     }
 
-    /// Gives the memory of a tensor, by its canonical name, back to the system; see [`WeightFile::forget`].
+    /// Releases the memory of a tensor, by its canonical name; see [`WeightFile::forget`].
     pub fn forget(&self, name: &str) {
         if let Ok(stored) = self.stored_name(name) {
             self.weights.forget(&stored);
         }
     }
 
-    /// How the file keeps a tensor, by its canonical name; see [`WeightFile::stored`].
+    /// How the file stores a tensor, by its canonical name; see [`WeightFile::stored`].
     ///
     /// # Errors
     /// Those of [`WeightFile::stored`].
@@ -239,7 +237,8 @@ impl Source {
         self.weights.stored(&self.stored_name(name)?)
     }
 
-    /// The relative error of a matrix by its canonical name, as its conversion measured it; `None` where the file does not say.
+    /// The relative error of a matrix, by its canonical name, as measured by its conversion; `None`
+    /// if the file does not have it.
     ///
     /// # Errors
     /// Those of [`WeightFile::matrix`].
@@ -250,8 +249,9 @@ impl Source {
         })
     }
 
-    /// The types of the matrices that are no codes which are taken over, as the file calls them, in the order of the layers, and the
-    /// width, if it is not the default one, to which opening the model quantises them unless another is asked for.
+    /// The types, as named by the file, of the matrices whose codes are not taken as stored, in the
+    /// order of the layers. With each type comes the width that opening the model quantises it to
+    /// by default, if that is not the usual default.
     ///
     /// # Errors
     /// Those of [`WeightFile::matrix`].
@@ -277,12 +277,12 @@ impl Source {
         Ok(types)
     }
 
-    /// The tensors of the file, whatever the architecture makes of them.
+    /// The tensors of the file, whether or not the architecture uses them.
     pub fn weights(&self) -> &WeightFile {
         &self.weights
     }
 
-    /// Where the tokenizer is.
+    /// The location of the tokenizer.
     pub fn tokenizer(&self) -> TokenizerSource<'_> {
         match &self.weights {
             WeightFile::Gguf(file) => TokenizerSource::Gguf(file),
@@ -290,7 +290,8 @@ impl Source {
         }
     }
 
-    /// What `generation_config.json` beside the weights says, but for the ids of tokens; nothing where there is none.
+    /// The contents of `generation_config.json` beside the weights without token ids; empty if
+    /// there is none.
     ///
     /// # Errors
     /// `ERR_IO`, `ERR_FORMAT` if it is not a JSON object.
@@ -301,12 +302,12 @@ impl Source {
         }
     }
 
-    /// The folder that it lies in.
+    /// The folder that contains the weights.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What it is opened by: a folder in the Hugging Face layout, else a file.
+    /// The path to open it by: a folder in the Hugging Face layout, otherwise a file.
     pub fn origin(&self) -> &Path {
         match self.kind() {
             "huggingface" => &self.folder,
@@ -328,12 +329,12 @@ impl Source {
         }
     }
 
-    /// What the file calls a tensor.
+    /// The name of a tensor in the file.
     fn stored_name(&self, name: &str) -> Result<String> {
         if let WeightFile::Gguf(_) = self.weights {
             return Ok(names::gguf(name, self.architecture.sandwich));
         }
-        // Of tied matrices some writers keep the other one.
+        // Of tied matrices some writers store only the output.
         let tied = name == EMBEDDING && self.architecture.tied;
         let is_other =
             tied && self.weights.shape(name)?.is_none() && self.weights.shape(OUTPUT)?.is_some();
@@ -341,8 +342,8 @@ impl Source {
     }
 }
 
-/// Whether there is an output that is not the embedding: then they are not tied, whatever the configuration says, as
-/// `transformers` 5 has it. Many files have a copy of the embedding for an output.
+/// Whether there is an output that differs from the embedding. They are then not tied, whatever the
+/// configuration says, as in `transformers` 5. In many files the output is a copy of the embedding.
 fn has_output_of_its_own(weights: &WeightFile) -> Result<bool> {
     if weights.shape(OUTPUT)?.is_none() || weights.shape(EMBEDDING)?.is_none() {
         return Ok(false);
@@ -355,7 +356,8 @@ fn has_output_of_its_own(weights: &WeightFile) -> Result<bool> {
     )
 }
 
-/// The one file or the index with the weights of a folder; of both the file, as `transformers` takes it.
+/// The single file with the weights in a folder, or else the index; the file takes precedence, as
+/// in `transformers`.
 fn safetensors_in(folder: &Path) -> Result<PathBuf> {
     for name in ["model.safetensors", "model.safetensors.index.json"] {
         let path = folder.join(name);
@@ -396,7 +398,7 @@ pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(manifests)
 }
 
-/// The one manifest of a folder or, where there is none, its one `.gguf` file.
+/// The only manifest of a folder or, if there is none, its only `.gguf` file.
 fn only_model(folder: &Path) -> Result<PathBuf> {
     let several = |what: &str, a: &Path, b: &Path| {
         Err(Error::format(format!(
@@ -421,7 +423,7 @@ fn only_model(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The files of a folder whose names are `wanted`, in order.
+/// The files of a folder whose names are `wanted`, sorted.
 fn files_in(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
     let refused =
         |e: std::io::Error| Error::io(format!("{} cannot be read: {e}", folder.display()));

@@ -1,13 +1,14 @@
-//! The tensors that an architecture has, by canonical names (those of Hugging Face), and what GGUF calls them.
+//! The tensors of an architecture by canonical names (those of Hugging Face), and their names in
+//! GGUF files.
 
 use crate::model::architecture::Architecture;
 
-/// What a tensor is for.
+/// The use of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A matrix that products are made with, and that is quantised.
+    /// A matrix that vectors are multiplied by, which is quantised.
     Matrix,
-    /// A norm, a bias: kept as float32.
+    /// A norm or a bias, kept as float32.
     Vector,
 }
 
@@ -18,7 +19,7 @@ pub struct TensorSpec {
     pub name: String,
     /// `[rows, cols]` or `[len]`.
     pub shape: Vec<usize>,
-    /// What it is for.
+    /// The use of the tensor.
     pub role: Role,
 }
 
@@ -81,8 +82,8 @@ impl List {
     }
 }
 
-/// The name that GGUF files have for a canonical one. With `sandwich` the norm behind attention has a name of its own,
-/// and the one that is `post_attention_layernorm` otherwise stands before the feed-forward network.
+/// The GGUF name for a canonical one. With `sandwich` the norm after attention has a name of its
+/// own; otherwise `post_attention_layernorm` is the norm before the feed-forward network.
 pub(super) fn gguf(name: &str, sandwich: bool) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".to_owned(),

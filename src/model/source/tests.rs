@@ -33,7 +33,7 @@ fn every_family_as_folder_and_as_gguf() {
         }
         let gguf = Source::open(&file, true).unwrap();
         let mut expected = a.clone();
-        // What the two formats say differently by design.
+        // By design the two formats differ in these fields.
         expected.norm_offset = 0.0;
         if matches!(a.family, Family::Llama | Family::Mistral) {
             expected.rope.pairing = Pairing::Neighbours;
@@ -41,7 +41,7 @@ fn every_family_as_folder_and_as_gguf() {
         if let RopeScaling::Divisors(_) = gguf.architecture().rope.scaling {
             expected.rope.scaling = gguf.architecture().rope.scaling.clone();
         }
-        // These files have no key for it: the query weights are scaled instead.
+        // GGUF has no key for it: the query weights are scaled instead.
         expected.query_scale = gguf.architecture().query_scale;
         assert!((gguf.architecture().norm_eps - expected.norm_eps).abs() < 1e-12);
         expected.norm_eps = gguf.architecture().norm_eps;
@@ -62,7 +62,7 @@ fn manifest_round_trip(a: &Architecture) -> Architecture {
     manifest::architecture(text.to_string().as_bytes()).unwrap()
 }
 
-/// Fields that name something else than what is computed are no notes.
+/// Fields that name something other than what is computed are refused, not ignored.
 #[test]
 fn manifests_of_other_networks() {
     let a = configured("llama", "");
@@ -101,7 +101,8 @@ fn the_example_of_the_format() {
     assert_eq!((a.query_scale, a.windows.clone()), (0.25, vec![None, None]));
 }
 
-/// What a manifest says for people never keeps a model from being read, whatever it is.
+/// The descriptive fields of a manifest never prevent a model from being read, whatever they
+/// contain.
 #[test]
 fn manifests_with_strange_accuracies() {
     let folder = tempfile::tempdir().unwrap();
@@ -279,7 +280,7 @@ fn yarn_stretches_the_context_and_has_its_factor() {
     );
 }
 
-/// The architecture of [`CONFIG`] for a family, with more fields.
+/// The architecture of [`CONFIG`] for a family, with additional fields.
 fn configured(family: &str, fields: &str) -> Architecture {
     let config = CONFIG
         .replace(
@@ -290,17 +291,18 @@ fn configured(family: &str, fields: &str) -> Architecture {
     hf::architecture(config.as_bytes()).unwrap()
 }
 
-/// What `transformers` 5.24 makes of fields that are absent, null, doubled, or not those of the class.
+/// How `transformers` 5.24 treats fields that are absent, null, given twice, or unknown to the
+/// class.
 #[test]
 fn fields_as_the_classes_read_them() {
-    // Of the two the type of the model chooses the class.
+    // If both are present, `model_type` chooses the class.
     let both = CONFIG.replace(
         "1e-5",
         "1e-5, \"model_type\": \"mistral\", \"sliding_window\": 8",
     );
     let a = hf::architecture(both.as_bytes()).unwrap();
     assert_eq!((a.family, a.windows[0]), (Family::Mistral, Some(8)));
-    // Windows: absent is the default of the class, null is none, and some classes have none.
+    // Windows: absent means the default of the class, null means none, and some classes have none.
     let window = |family: &str, fields: &str| configured(family, fields).windows[0];
     let sliding = ", \"use_sliding_window\": true, \"max_window_layers\": 0";
     let null = ", \"sliding_window\": null";
@@ -375,7 +377,7 @@ fn fields_as_the_classes_read_them() {
 #[test]
 fn rotary_parameters_as_transformers_5_reads_them() {
     let rope = |fields: &str| configured("llama", fields).rope;
-    // Both objects: the older one, and its own base.
+    // With both objects, the older one takes precedence, including its base.
     let both = rope(
         r#", "rope_theta": 7.0, "rope_parameters": {"rope_type": "default", "rope_theta": 5.0},
            "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9.0}"#,
@@ -386,7 +388,8 @@ fn rotary_parameters_as_transformers_5_reads_them() {
     assert_eq!(older.theta, 7.0);
     let newer = rope(r#", "rope_theta": 7.0, "rope_parameters": {"rope_theta": 5.0}"#);
     assert_eq!((newer.theta, newer.scaling), (5.0, RopeScaling::None));
-    // The context trained on: beside the object before in it, the whole one where nobody says; dynamic does not look.
+    // The original context: the field beside the object precedes the one inside it, and the whole
+    // context is the default; dynamic scaling ignores it.
     let original = |kind: &str, inside: &str, beside: &str| {
         let object = format!(
             r#"{{"rope_type": "{kind}", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0{inside}}}"#
@@ -414,7 +417,8 @@ fn rotary_parameters_as_transformers_5_reads_them() {
         assert_eq!(original(kind, inside, beside), 16);
     }
     assert_eq!(original("dynamic", inside, beside), 32);
-    // YaRN: null is the ratio of the contexts, 0 is as good as absent, and the ramp may end between pairs.
+    // YaRN: null means the ratio of the contexts, 0 counts as absent, and the ramp may end between
+    // pairs.
     let yarn = |fields: &str| {
         let object = format!(r#"{{"type": "yarn"{fields}{inside}}}"#);
         match rope(&format!(r#", "rope_scaling": {object}"#)).scaling {
@@ -435,7 +439,7 @@ fn rotary_parameters_as_transformers_5_reads_them() {
         expected
     );
     assert!(!yarn(r#", "factor": 4.0, "truncate": false"#).3);
-    // Of each kind of layer: not supported, and not silently the default.
+    // Scaling per kind of layer is refused, not silently replaced by the default.
     let nested = CONFIG.replace(
         "1e-5",
         r#"1e-5, "rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding_attention": {}}"#,
@@ -458,7 +462,8 @@ fn one_file_goes_before_an_index() {
     assert_eq!(Source::open(folder.path(), true).unwrap().path(), file);
 }
 
-/// An output that is not the embedding is one of its own, whatever the configuration says; a copy of it is not.
+/// An output that differs from the embedding is used, whatever the configuration says; a copy of
+/// the embedding is not.
 #[test]
 fn an_output_beside_a_tied_embedding() {
     let folder = tempfile::tempdir().unwrap();
@@ -533,7 +538,7 @@ fn tensors_are_checked_at_open() {
     );
 }
 
-/// The weights of `from` behind an index that has them all in `file`.
+/// Writes the weights of `from` with an index that places them all in `file`.
 fn sharded(folder: &Path, from: &Path, file: &str) {
     for name in ["config.json", "tokenizer.json"] {
         std::fs::copy(from.join(name), folder.join(name)).unwrap();
@@ -568,7 +573,8 @@ fn shards_may_be_links_and_their_names_lead_nowhere() {
     }
 }
 
-/// Looking for the matrix that others tie to the embedding hides nothing about a shard that cannot be opened.
+/// The look-up of the matrix that others tie to the embedding must not hide that a shard cannot be
+/// opened.
 #[test]
 fn a_shard_that_is_missing() {
     let folder = tempfile::tempdir().unwrap();
@@ -581,7 +587,7 @@ fn a_shard_that_is_missing() {
     );
 }
 
-/// A GGUF file with one more number in its metadata; data stays aligned.
+/// A GGUF file with an additional number in its metadata; the data stays aligned.
 fn with_number(mut file: Vec<u8>, key: &str, value: u32) -> Vec<u8> {
     let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
     let number = [&text(key)[..], &4u32.to_le_bytes(), &value.to_le_bytes()].concat();
@@ -593,7 +599,7 @@ fn with_number(mut file: Vec<u8>, key: &str, value: u32) -> Vec<u8> {
     file
 }
 
-/// The file with every occurrence of a text replaced by another one of the same length.
+/// The file with every occurrence of a text replaced by another of the same length.
 fn renamed(file: &[u8], from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let mut file = file.to_vec();
@@ -607,7 +613,8 @@ fn renamed(file: &[u8], from: &str, to: &str) -> Vec<u8> {
     file
 }
 
-/// Every tensor of a GGUF file is one that the model computes with, or it is refused: llama.cpp refuses or uses them.
+/// A GGUF file with a tensor that the computation does not include is refused: llama.cpp refuses or
+/// uses these tensors.
 #[test]
 fn gguf_files_with_tensors_that_nothing_reads() {
     let folder = tempfile::tempdir().unwrap();
@@ -625,7 +632,7 @@ fn gguf_files_with_tensors_that_nothing_reads() {
         refused(&unknown, "the tensor rope_fraqs.weight"),
         Status::Unsupported
     );
-    // A layer without the bias that another one has.
+    // A layer lacks the bias that another one has.
     let qwen2 = file("qwen2.gguf");
     let lacks = renamed(&qwen2, "blk.0.attn_q.bias", "blk.7.attn_q.bias");
     assert_eq!(
@@ -667,7 +674,7 @@ fn gguf_files_that_only_look_like_a_known_model() {
             "{message}"
         );
     }
-    // A norm under another name is missing.
+    // A norm under another name counts as missing.
     let mut bytes = file("qwen3.gguf");
     opened(&bytes).unwrap();
     let norm = "blk.0.attn_q_norm.weight";
@@ -708,7 +715,7 @@ fn what_is_not_a_model() {
     assert!(message(&lone).ends_with("give the folder that holds config.json as well"));
 }
 
-/// The real models of other people, where they are.
+/// Published models, if they are available.
 #[test]
 fn real_models() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models");

@@ -15,7 +15,7 @@ fn counted(text: &str) -> Vec<u8> {
 }
 
 impl File {
-    /// With a pair, whose value is of the type of that number; one of that key gives way.
+    /// Adds a pair whose value has the type with this number, replacing any pair with the same key.
     fn with(mut self, name: &str, kind: u32, value: &[u8]) -> File {
         let mut bytes = kind.to_le_bytes().to_vec();
         bytes.extend_from_slice(value);
@@ -36,7 +36,7 @@ impl File {
         self.with(&key(name), 4, &id.to_le_bytes())
     }
 
-    /// A list whose elements are of the type of that number.
+    /// A list whose elements have the type with this number.
     fn list(self, name: &str, kind: u32, elements: &[Vec<u8>]) -> File {
         let mut bytes = kind.to_le_bytes().to_vec();
         bytes.extend((elements.len() as u64).to_le_bytes());
@@ -66,7 +66,7 @@ impl File {
     }
 }
 
-/// SentencePiece over these tokens, whose scores fall.
+/// SentencePiece over these tokens, with decreasing scores.
 fn sentence_piece_of(texts: &[&str]) -> File {
     let scores: Vec<Vec<u8>> = (0..texts.len())
         .map(|i| (-(i as f32)).to_le_bytes().to_vec())
@@ -75,7 +75,7 @@ fn sentence_piece_of(texts: &[&str]) -> File {
     file.texts("tokens", texts).list("scores", 6, &scores)
 }
 
-/// Byte-pair encoding of bytes whose letters are themselves, and these tokens and merges.
+/// Byte-pair encoding of bytes whose letters are themselves, with these tokens and merges.
 fn byte_pair_of(more: &[&str], merges: &[&str]) -> File {
     let letters: Vec<String> = ('!'..='~')
         .chain(['Ġ', 'Ċ'])
@@ -87,7 +87,7 @@ fn byte_pair_of(more: &[&str], merges: &[&str]) -> File {
     file.texts("tokens", &texts).texts("merges", merges)
 }
 
-/// As llama.cpp has it: llama_cpp 0.3.36 gave the same for every line.
+/// As in llama.cpp: llama_cpp 0.3.36 gave the same for every line.
 #[test]
 fn who_begins_with_a_token_for_that() {
     let begins = |file: &File| file.open().unwrap().begins().is_some();
@@ -115,7 +115,7 @@ fn who_begins_with_a_token_for_that() {
     }
 }
 
-/// As llama.cpp has it: llama_cpp 0.3.36 gave the same ids for 182 texts and each of these names.
+/// As in llama.cpp: llama_cpp 0.3.36 gave the same ids for 182 texts and each of these names.
 #[test]
 fn words_are_cut_as_llama_cpp_cuts_them() {
     let merges = ["Ġ 1", "1 2", "12 3", "123 4", ". .", "x ."];
