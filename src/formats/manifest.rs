@@ -1,8 +1,8 @@
 //! Our own format: a JSON manifest, version 2, that names its weights and the arrays of each.
 //!
-//! Current manifests keep every array in one .npz beside them. Earlier ones are read too: codes one a
-//! byte with a scale a row, and arrays in files of their own (`.npy`, rows of `numpy.packbits` in `.bin`,
-//! scales as text in `.txt`). No path in a manifest leads out of its folder.
+//! Current manifests keep every array in one .npz beside them. Earlier ones are read too: one code
+//! per byte with a scale per row, and arrays in separate files (`.npy`, rows of `numpy.packbits` in
+//! `.bin`, scales as text in `.txt`). No path in a manifest leads out of its folder.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ struct Model {
     sha256: Option<String>,
 }
 
-/// What holds where a weight does not say otherwise.
+/// The defaults for fields that a weight does not have.
 #[derive(Default, Deserialize)]
 #[serde(expecting = "an object")]
 struct Quantization {
@@ -60,7 +60,7 @@ struct Quantization {
     packing: Option<PackingNames>,
 }
 
-/// How codes are packed, where a weight has no `packed_format`.
+/// How codes are packed if a weight has no `packed_format`.
 #[derive(Deserialize)]
 struct PackingNames {
     layout: Option<String>,
@@ -94,12 +94,12 @@ struct ScaleAxis {
     index: u64,
 }
 
-/// The arrays that make a weight.
+/// The arrays of a weight.
 enum Stored<'a> {
     Codes {
         codes: Cow<'a, str>,
         bits: Bits,
-        /// How the codes lie, where their number admits both ways.
+        /// The packing of the codes, if their number permits both.
         packing: Packing,
         scales: Cow<'a, str>,
         zero_points: Option<Cow<'a, str>>,
@@ -129,10 +129,10 @@ impl Manifest {
         }
     }
 
-    /// Reads a manifest that lies in `folder`, and opens the npz that it names.
+    /// Parses a manifest in `folder`, and opens the npz that it names.
     ///
     /// # Errors
-    /// `ERR_FORMAT` for a text or an npz that is wrong, `ERR_UNSUPPORTED` for another version, `ERR_IO` where
+    /// `ERR_FORMAT` for a malformed text or npz, `ERR_UNSUPPORTED` for another version, `ERR_IO` if
     /// the npz cannot be opened.
     pub fn new(bytes: &[u8], folder: &Path, mmap: bool) -> Result<Manifest> {
         let root: Root = json::parse(bytes, "the manifest")?;
@@ -143,7 +143,7 @@ impl Manifest {
             )));
         }
         let weights = root.weights.0;
-        // Early manifests name the npz that they were made from, wherever it was.
+        // Early manifests name the npz that they were made from, which may be anywhere.
         let needs_npz = weights.iter().any(|(_, w)| w.needs_npz());
         let npz = match root.model.source_npz {
             Some(name) if needs_npz => {
@@ -170,10 +170,10 @@ impl Manifest {
         })
     }
 
-    /// Reads the whole npz and compares it with what the manifest says of it, which opening does not.
+    /// Reads the whole npz and compares it with its SHA-256 in the manifest, which opening does not.
     ///
     /// # Errors
-    /// `ERR_FORMAT` where they differ, or the manifest says nothing.
+    /// `ERR_FORMAT` if they differ, or the manifest has none.
     pub fn verify(&self) -> Result<()> {
         let Some(npz) = &self.npz else { return Ok(()) };
         npz.verify()?;
@@ -188,13 +188,14 @@ impl Manifest {
         }
     }
 
-    /// What the conversion measured of the whole model; null where the manifest does not say, and where it says more than
-    /// [`super::limits::SMALL_TREE_BYTES`] hold.
+    /// The accuracy of the whole model as measured by the conversion; null if the manifest does not
+    /// have it, or has more than [`super::limits::SMALL_TREE_BYTES`] of it.
     pub fn accuracy(&self) -> &Value {
         &self.accuracy
     }
 
-    /// The norm of what quantising changed of a weight over its norm; `None` where the manifest does not say.
+    /// The norm of the quantisation error of a weight over the norm of the weight; `None` if the
+    /// manifest does not have it.
     pub fn relative_error(&self, name: &str) -> Option<f64> {
         let (_, weight) = &self.weights[*self.index.get(name)?];
         weight.relative_error
@@ -205,16 +206,16 @@ impl Manifest {
         self.weights.iter().map(|(name, _)| name.as_str())
     }
 
-    /// A weight of two dimensions; `None` if there is none of that name.
+    /// A weight of two dimensions; `None` if there is none with that name.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for another number of dimensions; `ERR_FORMAT` where its arrays do not agree;
-    /// `ERR_IO` where they lie in a file that cannot be opened; `ERR_MEMORY`.
+    /// `ERR_UNSUPPORTED` for another number of dimensions; `ERR_FORMAT` if its arrays are
+    /// inconsistent; `ERR_IO` if they are in a file that cannot be opened; `ERR_MEMORY`.
     pub fn matrix(&self, name: &str) -> Option<Result<MatrixView<'_>>> {
         self.seen_as(name, super::rows_and_cols)
     }
 
-    /// A weight of one dimension, as a matrix of one row; `None` if there is none of that name.
+    /// A weight of one dimension, as a matrix of one row; `None` if there is none with that name.
     ///
     /// # Errors
     /// As [`Manifest::matrix`].
@@ -222,7 +223,7 @@ impl Manifest {
         self.seen_as(name, super::one_row)
     }
 
-    /// The shape of a weight; `None` if there is none of that name.
+    /// The shape of a weight; `None` if there is none with that name.
     ///
     /// # Errors
     /// `ERR_FORMAT` if it has none.
@@ -320,7 +321,7 @@ impl Manifest {
             .map_err(|_| Error::format("a dimension is negative"))
     }
 
-    /// Which arrays make the weight; quantised ones first, where there are several.
+    /// The arrays of the weight; if there are several forms, quantised ones take precedence.
     fn stored<'a>(&self, name: &str, w: &'a Weight) -> Result<Stored<'a>> {
         let width = w.bit_width.or(self.defaults.bit_width);
         let bits = || {
@@ -329,7 +330,7 @@ impl Manifest {
                 .ok_or_else(|| Error::format(format!("bit_width {width}, expected 1, 2, 4 or 8")))
         };
         let no_scales = || Error::format("it has codes and no scales");
-        // Early manifests carry 1-bit rows beside the codes of the width that they speak of.
+        // Early manifests have 1-bit rows in addition to the codes of the stated width.
         let wide = width.is_some_and(|b| b > 1) && w.q.is_some();
         if let Some(codes) = w.packed.as_deref().filter(|p| !(wide && is_one_bit(p))) {
             let scales = w.scales.as_deref().or(w.scales_txt.as_deref());
@@ -362,7 +363,7 @@ impl Manifest {
             .ok_or_else(|| Error::format("it names no arrays and the npz has none of its name"))
     }
 
-    /// The arrays that the keys of the npz give a weight whose entry names none.
+    /// The arrays of a weight whose entry names none, found by the keys of the npz.
     fn stored_by_key(&self, name: &str) -> Option<Stored<'static>> {
         let npz = self.npz.as_ref()?;
         let present = |key: String| npz.contains(&key).then_some(Cow::Owned(key));
@@ -389,8 +390,8 @@ impl Manifest {
         floats.map(Stored::Floats)
     }
 
-    /// The array that a reference stands for: of the npz by its key, or of an .npy file. One of several
-    /// dimensions has a row for each of `rows`; a transposed one would fit by its size alone.
+    /// The array that a reference names: a key of the npz, or an .npy file. An array of several
+    /// dimensions must have `rows` rows, because a transposed one has the right size too.
     fn array(&self, reference: &str, rows: usize) -> Result<Array<'_>> {
         let array = match self.npz.as_ref().and_then(|npz| npz.array(reference)) {
             Some(array) => array?,
@@ -441,15 +442,15 @@ impl Manifest {
         Ok(ScalesView::F32(scales.into()))
     }
 
-    /// The contents of a file beside the manifest. It is read, not mapped: only early manifests have
-    /// such files, and their arrays are small.
+    /// The contents of a file beside the manifest. It is read rather than mapped, because only early
+    /// manifests have such files, with small arrays.
     fn file(&self, name: &str) -> Result<Vec<u8>> {
         FileBytes::open(&inside(&self.folder, name)?, false)?.into_vec()
     }
 }
 
 impl Weight {
-    /// Whether its arrays are looked for in the npz.
+    /// Whether its arrays are in the npz.
     fn needs_npz(&self) -> bool {
         let mut references = [&self.packed, &self.q, &self.fp32, &self.fp16]
             .into_iter()
@@ -460,13 +461,13 @@ impl Weight {
     }
 }
 
-/// Whether codes of that reference are of 1 bit whatever the manifest's width: rows of
+/// Whether codes with that reference have 1 bit, whatever width the manifest states: rows of
 /// `numpy.packbits`, or the key of 1-bit codes.
 fn is_one_bit(reference: &str) -> bool {
     reference.ends_with(".bin") || reference.ends_with("_1bit")
 }
 
-/// How `len` bytes hold the codes: as `preferred` says unless only the other way fits.
+/// The packing of codes in `len` bytes: `preferred`, unless only the other one fits.
 fn packing_of(len: usize, rows: usize, cols: usize, bits: Bits, preferred: Packing) -> Packing {
     let fits = |packing| {
         let row = match packing {
@@ -499,13 +500,14 @@ fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
     };
     match (folder.canonicalize(), path.canonicalize()) {
         (Ok(folder), Ok(target)) if !target.starts_with(&folder) => Err(leads_out(name)),
-        // A file that is not there is reported by whoever opens it.
+        // A missing file is reported when it is opened.
         _ => Ok(path),
     }
 }
 
-/// The path of a file that another file in `folder` names, by the name alone: it may be a symbolic link to anywhere, since who put
-/// links into the folder is not who wrote the name.
+/// The path of a file that another file in `folder` names, checked by the name alone. The file may
+/// be a symbolic link to anywhere, because links in the folder were not made by the author of the
+/// name.
 ///
 /// # Errors
 /// `ERR_FORMAT` for an absolute path and one with `..`.

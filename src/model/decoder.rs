@@ -196,8 +196,8 @@ impl Pass<'_> {
             .qk_norm
             .as_ref()
             .map_or((None, None), |(q, k)| (Some(q), Some(k)));
-        self.turn(&s.rotary, &mut s.q[..query], a.heads, q_norm, a.query_scale);
-        self.turn(&s.rotary, &mut s.k[..kv], a.kv_heads, k_norm, 1.0);
+        self.rotate(&s.rotary, &mut s.q[..query], a.heads, q_norm, a.query_scale);
+        self.rotate(&s.rotary, &mut s.k[..kv], a.kv_heads, k_norm, 1.0);
         let task = Block {
             index,
             first,
@@ -321,7 +321,7 @@ impl Pass<'_> {
     }
 
     /// Norm of each head, rotary embedding and scale, in place: `heads` `(n, count, head_dim)`.
-    fn turn(
+    fn rotate(
         &self,
         rotary: &Rotary,
         heads: &mut [f32],
@@ -339,7 +339,7 @@ impl Pass<'_> {
                     kernels.rms_norm(head, weights, a.norm_eps, normed);
                     head.copy_from_slice(normed);
                 }
-                rotary.turn(t, head);
+                rotary.rotate(t, head);
                 if scale != 1.0 {
                     head.iter_mut().for_each(|v| *v *= scale);
                 }

@@ -143,7 +143,7 @@ impl Rotary {
     }
 
     /// Rotates one head `(head_dim)` by the angles of the prepared position `t`.
-    pub fn turn(&self, t: usize, head: &mut [f32]) {
+    pub fn rotate(&self, t: usize, head: &mut [f32]) {
         let pairs = self.frequencies.len();
         let (cos, sin) = (
             &self.cos[t * pairs..][..pairs],

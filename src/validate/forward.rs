@@ -65,8 +65,8 @@ impl Forward<'_> {
             let mut q = self.product(&mut taps, &h, &at("self_attn.q_proj"))?;
             let mut k = self.product(&mut taps, &h, &at("self_attn.k_proj"))?;
             let v = self.product(&mut taps, &h, &at("self_attn.v_proj"))?;
-            self.turn(&mut q, a.heads);
-            self.turn(&mut k, a.kv_heads);
+            self.rotate(&mut q, a.heads);
+            self.rotate(&mut k, a.kv_heads);
             let mixed = self.attention(&q, &k, &v, n, a.windows[i]);
             add(
                 &mut x,
@@ -162,7 +162,7 @@ impl Forward<'_> {
     }
 
     /// Applies the rotary embedding of position `t` to each head of `x` `(n, heads, head_dim)`.
-    fn turn(&self, x: &mut [f64], heads: usize) {
+    fn rotate(&self, x: &mut [f64], heads: usize) {
         let a = &self.network.architecture;
         let half = a.head_dim / 2;
         for (t, x) in x.chunks_exact_mut(heads * a.head_dim).enumerate() {

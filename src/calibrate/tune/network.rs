@@ -10,7 +10,7 @@ use crate::model::architecture::{Architecture, Pairing};
 pub(super) struct Network<'a> {
     a: &'a Architecture,
     /// Cosines and sines of the rotary embedding: `(positions, head_dim / 2)`.
-    turns: Vec<(f32, f32)>,
+    rotations: Vec<(f32, f32)>,
     /// The index of the embedding, the last norm and the output.
     embedding: usize,
     norm: usize,
@@ -83,7 +83,7 @@ impl<'a> Network<'a> {
             )));
         }
         let half = a.head_dim / 2;
-        let turns = (0..positions * half).map(|i| {
+        let rotations = (0..positions * half).map(|i| {
             let frequency = a
                 .rope
                 .theta
@@ -108,7 +108,7 @@ impl<'a> Network<'a> {
         let embedding = index("model.embed_tokens.weight");
         Ok(Network {
             a,
-            turns: turns.collect(),
+            rotations: rotations.collect(),
             embedding,
             norm: index("model.norm.weight"),
             output: if a.tied {
@@ -138,8 +138,8 @@ impl<'a> Network<'a> {
             s.q = product(&s.a, &w[l.q], n);
             s.k = product(&s.a, &w[l.k], n);
             s.v = product(&s.a, &w[l.v], n);
-            self.turn(&mut s.q, self.a.heads, 1.0);
-            self.turn(&mut s.k, self.a.kv_heads, 1.0);
+            self.rotate(&mut s.q, self.a.heads, 1.0);
+            self.rotate(&mut s.k, self.a.kv_heads, 1.0);
             self.attend(&mut s, n);
             add(&mut x, &product(&s.mixed, &w[l.o], n));
             s.b = self.normed(&x, &w[l.mlp_norm]);
@@ -183,8 +183,8 @@ impl<'a> Network<'a> {
 
             let dmixed = back(&dx, &s.mixed, &w[l.o], n, &mut dw[l.o]);
             let (mut dq, mut dk, dv) = self.back_attend(s, &dmixed, n);
-            self.turn(&mut dq, self.a.heads, -1.0);
-            self.turn(&mut dk, self.a.kv_heads, -1.0);
+            self.rotate(&mut dq, self.a.heads, -1.0);
+            self.rotate(&mut dk, self.a.kv_heads, -1.0);
             let mut da = back(&dq, &s.a, &w[l.q], n, &mut dw[l.q]);
             add(&mut da, &back(&dk, &s.a, &w[l.k], n, &mut dw[l.k]));
             add(&mut da, &back(&dv, &s.a, &w[l.v], n, &mut dw[l.v]));
@@ -236,11 +236,11 @@ impl<'a> Network<'a> {
     }
 
     /// Applies the rotary embedding to `(n, count, head_dim)`; `way` -1 inverts it.
-    fn turn(&self, heads: &mut [f32], count: usize, way: f32) {
+    fn rotate(&self, heads: &mut [f32], count: usize, way: f32) {
         let half = self.a.head_dim / 2;
         for (i, head) in heads.chunks_exact_mut(self.a.head_dim).enumerate() {
-            let turns = &self.turns[i / count * half..][..half];
-            for (j, &(cos, sin)) in turns.iter().enumerate() {
+            let rotations = &self.rotations[i / count * half..][..half];
+            for (j, &(cos, sin)) in rotations.iter().enumerate() {
                 let (a, b) = match self.a.rope.pairing {
                     Pairing::Halves => (j, j + half),
                     Pairing::Neighbours => (2 * j, 2 * j + 1),

@@ -1,7 +1,8 @@
-//! The `architecture` object of our own manifest, both ways.
+//! The `architecture` object of our own manifest, reading and writing.
 //!
-//! What the format's example has keeps its names; what it lacks (scaling of the rotary embedding, windows of single layers,
-//! biases, soft caps) is in keys of its own, each absent where it says nothing. See `docs/manifest.md`.
+//! Fields in the format's example keep their names. Those that it lacks (scaling of the rotary
+//! embedding, windows of single layers, biases, soft caps) have keys of their own, each absent where
+//! it does not apply. See `docs/manifest.md`.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,9 +28,9 @@ pub(super) fn is_manifest(text: &[u8]) -> bool {
     serde_json::from_slice::<Mark>(text).is_ok()
 }
 
-/// Reads the architecture out of a manifest.
+/// Reads the architecture from a manifest.
 pub(super) fn architecture(bytes: &[u8]) -> Result<Architecture> {
-    // Its thousands of weights are passed over.
+    // Its thousands of weights are skipped.
     let root = json::object(bytes, "the manifest", |key| {
         matches!(key, "model" | "architecture")
     })?;
@@ -93,7 +94,7 @@ fn read(family: Family, f: &Fields<'_>) -> Result<Architecture> {
     Ok(architecture)
 }
 
-/// `ERR_UNSUPPORTED` for a field that names something else than what is computed.
+/// `ERR_UNSUPPORTED` for a field that names something other than what is computed.
 fn known(f: &Fields<'_>, key: &str, names: &[&str]) -> Result<()> {
     match f.text(key)? {
         Some(name) if !names.contains(&name) => Err(Error::unsupported(format!(
@@ -105,7 +106,7 @@ fn known(f: &Fields<'_>, key: &str, names: &[&str]) -> Result<()> {
     }
 }
 
-/// `window_size` holds for the layers that `window_layers` lists, or for all.
+/// `window_size` applies to the layers listed in `window_layers`, or to all.
 fn windows(attention: &Fields<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
     let width = attention.count("window_size")?;
     let Some(listed) = attention.list("window_layers")? else {
