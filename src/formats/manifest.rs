@@ -170,7 +170,7 @@ impl Manifest {
         })
     }
 
-    /// Reads the whole npz and compares it with its SHA-256 in the manifest, which opening does not.
+    /// Reads the whole npz and checks its SHA-256 in the manifest, which opening does not.
     ///
     /// # Errors
     /// `ERR_FORMAT` if they differ, or the manifest has none.
@@ -442,8 +442,8 @@ impl Manifest {
         Ok(ScalesView::F32(scales.into()))
     }
 
-    /// The contents of a file beside the manifest. It is read rather than mapped, because only early
-    /// manifests have such files, with small arrays.
+    /// The contents of a file beside the manifest. It is read rather than mapped, because only
+    /// early manifests have such files, with small arrays.
     fn file(&self, name: &str) -> Result<Vec<u8>> {
         FileBytes::open(&inside(&self.folder, name)?, false)?.into_vec()
     }

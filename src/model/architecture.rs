@@ -113,7 +113,7 @@ pub struct Rope {
 /// A decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
-    /// The family. The forward pass reads the fields below, never the family itself.
+    /// The family; everything that it determines is in the fields below.
     pub family: Family,
     /// Layers.
     pub layers: usize,

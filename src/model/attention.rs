@@ -83,8 +83,7 @@ fn row_part(width: usize) -> usize {
 }
 
 /// `exp(from - to)`. Of the two factors that a sum needs, one is always 1, and before the first
-/// chunk the other is 0; both are handled here because the C library's `exp` takes its slowest path
-/// for them.
+/// chunk the other is 0, for which the C library's `exp` takes its slowest path.
 fn shift(from: f32, to: f32) -> f32 {
     match from {
         _ if from == to => 1.0,
@@ -341,8 +340,7 @@ fn share(
     }
 }
 
-/// The number of products of elements below which the calling thread works alone; it takes about 5
-/// µs.
+/// The number of products of elements below which the calling thread works alone: about 5 µs.
 const ALONE: usize = 1 << 15;
 
 #[cfg(test)]

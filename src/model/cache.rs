@@ -57,7 +57,7 @@ impl Cache {
         })
     }
 
-    /// The slots of the layer with the fewest.
+    /// The number of slots of the layer with the fewest.
     pub fn least_slots(&self) -> usize {
         fn least<T>(layers: &[Layer<T>]) -> Option<usize> {
             let chunks = layers.iter().map(|l| l.chunks.len());

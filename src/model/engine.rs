@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// The slots of the layer with the fewest.
+    /// The number of slots of the layer with the fewest.
     pub fn least_slots(&self) -> usize {
         match self {
             Engine::Host(state) => state.cache.least_slots(),

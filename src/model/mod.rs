@@ -54,7 +54,7 @@ pub struct Model {
     tokenizer: Option<Tokenizer>,
     /// The longest context of a session.
     context: usize,
-    /// Whether any of the weights is float32.
+    /// Whether the weights are float32.
     floats: bool,
     sampling: Result<Sampling>,
     kind: &'static str,

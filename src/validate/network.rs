@@ -160,8 +160,8 @@ impl Network {
     /// Reads a model on disk; quantised matrices are dequantised.
     ///
     /// # Errors
-    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and for what else [`Network::accepts`]
-    /// refuses; those of the files.
+    /// `ERR_UNSUPPORTED` for one of more than [`MOST_BYTES`], and for what else
+    /// [`Network::accepts`] refuses; those of the files.
     pub fn read(rt: &Runtime, source: &Source) -> Result<Network> {
         Network::accepts(source)?;
         let specs = source.tensors();

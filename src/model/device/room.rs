@@ -119,7 +119,7 @@ impl<'a> Room<'a> {
     /// one that does not fit, everything stays on the host, because a pass needs whole layers from
     /// the first one on.
     ///
-    /// If CUDA is required, no memory is reserved, and a matrix that does not fit is an error.
+    /// If CUDA is required, no memory is held back, and a matrix that does not fit is an error.
     ///
     /// # Errors
     /// Those of `make`; `ERR_BACKEND`.

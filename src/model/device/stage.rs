@@ -317,7 +317,7 @@ impl Stage {
         self.kept.cache.bytes()
     }
 
-    /// The slots of the layer with the fewest.
+    /// The number of slots of the layer with the fewest.
     pub fn least_slots(&self) -> Option<usize> {
         self.kept.plan.layers.iter().map(|(slots, _)| *slots).min()
     }

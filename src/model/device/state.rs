@@ -86,7 +86,7 @@ impl State {
         }
     }
 
-    /// The slots of the layer with the fewest.
+    /// The number of slots of the layer with the fewest.
     pub fn least_slots(&self) -> usize {
         let slots = self.stages.iter().filter_map(Stage::least_slots);
         slots.min().unwrap_or(usize::MAX)

@@ -1,8 +1,8 @@
 //! The `architecture` object of our own manifest, reading and writing.
 //!
 //! Fields in the format's example keep their names. Those that it lacks (scaling of the rotary
-//! embedding, windows of single layers, biases, soft caps) have keys of their own, each absent where
-//! it does not apply. See `docs/manifest.md`.
+//! embedding, windows of single layers, biases, soft caps) have keys of their own, each absent
+//! where it does not apply. See `docs/manifest.md`.
 
 use serde::Deserialize;
 use serde_json::{Value, json};

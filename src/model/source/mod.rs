@@ -59,8 +59,8 @@ pub enum TokenizerSource<'a> {
 
 impl Source {
     /// Opens a folder in the Hugging Face layout, a `.gguf` file, or a manifest (`.json`). A folder
-    /// with exactly one manifest, or else exactly one `.gguf` file, stands for that file. With `mmap`
-    /// false, files are read instead of mapped.
+    /// with exactly one manifest, or else exactly one `.gguf` file, stands for that file. With
+    /// `mmap` false, files are read instead of mapped.
     ///
     /// Fails unless every tensor that the architecture needs is present with the right shape.
     ///
