@@ -11,9 +11,7 @@ use crate::cpu::rows::RowSource;
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::quant::{
-    Bits, Codes, CodesBuf, ScaleValues, ScalesBuf, Shape, pack_row, packed_row_bytes,
-};
+use crate::quant::{Bits, Codes, CodesBuf, ScalesBuf, Shape};
 use crate::runtime::{Backend, Executor, Runtime};
 use half::f16;
 
@@ -111,7 +109,7 @@ impl Weights {
                 let executor = Executor::Pool(rt.pool());
                 Form::Tiles(Tiles::pack(executor, layout, codes, buffer)?)
             }
-            None => Form::Codes(owned(codes)?),
+            None => Form::Codes(codes.to_buf()?),
         };
         Ok(Weights { form, activations })
     }
@@ -269,7 +267,7 @@ impl Weights {
     pub fn to_codes(&self) -> Result<Option<CodesBuf>> {
         match &self.form {
             Form::Tiles(t) => t.to_codes().map(Some),
-            Form::Codes(c) => owned(&c.as_codes()).map(Some),
+            Form::Codes(c) => c.as_codes().to_buf().map(Some),
             Form::Device(d) => d.to_codes().map(Some),
             Form::F32(_) | Form::F16(_) => Ok(None),
         }
@@ -450,54 +448,10 @@ fn layout(codes: &Codes<'_>, activations: Activations) -> Option<Layout> {
     Layout::new(codes).filter(|l| activations != Activations::Sign || l.signs_fit())
 }
 
-/// A copy with packed codes, and one scale and zero point per group.
-fn owned(c: &Codes<'_>) -> Result<CodesBuf> {
-    let s = c.shape;
-    let row_bytes = packed_row_bytes(s.cols, c.bits);
-    let mut bytes = memory::zeroed(s.rows * row_bytes, "codes")?;
-    // An empty matrix without rows may have more columns than fit memory.
-    let mut row = memory::filled(if s.rows == 0 { 0 } else { s.cols }, 0, "a row of codes")?;
-    // Not a loop over the rows: without columns their number may be astronomical.
-    for (r, out) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
-        c.row_codes(r, &mut row);
-        pack_row(&row, c.bits, out);
-    }
-    // An empty matrix may come without scales, and needs none.
-    let values = if s.cols == 0 { 0 } else { s.rows * s.groups };
-    let groups = || (0..values).map(|i| (i / s.groups, i % s.groups));
-    let scales = match c.scales {
-        ScaleValues::F32(_) => {
-            let mut scales = memory::with_capacity(values, "scales")?;
-            scales.extend(groups().map(|(r, g)| c.scale(r, g)));
-            ScalesBuf::F32(scales)
-        }
-        ScaleValues::F16(_) => {
-            let mut scales = memory::with_capacity(values, "scales")?;
-            scales.extend(groups().map(|(r, g)| f16::from_f32(c.scale(r, g))));
-            ScalesBuf::F16(scales)
-        }
-    };
-    let zero_points = match c.zero_points {
-        None => None,
-        Some(_) => {
-            let mut zero_points = memory::with_capacity(values, "zero points")?;
-            zero_points.extend(groups().map(|(r, g)| c.zero_point(r, g)));
-            Some(zero_points)
-        }
-    };
-    Ok(CodesBuf {
-        shape: s,
-        bits: c.bits,
-        bytes,
-        scales,
-        zero_points,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::{Packing, Per};
+    use crate::quant::{Packing, Per, ScaleValues};
     use crate::runtime::Config;
     use crate::testing::{Kind, Random, random_codes};
 
@@ -521,7 +475,7 @@ mod tests {
         let shape = Shape::new(40, 300, 0);
         let codes = random_codes(&mut Random::new(3), shape, Bits::One, Kind::ALL[0]);
         let by_rows = Weights {
-            form: Form::Codes(owned(&codes.as_codes()).unwrap()),
+            form: Form::Codes(codes.as_codes().to_buf().unwrap()),
             activations: Activations::Sign,
         };
         let tiles = Weights::from_codes(&rt, &codes.as_codes(), Activations::Sign).unwrap();

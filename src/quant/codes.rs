@@ -126,14 +126,15 @@ impl<'a> Codes<'a> {
             rows, cols, groups, ..
         } = self.shape;
         let row_bytes = packed_row_bytes(cols, self.bits);
-        let mut bytes = memory::filled(rows * row_bytes, 0, "packed codes")?;
+        let mut bytes = memory::zeroed(rows * row_bytes, "packed codes")?;
         let mut row = memory::filled(if rows == 0 { 0 } else { cols }, 0, "a row of codes")?;
         // Not a loop over the rows: without columns their number may be astronomical.
         for (r, out) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
             self.row_codes(r, &mut row);
             pack_row(&row, self.bits, out);
         }
-        let values = self.group_values();
+        // A matrix without columns needs no scales, whatever it came with.
+        let values = if cols == 0 { 0 } else { rows * groups };
         let places = || (0..values).map(|i| (i / groups, i % groups));
         let scales = match self.scales {
             ScaleValues::F32(_) => {
