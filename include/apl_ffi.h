@@ -641,9 +641,9 @@ int32_t apl_matmul_f64(int32_t handle, const double *x, int64_t x_len, double *y
  * Opens a language model: a manifest (.json), a .gguf file, or a Hugging Face folder.
  *
  * `path`: text. A folder has the Hugging Face layout (config.json, .safetensors files,
- * tokenizer.json) or holds one manifest. `options`: JSON; keys: those of `apl_weights_open`
- * (`"bits"`, `"group"`, `"symmetric"`, `"method"`, `"activations"`, `"mmap"`), and `"context"`,
- * the longest context of a session. Weights that are already quantised are taken as stored, unless
+ * tokenizer.json) or holds one manifest or one .gguf file. `options`: JSON; keys: those of
+ * `apl_weights_open` (`"bits"`, `"group"`, `"symmetric"`, `"method"`, `"activations"`, `"mmap"`),
+ * and `"context"`, the longest context of a session. Weights that are already quantised are taken as stored, unless
  * `"bits"` is given and differs; floats are quantised by the options (4 bits in groups of 32 by
  * default; `"bits": 32` keeps them). Without `"bits"`, the GGUF types Q5_0, Q5_1, Q5_K and Q6_K
  * become 8-bit codes. Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
@@ -788,7 +788,8 @@ int32_t apl_session_next(int32_t session, int32_t *id, char *piece, int32_t capa
  * the kept tokens see, they are fed again, which takes as long as the first time.
  *
  * Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond the tokens fed); ERR_STATE
- * (a cancelled call); ERR_MEMORY; ERR_BACKEND. Nothing changes unless it returns OK.
+ * (a cancelled call); ERR_FORMAT (activations are int8, and one inside the model is not finite);
+ * ERR_MEMORY; ERR_BACKEND. Nothing changes unless it returns OK.
  */
 int32_t apl_session_rewind(int32_t session, int32_t position);
 
@@ -799,7 +800,7 @@ int32_t apl_session_rewind(int32_t session, int32_t position);
  * `backend` (as of the model); `kv`; `kv_bytes` (of the KV cache); and the options of the sampler.
  *
  * Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_LENGTH
- * (`capacity` < 0); ERR_NULL.
+ * (`capacity` < 0); ERR_NULL; ERR_STATE (a bug ended an earlier call on the session).
  */
 int32_t apl_session_info(int32_t session, char *json, int32_t capacity);
 

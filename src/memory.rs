@@ -53,22 +53,37 @@ fn refused<T>(len: usize, what: &str) -> Error {
 /// `None` if the system does not report it.
 pub fn available() -> Option<u64> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    // Versions 2 and 1 of control groups, whose names of the page cache differ.
     let limits = [
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("", "memory.max", "memory.current", ""),
         (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+            "memory/",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_",
         ),
     ];
-    let left = limits
-        .iter()
-        .filter_map(|(most, taken)| Some(number(most)?.saturating_sub(number(taken)?)));
+    let left = limits.iter().filter_map(|(folder, most, used, total)| {
+        let file = |name: &str| format!("/sys/fs/cgroup/{folder}{name}");
+        let (most, used) = (number(&file(most))?, number(&file(used))?);
+        // The page cache counts as used, and is given up on demand.
+        let stat = fs::read_to_string(file("memory.stat")).ok()?;
+        let cache =
+            ["inactive_file", "active_file"].map(|key| field(&stat, &format!("{total}{key}")));
+        let cache: u64 = cache.into_iter().flatten().sum();
+        Some(most.saturating_sub(used.saturating_sub(cache)))
+    });
     let system = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = system
-        .lines()
-        .find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let kib = field(&system, "MemAvailable:")?;
     left.chain([1024 * kib]).min()
+}
+
+/// The number behind a key at the beginning of a line.
+fn field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some(key)).then(|| words.next()?.parse().ok())?
+    })
 }
 
 /// An empty vector with room for `capacity` elements.
@@ -93,4 +108,19 @@ pub fn resize<T: Clone + Default>(buffer: &mut Vec<T>, len: usize, what: &str) -
     }
     buffer.resize(len, T::default());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_the_system() {
+        let stat = "anon 5\ninactive_file 12\nworkingset 3\n";
+        assert_eq!(field(stat, "inactive_file"), Some(12));
+        assert_eq!(field(stat, "file"), None);
+        assert_eq!(field("MemAvailable:   77 kB\n", "MemAvailable:"), Some(77));
+        #[cfg(target_os = "linux")]
+        assert!(available().unwrap() > 0);
+    }
 }

@@ -7,6 +7,7 @@ themselves it checks the documents that comments and messages name.
 
 import pathlib
 import re
+import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -14,7 +15,18 @@ FOLDERS = sorted(
     p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in ("target", "build", ".git") and not (p / "pyvenv.cfg").exists()
 )
 FILES = [p for folder in FOLDERS for p in (ROOT / folder).rglob("*") if p.is_file() and "target" not in p.parts]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(p for p in FILES if p.suffix == ".md")])
+
+
+
+def tracked():
+    """The documents of the repository, without what else lies in a checkout (models and their documents)."""
+    listed = subprocess.run(["git", "ls-files", "--", "*.md"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        return [*ROOT.glob("*.md"), *(p for p in FILES if p.suffix == ".md")]
+    return [p for line in listed.stdout.splitlines() if (p := ROOT / line).is_file()]
+
+
+DOCUMENTS = sorted(tracked())
 SOURCES = (".rs", ".cu", ".cuh", ".h", ".c", ".cpp", ".py", ".sh", ".apln", ".apls")
 NAMES = {str(p.relative_to(ROOT)) for p in FILES} | {p.name for p in ROOT.iterdir()}
 

@@ -145,7 +145,8 @@ pub unsafe extern "C" fn apl_session_next(
 /// the kept tokens see, they are fed again, which takes as long as the first time.
 ///
 /// Returns: OK; ERR_HANDLE; ERR_RANGE (`position` is negative or beyond the tokens fed); ERR_STATE
-/// (a cancelled call); ERR_MEMORY; ERR_BACKEND. Nothing changes unless it returns OK.
+/// (a cancelled call); ERR_FORMAT (activations are int8, and one inside the model is not finite);
+/// ERR_MEMORY; ERR_BACKEND. Nothing changes unless it returns OK.
 #[unsafe(no_mangle)]
 pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
     guard("apl_session_rewind", || {
@@ -163,7 +164,7 @@ pub extern "C" fn apl_session_rewind(session: i32, position: i32) -> i32 {
 /// `backend` (as of the model); `kv`; `kv_bytes` (of the KV cache); and the options of the sampler.
 ///
 /// Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_LENGTH
-/// (`capacity` < 0); ERR_NULL.
+/// (`capacity` < 0); ERR_NULL; ERR_STATE (a bug ended an earlier call on the session).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_session_info(session: i32, json: *mut c_char, capacity: i32) -> i32 {
     guard("apl_session_info", || {

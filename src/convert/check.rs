@@ -30,12 +30,15 @@ const MOST_COMPARED: u64 = 12 << 30;
 /// The same if the available memory is unknown.
 const COMPARED_BLINDLY: u64 = 1 << 30;
 
+/// What is compared in any case: the conversion itself took more.
+const ALWAYS_COMPARED: u64 = 64 << 20;
+
 /// Whether a model with these tensors is compared with its source, which is then in memory as
 /// float32: only if that takes at most half of the available memory.
 pub(super) fn is_compared(specs: &[TensorSpec]) -> bool {
     let floats: u64 = specs.iter().map(|s| 4 * elements(&s.shape)).sum();
     let most = memory::available().map_or(COMPARED_BLINDLY, |bytes| bytes / 2);
-    floats <= most.min(MOST_COMPARED)
+    floats <= most.clamp(ALWAYS_COMPARED, MOST_COMPARED)
 }
 
 /// Compares the result with its source, and records the outcome in the manifest. `None` without a

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::bytes::FileBytes;
@@ -51,20 +51,19 @@ struct Model {
     sha256: Option<String>,
 }
 
+fn boxed<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Box<Value>, D::Error> {
+    json::small(d).map(Box::new)
+}
+
 /// The defaults for fields that a weight does not have.
 #[derive(Default, Deserialize)]
 #[serde(expecting = "an object")]
 struct Quantization {
     bit_width: Option<u8>,
     group: Option<usize>,
-    packing: Option<PackingNames>,
-}
-
-/// How codes are packed if a weight has no `packed_format`.
-#[derive(Deserialize)]
-struct PackingNames {
-    layout: Option<String>,
-    endianness: Option<String>,
+    /// How packed codes lie where a weight has no `packed_format`: `layout` and `endianness`.
+    #[serde(default, deserialize_with = "boxed")]
+    packing: Box<Value>,
 }
 
 /// A weight: its shape, and the references to its arrays (keys of the npz, or names of files).
@@ -272,26 +271,23 @@ impl Manifest {
                 axis.index
             )));
         }
-        let default = self.defaults.packing.as_ref();
-        let order = match (&weight.packed_format, default) {
-            (Some(order), _) => vec![order],
-            (None, Some(names)) => [&names.endianness, &names.layout]
-                .into_iter()
-                .flatten()
-                .collect(),
-            (None, None) => Vec::new(),
+        let codes = self.codes(&codes, rows)?;
+        let group = weight.group.or(self.defaults.group).unwrap_or(0);
+        let packing = packing_of(codes.len(), rows, cols, bits, packing);
+        let default = &self.defaults.packing;
+        let orders = match (&weight.packed_format, packing) {
+            (Some(order), _) => [Some(order.as_str()), None],
+            (None, Packing::Msb) => [default["endianness"].as_str(), default["layout"].as_str()],
+            (None, Packing::Bytes) => [None, None],
         };
-        let other = |order: &&&String| {
+        let other = |order: &&str| {
             ["lsb", "column-major", "col-major"]
                 .iter()
                 .any(|wrong| order.contains(wrong))
         };
-        if let Some(order) = order.iter().find(other) {
+        if let Some(order) = orders.into_iter().flatten().find(other) {
             return Err(Error::unsupported(format!("codes packed {order}")));
         }
-        let codes = self.codes(&codes, rows)?;
-        let group = weight.group.or(self.defaults.group).unwrap_or(0);
-        let packing = packing_of(codes.len(), rows, cols, bits, packing);
         let zero_points = zero_points
             .map(|reference| self.array(&reference, rows)?.integers())
             .transpose()?;

@@ -69,11 +69,6 @@ impl Sampling {
     /// `ERR_FORMAT` for a value outside its domain.
     pub fn advised(advice: &Map<String, Value>) -> Result<Sampling> {
         let mut options = SessionOptions::default();
-        if advice.get("do_sample") == Some(&Value::Bool(false)) {
-            // Greedy, whatever the other sampling options say.
-            options.sampling.temperature = 0.0;
-            return Ok(options.sampling);
-        }
         for (theirs, ours) in [
             ("temperature", "temperature"),
             ("top_k", "top_k"),
@@ -88,6 +83,9 @@ impl Sampling {
                     ))
                 })?;
             }
+        }
+        if advice.get("do_sample") == Some(&Value::Bool(false)) {
+            options.sampling.temperature = 0.0;
         }
         Ok(options.sampling)
     }
@@ -258,8 +256,9 @@ mod tests {
                 ..Sampling::default()
             }
         );
-        let greedy = advised(r#"{"do_sample":false,"temperature":0.6,"top_k":7}"#).unwrap();
-        assert_eq!(greedy.temperature, 0.0);
+        let greedy = advised(r#"{"do_sample":false,"temperature":0.6,"repetition_penalty":1.1}"#);
+        let greedy = greedy.unwrap();
+        assert_eq!((greedy.temperature, greedy.repeat_penalty), (0.0, 1.1));
         let e = advised(r#"{"top_p":2}"#).unwrap_err();
         assert_eq!(e.status(), crate::error::Status::Format);
         assert_eq!(

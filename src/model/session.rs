@@ -383,7 +383,12 @@ impl Session {
             });
         }
         let length = self.position() + 1;
-        if let Err(e) = self.feed(rt, &[id], length, Logits::None, None) {
+        // Here, as feeding a token to a device, which then has the logits, runs to its end.
+        let fed = self
+            .cancellation
+            .check()
+            .and_then(|()| self.feed(rt, &[id], length, Logits::None, None));
+        if let Err(e) = fed {
             self.sampler.restore(before);
             return Err(e);
         }

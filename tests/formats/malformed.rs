@@ -237,18 +237,24 @@ fn manifests() {
         ))
     };
 
-    // What holds for all weights.
-    let packed = |names: &str| {
+    // What holds for all weights, here packed codes and others that have a byte each.
+    let of_all = |names: &str, weight: &str| {
         let text = format!(
             r#"{{"format_version":2,"model":{{"source_npz":"weights.npz"}},"quantization":{{"packing":{names}}},
-               "weights":{{"w":{{"shape":[3,11],"bit_width":4,"packed":"inside_q4","scales":"inside_q4_scales"}}}}}}"#
+               "weights":{{"w":{{"shape":[3,11],{weight}}}}}}}"#
         );
         let manifest = Manifest::new(text.as_bytes(), &early, true)?;
         manifest.matrix("w").unwrap().map(drop)
     };
+    let packed = |names: &str| {
+        let bytes = r#""bit_width":4,"packed":"inside_q4","scales":"inside_q4_scales""#;
+        of_all(names, bytes)?;
+        of_all(names, r#""packed":"one_1bit.bin","scales":"one_scales.npy""#)
+    };
 
     codes("").unwrap();
     packed(r#"{"endianness":"msb_first","layout":"row-major"}"#).unwrap();
+    packed(r#""msb_first""#).unwrap();
     check(vec![
         (with("{"), Format, "the manifest is malformed: EOF"),
         (with("{}"), Format, "the manifest is malformed: missing field `format_version`"),

@@ -61,7 +61,10 @@ pub fn run(machine: &Machine, _: &Arguments) -> Outcome {
 
 /// Beside its source, if that is what `validate` takes. What does not pass is told, and the tour goes on.
 fn validation(machine: &Machine, source: &str, out: &str) -> Outcome {
-    let path = catalogue::fetched(source)?;
+    let path = match catalogue::fetched(source) {
+        Ok(path) => path,
+        Err(failure) => return say!("\nNo validation: {}", failure.message),
+    };
     if let Err(e) = apl_ffi::validate::accepts(&Source::open(&path, true)?) {
         return say!("\nNo validation: {}", e.message());
     }

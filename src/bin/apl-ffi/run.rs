@@ -214,8 +214,9 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
 
 /// The text to continue, from wherever the arguments say.
 fn prompt(a: &Arguments) -> Outcome<String> {
+    let is_stdin = a.prompt.as_deref() == Some("-") || a.file.as_deref() == Some(Path::new("-"));
     match (&a.prompt, &a.file) {
-        (Some(prompt), _) if prompt == "-" && a.chat => Err(Failure::new(
+        _ if is_stdin && a.chat => Err(Failure::new(
             2,
             "the lines of stdin are what is said with --chat, expected a first message or none instead of -",
         )),

@@ -74,6 +74,13 @@ pub(super) fn tune(
         ));
     };
     for spec in specs.iter().filter(|s| s.role == Role::Matrix) {
+        let stored = source.stored(&spec.name)?;
+        if let Some(stored) = stored.filter(|s| options.width.is_none() && s.width().is_some()) {
+            return Err(Error::config(format!(
+                "{} is of type {}, whose default is 8 bits: to tune it, ask for a width",
+                spec.name, stored.kind
+            )));
+        }
         let width = source.quantised(&spec.name)?;
         if width.is_some_and(|w| w == bits || options.width.is_none()) {
             return Err(Error::config(format!(

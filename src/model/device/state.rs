@@ -104,7 +104,9 @@ impl State {
         let vocabulary = self.head().architecture().vocabulary;
         let mut found = None;
         for (i, block) in ids.chunks(BLOCK).enumerate() {
-            f.cancellation.check()?;
+            if ids.len() > 1 {
+                f.cancellation.check()?;
+            }
             let at = i * BLOCK;
             let last = at + block.len() == ids.len() && !matches!(wanted, Wanted::All(_));
             found = self.block(f, first + at, block, last)?;
