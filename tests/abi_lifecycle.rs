@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use abi_support::{c, filled, info, last_error};
 use apl_ffi::abi::lifecycle::*;
+use apl_ffi::abi::quantizing::*;
 use apl_ffi::abi::status::*;
 use apl_ffi::abi::weights::*;
 use serde_json::{Value, json};
@@ -266,4 +267,21 @@ fn the_library_describes_itself() {
         assert!(f["na"].as_str().unwrap().contains(&format!(" %P|{name}")));
         assert!(f["doc"].as_str().unwrap().ends_with('.'), "{}", f["doc"]);
     }
+}
+
+/// Rows without columns are any number: nothing is there that would take memory.
+#[test]
+fn quantising_rows_without_columns() {
+    let _turn = turn();
+    let mut zero_points = [7; 3];
+    let mut scales = [7.0; 3];
+    for rows in [3, 1 << 40] {
+        let n = if rows == 3 { 3 } else { 0 };
+        let (s, z) = (scales.as_mut_ptr(), zero_points.as_mut_ptr());
+        // SAFETY: lengths are those of the arrays, or 0.
+        let status =
+            unsafe { apl_quantize(null(), 0, rows, 0, 4, 0, 0, null_mut(), 0, s, n, z, n) };
+        assert_eq!(status, APL_FFI_OK, "{}", last_error());
+    }
+    assert_eq!((scales, zero_points), ([0.0; 3], [0; 3]));
 }

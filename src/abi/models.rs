@@ -19,10 +19,10 @@ use crate::tokenizer::Messages;
 /// `path`: text. A folder has the Hugging Face layout (config.json, .safetensors files,
 /// tokenizer.json) or holds one manifest or one .gguf file. `options`: JSON; keys: those of
 /// `apl_weights_open` (`"bits"`, `"group"`, `"symmetric"`, `"method"`, `"activations"`, `"mmap"`),
-/// and `"context"`, the longest context of a session. Weights that are already quantised are taken as stored, unless
-/// `"bits"` is given and differs; floats are quantised by the options (4 bits in groups of 32 by
-/// default; `"bits": 32` keeps them). Without `"bits"`, the GGUF types Q5_0, Q5_1, Q5_K and Q6_K
-/// become 8-bit codes. Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
+/// and `"context"`, the longest context of a session. Weights that are already quantised are taken
+/// as stored, unless `"bits"` is given and differs; floats are quantised by the options (4 bits in
+/// groups of 32 by default; `"bits": 32` keeps them). Without `"bits"`, the GGUF types Q5_0, Q5_1,
+/// Q5_K and Q6_K become 8-bit codes. Families: llama, mistral, gemma, gemma2, qwen2, qwen3.
 ///
 /// Output: `model`, to be closed with `apl_model_close`. Any number of sessions and threads may use
 /// one model at once.
