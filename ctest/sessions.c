@@ -246,20 +246,24 @@ static void *cleaned(void *argument)
     return NULL;
 }
 
-/* A call that apl_ffi_cleanup is waiting for can be cancelled. */
+/*
+ * A call that apl_ffi_cleanup is waiting for can be cancelled. The pauses differ from try to try:
+ * no fixed ones suit every machine, whose calls take 100 us or milliseconds.
+ */
 static void cancelled_before_cleanup(void)
 {
     int caught = 0;
-    for (int tries = 0; tries < 500 && !caught; tries++) {
+    for (int tries = 0; tries < 1024 && !caught; tries++) {
+        struct timespec before = {0, 20000 * (tries % 16)}, after = {0, 20000 * (tries / 16 % 16)};
         int32_t model = opened(MODELS "gemma2", "");
         struct run run = {.session = session_of(model, "")};
         atomic_int done = 0;
         pthread_t running, cleaning;
         run.done = &done;
         CHECK(pthread_create(&running, NULL, evaluated, &run) == 0);
-        nanosleep(&(struct timespec){0, 200000}, NULL);
+        nanosleep(&before, NULL);
         CHECK(pthread_create(&cleaning, NULL, cleaned, NULL) == 0);
-        nanosleep(&(struct timespec){0, 200000}, NULL);
+        nanosleep(&after, NULL);
         while (!atomic_load(&done))
             apl_session_cancel(run.session);
         CHECK(pthread_join(running, NULL) == 0);
