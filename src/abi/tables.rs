@@ -43,7 +43,7 @@ impl SessionEntry {
     pub fn take(&self) -> Result<MutexGuard<'_, Session>> {
         self.session.lock().map_err(|_| {
             Error::state(
-                "a bug ended an earlier call on this session, expected one without: close it",
+                "a panic ended an earlier call on this session and left its state unknown: close it",
             )
         })
     }

@@ -47,18 +47,9 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         Some(path) => input::text(path, None)?,
         None => apl_ffi::convert::SAMPLE.into(),
     };
-    let how = run::Opening {
-        width: a.bits,
-        floats: run::Floats::Kept,
-        inputs: a.activations,
-        context: None,
-    };
+    let how = run::Opening::measured(a.bits, a.activations);
     let model = run::open(rt, &a.model, &how)?;
-    let exact = run::Opening {
-        width: Some(Width::F32),
-        inputs: Inputs::F32,
-        ..how
-    };
+    let exact = run::Opening::measured(Some(Width::F32), Inputs::F32);
     let reference = run::open(rt, &a.reference, &exact)?;
     let tokenizer = model.tokenizer()?;
     let ids = tokenizer.encode(&text, tokenizer.begins())?;

@@ -46,12 +46,7 @@ pub struct Arguments {
 /// Reads the text with the model and prints the perplexity, with a bar of windows on stderr.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let text = input::text(&a.text, a.bytes)?;
-    let how = run::Opening {
-        width: a.bits,
-        floats: run::Floats::Kept,
-        inputs: a.activations,
-        context: None,
-    };
+    let how = run::Opening::measured(a.bits, a.activations);
     let model = run::open(rt, &a.model, &how)?;
     let bar = bar(0, "{bar:30} {pos} of {len} windows {elapsed:>4}");
     let mut progress = |done: usize, all: usize| {

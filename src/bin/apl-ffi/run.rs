@@ -98,6 +98,18 @@ pub struct Opening {
     pub context: Option<usize>,
 }
 
+impl Opening {
+    /// To measure a model: as its file has it, unless a width is asked for.
+    pub fn measured(width: Option<Width>, inputs: Inputs) -> Opening {
+        Opening {
+            width,
+            floats: Floats::Kept,
+            inputs,
+            context: None,
+        }
+    }
+}
+
 /// Opens a model: a path, or a name of [`catalogue::local`].
 pub fn open(rt: &Runtime, model: &str, how: &Opening) -> Outcome<Arc<Model>> {
     let path = catalogue::local(model)?;
