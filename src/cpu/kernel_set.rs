@@ -17,6 +17,26 @@ macro_rules! by_width {
     };
 }
 
+/// The same for each of [`super::tile::INT8_WIDTHS`].
+macro_rules! by_int8_width {
+    ($f:ident) => {
+        [
+            $f::<12>, $f::<8>, $f::<6>, $f::<4>, $f::<3>, $f::<2>, $f::<1>,
+        ]
+    };
+    ($f:ident, $bits:literal) => {
+        [
+            $f::<$bits, 12>,
+            $f::<$bits, 8>,
+            $f::<$bits, 6>,
+            $f::<$bits, 4>,
+            $f::<$bits, 3>,
+            $f::<$bits, 2>,
+            $f::<$bits, 1>,
+        ]
+    };
+}
+
 /// The same for each of [`super::tile::SHORT_WIDTHS`].
 macro_rules! by_short_width {
     ($f:ident) => {
@@ -29,6 +49,11 @@ const _: () = {
     assert!(
         a == 12 && b == 8 && c == 4 && d == 2 && e == 1,
         "by_width! lists WIDTHS"
+    );
+    let [a, b, c, d, e, f, g] = super::tile::INT8_WIDTHS;
+    assert!(
+        a == 12 && b == 8 && c == 6 && d == 4 && e == 3 && f == 2 && g == 1,
+        "by_int8_width! lists INT8_WIDTHS"
     );
     let [a, b, c] = super::tile::SHORT_WIDTHS;
     assert!(
@@ -139,6 +164,7 @@ macro_rules! kernel_set {
                 short_unpack,
                 short_round: by_width!(short_round),
                 quantize,
+                split: None,
                 lookups: None,
                 tables: None,
                 pairs: None,
@@ -173,7 +199,7 @@ macro_rules! kernel_set {
 #[cfg(target_arch = "x86_64")]
 macro_rules! integer_kernels {
     ($ext:ident, $features:literal) => {
-        use super::super::tile::{Int8Acts, Int8Fn, Prefetch, SignFn, WIDTHS};
+        use super::super::tile::{INT8_WIDTHS, Int8Acts, Int8Fn, Prefetch, SignFn, WIDTHS};
         use super::$ext as Ext;
 
         #[target_feature(enable = $features)]
@@ -203,11 +229,11 @@ macro_rules! integer_kernels {
             unsafe { super::sign::tile::<Ext, V>(l, tile, x, l2_distance, out) }
         }
 
-        const INT8: [[Int8Fn; WIDTHS.len()]; 4] = [
-            by_width!(int8, 1),
-            by_width!(int8, 2),
-            by_width!(int8, 4),
-            by_width!(int8, 8),
+        const INT8: [[Int8Fn; INT8_WIDTHS.len()]; 4] = [
+            by_int8_width!(int8, 1),
+            by_int8_width!(int8, 2),
+            by_int8_width!(int8, 4),
+            by_int8_width!(int8, 8),
         ];
         const SIGN: [SignFn; WIDTHS.len()] = by_width!(sign);
     };

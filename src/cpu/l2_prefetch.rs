@@ -84,7 +84,7 @@ fn compute_bound(isa: Isa, kernel: SmallBatchKernel, vectors: usize) -> bool {
     // (737 to 914 µs); one sign vector gained (293 to 154 µs).
     let factor = if isa == Isa::Avx2 { 4 } else { 1 };
     match kernel {
-        SmallBatchKernel::Int8(bits) => bits.get() <= vectors * factor,
+        SmallBatchKernel::Int8(bits) => bits.get() <= vectors.next_power_of_two() * factor,
         SmallBatchKernel::Sign => vectors * factor > 1,
         SmallBatchKernel::Lookups | SmallBatchKernel::Float => true,
         SmallBatchKernel::Short => false,

@@ -21,10 +21,10 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     // 1 to 12 vectors took as long with unpacking (4 bits).
     max_direct_vectors: [48; 4],
     int8: [
-        by_width!(int8, 1),
-        by_width!(int8, 2),
-        by_width!(int8, 4),
-        by_width!(int8, 8),
+        by_int8_width!(int8, 1),
+        by_int8_width!(int8, 2),
+        by_int8_width!(int8, 4),
+        by_int8_width!(int8, 8),
     ],
     direct: [
         by_width!(direct, 1),
@@ -39,6 +39,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     short_unpack,
     short_round: by_width!(short_round),
     quantize,
+    split: None,
     lookups: None,
     tables: None,
     pairs: None,

@@ -38,11 +38,15 @@
 use super::dispatch::{Core, Isa};
 use super::l2_prefetch::{L2Prefetch, SmallBatchKernel};
 use super::layout::Layout;
-use crate::quant::Bits;
+use crate::quant::{Bits, DIGITS};
 
 /// The numbers of vectors that a kernel takes at once, widest first. With twelve, 24 of the 32
 /// vector registers hold accumulators.
 pub const WIDTHS: [usize; 5] = [12, 8, 4, 2, 1];
+
+/// The same for int8 vectors. Multiples of three, for float32 vectors that are split into three
+/// ([`crate::quant::split_block`]).
+pub const INT8_WIDTHS: [usize; 7] = [12, 8, 6, 4, 3, 2, 1];
 
 /// The same for the fused kernels of short groups, which need registers for a chain and an
 /// accumulator per vector.
@@ -73,9 +77,11 @@ pub struct Prefetch {
     pub l2_distance: usize,
 }
 
-/// The smallest number of int8 vectors for which kernels that process the two halves of a tile
-/// separately do so.
-pub const SPLIT_HALVES_VECTORS: usize = 8;
+/// Whether kernels that can process the two halves of a tile separately do so for this many int8
+/// vectors.
+pub const fn halves_pay(bits: usize, vectors: usize) -> bool {
+    vectors >= if bits == 8 { 6 } else { 8 }
+}
 
 /// int8: `(layout, first, count, tile, activations, ahead, out)`. Processes groups
 /// `first..first + count` of the tile; the activations begin with those groups. The products are
@@ -225,7 +231,7 @@ pub struct Pairs {
 #[derive(Clone, Copy)]
 pub struct PairsInt8 {
     pub(super) bytes: [BytesFn; 4],
-    pub(super) int8: [PairInt8Fn; WIDTHS.len()],
+    pub(super) int8: [PairInt8Fn; INT8_WIDTHS.len()],
 }
 
 impl Pairs {
@@ -248,7 +254,7 @@ impl PairsInt8 {
 
     /// The int8 kernel for a number of vectors.
     pub fn int8(&self, width: usize) -> PairInt8Fn {
-        self.int8[by_width(&WIDTHS, width)]
+        self.int8[by_width(&INT8_WIDTHS, width)]
     }
 }
 
@@ -320,6 +326,21 @@ impl Amx {
 /// finite.
 pub type QuantizeFn = unsafe fn(&[f32], usize, &mut [i8], &mut [f32], &mut [i32]) -> bool;
 
+/// Splits one vector into digits, in blocks of `block` columns, the last of which may be shorter:
+/// `(x, block, to)`. Gives the same bits as [`crate::quant::split_block`]. Returns the largest
+/// magnitude, or `None`, with unspecified outputs, if a block cannot be split.
+pub type SplitFn = unsafe fn(&[f32], usize, SplitTo<'_>) -> Option<f32>;
+
+/// Where [`SplitFn`] writes.
+pub struct SplitTo<'a> {
+    /// The digits, the least significant first, each as long as `x`.
+    pub digits: [&'a mut [i8]; DIGITS],
+    /// For each block the scale of its least significant digits.
+    pub scales: &'a mut [f32],
+    /// For each block the sums of its digits.
+    pub sums: [&'a mut [i32]; DIGITS],
+}
+
 /// The tile kernels of one level. A value proves that the processor has the level: only
 /// [`TileKernels::for_isa`] and [`TileKernels::variants`] return one.
 #[derive(Clone, Copy)]
@@ -334,12 +355,11 @@ pub struct TileKernels {
     )]
     pub(super) cores: &'static [Core],
     pub(super) l2_prefetch: L2Prefetch,
-    /// Whether int8 kernels of [`SPLIT_HALVES_VECTORS`] and more process the two halves of a tile
-    /// separately.
+    /// Whether int8 kernels process the two halves of a tile separately where [`halves_pay`].
     pub(super) splits_halves: bool,
     /// See [`TileKernels::max_direct_vectors`].
     pub(super) max_direct_vectors: [usize; 4],
-    pub(super) int8: [[Int8Fn; WIDTHS.len()]; 4],
+    pub(super) int8: [[Int8Fn; INT8_WIDTHS.len()]; 4],
     pub(super) direct: [[DirectFn; WIDTHS.len()]; 4],
     pub(super) unpack: [UnpackFn; 4],
     pub(super) panel: [PanelFn; WIDTHS.len()],
@@ -348,6 +368,7 @@ pub struct TileKernels {
     pub(super) short_unpack: UnpackFn,
     pub(super) short_round: [RoundFn; WIDTHS.len()],
     pub(super) quantize: QuantizeFn,
+    pub(super) split: Option<SplitFn>,
     pub(super) lookups: Option<Lookups>,
     pub(super) tables: Option<Tables>,
     pub(super) pairs: Option<Pairs>,
@@ -384,7 +405,7 @@ impl TileKernels {
 
     /// The int8 kernel for a bit width and a number of vectors.
     pub fn int8(&self, bits: Bits, width: usize) -> Int8Fn {
-        self.int8[by_bits(bits)][by_width(&WIDTHS, width)]
+        self.int8[by_bits(bits)][by_width(&INT8_WIDTHS, width)]
     }
 
     /// Whether the int8 kernel for this many vectors makes two passes over a tile and prefetches
@@ -393,7 +414,7 @@ impl TileKernels {
     /// prefetching in both took 0 to 4% longer there; at 8 bits it took 25% and 7% less time with 8
     /// and 12 vectors.)
     pub fn prefetches_twice(&self, bits: Bits, width: usize) -> bool {
-        self.splits_halves && width >= SPLIT_HALVES_VECTORS && bits == Bits::Eight
+        self.splits_halves && halves_pay(8, width) && bits == Bits::Eight
     }
 
     /// The largest number of float32 vectors for which [`TileKernels::direct`] is the fastest path,
@@ -455,6 +476,12 @@ impl TileKernels {
     /// The AMX kernels, if this set has them.
     pub fn amx(&self) -> Option<Amx> {
         self.amx
+    }
+
+    /// The function that splits float32 activations, if products with int8 activations are so much
+    /// faster that three of them are the best way to multiply float32 activations.
+    pub fn split(&self) -> Option<SplitFn> {
+        self.split
     }
 
     /// The activation quantiser.

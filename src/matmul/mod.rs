@@ -5,6 +5,7 @@ mod aligned;
 mod buffer;
 mod device;
 mod doubles;
+mod int8;
 mod pack;
 mod rows;
 mod tasks;

@@ -366,8 +366,8 @@ impl Weights {
 
     /// Products of several matrices with the same vectors, on the threads of `executor`: `x` is
     /// `(n, cols)`, and each matrix comes with its `y` `(n, rows)`. If all of them take the same
-    /// int8 activations, these are quantised once, the threads share one run of tasks, and nothing
-    /// is allocated that `workspace` already has.
+    /// activations, int8 or float32, these are prepared once, the threads share one run of tasks,
+    /// and nothing is allocated that `workspace` already has.
     ///
     /// # Errors
     /// As [`Weights::multiply`], except that some results may have been written.
@@ -379,34 +379,34 @@ impl Weights {
         n: usize,
         products: &mut [(&Weights, &mut [f32])],
     ) -> Result<()> {
-        let first = products.first().and_then(|(w, _)| w.int8_tiles());
-        let together = first.map(|tiles| *tiles.layout()).filter(|layout| {
-            let tiles = |w: &Weights| w.int8_tiles().is_some_and(|t| t.shares_activations(layout));
-            products.iter().all(|(w, _)| tiles(w)) && products.len() <= MAX_MATRICES
+        let first = products
+            .first()
+            .and_then(|(w, _)| Some((w.tiles()?, w.activations)));
+        let together = first.filter(|(first, activations)| {
+            products.len() <= MAX_MATRICES
+                && products.iter().all(|(w, _)| {
+                    let shares = |t: &Tiles| t.shares_activations(first.layout());
+                    w.activations == *activations && w.tiles().is_some_and(shares)
+                })
         });
-        if together.is_none() {
+        let Some((_, activations)) = together else {
             return products
                 .iter_mut()
                 .try_for_each(|(weights, y)| weights.multiply_by(rt, executor, x, y, n));
-        }
+        };
         let mut rest = products.iter_mut();
-        let tiles = std::array::from_fn(|_| match rest.next()? {
-            (
-                Weights {
-                    form: Form::Tiles(t),
-                    ..
-                },
-                y,
-            ) => Some((t, &mut **y)),
-            _ => None,
+        let tiles = std::array::from_fn(|_| {
+            let (weights, y) = rest.next()?;
+            Some((weights.tiles()?, &mut **y))
         });
-        Tiles::multiply_int8(&rt.kernels().tiles, executor, workspace, x, n, tiles)
+        let kernels = &rt.kernels().tiles;
+        Tiles::multiply_together(kernels, executor, activations, workspace, x, n, tiles)
     }
 
-    /// The tiles, if they are multiplied with int8 activations.
-    fn int8_tiles(&self) -> Option<&Tiles> {
+    /// The tiles, if it is stored in tiles.
+    fn tiles(&self) -> Option<&Tiles> {
         match &self.form {
-            Form::Tiles(tiles) if self.activations == Activations::Int8 => Some(tiles),
+            Form::Tiles(tiles) => Some(tiles),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! Buffers that outlive single products.
 
-use super::activations::Int8;
 use super::aligned::Aligned;
+use super::int8::Int8;
 use super::tasks::lock;
 use crate::error::Result;
 use crate::memory;

@@ -18,6 +18,7 @@ mod nearest;
 mod quantize;
 mod search;
 mod shape;
+mod split;
 
 #[cfg(test)]
 mod properties;
@@ -30,3 +31,7 @@ pub use codes::{
 };
 pub use quantize::{Band, Element, Method, ScalePrecision, Spec, quantize, quantize_in_bands};
 pub use shape::{Bits, Per, Shape};
+pub use split::{
+    CARRY, DIGIT_BASE, DIGITS, FULL_BLOCK, KEPT, SPLIT_LARGEST, SPLIT_SCALES, SPLIT_SMALLEST,
+    split_block, split_scale,
+};

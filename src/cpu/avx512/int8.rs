@@ -2,7 +2,7 @@
 
 use super::{Dot, prefetch, scales_of_half, zero_points_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{Int8Acts, Prefetch, SPLIT_HALVES_VECTORS};
+use crate::cpu::tile::{Int8Acts, Prefetch, halves_pay};
 use std::arch::x86_64::*;
 
 /// Whether columns `4k..4k + 4` of a sub-block are summed in the odd one of the two chains of a
@@ -68,9 +68,8 @@ const fn in_registers(v: usize, halves: usize) -> bool {
 /// Twelve vectors below 8 bits are two passes of six, whose float32 accumulators stay in registers:
 /// 512 vectors went from 54 to 60 to 62% of the `vpdpbusd` rate at 4, 2 and 1 bits (Zen 5, 4096 ×
 /// 4096, groups of 32). At 8 bits the second pass costs more than it gains (45 to 56% became 41%),
-/// and so do two passes of four for eight vectors (0.8 of the rate). With [`Dot::SPLITS_HALVES`],
-/// and [`SPLIT_HALVES_VECTORS`] or more vectors, a pass processes one half of the tile and all
-/// vectors, at every bit width.
+/// and so do two passes of four for eight vectors (0.8 of the rate). With [`Dot::SPLITS_HALVES`]
+/// a pass processes one half of the tile and all vectors, where [`halves_pay`].
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; the features of `E`.
@@ -90,7 +89,7 @@ pub(super) unsafe fn tile<E: Dot, const BITS: usize, const V: usize>(
         // `const`, so that only the variant in use is instantiated for each bit width and number of
         // vectors. Otherwise the unused ones would be two thirds of the code of this file before
         // optimisation.
-        if const { V >= SPLIT_HALVES_VECTORS && E::SPLITS_HALVES } {
+        if const { halves_pay(BITS, V) && E::SPLITS_HALVES } {
             // At 8 bits each pass prefetches its share: see
             // [`crate::cpu::tile::TileKernels::prefetches_twice`].
             let lines = match BITS {

@@ -20,6 +20,7 @@ mod lookup;
 mod pairs;
 mod short;
 mod sign;
+mod split;
 mod tables;
 mod zen4;
 
@@ -208,9 +209,15 @@ kernel_set! {
     BASE, base, Base, Avx512, "avx512", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c"
 }
 kernel_set! {
-    /// AVX-512 as on Cascade Lake.
-    VNNI = BASE with vnni, Vnni, "avx512+vnni", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni"
+    /// [`VNNI`] without splitting.
+    VNNI_UNSPLIT = BASE with vnni, Vnni, "avx512+vnni", "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni"
 }
+
+/// AVX-512 as on Cascade Lake.
+pub(in crate::cpu) const VNNI: TileKernels = TileKernels {
+    split: Some(split::split),
+    ..VNNI_UNSPLIT
+};
 
 /// [`BASE`] with pairs of tiles for many float32 vectors.
 pub(in crate::cpu) const BASE_PAIRS: TileKernels = TileKernels {

@@ -28,7 +28,7 @@ pub(super) const BASE: Pairs = Pairs {
 pub(super) const VNNI: Pairs = Pairs {
     int8: Some(PairsInt8 {
         bytes: [bytes::<1>, bytes::<2>, bytes::<4>, bytes::<8>],
-        int8: by_width!(int8),
+        int8: by_int8_width!(int8),
     }),
     ..BASE
 };

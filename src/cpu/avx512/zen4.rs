@@ -37,10 +37,10 @@ pub(in crate::cpu) const ZEN4: TileKernels = TileKernels {
     cores: &[Core::Zen4],
     splits_halves: SplitHalves::SPLITS_HALVES,
     int8: [
-        by_width!(dot_products, 1),
-        by_width!(dot_products, 2),
-        by_width!(dot_products, 4),
-        by_width!(dot_products, 8),
+        by_int8_width!(dot_products, 1),
+        by_int8_width!(dot_products, 2),
+        by_int8_width!(dot_products, 4),
+        by_int8_width!(dot_products, 8),
     ],
     direct: [
         by_width!(direct, 1),

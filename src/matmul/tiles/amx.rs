@@ -5,10 +5,11 @@
 
 use super::Tiles;
 use super::plan::{Part, Plan};
+use super::split::{Sums, parts, sub_blocks};
 use crate::cpu::layout::{SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::{AMX_VECTORS, Amx, Levels, Prefetch, TileKernels};
-use crate::matmul::activations::Int8;
 use crate::matmul::aligned::Aligned;
+use crate::matmul::int8::Int8;
 use crate::matmul::tasks::Output;
 
 /// Sub-blocks that are unpacked at once: a multiple of every block of activations.
@@ -27,8 +28,8 @@ pub fn select(k: &TileKernels, n: usize) -> Option<Amx> {
 }
 
 /// Floats of scratch that a task needs.
-pub fn scratch_floats(plan: &Plan) -> usize {
-    LEVELS + SCALES + plan.panel * TILE_ROWS
+pub fn scratch_floats(plan: &Plan, digits: usize) -> usize {
+    LEVELS + SCALES + Sums::floats(plan.panel, digits)
 }
 
 impl Tiles {
@@ -48,39 +49,44 @@ impl Tiles {
             codes: codes.as_mut_ptr().cast(),
             scales: scales.as_mut_ptr(),
         };
-        let sums = &mut sums[..vectors.len() * TILE_ROWS];
+        let mut sums = Sums::new(sums, vectors.len(), acts.digits());
         let x = acts.amx(vectors.clone());
         let calls = vectors.len().div_ceil(AMX_VECTORS);
         let chunks = l.total_subs().div_ceil(UNPACKED_SUBS);
+        let outputs = vectors.start / acts.digits()..vectors.end / acts.digits();
         for t in tiles {
             let tile = self.tile(t).as_ptr();
-            sums.fill(0.0);
-            for (chunk, first) in (0..l.total_subs()).step_by(UNPACKED_SUBS).enumerate() {
-                let count = UNPACKED_SUBS.min(l.total_subs() - first);
-                // SAFETY: `k` exists, so the processor has its features and the process may use
-                // them; the tile has these sub-blocks, and there is room for UNPACKED_SUBS of them,
-                // in whole lines.
-                unsafe { k.levels(l.bits)(l, tile, first, count, levels) };
-                // Rows of the output are far apart and not in L1 or L2: prefetch those of a
-                // different part of the vectors with each chunk.
-                for v in vectors.clone().skip(chunk).step_by(chunks) {
-                    out.prefetch(v * l.shape.rows + t * TILE_ROWS, TILE_ROWS);
+            sums.clear();
+            let mut chunk = 0;
+            for part in parts(l, acts.digits()) {
+                let part = sub_blocks(l, &part);
+                for first in part.clone().step_by(UNPACKED_SUBS) {
+                    let count = UNPACKED_SUBS.min(part.end - first);
+                    // SAFETY: `k` exists, so the processor has its features and the process may use
+                    // them; the tile has these sub-blocks, and there is room for UNPACKED_SUBS of
+                    // them, in whole lines.
+                    unsafe { k.levels(l.bits)(l, tile, first, count, levels) };
+                    // Rows of the output are far apart and not in L1 or L2: prefetch those of a
+                    // different part of the vectors with each chunk.
+                    for v in outputs.clone().skip(chunk).step_by(chunks) {
+                        out.prefetch(v * l.shape.rows + t * TILE_ROWS, TILE_ROWS);
+                    }
+                    chunk += 1;
+                    let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
+                    let blocks = count.div_ceil(l.block_subs);
+                    let ahead = Prefetch {
+                        at: tile.wrapping_add(to),
+                        lines: (to - from).div_ceil(64 * blocks * calls),
+                        l2_distance: 0,
+                    };
+                    // SAFETY: as above; the activations are those of this layout, and each vector
+                    // has a row of sums, in whole lines.
+                    unsafe { k.multiply()(l, first, count, levels, x, ahead, sums.row(0)) };
                 }
-                let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
-                let blocks = count.div_ceil(l.block_subs);
-                let ahead = Prefetch {
-                    at: tile.wrapping_add(to),
-                    lines: (to - from).div_ceil(64 * blocks * calls),
-                    l2_distance: 0,
-                };
-                // SAFETY: as above; the activations are those of this layout, and each vector has a
-                // row of sums, in whole lines.
-                unsafe { k.multiply()(l, first, count, levels, x, ahead, sums.as_mut_ptr()) };
+                sums.end_part(0..vectors.len());
             }
-            for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
-                // SAFETY: tasks write disjoint tiles or vectors.
-                unsafe { self.store(out, v, t, sums) };
-            }
+            // SAFETY: tasks write disjoint tiles or vectors.
+            unsafe { self.store_sums(out, vectors.clone(), t, &sums, 0) };
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Tiles;
 use super::plan::{Part, Plan};
 use crate::cpu::layout::{Layout, TILE_ROWS};
 use crate::cpu::tile::{Lookups, Stream, TileKernels};
-use crate::matmul::activations::Int8;
+use crate::matmul::int8::Int8;
 use crate::matmul::tasks::Output;
 use crate::quant::Bits;
 

@@ -1,15 +1,16 @@
 //! A matrix in tiles, and the parallel driver of the tile kernels.
 
 mod amx;
+mod int8;
 mod lookups;
 mod pairs;
 mod plan;
+mod split;
 mod tables;
 
+pub use self::int8::MAX_MATRICES;
 use self::plan::{Part, Plan, Scratch, UNPACK_SUBS, max_direct_vectors};
-use super::activations::{
-    Activations, Int8, Interleave, Prescaled, all_finite, blocks, interleaved, signs,
-};
+use super::activations::{Activations, Prescaled, blocks, interleaved, signs};
 use super::aligned::Aligned;
 use super::buffer::Buffer;
 use super::pack;
@@ -17,9 +18,7 @@ use super::tasks::{Output, run, run_chunks, run_with, threads_for};
 use super::workspace::Workspace;
 use crate::cpu::l2_prefetch::SmallBatchKernel;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{
-    Amx, FLUSH_SUBS, Lookups, Pairs, PairsInt8, Prefetch, Tables, TileKernels, WIDTHS,
-};
+use crate::cpu::tile::{FLUSH_SUBS, Pairs, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
@@ -31,10 +30,9 @@ use std::sync::Mutex;
 pub struct Tiles {
     layout: Layout,
     buffer: Buffer,
+    /// See [`split::scales_allow`].
+    scales_allow_split: bool,
 }
-
-/// The most matrices that [`Tiles::multiply_int8`] takes: queries, keys and values are three.
-pub const MAX_MATRICES: usize = 3;
 
 /// Bytes of tiles that a thread reads per nanosecond, approximately, once per four vectors.
 const READ_PER_NS: usize = 32;
@@ -64,7 +62,11 @@ impl Tiles {
             || Ok(()),
             |(), t, tile| pack::pack_tile(&layout, codes, t, tile),
         )?;
-        Ok(Tiles { layout, buffer })
+        Ok(Tiles {
+            layout,
+            buffer,
+            scales_allow_split: split::scales_allow(codes.scales),
+        })
     }
 
     /// The geometry.
@@ -184,37 +186,88 @@ impl Tiles {
         y: &mut [f32],
         n: usize,
     ) -> Result<()> {
-        assert!(x.len() == n * self.layout.shape.cols && y.len() == n * self.layout.shape.rows);
-        let l = &self.layout;
-        let mut workspace = Workspace::default();
+        let workspace = &mut Workspace::default();
+        let products = [Some((self, y)), None, None];
+        Tiles::multiply_together(kernels, executor, activations, workspace, x, n, products)
+    }
+
+    /// [`Tiles::multiply`] for several matrices whose layouts differ in rows only. They share the
+    /// preparation of the activations, and nothing is allocated that `workspace` already has, for
+    /// int8 activations and for float32 ones that are split. Each comes with its `y`.
+    ///
+    /// # Errors
+    /// As [`Tiles::multiply`], except that some results may have been written if there are several.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn multiply_together(
+        kernels: &TileKernels,
+        executor: Executor<'_>,
+        activations: Activations,
+        workspace: &mut Workspace,
+        x: &[f32],
+        n: usize,
+        products: [Option<(&Tiles, &mut [f32])>; MAX_MATRICES],
+    ) -> Result<()> {
+        let layout = products[0].as_ref().expect("at least one").0.layout;
+        assert_eq!(x.len(), n * layout.shape.cols);
+        assert!(products.iter().flatten().all(|(tiles, y)| {
+            y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout)
+        }));
         match activations {
-            Activations::Int8 => {
-                let products = [Some((self, y)), None, None];
-                Tiles::multiply_int8(kernels, executor, &mut workspace, x, n, products)
-            }
-            Activations::Sign if !l.short => {
-                let x = signs(l, x, n)?;
-                let threads = threads_for(executor, self.nanoseconds(n));
-                let plan = Plan::new(l, activations, n, threads);
-                let out = Output::new(y);
-                run(executor, threads, plan.tasks(), no_scratch, |(), task| {
-                    self.sign_task(kernels, &x, &plan, task, &out);
-                })
-            }
-            Activations::Sign => {
-                let Workspace { floats, sums, .. } = &mut workspace;
-                let x = interleaved(kernels, executor, l, activations, x, n, floats)?;
-                self.multiply_floats(kernels, executor, x, y, n, sums)
-            }
+            Activations::Int8 => Tiles::multiply_int8(kernels, executor, workspace, x, n, products),
             Activations::F32 => {
-                let Workspace { floats, sums, .. } = &mut workspace;
-                let prescaled = Prescaled::new(x, l.shape.cols)?;
-                let x = interleaved(kernels, executor, l, activations, &prescaled.x, n, floats)?;
-                self.multiply_floats(kernels, executor, x, y, n, sums)?;
-                prescaled.restore(y, l.shape.rows);
-                Ok(())
+                Tiles::multiply_float32(kernels, executor, workspace, x, n, products)
             }
+            Activations::Sign => products.into_iter().flatten().try_for_each(|(tiles, y)| {
+                tiles.multiply_signs(kernels, executor, workspace, x, y, n)
+            }),
         }
+    }
+
+    /// [`Tiles::multiply`] for the signs of activations.
+    fn multiply_signs(
+        &self,
+        kernels: &TileKernels,
+        executor: Executor<'_>,
+        workspace: &mut Workspace,
+        x: &[f32],
+        y: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
+        let (l, activations) = (&self.layout, Activations::Sign);
+        if l.short {
+            let Workspace { floats, sums, .. } = workspace;
+            let x = interleaved(kernels, executor, l, activations, x, n, floats)?;
+            return self.multiply_floats(kernels, executor, x, y, n, sums);
+        }
+        let x = signs(l, x, n)?;
+        let threads = threads_for(executor, self.nanoseconds(n));
+        let plan = Plan::new(l, activations, n, threads);
+        let out = Output::new(y);
+        run(executor, threads, plan.tasks(), no_scratch, |(), task| {
+            self.sign_task(kernels, &x, &plan, task, &out);
+        })
+    }
+
+    /// [`Tiles::multiply`] for float32 activations, as floats.
+    fn multiply_unsplit(
+        &self,
+        kernels: &TileKernels,
+        executor: Executor<'_>,
+        workspace: &mut Workspace,
+        x: &[f32],
+        y: &mut [f32],
+        n: usize,
+    ) -> Result<()> {
+        let l = &self.layout;
+        let Workspace { floats, sums, .. } = workspace;
+        let prescaled = Prescaled::new(x, l.shape.cols)?;
+        let activations = Activations::F32;
+        let x = interleaved(kernels, executor, l, activations, &prescaled.x, n, floats)?;
+        self.multiply_floats(kernels, executor, x, y, n, sums)?;
+        prescaled.restore(y, l.shape.rows);
+        Ok(())
     }
 
     /// [`Tiles::multiply`] for float32 activations that are [`interleaved`]. With few vectors
@@ -249,118 +302,6 @@ impl Tiles {
         run(executor, threads, plan.tasks(), scratch, |scratch, task| {
             self.f32_task(kernels, pairs, x, plan.task(task), scratch, &out);
         })
-    }
-
-    /// [`Tiles::multiply_int8`] for short groups, whose weights are multiplied as floats: one
-    /// product after the other with the rounded activations.
-    fn multiply_rounded(
-        kernels: &TileKernels,
-        executor: Executor<'_>,
-        workspace: &mut Workspace,
-        x: &[f32],
-        n: usize,
-        products: [Option<(&Tiles, &mut [f32])>; MAX_MATRICES],
-    ) -> Result<()> {
-        let Workspace { floats, sums, .. } = workspace;
-        let layout = products[0].as_ref().expect("at least one").0.layout;
-        all_finite(x, layout.shape.cols)?;
-        let prescaled = Prescaled::new(x, layout.shape.cols)?;
-        let int8 = Activations::Int8;
-        let x = interleaved(kernels, executor, &layout, int8, &prescaled.x, n, floats)?;
-        for (tiles, y) in products.into_iter().flatten() {
-            tiles.multiply_floats(kernels, executor, x, y, n, sums)?;
-            prescaled.restore(y, tiles.layout.shape.rows);
-        }
-        Ok(())
-    }
-
-    /// [`Tiles::multiply`] with int8 activations for several matrices whose layouts differ in rows
-    /// only. The activations are quantised once, and the matrices share one run of tasks, unless
-    /// groups are short. Each comes with its `y`.
-    ///
-    /// # Errors
-    /// As [`Tiles::multiply`].
-    ///
-    /// # Panics
-    /// If there are none.
-    pub fn multiply_int8(
-        kernels: &TileKernels,
-        executor: Executor<'_>,
-        workspace: &mut Workspace,
-        x: &[f32],
-        n: usize,
-        products: [Option<(&Tiles, &mut [f32])>; MAX_MATRICES],
-    ) -> Result<()> {
-        let layout = products[0].as_ref().expect("at least one").0.layout;
-        assert_eq!(x.len(), n * layout.shape.cols);
-        assert!(products.iter().flatten().all(|(tiles, y)| {
-            y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout)
-        }));
-        if layout.short {
-            return Tiles::multiply_rounded(kernels, executor, workspace, x, n, products);
-        }
-        let time = products.iter().flatten().map(|(t, _)| t.nanoseconds(n));
-        let threads = threads_for(executor, time.fold(0, usize::saturating_add));
-        let Workspace {
-            activations, sums, ..
-        } = workspace;
-        // Its order of activations is of no use to other kernels.
-        let fit = (products.iter().flatten()).all(|(t, _)| t.layout.levels_fit_bytes());
-        let amx = amx::select(kernels, n).filter(|_| fit);
-        let order = match amx {
-            Some(_) => Interleave::amx(&layout),
-            None => Interleave::KERNELS,
-        };
-        activations.set(kernels, executor, &layout, order, x, n)?;
-
-        let mut tasks = 0;
-        let parts = products.map(|product| {
-            let (tiles, y) = product?;
-            let by = match amx {
-                Some(k) => Int8Path::Amx(k),
-                None => Int8Path::best(kernels, &tiles.layout, n, threads),
-            };
-            let plan = by.plan(&tiles.layout, n, threads);
-            let first = tasks;
-            tasks += plan.tasks();
-            Some((first, plan, by, tiles, Output::new(y)))
-        });
-        let parts = &parts;
-        let looks_up = parts.iter().flatten().find_map(|(_, _, by, ..)| match by {
-            Int8Path::Lookups(k) => Some(k),
-            _ => None,
-        });
-        if let Some(k) = looks_up {
-            activations.build_tables(k)?;
-        }
-        let activations = &*activations;
-        let scratch = parts.iter().flatten();
-        let scratch = scratch.map(|(_, plan, by, ..)| by.scratch_floats(plan));
-        let sums = Workspace::sums(sums, threads, scratch.max().unwrap_or(0))?;
-        run_with(executor, sums, tasks, |sums, task| {
-            let mut begun = parts.iter().flatten().rev();
-            let part = begun.find(|(first, ..)| *first <= task);
-            let (first, plan, by, tiles, out) = part.expect("the first begins at 0");
-            let task = task - first;
-            match by {
-                Int8Path::Amx(k) => tiles.amx_task(k, activations, plan.task(task), sums, out),
-                Int8Path::Lookups(k) => {
-                    let part = plan.task(task);
-                    let sums = sums.floats_mut();
-                    let l2_distance = kernels.l2_distance(SmallBatchKernel::Lookups, 1);
-                    tiles.lookups_task(k, l2_distance, activations, part, sums, out);
-                }
-                Int8Path::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
-                Int8Path::Pairs(k) => {
-                    tiles.pairs_task(kernels, k, activations, plan.task(task), sums, out);
-                }
-                Int8Path::Tiles => {
-                    let sums = sums.floats_mut();
-                    tiles.int8_tiles(kernels, activations, plan.task(task), sums, out);
-                }
-            }
-        });
-        Ok(())
     }
 
     /// Whether activations quantised for `other` fit this matrix.
@@ -405,80 +346,6 @@ impl Tiles {
         for (v, values) in values.0.iter().enumerate().take(width) {
             // SAFETY: the caller upholds this contract.
             unsafe { self.store(out, first + v, t, values) };
-        }
-    }
-
-    /// Loops over tiles, a few groups at a time, and all vectors of a panel.
-    fn int8_tiles(
-        &self,
-        k: &TileKernels,
-        acts: &Int8,
-        (tiles, vectors): Part,
-        sums: &mut [f32],
-        out: &Output<'_>,
-    ) {
-        let l = &self.layout;
-        let passes = blocks(&WIDTHS, vectors.clone()).count();
-        let lines = l.sub_bytes() / 64;
-        let prefetches_twice = passes == 1 && k.prefetches_twice(l.bits, vectors.len());
-        let step = match passes == 1 && !prefetches_twice {
-            true => l.shape.groups,
-            // Parts of equal size, because what is prefetched is as large as the current part.
-            false => {
-                let steps = (l.shape.groups * l.group_offset(1)).div_ceil(CACHED_BYTES);
-                l.shape.groups.div_ceil(steps)
-            }
-        };
-        for t in tiles {
-            let tile = self.tile(t);
-            let sums = &mut sums[..vectors.len() * TILE_ROWS];
-            sums.fill(0.0);
-            for first in (0..l.shape.groups).step_by(step) {
-                let count = step.min(l.shape.groups - first);
-                let bytes = count * l.group_offset(1);
-                for (pass, (v, width)) in blocks(&WIDTHS, vectors.clone()).enumerate() {
-                    // A single pass prefetches a little ahead of itself. Of several passes, or of a
-                    // kernel that makes two, each prefetches its share of the next groups.
-                    let ahead = if prefetches_twice {
-                        Prefetch {
-                            at: tile.as_ptr().wrapping_add(l.group_offset(first) + bytes),
-                            lines: l.group_offset(1).div_ceil(64 * l.subs),
-                            l2_distance: 0,
-                        }
-                    } else if passes == 1 {
-                        Prefetch {
-                            at: tile.as_ptr().wrapping_add(INT8_PREFETCH_DISTANCE),
-                            lines,
-                            l2_distance: k.l2_distance(SmallBatchKernel::Int8(l.bits), width),
-                        }
-                    } else {
-                        let at = l.group_offset(first) + bytes + pass * bytes / passes;
-                        Prefetch {
-                            at: tile.as_ptr().wrapping_add(at),
-                            lines: lines.div_ceil(passes),
-                            l2_distance: 0,
-                        }
-                    };
-                    // SAFETY: `k` exists, so the processor has its features; the tile has this
-                    // layout, for which the activations were made; there is a row of sums per
-                    // vector.
-                    unsafe {
-                        k.int8(l.bits, width)(
-                            l,
-                            first,
-                            count,
-                            tile.as_ptr(),
-                            acts.block(v, width, first * l.subs, first * l.group_blocks()),
-                            ahead,
-                            sums[(v - vectors.start) * TILE_ROWS..].as_mut_ptr(),
-                        );
-                    }
-                }
-            }
-            for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
-                // SAFETY: tasks write disjoint tiles or vectors.
-                unsafe { self.store(out, v, t, sums) };
-            }
         }
     }
 
@@ -594,69 +461,6 @@ impl Tiles {
         }
     }
 }
-
-/// The kernels for a product with int8 activations.
-enum Int8Path {
-    Amx(Amx),
-    Lookups(Lookups),
-    Tables(Tables),
-    Pairs(PairsInt8),
-    Tiles,
-}
-
-impl Int8Path {
-    /// The best for `n` vectors on this many threads, apart from AMX.
-    fn best(k: &TileKernels, l: &Layout, n: usize, threads: usize) -> Int8Path {
-        if let Some(k) = lookups::select(k, l, n, threads) {
-            return Int8Path::Lookups(k);
-        }
-        if let Some(k) = tables::select(k, l, n) {
-            return Int8Path::Tables(k);
-        }
-        match pairs::select(k, l, n).and_then(|k| k.int8()) {
-            Some(k) => Int8Path::Pairs(k),
-            None => Int8Path::Tiles,
-        }
-    }
-
-    fn plan(&self, l: &Layout, n: usize, threads: usize) -> Plan {
-        match self {
-            Int8Path::Amx(_) => Plan::for_amx(l, n, threads),
-            Int8Path::Tables(_) => Plan::for_tables(l, n, threads),
-            Int8Path::Pairs(_) => Plan::new(l, Activations::Int8, n, threads).in_pairs(),
-            Int8Path::Lookups(_) | Int8Path::Tiles => Plan::new(l, Activations::Int8, n, threads),
-        }
-    }
-
-    /// Floats of scratch that a task needs.
-    fn scratch_floats(&self, plan: &Plan) -> usize {
-        match self {
-            Int8Path::Amx(_) => amx::scratch_floats(plan),
-            Int8Path::Lookups(_) => lookups::scratch_floats(plan),
-            Int8Path::Tables(_) => tables::scratch_floats(plan),
-            Int8Path::Pairs(_) => pairs::scratch_floats(plan),
-            Int8Path::Tiles => plan.panel * TILE_ROWS,
-        }
-    }
-}
-
-/// Bytes of a tile that stay in L2 while a panel of vectors passes.
-///
-/// Twelve vectors need the 1.4 KB of an 8-bit sub-block and its activations in some 200 cycles,
-/// which L2 easily supplies; switching to other vectors costs about 800 cycles. 512 vectors
-/// reached, in % of the `vpdpbusd` rate at 8, 4 and 2 bits: with 16 KB, which L1 holds, 62, 67 and
-/// 70; with 64 KB 66, 69 and 72; with 128 KB 66, 70 and 72; with 256 KB 66 at 8 bits (Zen 4 with 1
-/// MB of L2 per core, 4096 × 4096, groups of 32, alternating runs). Where L2 is smaller than a
-/// panel of activations, these come from L3 in any case. Smaller in tests, so that a tile has
-/// several parts.
-const CACHED_BYTES: usize = if cfg!(test) { 8 << 10 } else { 128 << 10 };
-
-/// The prefetch distance in bytes, with one pass over the weights.
-///
-/// One thread on Zen 5, 4096 × 4096 from memory, medians of alternating runs alongside other work,
-/// µs at 1, 2, 4 and 8 bits: 3 KB 111, 192, 335 and 637; 4 KB 113, 171, 292 and 589; 5 KB 99, 164,
-/// 291 and 561; 6 KB 99, 160, 303 and 588.
-const INT8_PREFETCH_DISTANCE: usize = 5 << 10;
 
 /// The output of one kernel call, aligned: kernels accumulate here, and unaligned every vector
 /// would straddle two cache lines (aligning took products with 512 vectors from about 40 to 45% of

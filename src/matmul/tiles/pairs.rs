@@ -5,10 +5,11 @@
 
 use super::Tiles;
 use super::plan::{Part, Plan};
+use super::split::{Sums, parts, sub_blocks};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::{Bytes, Pairs, PairsInt8, Prefetch, TileKernels, WIDTHS};
-use crate::matmul::activations::{Int8, blocks};
 use crate::matmul::aligned::Aligned;
+use crate::matmul::int8::Int8;
 use crate::matmul::tasks::Output;
 
 /// Sub-blocks that are unpacked at once: a multiple of every block of activations.
@@ -34,8 +35,8 @@ pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Pairs> {
 }
 
 /// Floats of scratch that a task needs.
-pub fn scratch_floats(plan: &Plan) -> usize {
-    2 * SIDE + 2 * plan.panel * TILE_ROWS
+pub fn scratch_floats(plan: &Plan, digits: usize) -> usize {
+    2 * SIDE + Sums::floats(2 * plan.panel, digits)
 }
 
 impl Tiles {
@@ -63,61 +64,66 @@ impl Tiles {
                 zeros: zeros.as_mut_ptr().cast(),
             }
         });
-        let passes = blocks(&WIDTHS, vectors.clone()).count();
+        let passes = acts.blocks(vectors.clone()).count();
         let chunks = l.total_subs().div_ceil(UNPACKED_SUBS);
+        let digits = acts.digits();
         let mut tile = tiles.start;
         while tile + 2 <= tiles.end {
             let pair = [self.tile(tile).as_ptr(), self.tile(tile + 1).as_ptr()];
-            for first in (0..l.total_subs()).step_by(UNPACKED_SUBS) {
-                let count = UNPACKED_SUBS.min(l.total_subs() - first);
-                for (tile, side) in pair.into_iter().zip(sides) {
-                    // SAFETY: `k` exists, so the processor has its features; the tile has these
-                    // sub-blocks, and a side has room for UNPACKED_SUBS of them, in whole lines.
-                    unsafe { pairs.bytes(l.bits)(l, tile, first, count, side) };
-                }
-                let last = first + count == l.total_subs();
-                // Each pass prefetches its share of what is unpacked next, which may be of the next
-                // pair.
-                let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
-                let next = if last { 2 * l.tile_bytes() } else { to };
-                let share = (to - from).div_ceil(passes);
-                let lines = share.div_ceil(64 * count);
-                for (pass, (v, width)) in blocks(&WIDTHS, vectors.clone()).enumerate() {
-                    let cells = width * TILE_ROWS;
-                    let at = 2 * (v - vectors.start) * TILE_ROWS;
-                    let sums = &mut sums[at..][..2 * cells];
-                    if first == 0 {
-                        sums.fill(0.0);
+            let mut sums = Sums::new(sums, 2 * vectors.len(), digits);
+            sums.clear();
+            let mut chunk = 0;
+            for part in parts(l, digits) {
+                let part = sub_blocks(l, &part);
+                for first in part.clone().step_by(UNPACKED_SUBS) {
+                    let count = UNPACKED_SUBS.min(part.end - first);
+                    for (tile, side) in pair.into_iter().zip(sides) {
+                        // SAFETY: `k` exists, so the processor has its features; the tile has these
+                        // sub-blocks, and a side has room for UNPACKED_SUBS of them, in whole
+                        // lines.
+                        unsafe { pairs.bytes(l.bits)(l, tile, first, count, side) };
                     }
-                    let (a, b) = sums.split_at_mut(cells);
-                    // Groups before the last are whole blocks, and so are these sub-blocks.
-                    let x = acts.block(v, width, first, first / l.block_subs);
-                    let ahead = |tile: *const u8| Prefetch {
-                        at: tile.wrapping_add(next + pass * share),
-                        lines,
-                        l2_distance: 0,
-                    };
-                    let ahead = [ahead(pair[0]), ahead(pair[1])];
-                    // Rows of the output are far apart and not in L1 or L2: prefetch those of a
-                    // different part of the vectors with each chunk.
-                    for i in (first / UNPACKED_SUBS..width).step_by(chunks) {
-                        let at = (v + i) * l.shape.rows + tile * TILE_ROWS;
-                        out.prefetch(at, 2 * TILE_ROWS);
-                    }
-                    let to = [a.as_mut_ptr(), b.as_mut_ptr()];
-                    // SAFETY: as above; the activations are those of these sub-blocks, and each
-                    // vector has a row of sums, in whole lines.
-                    unsafe { pairs.int8(width)(l, count, sides, x, ahead, to) };
-                    if !last {
-                        continue;
-                    }
-                    for (v, (a, b)) in (v..).zip(a.as_chunks().0.iter().zip(b.as_chunks().0)) {
-                        // SAFETY: tasks write disjoint tiles or vectors.
-                        unsafe {
-                            self.store(out, v, tile, a);
-                            self.store(out, v, tile + 1, b);
+                    let last = first + count == l.total_subs();
+                    // Each pass prefetches its share of what is unpacked next, which may be of the
+                    // next pair.
+                    let (from, to) = (l.sub_offset(first), l.sub_offset(first + count));
+                    let next = if last { 2 * l.tile_bytes() } else { to };
+                    let share = (to - from).div_ceil(passes);
+                    let lines = share.div_ceil(64 * count);
+                    for (pass, (v, width)) in acts.blocks(vectors.clone()).enumerate() {
+                        // The sums of a block: its vectors with one tile, then with the other.
+                        let at = 2 * (v - vectors.start);
+                        // Groups before the last are whole blocks, and so are these sub-blocks.
+                        let x = acts.block(v, width, first, first / l.block_subs);
+                        let ahead = |tile: *const u8| Prefetch {
+                            at: tile.wrapping_add(next + pass * share),
+                            lines,
+                            l2_distance: 0,
+                        };
+                        let ahead = [ahead(pair[0]), ahead(pair[1])];
+                        // Rows of the output are far apart and not in L1 or L2: prefetch those of a
+                        // different part of the vectors with each chunk.
+                        for i in (chunk..width / digits).step_by(chunks) {
+                            let at = (v / digits + i) * l.shape.rows + tile * TILE_ROWS;
+                            out.prefetch(at, 2 * TILE_ROWS);
+                        }
+                        let to = [sums.row(at), sums.row(at + width)];
+                        // SAFETY: as above; the activations are those of these sub-blocks, and each
+                        // vector has a row of sums, in whole lines.
+                        unsafe { pairs.int8(width)(l, count, sides, x, ahead, to) };
+                        if first + count == part.end {
+                            sums.end_part(at..at + 2 * width);
+                        }
+                        if last {
+                            let of_block = v..v + width;
+                            // SAFETY: tasks write disjoint tiles or vectors.
+                            unsafe {
+                                self.store_sums(out, of_block.clone(), tile, &sums, at);
+                                self.store_sums(out, of_block, tile + 1, &sums, at + width);
+                            }
                         }
                     }
+                    chunk += 1;
                 }
             }
             tile += 2;

@@ -65,10 +65,12 @@ impl Plan {
         Plan::with_panels(l, n, threads, WIDTHS[0], PANEL_BYTES / vector_bytes)
     }
 
-    /// A plan for `n` vectors with AMX.
-    pub fn for_amx(l: &Layout, n: usize, threads: usize) -> Plan {
+    /// A plan for `n` vectors with AMX, which are `digits` for each float32 vector: all of them are
+    /// in the same panel.
+    pub fn for_amx(l: &Layout, n: usize, threads: usize, digits: usize) -> Plan {
         let vector_bytes = l.padded_cols() + l.blocks() * 4;
-        Plan::with_panels(l, n, threads, AMX_VECTORS, AMX_PANEL_BYTES / vector_bytes)
+        let widest = AMX_VECTORS * digits;
+        Plan::with_panels(l, n, threads, widest, AMX_PANEL_BYTES / vector_bytes)
     }
 
     /// With at most `most` vectors per panel, but at least `widest`, of which panels are multiples.

@@ -5,10 +5,11 @@
 
 use super::Tiles;
 use super::plan::Plan;
-use crate::cpu::layout::{Layout, TILE_ROWS};
+use super::split::{Sums, parts, sub_blocks};
+use crate::cpu::layout::Layout;
 use crate::cpu::tile::{TABLE_WORDS, TableActs, Tables, TileKernels, WIDTHS};
-use crate::matmul::activations::{Int8, blocks};
 use crate::matmul::aligned::Aligned;
+use crate::matmul::int8::Int8;
 use crate::matmul::tasks::Output;
 use crate::quant::Bits;
 
@@ -33,8 +34,8 @@ pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
 }
 
 /// Floats of scratch that a task needs.
-pub fn scratch_floats(plan: &Plan) -> usize {
-    TABLE_FLOATS + plan.tiles_per_task * plan.panel * TILE_ROWS
+pub fn scratch_floats(plan: &Plan, digits: usize) -> usize {
+    TABLE_FLOATS + Sums::floats(plan.tiles_per_task * plan.panel, digits)
 }
 
 impl Tiles {
@@ -53,52 +54,55 @@ impl Tiles {
         let (tiles, vectors) = plan.task(task);
         let (tables, sums) = scratch.floats_mut().split_at_mut(TABLE_FLOATS);
         let tables: &mut [i16] = bytemuck::cast_slice_mut(tables);
-        let row = vectors.len() * TILE_ROWS;
-        let sums = &mut sums[..tiles.len() * row];
-        sums.fill(0.0);
-        for first in (0..l.total_subs()).step_by(TABLED_SUBS) {
-            let count = TABLED_SUBS.min(l.total_subs() - first);
-            // Groups before the last are whole blocks, and so are these sub-blocks.
-            let at = |v, width| acts.block(v, width, first, first / l.block_subs);
-            for (v, width) in blocks(&WIDTHS, vectors.clone()) {
-                let of_block = &mut tables[(v - vectors.start) * count * TABLE_WORDS..];
-                let of_block = &mut of_block[..width * count * TABLE_WORDS];
-                // SAFETY: `k` exists, so the processor has its features; there are `(count, width)`
-                // runs of 32 codes, and a table for each.
-                unsafe { (k.build)(at(v, width).codes, width * count, of_block.as_mut_ptr()) };
-            }
-            for (t, sums) in tiles.clone().zip(sums.chunks_exact_mut(row)) {
-                // After the last tile the first one is read again, from the next columns on.
-                let ahead = match t + 1 < tiles.end {
-                    true => l.tile_bytes() as isize,
-                    false => {
-                        let back = (tiles.len() - 1) * l.tile_bytes();
-                        let columns = count * l.group_offset(1) / l.subs;
-                        columns as isize - back as isize
-                    }
-                };
-                let tile = self.tile(t).as_ptr();
-                for (v, width) in blocks(&WIDTHS, vectors.clone()) {
-                    let acts = at(v, width);
-                    let v = v - vectors.start;
-                    let x = TableActs {
-                        vectors: width,
-                        tables: tables[v * count * TABLE_WORDS..].as_ptr(),
-                        scales: acts.scales,
-                        corrections: acts.corrections,
+        let n = vectors.len();
+        let mut sums = Sums::new(sums, tiles.len() * n, acts.digits());
+        sums.clear();
+        for part in parts(l, acts.digits()) {
+            let part = sub_blocks(l, &part);
+            for first in part.clone().step_by(TABLED_SUBS) {
+                let count = TABLED_SUBS.min(part.end - first);
+                // Groups before the last are whole blocks, and so are these sub-blocks.
+                let at = |v, width| acts.block(v, width, first, first / l.block_subs);
+                for (v, width) in acts.blocks(vectors.clone()) {
+                    let of_block = &mut tables[(v - vectors.start) * count * TABLE_WORDS..];
+                    let of_block = &mut of_block[..width * count * TABLE_WORDS];
+                    // SAFETY: `k` exists, so the processor has its features; there are
+                    // `(count, width)` runs of 32 codes, and a table for each.
+                    unsafe { (k.build)(at(v, width).codes, width * count, of_block.as_mut_ptr()) };
+                }
+                for (i, t) in tiles.clone().enumerate() {
+                    // After the last tile the first one is read again, from the next columns on.
+                    let ahead = match t + 1 < tiles.end {
+                        true => l.tile_bytes() as isize,
+                        false => {
+                            let back = (tiles.len() - 1) * l.tile_bytes();
+                            let columns = count * l.group_offset(1) / l.subs;
+                            columns as isize - back as isize
+                        }
                     };
-                    let out = sums[v * TILE_ROWS..].as_mut_ptr();
-                    // SAFETY: as above; the tile has this layout, the tables and activations are
-                    // those of its sub-blocks from `first` on, and each vector has a row of sums.
-                    unsafe { (k.multiply)(l, first, count, tile, x, ahead, out) };
+                    let tile = self.tile(t).as_ptr();
+                    for (v, width) in acts.blocks(vectors.clone()) {
+                        let acts = at(v, width);
+                        let v = v - vectors.start;
+                        let x = TableActs {
+                            vectors: width,
+                            tables: tables[v * count * TABLE_WORDS..].as_ptr(),
+                            scales: acts.scales,
+                            corrections: acts.corrections,
+                        };
+                        let out = sums.row(i * n + v);
+                        // SAFETY: as above; the tile has this layout, the tables and activations
+                        // are those of its sub-blocks from `first` on, and each vector has a row of
+                        // sums.
+                        unsafe { (k.multiply)(l, first, count, tile, x, ahead, out) };
+                    }
                 }
             }
+            sums.end_part(0..tiles.len() * n);
         }
-        for (t, sums) in tiles.zip(sums.chunks_exact(row)) {
-            for (v, sums) in vectors.clone().zip(sums.as_chunks().0) {
-                // SAFETY: tasks write disjoint tiles or vectors.
-                unsafe { self.store(out, v, t, sums) };
-            }
+        for (i, t) in tiles.enumerate() {
+            // SAFETY: tasks write disjoint tiles or vectors.
+            unsafe { self.store_sums(out, vectors.clone(), t, &sums, i * n) };
         }
     }
 }
