@@ -25,6 +25,7 @@ pub struct Manifest {
     folder: PathBuf,
     npz: Option<Npz>,
     sha256: Option<String>,
+    companions: PathBuf,
     weights: Vec<(String, Weight)>,
     index: HashMap<String, usize>,
     defaults: Quantization,
@@ -49,6 +50,7 @@ struct Root {
 struct Model {
     source_npz: Option<String>,
     sha256: Option<String>,
+    companions: Option<String>,
 }
 
 fn boxed<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Box<Value>, D::Error> {
@@ -156,12 +158,17 @@ impl Manifest {
             }
             _ => None,
         };
+        let companions = match root.model.companions {
+            Some(name) => inside(folder, &name)?,
+            None => folder.to_owned(),
+        };
         let index = weights.iter().enumerate();
         let index = index.map(|(i, (name, _))| (name.clone(), i)).collect();
         Ok(Manifest {
             folder: folder.to_owned(),
             npz,
             sha256: root.model.sha256,
+            companions,
             weights,
             index,
             defaults: root.quantization,
@@ -185,6 +192,12 @@ impl Manifest {
                 "the npz has the sha256 {found}, the manifest says {expected}"
             ))),
         }
+    }
+
+    /// The folder with the files of the tokenizer: that of the manifest, except while a writer
+    /// replaces them.
+    pub fn companions(&self) -> &Path {
+        &self.companions
     }
 
     /// The accuracy of the whole model as measured by the conversion; null if the manifest does not

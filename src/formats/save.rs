@@ -6,9 +6,10 @@
 //! folder has the old weights or the new ones, and left-over files have names that the next run
 //! overwrites or removes.
 //!
-//! Companions have fixed names, so several of them cannot be replaced in one atomic step. If any of
-//! them changes, the old manifest is removed first: a kill between that and the last renaming
-//! leaves no model, rather than one with the tokenizer of another.
+//! Companions have fixed names, so several of them cannot be replaced in one atomic step. If one of
+//! them changes while there is an old manifest, all are first written to a folder of their own,
+//! which the new manifest names as `model.companions`. Once the fixed names have been replaced, a
+//! manifest without that key is renamed over it, and the folder is removed.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
@@ -29,6 +30,15 @@ use crate::quant::{Bits, Codes, Packing, ScaleValues, pack_row, packed_row_bytes
 
 /// The number of hexadecimal digits of the npz's SHA-256 in its name.
 const HASH_DIGITS: usize = 12;
+
+/// The key of `model` for the folder with the companions, if they are not beside the manifest.
+pub(super) const COMPANIONS: &str = "companions";
+
+/// The ending of that folder's name.
+const COMPANIONS_END: &str = ".companions";
+
+/// The ending of an npz's name.
+const ARRAYS_END: &str = ".npz";
 
 /// Writes one matrix as a manifest and its npz, replacing the previous contents of the manifest.
 ///
@@ -165,8 +175,8 @@ impl ManifestWriter {
         write(npz).map_err(|e| refused(&self.temporary, &e))
     }
 
-    /// Puts the npz in place, then the companions, then the manifest that names it, and removes npz
-    /// files that no manifest names any more. `model` are further fields of the manifest's `model`,
+    /// Puts the npz, the companions and the manifest in place, in the order that the [module
+    /// documentation](self) describes, and removes npz files that no manifest names any more. `model` are further fields of the manifest's `model`,
     /// `fields` of the manifest itself.
     ///
     /// # Errors
@@ -204,19 +214,22 @@ impl ManifestWriter {
                 Value::Object(mem::take(&mut self.weights)),
             );
         }
-        let manifest = target.stage_manifest(&self.path, &manifest)?;
         let changes = target.stage_changes(companions)?;
-        target.place(&sealed)?;
-        if !changes.is_empty() {
-            remove(&self.path)?;
+        if changes.is_empty() || !self.path.exists() {
+            let manifest = target.stage_manifest(&self.path, &manifest)?;
+            target.place(&sealed)?;
+            target.make(&changes)?;
+            target.place(&manifest)?;
+        } else {
+            let folder = target.write_companions(companions)?;
+            let mut with_folder = manifest.clone();
+            with_folder["model"][COMPANIONS] = json!(folder);
+            let with_folder = target.stage_manifest(&self.path, &with_folder)?;
+            target.place(&sealed)?;
+            target.place(&with_folder)?;
+            target.make(&changes)?;
+            target.place(&target.stage_manifest(&self.path, &manifest)?)?;
         }
-        for change in &changes {
-            match change {
-                Change::Put(staged) => target.place(staged)?,
-                Change::Remove(path) => remove(path)?,
-            }
-        }
-        target.place(&manifest)?;
         target.remove_older(&npz, &self.path);
         Ok(())
     }
@@ -263,6 +276,16 @@ impl Drop for Staged {
     }
 }
 
+/// Removes a folder and what is in it, if it exists.
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(io_error(path, "cannot be removed", &e))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The change to a companion that is not in the required state.
 enum Change {
     Put(Staged),
@@ -271,6 +294,8 @@ enum Change {
 
 /// Removes a file, if it exists.
 fn remove(path: &Path) -> Result<()> {
+    #[cfg(test)]
+    tests::step(path)?;
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(io_error(path, "cannot be removed", &e))
@@ -288,7 +313,7 @@ pub fn has_arrays(folder: &Path, name: &str) -> Result<bool> {
         folder: folder.to_owned(),
         name: name.to_owned(),
     };
-    Ok(!target.arrays()?.is_empty())
+    Ok(!target.ours(ARRAYS_END)?.is_empty())
 }
 
 /// The error for a file that cannot be written.
@@ -383,8 +408,52 @@ impl Target {
         Ok(changes)
     }
 
-    /// Renames a file into place atomically, and syncs the folder.
+    /// Makes the changes to companions.
+    fn make(&self, changes: &[Change]) -> Result<()> {
+        changes.iter().try_for_each(|change| match change {
+            Change::Put(staged) => self.place(staged),
+            Change::Remove(path) => remove(path),
+        })
+    }
+
+    fn temporary_companions(&self) -> PathBuf {
+        self.beside(&format!(".{}{COMPANIONS_END}.tmp", self.name))
+    }
+
+    /// Writes all companions to a folder named after their contents, and returns its name. A folder
+    /// of that name is complete.
+    fn write_companions(&self, companions: &[Companion]) -> Result<String> {
+        let mut hash = Sha256::new();
+        for Companion { name, text } in companions {
+            hash.update(name);
+            hash.update([u8::from(text.is_some())]);
+            hash.update(text.as_deref().unwrap_or_default());
+            hash.update([0]);
+        }
+        let hash = format!("{:x}", hash.finalize());
+        let folder = format!("{}-{}{COMPANIONS_END}", self.name, &hash[..HASH_DIGITS]);
+        let path = self.beside(&folder);
+        if path.is_dir() {
+            return Ok(folder);
+        }
+        let temporary = self.temporary_companions();
+        remove_folder(&temporary)?;
+        fs::create_dir(&temporary).map_err(|e| refused(&temporary, &e))?;
+        for companion in companions {
+            if let Some(text) = &companion.text {
+                let path = temporary.join(companion.name);
+                written(&path, |mut file| file.write_all(text.as_bytes()))?;
+            }
+        }
+        let temporary = Staged { temporary, path };
+        self.place(&temporary)?;
+        Ok(folder)
+    }
+
+    /// Renames a file or a folder into place atomically, and syncs the folder that it is in.
     fn place(&self, staged: &Staged) -> Result<()> {
+        #[cfg(test)]
+        tests::step(&staged.path)?;
         fs::rename(&staged.temporary, &staged.path)
             .map_err(|e| io_error(&staged.path, "cannot be written", &e))?;
         if cfg!(unix) {
@@ -395,11 +464,16 @@ impl Target {
         Ok(())
     }
 
-    /// Removes the npz files of this name, except the one that the manifest now names and those
+    /// Removes the folders of companions and the npz files of this name, of the latter except the one that the manifest now names and those
     /// named by copies of older manifests. The manifest is in place, so a file that cannot be
     /// removed is left to the next run.
     fn remove_older(&self, current: &str, manifest: &Path) {
-        let older = self.arrays().unwrap_or_default();
+        let _ = remove_folder(&self.temporary_companions());
+        // Only the manifest of this name ever names these, and it does not any more.
+        for folder in self.ours(COMPANIONS_END).unwrap_or_default() {
+            let _ = remove_folder(&self.beside(&folder));
+        }
+        let older = self.ours(ARRAYS_END).unwrap_or_default();
         let mut older: Vec<_> = older.into_iter().filter(|f| f != current).collect();
         if older.is_empty() {
             return;
@@ -418,8 +492,8 @@ impl Target {
         }
     }
 
-    /// The npz files of this name.
-    fn arrays(&self) -> Result<Vec<String>> {
+    /// The files or folders of this name, with a hash and this ending.
+    fn ours(&self, ending: &str) -> Result<Vec<String>> {
         let failed = |e| io_error(&self.folder, "cannot be read", &e);
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
@@ -427,7 +501,7 @@ impl Target {
             let Some(file) = file.to_str() else { continue };
             let digits = file
                 .strip_prefix(&self.name)
-                .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(".npz"));
+                .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(ending));
             let is_ours = digits.is_some_and(|d| {
                 d.len() == HASH_DIGITS && d.bytes().all(|b| b.is_ascii_hexdigit())
             });
@@ -612,3 +686,6 @@ fn buffer(len: usize) -> io::Result<Vec<u8>> {
     memory::filled(len, 0, "a row of codes")
         .map_err(|e| io::Error::new(io::ErrorKind::OutOfMemory, e))
 }
+
+#[cfg(test)]
+mod tests;

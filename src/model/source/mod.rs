@@ -286,6 +286,7 @@ impl Source {
     pub fn tokenizer(&self) -> TokenizerSource<'_> {
         match &self.weights {
             WeightFile::Gguf(file) => TokenizerSource::Gguf(file),
+            WeightFile::Manifest(manifest) => TokenizerSource::Folder(manifest.companions()),
             _ => TokenizerSource::Folder(&self.folder),
         }
     }
@@ -298,6 +299,7 @@ impl Source {
     pub fn generation(&self) -> Result<Map<String, Value>> {
         match self.weights {
             WeightFile::Gguf(_) => Ok(Map::new()),
+            WeightFile::Manifest(ref manifest) => generation::read(manifest.companions()),
             _ => generation::read(&self.folder),
         }
     }
