@@ -4,10 +4,11 @@
 use super::activations::{all_finite, blocks};
 use super::aligned::Aligned;
 use super::tasks::{lock, run, threads_for};
+use crate::cpu::Isa;
 use crate::cpu::layout::{Layout, SUB_COLS, ZeroKind};
 use crate::cpu::tile::{
-    AMX_VECTORS, AmxActs, INT8_WIDTHS, Int8Acts, LOOKUP_BYTES, LookupActs, Lookups, SplitFn,
-    SplitTo, TileKernels,
+    AMX_VECTORS, AmxActs, INT8_WIDTHS, Int8Acts, LOOKUP_BYTES, LookupActs, Lookups, SplitTo,
+    TileKernels, WIDTHS,
 };
 use crate::error::Result;
 use crate::memory;
@@ -27,10 +28,16 @@ pub struct Interleave {
 
 impl Interleave {
     /// The order of [`crate::cpu::tile::Int8Acts`].
-    pub const KERNELS: Interleave = Interleave {
-        widths: &INT8_WIDTHS,
-        columns: SUB_COLS,
-    };
+    pub fn of(k: &TileKernels) -> Interleave {
+        Interleave {
+            // With the sixteen registers of AVX2, six vectors are slower than four and two.
+            widths: match k.isa() {
+                Isa::Avx2 => &WIDTHS,
+                _ => &INT8_WIDTHS,
+            },
+            columns: SUB_COLS,
+        }
+    }
 
     /// The same for split vectors: a block has all digits of its vectors.
     pub const SPLIT: Interleave = Interleave {
@@ -73,6 +80,8 @@ pub struct Int8 {
     vector_blocks: usize,
     /// Int8 vectors per vector.
     digits: usize,
+    /// Sub-blocks of a block.
+    block_subs: usize,
     /// Per vector, whether it could not be represented.
     refused: Vec<bool>,
     /// The digits of a single vector, before they are interleaved.
@@ -156,14 +165,15 @@ impl Represent for Quantize<'_> {
     }
 }
 
-/// By splitting into digits, which not every vector allows.
-struct Split(SplitFn);
+/// By splitting into digits, which not every vector allows. The kernels can split.
+struct Split<'a>(&'a TileKernels);
 
-impl Represent for Split {
+impl Represent for Split<'_> {
     const DIGITS: usize = DIGITS;
     const PER_NS: usize = SPLIT_PER_NS;
 
     fn vector(&self, l: &Layout, x: &[f32], to: &mut Flat<'_>) -> bool {
+        let split = self.0.split().expect("the kernels can split");
         let block = l.block_cols();
         let (padded, per) = (to.codes.len() / DIGITS, to.scales.len() / DIGITS);
         let mut largest = 0f32;
@@ -181,21 +191,17 @@ impl Represent for Split {
                     &mut sums.next().expect("one a digit")[blocks.clone()]
                 }),
             };
-            // SAFETY: the function is one of a set of kernels that exists, so the processor has its
-            // features.
-            match unsafe { (self.0)(x, block, to) } {
+            // SAFETY: the kernels exist, so the processor has their features.
+            match unsafe { split(x, block, to) } {
                 Some(of_run) => largest = largest.max(of_run),
                 None => return false,
             }
         }
-        let (low, higher) = to.scales.split_at_mut(per);
-        for scales in higher.chunks_exact_mut(per) {
-            for (scale, low) in scales.iter_mut().zip(&mut *low) {
-                *scale = *low * DIGIT_BASE;
+        for digit in 1..DIGITS {
+            let (lower, this) = to.scales.split_at_mut(digit * per);
+            for (scale, lower) in this.iter_mut().zip(&lower[(digit - 1) * per..]) {
+                *scale = lower * DIGIT_BASE;
             }
-        }
-        for (scale, low) in higher[per..].iter_mut().zip(&*low) {
-            *scale = *low * (DIGIT_BASE * DIGIT_BASE);
         }
         largest == 0.0 || largest >= SPLIT_SMALLEST
     }
@@ -247,16 +253,19 @@ impl Int8 {
     ///
     /// # Errors
     /// `ERR_MEMORY`.
+    ///
+    /// # Panics
+    /// If the kernels cannot split.
     pub fn split(
         &mut self,
-        by: SplitFn,
+        k: &TileKernels,
         executor: Executor<'_>,
         l: &Layout,
         order: Interleave,
         x: &[f32],
         n: usize,
     ) -> Result<()> {
-        self.fill(&Split(by), executor, l, order, x, n)
+        self.fill(&Split(k), executor, l, order, x, n)
     }
 
     /// The vectors that could not be represented.
@@ -268,6 +277,14 @@ impl Int8 {
     /// How many int8 vectors a vector has become.
     pub fn digits(&self) -> usize {
         self.digits
+    }
+
+    /// The layout of a matrix, with the blocks of these activations.
+    pub fn layout(&self, of_matrix: &Layout) -> Layout {
+        Layout {
+            block_subs: self.block_subs,
+            ..*of_matrix
+        }
     }
 
     /// The blocks that `vectors` are interleaved in; `vectors` begins with a block.
@@ -287,6 +304,7 @@ impl Int8 {
         let (padded, per) = (l.padded_cols().next_multiple_of(order.columns), l.blocks());
         (self.vector_codes, self.vector_blocks) = (padded, per);
         (self.widths, self.digits) = (order.widths, R::DIGITS);
+        self.block_subs = l.block_subs;
         let vectors = n * R::DIGITS;
         let floats = (vectors * padded).div_ceil(size_of::<f32>());
         self.codes.at_least(floats, "int8 activations")?;

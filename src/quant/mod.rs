@@ -32,6 +32,6 @@ pub use codes::{
 pub use quantize::{Band, Element, Method, ScalePrecision, Spec, quantize, quantize_in_bands};
 pub use shape::{Bits, Per, Shape};
 pub use split::{
-    CARRY, DIGIT_BASE, DIGITS, FULL_BLOCK, KEPT, SPLIT_LARGEST, SPLIT_SCALES, SPLIT_SMALLEST,
+    DIGIT_BASE, DIGITS, SPLIT_FULL_BLOCK, SPLIT_KEPT, SPLIT_LARGEST, SPLIT_SCALES, SPLIT_SMALLEST,
     split_block, split_scale,
 };

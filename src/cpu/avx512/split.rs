@@ -1,7 +1,7 @@
 //! Splitting float32 activations into int8 digits: see [`crate::quant::split_block`].
 
 use crate::cpu::tile::SplitTo;
-use crate::quant::{FULL_BLOCK, KEPT, SPLIT_LARGEST, split_scale};
+use crate::quant::{SPLIT_FULL_BLOCK, SPLIT_KEPT, SPLIT_LARGEST, split_scale};
 use std::arch::x86_64::*;
 
 /// A mask of the first `n` of 16 lanes, or of all of them.
@@ -41,7 +41,7 @@ pub(super) unsafe fn split(x: &[f32], block: usize, to: SplitTo<'_>) -> Option<f
             largest = largest.max(top);
             let scale = split_scale(top);
             let inverse = _mm512_set1_ps(1.0 / scale);
-            let least = _mm512_set1_ps(KEPT * scale);
+            let least = _mm512_set1_ps(SPLIT_KEPT * scale);
             let half = _mm512_set1_epi32(0x80_8080);
             let outer_bytes = _mm512_set1_epi32(0xff_00ff);
             let (mut kept, mut nonzero) = (0, 0);
@@ -79,7 +79,7 @@ pub(super) unsafe fn split(x: &[f32], block: usize, to: SplitTo<'_>) -> Option<f
                     _mm512_srli_epi32::<16>(signed),
                 );
             }
-            if top >= FULL_BLOCK && 2 * kept < nonzero {
+            if top >= SPLIT_FULL_BLOCK && 2 * kept < nonzero {
                 return None;
             }
             scales[b] = scale;

@@ -42,7 +42,7 @@ impl Tiles {
         scratch: &mut Aligned,
         out: &Output<'_>,
     ) {
-        let l = &self.layout;
+        let l = &acts.layout(&self.layout);
         let (unpacked, sums) = scratch.floats_mut().split_at_mut(LEVELS + SCALES);
         let (codes, scales) = unpacked.split_at_mut(LEVELS);
         let levels = Levels {

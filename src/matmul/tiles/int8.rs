@@ -61,7 +61,7 @@ impl Tiles {
         let run = Int8Run::new(kernels, executor, n, matrices);
         let order = match run.amx {
             Some(_) => Interleave::amx(&layout),
-            None => Interleave::KERNELS,
+            None => Interleave::of(kernels),
         };
         let Workspace { activations, .. } = workspace;
         activations.set(kernels, executor, &layout, order, x, n)?;
@@ -77,7 +77,7 @@ impl Tiles {
         scratch: &mut [f32],
         out: &Output<'_>,
     ) {
-        let l = &self.layout;
+        let l = &acts.layout(&self.layout);
         let passes = acts.blocks(vectors.clone()).count();
         let lines = l.sub_bytes() / 64;
         let prefetches_twice = passes == 1 && k.prefetches_twice(l.bits, vectors.len());

@@ -214,6 +214,9 @@ impl Tiles {
         assert!(products.iter().flatten().all(|(tiles, y)| {
             y.len() == n * tiles.layout.shape.rows && tiles.shares_activations(&layout)
         }));
+        if n == 0 {
+            return Ok(());
+        }
         match activations {
             Activations::Int8 => Tiles::multiply_int8(kernels, executor, workspace, x, n, products),
             Activations::F32 => {

@@ -51,7 +51,7 @@ impl Tiles {
         scratch: &mut Aligned,
         out: &Output<'_>,
     ) {
-        let l = &self.layout;
+        let l = &acts.layout(&self.layout);
         let (unpacked, sums) = scratch.floats_mut().split_at_mut(2 * SIDE);
         let (sides, _) = unpacked.as_chunks_mut::<SIDE>();
         let sides: &mut [[f32; SIDE]; 2] = sides.try_into().expect("two of them");
@@ -107,7 +107,8 @@ impl Tiles {
                             let at = (v / digits + i) * l.shape.rows + tile * TILE_ROWS;
                             out.prefetch(at, 2 * TILE_ROWS);
                         }
-                        let to = [sums.row(at), sums.row(at + width)];
+                        let to = sums.row(at);
+                        let to = [to, to.wrapping_add(width * TILE_ROWS)];
                         // SAFETY: as above; the activations are those of these sub-blocks, and each
                         // vector has a row of sums, in whole lines.
                         unsafe { pairs.int8(width)(l, count, sides, x, ahead, to) };

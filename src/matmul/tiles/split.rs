@@ -18,12 +18,31 @@ use crate::quant::{DIGITS, SPLIT_SCALES, ScaleValues};
 use crate::runtime::Executor;
 use std::ops::Range;
 
-/// The most activation blocks of a part, unless a single group has more. Each adds a rounding error
-/// of at most `2^-24` of the sum of the magnitudes: together less than 7.7e-6 of the norms.
-const PART_BLOCKS: usize = if cfg!(test) { 4 } else { 128 };
+/// The most activation blocks of a part, unless a single group has more. Each block adds a rounding
+/// error of at most `2^-24` of the magnitudes summed so far to the sum of each digit, and the
+/// magnitudes of all digits together are at most 1.05 times those of the vector: by the inequality
+/// of Cauchy and Schwarz `64 * 2^-24 * 1.05`, 4.0e-6 of the norms.
+const PART_BLOCKS: usize = if cfg!(test) { 4 } else { 64 };
 
-/// The fewest tiles for which splitting pays.
+/// The most activation blocks of a group. With more, the error of the sums (8.0e-6 of the norms)
+/// and that of rounding the vector would exceed 1e-5.
+const MAX_GROUP_BLOCKS: usize = if cfg!(test) { 8 } else { 128 };
+
+/// The fewest tiles, and the fewest sub-blocks of all tiles together, for which splitting pays: 256
+/// × 256 took as long either way.
 const MIN_TILES: usize = if cfg!(test) { 1 } else { 4 };
+/// See [`MIN_TILES`].
+const MIN_SUBS: usize = if cfg!(test) { 1 } else { 64 };
+
+/// The layout of a matrix for split vectors. In long groups their blocks are longer than those of
+/// int8 activations: 128 columns.
+pub fn split_layout(l: &Layout) -> Layout {
+    let long = l.subs >= 4 && (l.shape.groups == 1 || l.subs.is_multiple_of(4) && !l.has_gaps());
+    Layout {
+        block_subs: if long { 4 } else { l.block_subs },
+        ..*l
+    }
+}
 
 /// The parts of the columns, as ranges of groups: those of digits, or a single one.
 pub fn parts(l: &Layout, digits: usize) -> impl Iterator<Item = Range<usize>> + use<> {
@@ -151,8 +170,9 @@ impl Tiles {
         let l = &self.layout;
         self.scales_allow_split
             && !l.short
-            && l.group_blocks() <= PART_BLOCKS
+            && split_layout(l).group_blocks() <= MAX_GROUP_BLOCKS
             && l.tiles() >= MIN_TILES
+            && l.tiles() * l.total_subs() >= MIN_SUBS
     }
 
     /// [`Tiles::multiply`] with float32 activations for several matrices whose layouts differ in
@@ -170,27 +190,23 @@ impl Tiles {
         mut products: [Product<'_>; MAX_MATRICES],
     ) -> Result<()> {
         let matrices = || products.iter().flatten().map(|(tiles, _)| *tiles);
-        let layout = *matrices().next().expect("at least one").layout();
-        let split = kernels
-            .split()
-            .filter(|_| matrices().all(Tiles::split_pays));
-        let Some(split) = split else {
+        let splits = |tiles: &Tiles| kernels.split().is_some() && tiles.split_pays();
+        if !matrices().all(splits) {
             return (products.iter_mut().flatten()).try_for_each(|(tiles, y)| {
-                match kernels.split().filter(|_| tiles.split_pays()) {
-                    Some(_) => {
-                        let product = [Some((*tiles, &mut **y)), None, None];
-                        Tiles::multiply_float32(kernels, executor, workspace, x, n, product)
-                    }
-                    None => tiles.multiply_unsplit(kernels, executor, workspace, x, y, n),
+                if splits(tiles) {
+                    let product = [Some((*tiles, &mut **y)), None, None];
+                    return Tiles::multiply_float32(kernels, executor, workspace, x, n, product);
                 }
+                tiles.multiply_unsplit(kernels, executor, workspace, x, y, n)
             });
-        };
+        }
+        let layout = split_layout(matrices().next().expect("at least one").layout());
         let run = Int8Run::new(kernels, executor, n * DIGITS, matrices());
         let order = match run.amx {
             Some(_) => Interleave::amx(&layout),
             None => Interleave::SPLIT,
         };
-        (workspace.activations).split(split, executor, &layout, order, x, n)?;
+        (workspace.activations).split(kernels, executor, &layout, order, x, n)?;
         let refused = workspace.activations.refused().count();
         if refused == n {
             return (products.iter_mut().flatten()).try_for_each(|(tiles, y)| {

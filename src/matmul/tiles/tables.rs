@@ -50,7 +50,7 @@ impl Tiles {
         scratch: &mut Aligned,
         out: &Output<'_>,
     ) {
-        let l = &self.layout;
+        let l = &acts.layout(&self.layout);
         let (tiles, vectors) = plan.task(task);
         let (tables, sums) = scratch.floats_mut().split_at_mut(TABLE_FLOATS);
         let tables: &mut [i16] = bytemuck::cast_slice_mut(tables);

@@ -8,7 +8,7 @@ use crate::quant::{
 use crate::runtime::Pool;
 use crate::testing::{Kind, Random, assert_product, product, random_codes};
 
-const SHAPES: [(usize, usize, usize); 30] = [
+const SHAPES: [(usize, usize, usize); 32] = [
     (1, 1, 0),
     (1, 31, 32),
     (3, 33, 32),
@@ -21,6 +21,8 @@ const SHAPES: [(usize, usize, usize); 30] = [
     (64, 300, 128),
     (7, 8, 1000),
     (40, 1100, 32),
+    (33, 1900, 256),
+    (3, 700, 0),
     (34, 2080, 160),
     (35, 200, 128),
     (2, 4097, 128),
@@ -163,10 +165,7 @@ fn float32_has_the_same_bits_in_all_sets_with_fused_multiply_add_and_in_all_that
 fn split_oracle(l: &Layout, m: &CodesBuf, x: &[f32]) -> Option<Vec<f32>> {
     let s = m.shape;
     let codes = m.as_codes();
-    let block = match s.group {
-        32 | 64 | 128 => s.group,
-        _ => 32,
-    };
+    let block = split::split_layout(l).block_cols();
     let group_blocks = |g| {
         let columns = s.group_columns(g);
         let starts = columns.clone().step_by(block);
@@ -186,7 +185,7 @@ fn split_oracle(l: &Layout, m: &CodesBuf, x: &[f32]) -> Option<Vec<f32>> {
     let y = (0..s.rows).map(|r| {
         codes.row_codes(r, &mut row);
         let mut total = 0f64;
-        for part in split::parts(l, DIGITS) {
+        for part in split::parts(&split::split_layout(l), DIGITS) {
             let mut f = [0f32; DIGITS];
             for g in part {
                 for block in group_blocks(g) {
@@ -742,6 +741,20 @@ fn the_largest_float_stays_finite_in_int8() {
                 "{} {group}: {y:?}",
                 k.name()
             );
+        }
+    }
+}
+
+#[test]
+fn no_vectors_have_no_products() {
+    let pool = Pool::new(1).unwrap();
+    for k in TileKernels::variants() {
+        for group in [32, 7] {
+            let shape = Shape::new(40, 70, group);
+            let m = random_codes(&mut Random::new(2), shape, Bits::One, Kind::ALL[0]);
+            for a in [Activations::F32, Activations::Int8, Activations::Sign] {
+                assert!(run(&k, &tiles(&pool, &m), a, &[], 0, 1).is_empty());
+            }
         }
     }
 }
