@@ -82,7 +82,8 @@ fn products(m: &CodesBuf, a: Activations, x: &[f32]) -> Vec<(TileKernels, Vec<u3
     TileKernels::variants().into_iter().map(of_set).collect()
 }
 
-/// One order of summation for all sets; of float32 for all that split activations, and for all others that fuse multiplication and addition.
+/// One order of summation for all sets; of float32 for all that split activations, and for all others that fuse
+/// multiplication and addition.
 fn alike(extent: Extent, bits: Bits, group: usize) {
     let mut r = Numbers(bits.get() as u64);
     let m = matrix(&mut r, extent.rows, bits, group);

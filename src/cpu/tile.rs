@@ -1,8 +1,8 @@
 //! The contract of the tile kernels, and the table of functions through which they are called.
 //!
 //! Every kernel is a leaf function: it does not allocate, lock, spawn or fail. It multiplies **one
-//! tile** (32 rows, see [`super::layout`]) by `V` vectors. `V` is one of [`WIDTHS`]; the driver
-//! splits any number of vectors into blocks of those widths.
+//! tile** (32 rows, see [`super::layout`]) by `V` vectors. `V` is one of [`WIDTHS`], for int8 one of
+//! [`INT8_WIDTHS`]; the driver splits any number of vectors into blocks of those widths.
 //!
 //! # Layout of the activations
 //!

@@ -7,12 +7,13 @@ use crate::error::Result;
 use crate::memory;
 use std::sync::Mutex;
 
-/// Buffers for products with int8 activations. A sequence of products with the same workspace
-/// allocates nothing once each shape has occurred.
+/// Buffers for products with int8 and float32 activations. A sequence of products with the same
+/// workspace allocates nothing once each shape has occurred, with int8 activations and with float32
+/// ones that are split.
 #[derive(Default)]
 pub struct Workspace {
     pub(super) activations: Int8,
-    /// Rounded activations as floats, for short groups.
+    /// Float32 activations that are not split, and rounded ones for short groups.
     pub(super) floats: Vec<f32>,
     /// For each thread the accumulators of the tile that it works on.
     pub(super) sums: Vec<Mutex<Aligned>>,

@@ -38,7 +38,8 @@ pub fn max_direct_vectors(k: &TileKernels, l: &Layout) -> usize {
 /// The most tiles of a task with many float32 vectors.
 const MAX_UNPACKED_TILES: usize = 16;
 
-/// The most tiles of a task by tables: 192 KiB of accumulators for twelve vectors.
+/// The most tiles of a task by tables: 192 KiB of accumulators for twelve int8 vectors, and 128 KiB
+/// of totals if these are digits.
 const MAX_TABLE_TILES: usize = 128;
 
 /// The tiles and the vectors of a task.
