@@ -66,6 +66,7 @@ static void exact(const char *options, int64_t rows, int64_t cols)
     if (!(error <= BOUND))
         printf("    %s, %dx%d: error %g\n", options, (int)rows, (int)cols, error);
     CHECK(error <= BOUND);
+    CHECK_STATUS(APL_FFI_OK, apl_matmul(handle, NULL, 0, NULL, 0, 0));
     CHECK_STATUS(APL_FFI_OK, apl_weights_free(handle));
     free(w);
     free(x);
@@ -90,6 +91,15 @@ static void exact_products(void)
     exact("{\"bits\": 16}", 37, 70);
     exact("{\"bits\": 32}", 37, 70);
     exact(NULL, 70, 8200);
+    /* Large enough for the vectors to be split into int8 ones, if this processor does that. */
+    for (int b = 0; b < 4; b++) {
+        static const int long_groups[] = {0, 32, 128, 160};
+        for (int g = 0; g < 4; g++) {
+            char options[80];
+            snprintf(options, sizeof options, "{\"bits\": %d, \"group\": %d}", (int)widths[b], long_groups[g]);
+            exact(options, 130, 5000);
+        }
+    }
 }
 
 /* Int8 activations add less than 1% error on Gaussian data; on the CPU, the vectors of a batch have
@@ -108,6 +118,7 @@ static void eight_bit_activations(void)
         double *wide = kept(handle, ROWS * COLS);
         CHECK_STATUS(APL_FFI_OK, apl_matmul(handle, x, N * COLS, y, N * ROWS, N));
         CHECK(relative_error(wide, x, y, ROWS, COLS, N) < 0.01);
+        CHECK_STATUS(APL_FFI_OK, apl_matmul(handle, NULL, 0, NULL, 0, 0));
         for (int v = 0; v < N; v++) {
             CHECK_STATUS(APL_FFI_OK, apl_matmul(handle, x + v * COLS, COLS, alone, ROWS, 1));
             /* A device has other kernels for more than one vector, which sum in other orders. */
