@@ -105,8 +105,7 @@ impl Target<'_> {
 ///
 /// Weights that are already quantised are taken as stored, code by code, unless the options ask for
 /// another width. When `cancelled` becomes true, the conversion ends at the next tensor. An error,
-/// or the end of the process at any moment, leaves the previous model or the new one; but if the
-/// new one has another tokenizer, an end between the last renamings leaves neither.
+/// or the end of the process at any moment, leaves the previous model or the new one.
 ///
 /// A tokenizer's files have fixed names, so the folder may contain different ones only for the
 /// model that is replaced, see [`refuse`].

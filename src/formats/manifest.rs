@@ -25,7 +25,7 @@ pub struct Manifest {
     folder: PathBuf,
     npz: Option<Npz>,
     sha256: Option<String>,
-    companions: PathBuf,
+    companions: Option<PathBuf>,
     weights: Vec<(String, Weight)>,
     index: HashMap<String, usize>,
     defaults: Quantization,
@@ -43,6 +43,14 @@ struct Root {
     #[serde(default, deserialize_with = "json::small")]
     accuracy: Value,
     weights: Entries<Weight>,
+}
+
+/// The error for a folder of companions that is gone.
+fn no_companions(path: &Path) -> Error {
+    Error::io(format!(
+        "{} is gone, which has the tokenizer: open the model again if it was just being replaced",
+        path.display()
+    ))
 }
 
 #[derive(Default, Deserialize)]
@@ -159,8 +167,14 @@ impl Manifest {
             _ => None,
         };
         let companions = match root.model.companions {
-            Some(name) => inside(folder, &name)?,
-            None => folder.to_owned(),
+            Some(name) => {
+                let path = inside(folder, &name)?;
+                if !path.is_dir() {
+                    return Err(no_companions(&path));
+                }
+                Some(path)
+            }
+            None => None,
         };
         let index = weights.iter().enumerate();
         let index = index.map(|(i, (name, _))| (name.clone(), i)).collect();
@@ -196,8 +210,15 @@ impl Manifest {
 
     /// The folder with the files of the tokenizer: that of the manifest, except while a writer
     /// replaces them.
-    pub fn companions(&self) -> &Path {
-        &self.companions
+    ///
+    /// # Errors
+    /// `ERR_IO` if a writer has replaced them since the manifest was opened.
+    pub fn companions(&self) -> Result<&Path> {
+        match &self.companions {
+            Some(path) if !path.is_dir() => Err(no_companions(path)),
+            Some(path) => Ok(path),
+            None => Ok(&self.folder),
+        }
     }
 
     /// The accuracy of the whole model as measured by the conversion; null if the manifest does not

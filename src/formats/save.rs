@@ -276,8 +276,20 @@ impl Drop for Staged {
     }
 }
 
-/// Removes a folder and what is in it, if it exists.
+/// Makes renames in a folder survive a loss of power.
+fn sync_folder(path: &Path) -> Result<()> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|e| io_error(path, "cannot be synced", &e))
+}
+
+/// Removes a folder and what is in it, file by file, if it exists.
 fn remove_folder(path: &Path) -> Result<()> {
+    #[cfg(test)]
+    tests::remove_slowly(path)?;
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(io_error(path, "cannot be removed", &e))
@@ -420,8 +432,19 @@ impl Target {
         self.beside(&format!(".{}{COMPANIONS_END}.tmp", self.name))
     }
 
-    /// Writes all companions to a folder named after their contents, and returns its name. A folder
-    /// of that name is complete.
+    /// Removes a folder of companions: at every moment it is complete, or is not there.
+    fn remove_companions(&self, folder: &str) -> Result<()> {
+        let temporary = self.temporary_companions();
+        remove_folder(&temporary)?;
+        let path = self.beside(folder);
+        match fs::rename(&path, &temporary) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(io_error(&path, "cannot be removed", &e)),
+            Ok(()) => remove_folder(&temporary),
+        }
+    }
+
+    /// Writes all companions to a folder named after their contents, and returns its name.
     fn write_companions(&self, companions: &[Companion]) -> Result<String> {
         let mut hash = Sha256::new();
         for Companion { name, text } in companions {
@@ -433,11 +456,12 @@ impl Target {
         let hash = format!("{:x}", hash.finalize());
         let folder = format!("{}-{}{COMPANIONS_END}", self.name, &hash[..HASH_DIGITS]);
         let path = self.beside(&folder);
-        if path.is_dir() {
+        let is_in = |companion: &Companion| companion.is_in(&path).unwrap_or(false);
+        if companions.iter().all(is_in) {
             return Ok(folder);
         }
+        self.remove_companions(&folder)?;
         let temporary = self.temporary_companions();
-        remove_folder(&temporary)?;
         fs::create_dir(&temporary).map_err(|e| refused(&temporary, &e))?;
         for companion in companions {
             if let Some(text) = &companion.text {
@@ -445,8 +469,8 @@ impl Target {
                 written(&path, |mut file| file.write_all(text.as_bytes()))?;
             }
         }
-        let temporary = Staged { temporary, path };
-        self.place(&temporary)?;
+        sync_folder(&temporary)?;
+        self.place(&Staged { temporary, path })?;
         Ok(folder)
     }
 
@@ -456,12 +480,7 @@ impl Target {
         tests::step(&staged.path)?;
         fs::rename(&staged.temporary, &staged.path)
             .map_err(|e| io_error(&staged.path, "cannot be written", &e))?;
-        if cfg!(unix) {
-            File::open(&self.folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(|e| io_error(&self.folder, "cannot be synced", &e))?;
-        }
-        Ok(())
+        sync_folder(&self.folder)
     }
 
     /// Removes the folders of companions and the npz files of this name, of the latter except the one that the manifest now names and those
@@ -471,7 +490,7 @@ impl Target {
         let _ = remove_folder(&self.temporary_companions());
         // Only the manifest of this name ever names these, and it does not any more.
         for folder in self.ours(COMPANIONS_END).unwrap_or_default() {
-            let _ = remove_folder(&self.beside(&folder));
+            let _ = self.remove_companions(&folder);
         }
         let older = self.ours(ARRAYS_END).unwrap_or_default();
         let mut older: Vec<_> = older.into_iter().filter(|f| f != current).collect();

@@ -249,9 +249,9 @@ fn check_heads(a: &Architecture) -> Result<()> {
 /// The tokenizer of a model, if its files have one.
 ///
 /// # Errors
-/// Those of [`Tokenizer::from_folder`] and [`Tokenizer::from_gguf`].
+/// Those of [`Source::tokenizer`], [`Tokenizer::from_folder`] and [`Tokenizer::from_gguf`].
 pub fn open_tokenizer(source: &Source) -> Result<Option<Tokenizer>> {
-    match source.tokenizer() {
+    match source.tokenizer()? {
         TokenizerSource::Folder(folder) if folder.join("tokenizer.json").is_file() => {
             Tokenizer::from_folder(folder).map(Some)
         }

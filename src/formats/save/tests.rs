@@ -24,6 +24,15 @@ pub(super) fn step(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The removal of a folder, of which each file is a step.
+pub(super) fn remove_slowly(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        step(&entry.path())?;
+        fs::remove_file(entry.path()).expect("it was there");
+    }
+    step(path)
+}
+
 /// A model's weight, and the files beside it.
 struct Model {
     weight: f32,
@@ -64,16 +73,13 @@ fn is(folder: &Path, model: &Model) -> bool {
     let WeightFile::Manifest(manifest) = &file else {
         panic!("not a manifest")
     };
+    let beside = manifest.companions().expect("they are there");
     let MatrixView::Floats(weight) = file.vector("v").expect("its arrays are there") else {
         panic!("not floats")
     };
     *weight.to_f32().unwrap() == [model.weight]
-        && (model.files.iter()).all(|(name, text)| {
-            fs::read_to_string(manifest.companions().join(name))
-                .ok()
-                .as_deref()
-                == *text
-        })
+        && (model.files.iter())
+            .all(|(name, text)| fs::read_to_string(beside.join(name)).ok().as_deref() == *text)
 }
 
 #[test]
@@ -82,37 +88,73 @@ fn whenever_the_writer_dies_there_is_the_old_model_or_the_new_one() {
     for steps in 0.. {
         let folder = TempDir::new().unwrap();
         write(folder.path(), &OLD).unwrap();
-        LEFT.set(steps);
-        let died = write(folder.path(), &NEW).is_err();
-        LEFT.set(usize::MAX);
+        let died = dies_after(steps, || write(folder.path(), &NEW));
         match (is(folder.path(), &OLD), is(folder.path(), &NEW)) {
             (true, false) => old += 1,
             (false, true) => new += 1,
             neither => panic!("after {steps} steps: {neither:?}"),
         }
-        // Whatever is left, the next writer completes, in either direction.
-        for next in [&NEW, &OLD] {
-            let copy = TempDir::new().unwrap();
-            copy_folder(folder.path(), copy.path());
-            write(copy.path(), next).unwrap();
-            assert!(is(copy.path(), next), "after {steps} steps");
-            let mut names: Vec<_> = (copy.path().read_dir().unwrap())
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                .collect();
-            names.retain(|name| !name.ends_with(".npz"));
-            names.sort();
-            let mut wanted: Vec<_> = (next.files.iter())
-                .filter_map(|(name, text)| text.map(|_| *name))
-                .collect();
-            wanted.push("m.json");
-            wanted.sort_unstable();
-            assert_eq!(names, wanted, "after {steps} steps");
+        // The next writers may die too, in either direction; one that does not completes its model.
+        for next in [[&NEW, &OLD], [&OLD, &NEW]] {
+            for more in 0.. {
+                let copy = TempDir::new().unwrap();
+                copy_folder(folder.path(), copy.path());
+                let died = dies_after(more, || write(copy.path(), next[0]));
+                let name = format!("after {steps} and {more} steps");
+                assert!(is(copy.path(), &OLD) || is(copy.path(), &NEW), "{name}");
+                write(copy.path(), next[1]).unwrap();
+                assert!(is(copy.path(), next[1]), "{name}");
+                assert_eq!(names(copy.path()), names_of(next[1]), "{name}");
+                if !died {
+                    break;
+                }
+            }
         }
         if !died {
             break;
         }
     }
     assert!(old >= 3 && new >= 5, "{old} and {new}");
+}
+
+/// Whether the writer ended early.
+fn dies_after(steps: usize, write: impl FnOnce() -> Result<()>) -> bool {
+    LEFT.set(steps);
+    let died = write().is_err();
+    let died = died || LEFT.get() == 0;
+    LEFT.set(usize::MAX);
+    died
+}
+
+#[test]
+fn companions_that_are_gone_are_missed() {
+    let folder = TempDir::new().unwrap();
+    write(folder.path(), &OLD).unwrap();
+    let path = folder.path().join("m.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let named = text.replace("\"sha256\"", "\"companions\": \"gone\", \"sha256\"");
+    fs::write(&path, named).unwrap();
+    let error = formats::open(&path, false).err().expect("they are gone");
+    assert!(error.to_string().contains("gone"), "{error}");
+}
+
+/// The files of a folder except arrays, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = (folder.read_dir().unwrap())
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".npz"))
+        .collect();
+    names.sort();
+    names
+}
+
+/// The files that a model has there.
+fn names_of(model: &Model) -> Vec<String> {
+    let files = model.files.iter();
+    let files = files.filter_map(|(name, text)| text.map(|_| (*name).to_owned()));
+    let mut names: Vec<_> = files.chain(["m.json".to_owned()]).collect();
+    names.sort();
+    names
 }
 
 fn copy_folder(from: &Path, to: &Path) {

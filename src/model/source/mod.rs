@@ -283,12 +283,15 @@ impl Source {
     }
 
     /// The location of the tokenizer.
-    pub fn tokenizer(&self) -> TokenizerSource<'_> {
-        match &self.weights {
+    ///
+    /// # Errors
+    /// `ERR_IO` if a writer has replaced it since the model was opened.
+    pub fn tokenizer(&self) -> Result<TokenizerSource<'_>> {
+        Ok(match &self.weights {
             WeightFile::Gguf(file) => TokenizerSource::Gguf(file),
-            WeightFile::Manifest(manifest) => TokenizerSource::Folder(manifest.companions()),
+            WeightFile::Manifest(manifest) => TokenizerSource::Folder(manifest.companions()?),
             _ => TokenizerSource::Folder(&self.folder),
-        }
+        })
     }
 
     /// The contents of `generation_config.json` beside the weights without token ids; empty if
@@ -299,7 +302,7 @@ impl Source {
     pub fn generation(&self) -> Result<Map<String, Value>> {
         match self.weights {
             WeightFile::Gguf(_) => Ok(Map::new()),
-            WeightFile::Manifest(ref manifest) => generation::read(manifest.companions()),
+            WeightFile::Manifest(ref manifest) => generation::read(manifest.companions()?),
             _ => generation::read(&self.folder),
         }
     }
