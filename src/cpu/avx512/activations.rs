@@ -136,7 +136,7 @@ unsafe fn quantize_four(
 
 /// A mask of the first `n` of 16 lanes, or of all of them.
 #[inline(always)]
-fn first(n: usize) -> u16 {
+pub(super) fn first(n: usize) -> u16 {
     if n >= 16 { u16::MAX } else { (1 << n) - 1 }
 }
 

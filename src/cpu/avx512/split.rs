@@ -1,14 +1,9 @@
 //! Splitting float32 activations into int8 digits: see [`crate::quant::split_block`].
 
+use super::activations::first;
 use crate::cpu::tile::SplitTo;
 use crate::quant::{SPLIT_FULL_BLOCK, SPLIT_KEPT, SPLIT_LARGEST, split_scale};
 use std::arch::x86_64::*;
-
-/// A mask of the first `n` of 16 lanes, or of all of them.
-#[inline(always)]
-fn first(n: usize) -> u16 {
-    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
-}
 
 /// The contract of [`crate::cpu::tile::SplitFn`].
 ///
