@@ -176,8 +176,8 @@ impl ManifestWriter {
     }
 
     /// Puts the npz, the companions and the manifest in place, in the order that the [module
-    /// documentation](self) describes, and removes npz files that no manifest names any more. `model` are further fields of the manifest's `model`,
-    /// `fields` of the manifest itself.
+    /// documentation](self) describes, and removes npz files that no manifest names any more.
+    /// `model` are further fields of the manifest's `model`, `fields` of the manifest itself.
     ///
     /// # Errors
     /// `ERR_IO`; the previous files are then still there, unless a renaming within the folder
@@ -483,9 +483,9 @@ impl Target {
         sync_folder(&self.folder)
     }
 
-    /// Removes the folders of companions and the npz files of this name, of the latter except the one that the manifest now names and those
-    /// named by copies of older manifests. The manifest is in place, so a file that cannot be
-    /// removed is left to the next run.
+    /// Removes the folders of companions and the npz files of this name, of the latter except the
+    /// one that the manifest now names and those named by copies of older manifests. The manifest
+    /// is in place, so a file that cannot be removed is left to the next run.
     fn remove_older(&self, current: &str, manifest: &Path) {
         let _ = remove_folder(&self.temporary_companions());
         // Only the manifest of this name ever names these, and it does not any more.

@@ -9,9 +9,9 @@
 //!
 //! The scale of a block is a power of two and at most `1.01 * 2^-22` of its largest magnitude, and
 //! the rounding error of an element at most half of it. The error of a product of `w` with a block
-//! `x` of `b` columns is therefore at most `1.01 * 2^-23 * sqrt(b) * norm2(w) * norm2(x)`: 0.7e-6 of
-//! the norms for 32 columns, 1.4e-6 for 128. Multiples of the scale, such as integers below 2^21,
-//! are not rounded.
+//! `x` of `b` columns is therefore at most `1.01 * 2^-23 * sqrt(b) * norm2(w) * norm2(x)`: 0.7e-6
+//! of the norms for 32 columns, 1.4e-6 for 128. Multiples of the scale, such as integers below
+//! 2^21, are not rounded.
 //!
 //! What fixed point represents badly is not split, and has to be multiplied as floats: a vector
 //! that is not finite or outside of [`SPLIT_SMALLEST`] and [`SPLIT_LARGEST`], or whose elements

@@ -40,8 +40,8 @@ impl Tiles {
         Ok(())
     }
 
-    /// [`Tiles::multiply_together`] with int8 activations. They are quantised once, and the matrices
-    /// share one run of tasks, unless groups are short.
+    /// [`Tiles::multiply_together`] with int8 activations. They are quantised once, and the
+    /// matrices share one run of tasks, unless groups are short.
     ///
     /// # Errors
     /// As [`Tiles::multiply_together`].

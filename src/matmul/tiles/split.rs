@@ -19,14 +19,14 @@ use crate::runtime::Executor;
 use std::ops::Range;
 
 /// The most activation blocks of a part, unless a single group has more. Each block, and adding the
-/// digits up, adds a rounding error of at most `2^-24` of the magnitudes summed so far to the sum of
-/// each digit, and the norm of the magnitudes of all digits together is at most 1.10 times that of
-/// the vector (128 columns; 1.06 with 32): by the inequality of Cauchy and Schwarz 4.3e-6 of the
+/// digits up, adds a rounding error of at most `2^-24` of the magnitudes summed so far to the sum
+/// of each digit, and the norm of the magnitudes of all digits together is at most 1.10 times that
+/// of the vector (128 columns; 1.06 with 32): by the inequality of Cauchy and Schwarz 4.3e-6 of the
 /// norms.
 const PART_BLOCKS: usize = if cfg!(test) { 4 } else { 64 };
 
-/// The most activation blocks of a group. The error of its sums is then at most 8.5e-6 of the norms,
-/// that of rounding the vector 1.4e-6, and both together 9.9e-6: one more would not do.
+/// The most activation blocks of a group. The error of its sums is then at most 8.5e-6 of the
+/// norms, that of rounding the vector 1.4e-6, and both together 9.9e-6: one more would not do.
 const MAX_GROUP_BLOCKS: usize = if cfg!(test) { 8 } else { 128 };
 
 /// The fewest tiles, and the fewest sub-blocks of all tiles together, for which splitting pays: 256
