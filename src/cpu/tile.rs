@@ -128,8 +128,6 @@ pub struct TableActs {
     pub tables: *const i16,
     /// `(blocks, vectors)`.
     pub scales: *const f32,
-    /// `(blocks, vectors)`.
-    pub corrections: *const i32,
 }
 
 /// int8 by tables: `(layout, first, count, tile, activations, ahead, out)`. Processes sub-blocks

@@ -10,13 +10,15 @@
 //! not, and needs unpacked codes. This pays as long as the tables stay in L1 and are used for many
 //! tiles.
 //!
-//! Tables hold sums of doubled bits, as in [`super::int8`], to which the corrections of the
-//! contract are added: the same integers, followed by the same order of float32 sums.
+//! Tables hold sums of activations whose signs are the weights (1-bit codes stand for -1 and +1):
+//! the integers that [`super::int8`] obtains with corrections, followed by the same order of
+//! float32 sums.
 
 use super::scales;
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::{TABLE_WORDS, TableActs, Tables, WIDTHS};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// The functions for a kernel set.
 pub(super) const KERNELS: Tables = Tables { build, multiply };
@@ -42,7 +44,7 @@ static COLUMNS: [[Bytes; 2]; 4] = {
 };
 
 /// Twice each of these two bits of the index of a word.
-static BITS: [Bytes; 2] = {
+static DOUBLED_BITS: [Bytes; 2] = {
     let mut all = [const { Bytes([0; 64]) }; 2];
     let mut i = 0;
     while i < 2 * 64 {
@@ -62,14 +64,18 @@ static BITS: [Bytes; 2] = {
 unsafe fn build(codes: *const i8, count: usize, tables: *mut i16) {
     // SAFETY: the statics are vectors; the rest is guaranteed by the caller.
     unsafe {
-        let bits = [0, 1].map(|pair: usize| _mm512_load_si512(BITS[pair].0.as_ptr().cast()));
+        let bits =
+            [0, 1].map(|pair: usize| _mm512_load_si512(DOUBLED_BITS[pair].0.as_ptr().cast()));
+        let one = _mm512_set1_epi8(1);
         for i in 0..count {
             let code = _mm256_loadu_si256(codes.add(i * SUB_COLS).cast());
             let code = _mm512_broadcast_i64x4(code);
             for (n, columns) in COLUMNS.iter().enumerate() {
                 let [lower, upper] = [0, 1].map(|pair: usize| {
                     let columns = _mm512_load_si512(columns[pair].0.as_ptr().cast());
-                    _mm512_maddubs_epi16(bits[pair], _mm512_permutexvar_epi8(columns, code))
+                    let code = _mm512_permutexvar_epi8(columns, code);
+                    let doubled = _mm512_maddubs_epi16(bits[pair], code);
+                    _mm512_sub_epi16(doubled, _mm512_maddubs_epi16(one, code))
                 });
                 let table = tables.add(i * TABLE_WORDS + 32 * n);
                 _mm512_store_si512(table.cast(), _mm512_add_epi16(lower, upper));
@@ -89,7 +95,7 @@ const CLOSE: u8 = 3;
 
 /// Integer sums of half a block, kept between `OPEN` and `CLOSE`.
 #[repr(align(64))]
-struct PartialSums([i16; WIDTHS[0] * 64]);
+struct PartialSums([MaybeUninit<i16>; WIDTHS[0] * 64]);
 
 /// The contract of [`crate::cpu::tile::TablesFn`].
 ///
@@ -105,7 +111,7 @@ unsafe fn multiply(
     ahead: isize,
     out: *mut f32,
 ) {
-    let mut carried = PartialSums([0; WIDTHS[0] * 64]);
+    let mut kept = PartialSums([MaybeUninit::uninit(); WIDTHS[0] * 64]);
     let mut sub_blocks = SubBlocks {
         l,
         tile,
@@ -116,7 +122,7 @@ unsafe fn multiply(
         l,
         x,
         ahead,
-        carried: &mut carried.0,
+        kept: &mut kept.0,
         out,
     };
     let mut left = count;
@@ -131,17 +137,17 @@ unsafe fn multiply(
             match (l.block_subs, block) {
                 (1, _) if left > 0 => {
                     left -= 1;
-                    pass.accumulate::<2, EACH>([sub_blocks.next(), sub_blocks.next()]);
+                    pass.process::<2, EACH>([sub_blocks.next(), sub_blocks.next()]);
                 }
-                (_, 1) => pass.accumulate::<1, WHOLE>([sub_blocks.next()]),
-                (_, 2) => pass.accumulate::<2, WHOLE>([sub_blocks.next(), sub_blocks.next()]),
+                (_, 1) => pass.process::<1, WHOLE>([sub_blocks.next()]),
+                (_, 2) => pass.process::<2, WHOLE>([sub_blocks.next(), sub_blocks.next()]),
                 (_, 3) => {
-                    pass.accumulate::<2, OPEN>([sub_blocks.next(), sub_blocks.next()]);
-                    pass.accumulate::<1, CLOSE>([sub_blocks.next()]);
+                    pass.process::<2, OPEN>([sub_blocks.next(), sub_blocks.next()]);
+                    pass.process::<1, CLOSE>([sub_blocks.next()]);
                 }
                 _ => {
-                    pass.accumulate::<2, OPEN>([sub_blocks.next(), sub_blocks.next()]);
-                    pass.accumulate::<2, CLOSE>([sub_blocks.next(), sub_blocks.next()]);
+                    pass.process::<2, OPEN>([sub_blocks.next(), sub_blocks.next()]);
+                    pass.process::<2, CLOSE>([sub_blocks.next(), sub_blocks.next()]);
                 }
             }
         }
@@ -186,7 +192,8 @@ struct VectorPass<'a> {
     /// From the next sub-blocks on.
     x: TableActs,
     ahead: isize,
-    carried: &'a mut [i16; WIDTHS[0] * 64],
+    /// Written by `OPEN`.
+    kept: &'a mut [MaybeUninit<i16>; WIDTHS[0] * 64],
     out: *mut f32,
 }
 
@@ -196,7 +203,7 @@ impl VectorPass<'_> {
     /// # Safety
     /// As [`multiply`]; the places are those that come next.
     #[inline(always)]
-    unsafe fn accumulate<const N: usize, const STAGE: u8>(&mut self, places: [Place; N]) {
+    unsafe fn process<const N: usize, const STAGE: u8>(&mut self, places: [Place; N]) {
         let vectors = self.x.vectors;
         // SAFETY: 1-bit sub-blocks are two vectors; tables, scales and corrections are as in the
         // contract; `out` is `(vectors, 32)`, and vectors are at most WIDTHS[0]. Prefetches may use
@@ -204,7 +211,6 @@ impl VectorPass<'_> {
         unsafe {
             let odd = _mm512_set1_epi32(16 << 16);
             let nibble = _mm512_set1_epi16(15);
-            let one = _mm512_set1_epi16(1);
             let mut index = [[[_mm512_setzero_si512(); 4]; 2]; N];
             let mut scale = [[_mm512_setzero_ps(); 2]; N];
             for (s, place) in places.iter().enumerate() {
@@ -225,52 +231,14 @@ impl VectorPass<'_> {
                 scale[s] = scales(self.l, place.tail);
                 _mm_prefetch::<_MM_HINT_T0>(place.tail.wrapping_offset(self.ahead).cast());
             }
-            for v in 0..vectors {
-                let out = self.out.add(v * TILE_ROWS);
-                let carried = self.carried.as_mut_ptr().add(64 * v);
-                let mut f = [_mm512_setzero_ps(); 2];
-                if STAGE != OPEN {
-                    f = [_mm512_load_ps(out), _mm512_load_ps(out.add(16))];
-                }
-                let mut sums = [_mm512_setzero_si512(); 2];
-                if STAGE == CLOSE {
-                    sums = [
-                        _mm512_load_si512(carried.cast()),
-                        _mm512_load_si512(carried.add(32).cast()),
-                    ];
-                }
-                for s in 0..N {
-                    if STAGE == EACH {
-                        sums = [_mm512_setzero_si512(); 2];
-                    }
-                    let tables = self.x.tables.add((s * vectors + v) * TABLE_WORDS);
-                    for n in 0..4 {
-                        let table = _mm512_load_si512(tables.add(32 * n).cast());
-                        for half in 0..2 {
-                            let found = _mm512_permutexvar_epi16(index[s][half][n], table);
-                            sums[half] = _mm512_add_epi16(sums[half], found);
-                        }
-                    }
-                    if STAGE == EACH || (STAGE != OPEN && s + 1 == N) {
-                        let block = if STAGE == EACH { s } else { 0 };
-                        let at = block * vectors + v;
-                        let x = _mm512_set1_ps(*self.x.scales.add(at));
-                        let correction = _mm512_set1_epi32(*self.x.corrections.add(at));
-                        for half in 0..2 {
-                            let sum = _mm512_dpwssd_epi32(correction, sums[half], one);
-                            let scale = _mm512_mul_ps(scale[s][half], x);
-                            f[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, f[half]);
-                        }
-                    }
-                }
-                if STAGE == OPEN {
-                    _mm512_store_si512(carried.cast(), sums[0]);
-                    _mm512_store_si512(carried.add(32).cast(), sums[1]);
-                } else {
-                    _mm512_store_ps(out, f[0]);
-                    _mm512_store_ps(out.add(16), f[1]);
-                }
+            let few = Few { index, scale };
+            let mut sums = self.look_up::<N, STAGE>(&few, 0);
+            for v in 1..vectors {
+                let next = self.look_up::<N, STAGE>(&few, v);
+                self.accumulate::<N, STAGE>(&few, v - 1, sums);
+                sums = next;
             }
+            self.accumulate::<N, STAGE>(&few, vectors - 1, sums);
             let blocks = match STAGE {
                 EACH => N,
                 OPEN => 0,
@@ -278,7 +246,86 @@ impl VectorPass<'_> {
             };
             self.x.tables = self.x.tables.wrapping_add(N * vectors * TABLE_WORDS);
             self.x.scales = self.x.scales.wrapping_add(blocks * vectors);
-            self.x.corrections = self.x.corrections.wrapping_add(blocks * vectors);
         }
     }
+
+    /// The sums of a vector: for `EACH` those of each sub-block, otherwise the sum of all (`OPEN`
+    /// keeps it, `CLOSE` begins with what was kept).
+    ///
+    /// # Safety
+    /// As [`VectorPass::process`]; `v` is less than the number of vectors.
+    #[inline(always)]
+    unsafe fn look_up<const N: usize, const STAGE: u8>(
+        &mut self,
+        few: &Few<N>,
+        v: usize,
+    ) -> [[__m512i; 2]; N] {
+        // SAFETY: the caller upholds this contract.
+        unsafe {
+            let kept = self.kept.as_mut_ptr().add(64 * v);
+            let mut sums = [[_mm512_setzero_si512(); 2]; N];
+            if STAGE == CLOSE {
+                sums[0] = [
+                    _mm512_load_si512(kept.cast()),
+                    _mm512_load_si512(kept.add(32).cast()),
+                ];
+            }
+            for s in 0..N {
+                let tables = (self.x.tables).add((s * self.x.vectors + v) * TABLE_WORDS);
+                let sums = &mut sums[if STAGE == EACH { s } else { 0 }];
+                for n in 0..4 {
+                    let table = _mm512_load_si512(tables.add(32 * n).cast());
+                    for half in 0..2 {
+                        let found = _mm512_permutexvar_epi16(few.index[s][half][n], table);
+                        sums[half] = _mm512_add_epi16(sums[half], found);
+                    }
+                }
+            }
+            if STAGE == OPEN {
+                _mm512_store_si512(kept.cast(), sums[0][0]);
+                _mm512_store_si512(kept.add(32).cast(), sums[0][1]);
+            }
+            sums
+        }
+    }
+
+    /// Adds the sums of a vector, scaled, to `out`; not for `OPEN`.
+    ///
+    /// # Safety
+    /// As [`VectorPass::look_up`].
+    #[inline(always)]
+    unsafe fn accumulate<const N: usize, const STAGE: u8>(
+        &mut self,
+        few: &Few<N>,
+        v: usize,
+        sums: [[__m512i; 2]; N],
+    ) {
+        if STAGE == OPEN {
+            return;
+        }
+        // SAFETY: the caller upholds this contract.
+        unsafe {
+            let one = _mm512_set1_epi16(1);
+            let out = self.out.add(v * TILE_ROWS);
+            let mut f = [_mm512_load_ps(out), _mm512_load_ps(out.add(16))];
+            // The last sub-block of each block, whose group is that of the others.
+            let blocks = if STAGE == EACH { 0..N } else { N - 1..N };
+            for (block, s) in blocks.enumerate() {
+                let x = _mm512_set1_ps(*self.x.scales.add(block * self.x.vectors + v));
+                for half in 0..2 {
+                    let sum = _mm512_madd_epi16(sums[block][half], one);
+                    let scale = _mm512_mul_ps(few.scale[s][half], x);
+                    f[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, f[half]);
+                }
+            }
+            _mm512_store_ps(out, f[0]);
+            _mm512_store_ps(out.add(16), f[1]);
+        }
+    }
+}
+
+/// A few sub-blocks: the indices of their codes, for each half and nibble, and their scales.
+struct Few<const N: usize> {
+    index: [[[__m512i; 4]; 2]; N],
+    scale: [[__m512; 2]; N],
 }

@@ -88,7 +88,6 @@ impl Tiles {
                             vectors: width,
                             tables: tables[v * count * TABLE_WORDS..].as_ptr(),
                             scales: acts.scales,
-                            corrections: acts.corrections,
                         };
                         let out = sums.row(i * n + v);
                         // SAFETY: as above; the tile has this layout, the tables and activations
