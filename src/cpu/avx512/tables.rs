@@ -43,14 +43,18 @@ static COLUMNS: [[Bytes; 2]; 4] = {
     all
 };
 
-/// Twice each of these two bits of the index of a word.
-static DOUBLED_BITS: [Bytes; 2] = {
+/// -1 or 1 for each of these two bits of the index of a word.
+static SIGNS: [Bytes; 2] = {
     let mut all = [const { Bytes([0; 64]) }; 2];
     let mut i = 0;
     while i < 2 * 64 {
         let (pair, byte) = (i / 64, i % 64);
         let index = byte / 2 % 16;
-        all[pair].0[byte] = 2 * ((index >> (2 * pair + byte % 2)) & 1) as u8;
+        all[pair].0[byte] = if (index >> (2 * pair + byte % 2)) & 1 == 1 {
+            1
+        } else {
+            0xFF
+        };
         i += 1;
     }
     all
@@ -64,21 +68,22 @@ static DOUBLED_BITS: [Bytes; 2] = {
 unsafe fn build(codes: *const i8, count: usize, tables: *mut i16) {
     // SAFETY: the statics are vectors; the rest is guaranteed by the caller.
     unsafe {
-        let bits =
-            [0, 1].map(|pair: usize| _mm512_load_si512(DOUBLED_BITS[pair].0.as_ptr().cast()));
-        let one = _mm512_set1_epi8(1);
+        // Codes become unsigned by adding 128, for the instruction that multiplies by signs.
+        let offset = _mm512_set1_epi8(-128);
+        let signs = [0, 1].map(|pair: usize| _mm512_load_si512(SIGNS[pair].0.as_ptr().cast()));
+        let [lower, upper] = signs.map(|signs| _mm512_maddubs_epi16(offset, signs));
+        let of_offsets = _mm512_add_epi16(lower, upper);
         for i in 0..count {
             let code = _mm256_loadu_si256(codes.add(i * SUB_COLS).cast());
-            let code = _mm512_broadcast_i64x4(code);
+            let code = _mm512_xor_si512(_mm512_broadcast_i64x4(code), offset);
             for (n, columns) in COLUMNS.iter().enumerate() {
                 let [lower, upper] = [0, 1].map(|pair: usize| {
                     let columns = _mm512_load_si512(columns[pair].0.as_ptr().cast());
-                    let code = _mm512_permutexvar_epi8(columns, code);
-                    let doubled = _mm512_maddubs_epi16(bits[pair], code);
-                    _mm512_sub_epi16(doubled, _mm512_maddubs_epi16(one, code))
+                    _mm512_maddubs_epi16(_mm512_permutexvar_epi8(columns, code), signs[pair])
                 });
+                let sums = _mm512_sub_epi16(_mm512_add_epi16(lower, upper), of_offsets);
                 let table = tables.add(i * TABLE_WORDS + 32 * n);
-                _mm512_store_si512(table.cast(), _mm512_add_epi16(lower, upper));
+                _mm512_store_si512(table.cast(), sums);
             }
         }
     }

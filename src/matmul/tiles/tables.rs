@@ -15,7 +15,7 @@ use crate::quant::Bits;
 
 /// Sub-blocks whose tables exist at once: a multiple of every block of activations, 12 KiB of
 /// tables.
-const TABLED_SUBS: usize = 4;
+const TABLED_SUBS: usize = 8;
 
 /// The size of the tables in floats.
 const TABLE_FLOATS: usize = TABLED_SUBS * WIDTHS[0] * TABLE_WORDS / 2;
@@ -57,39 +57,34 @@ impl Tiles {
         let n = vectors.len();
         let mut sums = Sums::new(sums, tiles.len() * n, acts.digits());
         sums.clear();
+        let next_tile = l.tile_bytes() as isize;
         for part in parts(l, acts.digits()) {
             let part = sub_blocks(l, &part);
             for first in part.clone().step_by(TABLED_SUBS) {
                 let count = TABLED_SUBS.min(part.end - first);
+                // After the last tile the first one is read again, from the next columns on.
+                let columns = count * l.group_offset(1) / l.subs;
+                let next_columns = columns as isize - (tiles.len() - 1) as isize * next_tile;
                 // Groups before the last are whole blocks, and so are these sub-blocks.
                 let at = |v, width| acts.block(v, width, first, first / l.block_subs);
                 for (v, width) in acts.blocks(vectors.clone()) {
-                    let of_block = &mut tables[(v - vectors.start) * count * TABLE_WORDS..];
-                    let of_block = &mut of_block[..width * count * TABLE_WORDS];
+                    let acts = at(v, width);
                     // SAFETY: `k` exists, so the processor has its features; there are
                     // `(count, width)` runs of 32 codes, and a table for each.
-                    unsafe { (k.build)(at(v, width).codes, width * count, of_block.as_mut_ptr()) };
-                }
-                for (i, t) in tiles.clone().enumerate() {
-                    // After the last tile the first one is read again, from the next columns on.
-                    let ahead = match t + 1 < tiles.end {
-                        true => l.tile_bytes() as isize,
-                        false => {
-                            let back = (tiles.len() - 1) * l.tile_bytes();
-                            let columns = count * l.group_offset(1) / l.subs;
-                            columns as isize - back as isize
-                        }
+                    unsafe { (k.build)(acts.codes, width * count, tables.as_mut_ptr()) };
+                    let x = TableActs {
+                        vectors: width,
+                        tables: tables.as_ptr(),
+                        scales: acts.scales,
                     };
-                    let tile = self.tile(t).as_ptr();
-                    for (v, width) in acts.blocks(vectors.clone()) {
-                        let acts = at(v, width);
-                        let v = v - vectors.start;
-                        let x = TableActs {
-                            vectors: width,
-                            tables: tables[v * count * TABLE_WORDS..].as_ptr(),
-                            scales: acts.scales,
+                    for (i, t) in tiles.clone().enumerate() {
+                        let ahead = if t + 1 < tiles.end {
+                            next_tile
+                        } else {
+                            next_columns
                         };
-                        let out = sums.row(i * n + v);
+                        let tile = self.tile(t).as_ptr();
+                        let out = sums.row(i * n + v - vectors.start);
                         // SAFETY: as above; the tile has this layout, the tables and activations
                         // are those of its sub-blocks from `first` on, and each vector has a row of
                         // sums.
