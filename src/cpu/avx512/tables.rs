@@ -17,6 +17,7 @@
 use super::scales;
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::{TABLE_WORDS, TableActs, Tables, WIDTHS};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -316,10 +317,11 @@ impl VectorPass<'_> {
             // The last sub-block of each block, whose group is that of the others.
             let blocks = if STAGE == EACH { 0..N } else { N - 1..N };
             for (block, s) in blocks.enumerate() {
-                let x = _mm512_set1_ps(*self.x.scales.add(block * self.x.vectors + v));
+                let x = self.x.scales.add(block * self.x.vectors + v);
+                let x = [x, same_address(x)];
                 for half in 0..2 {
                     let sum = _mm512_madd_epi16(sums[block][half], one);
-                    let scale = _mm512_mul_ps(few.scale[s][half], x);
+                    let scale = _mm512_mul_ps(few.scale[s][half], _mm512_set1_ps(*x[half]));
                     f[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, f[half]);
                 }
             }
@@ -333,4 +335,14 @@ impl VectorPass<'_> {
 struct Few<const N: usize> {
     index: [[[__m512i; 4]; 2]; N],
     scale: [[__m512; 2]; N],
+}
+
+/// The address, which the compiler cannot tell is the same: two uses of a value are then two
+/// memory operands, instead of a broadcast into a register, which occupies a pipe that products
+/// need (see [`super::zen4`]).
+#[inline(always)]
+fn same_address(mut at: *const f32) -> *const f32 {
+    // SAFETY: there is no instruction.
+    unsafe { asm!("/* {} */", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+    at
 }
