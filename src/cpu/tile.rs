@@ -114,6 +114,9 @@ pub type RoundFn = unsafe fn(&mut [f32], usize);
 /// Table entries (int16 sums) per sub-block and vector: four tables of 32.
 pub const TABLE_WORDS: usize = 128;
 
+/// The most vectors of [`TableActs`].
+pub const TABLE_VECTORS: usize = 24;
+
 /// Builds tables: `(codes, count, tables)`; `codes` is `(count, 32)`, `tables`
 /// `(count, TABLE_WORDS)`, aligned to 64 bytes. The contents are private to the two functions of
 /// [`Tables`].
@@ -122,7 +125,7 @@ pub type BuildFn = unsafe fn(*const i8, usize, *mut i16);
 /// Activations of `vectors` vectors as tables.
 #[derive(Clone, Copy)]
 pub struct TableActs {
-    /// How many: at most the widest of [`WIDTHS`].
+    /// How many: at most [`TABLE_VECTORS`].
     pub vectors: usize,
     /// `(subs, vectors, TABLE_WORDS)`.
     pub tables: *const i16,

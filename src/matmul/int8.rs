@@ -371,6 +371,19 @@ impl Int8 {
         }
     }
 
+    /// The codes of sub-block `sub` in the block of `width` vectors that begins at vector `first`:
+    /// `(width, 32)`.
+    pub fn sub_codes(&self, first: usize, width: usize, sub: usize) -> &[i8] {
+        let at = first * self.vector_codes + sub * width * SUB_COLS;
+        &self.codes()[at..at + width * SUB_COLS]
+    }
+
+    /// The scales of activation block `block` in such a block of vectors: `(width)`.
+    pub fn block_scales(&self, first: usize, width: usize, block: usize) -> &[f32] {
+        let at = first * self.vector_blocks + block * width;
+        &self.scales[at..at + width]
+    }
+
     /// The block of `width` vectors that begins at vector `first`, from sub-block `sub` and
     /// activation block `block` on.
     pub fn block(&self, first: usize, width: usize, sub: usize, block: usize) -> Int8Acts {

@@ -16,7 +16,7 @@
 
 use super::scales;
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{TABLE_WORDS, TableActs, Tables, WIDTHS};
+use crate::cpu::tile::{TABLE_VECTORS, TABLE_WORDS, TableActs, Tables};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -101,7 +101,7 @@ const CLOSE: u8 = 3;
 
 /// Integer sums of half a block, kept between `OPEN` and `CLOSE`.
 #[repr(align(64))]
-struct PartialSums([MaybeUninit<i16>; WIDTHS[0] * 64]);
+struct PartialSums([MaybeUninit<i16>; TABLE_VECTORS * 64]);
 
 /// The contract of [`crate::cpu::tile::TablesFn`].
 ///
@@ -117,7 +117,7 @@ unsafe fn multiply(
     ahead: isize,
     out: *mut f32,
 ) {
-    let mut kept = PartialSums([MaybeUninit::uninit(); WIDTHS[0] * 64]);
+    let mut kept = PartialSums([MaybeUninit::uninit(); TABLE_VECTORS * 64]);
     let mut sub_blocks = SubBlocks {
         l,
         tile,
@@ -199,7 +199,7 @@ struct VectorPass<'a> {
     x: TableActs,
     ahead: isize,
     /// Written by `OPEN`.
-    kept: &'a mut [MaybeUninit<i16>; WIDTHS[0] * 64],
+    kept: &'a mut [MaybeUninit<i16>; TABLE_VECTORS * 64],
     out: *mut f32,
 }
 
@@ -212,7 +212,7 @@ impl VectorPass<'_> {
     unsafe fn process<const N: usize, const STAGE: u8>(&mut self, places: [Place; N]) {
         let vectors = self.x.vectors;
         // SAFETY: 1-bit sub-blocks are two vectors; tables, scales and corrections are as in the
-        // contract; `out` is `(vectors, 32)`, and vectors are at most WIDTHS[0]. Prefetches may use
+        // contract; `out` is `(vectors, 32)`, and vectors are at most TABLE_VECTORS. Prefetches may use
         // any address.
         unsafe {
             let odd = _mm512_set1_epi32(16 << 16);

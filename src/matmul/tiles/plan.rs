@@ -1,7 +1,7 @@
 //! How a product of tiles is split into tasks, and the scratch of a task with many float32 vectors.
 
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{AMX_VECTORS, FLUSH_SUBS, SHORT_WIDTHS, TileKernels, WIDTHS};
+use crate::cpu::tile::{AMX_VECTORS, FLUSH_SUBS, SHORT_WIDTHS, TABLE_VECTORS, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::matmul::activations::Activations;
 use crate::matmul::aligned::Aligned;
@@ -94,7 +94,7 @@ impl Plan {
     /// and as many tiles as L2 has room for the accumulators of; fewer only where threads would be
     /// idle.
     pub fn for_tables(l: &Layout, n: usize, threads: usize) -> Plan {
-        let panel = WIDTHS[0].min(n);
+        let panel = TABLE_VECTORS.min(n);
         let chunks = if threads == 1 { 1 } else { 4 * threads };
         let runs = chunks.div_ceil(n.div_ceil(panel));
         Plan {

@@ -1,24 +1,28 @@
 //! Products of 1-bit matrices with many int8 vectors by tables: see [`crate::cpu::tile::Tables`].
 //!
-//! The loops are interchanged compared with dot products: the tables of twelve vectors and 128
+//! The loops are interchanged compared with dot products: the tables of a panel of vectors and 128
 //! columns stay in L1 while a run of tiles passes, whose float32 accumulators stay in L2.
 
 use super::Tiles;
 use super::plan::Plan;
 use super::split::{Sums, parts, sub_blocks};
 use crate::cpu::layout::Layout;
-use crate::cpu::tile::{TABLE_WORDS, TableActs, Tables, TileKernels, WIDTHS};
+use crate::cpu::tile::{TABLE_VECTORS, TABLE_WORDS, TableActs, Tables, TileKernels};
 use crate::matmul::aligned::Aligned;
 use crate::matmul::int8::Int8;
 use crate::matmul::tasks::Output;
 use crate::quant::Bits;
+use std::ops::Range;
 
-/// Sub-blocks whose tables exist at once: a multiple of every block of activations, 12 KiB of
+/// Sub-blocks whose tables exist at once: a multiple of every block of activations, 24 KiB of
 /// tables.
-const TABLED_SUBS: usize = 8;
+const TABLED_SUBS: usize = 4;
 
 /// The size of the tables in floats.
-const TABLE_FLOATS: usize = TABLED_SUBS * WIDTHS[0] * TABLE_WORDS / 2;
+const TABLE_FLOATS: usize = TABLED_SUBS * TABLE_VECTORS * TABLE_WORDS / 2;
+
+/// The most scales of their activations.
+const TABLE_SCALES: usize = TABLED_SUBS * TABLE_VECTORS;
 
 /// The fewest vectors for which tables pay.
 const MIN_VECTORS: usize = 8;
@@ -35,7 +39,7 @@ pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
 
 /// Floats of scratch that a task needs.
 pub fn scratch_floats(plan: &Plan, digits: usize) -> usize {
-    TABLE_FLOATS + Sums::floats(plan.tiles_per_task * plan.panel, digits)
+    TABLE_FLOATS + TABLE_SCALES + Sums::floats(plan.tiles_per_task * plan.panel, digits)
 }
 
 impl Tiles {
@@ -52,7 +56,8 @@ impl Tiles {
     ) {
         let l = &acts.layout(&self.layout);
         let (tiles, vectors) = plan.task(task);
-        let (tables, sums) = scratch.floats_mut().split_at_mut(TABLE_FLOATS);
+        let (tables, rest) = scratch.floats_mut().split_at_mut(TABLE_FLOATS);
+        let (scales, sums) = rest.split_at_mut(TABLE_SCALES);
         let tables: &mut [i16] = bytemuck::cast_slice_mut(tables);
         let n = vectors.len();
         let mut sums = Sums::new(sums, tiles.len() * n, acts.digits());
@@ -65,31 +70,32 @@ impl Tiles {
                 // After the last tile the first one is read again, from the next columns on.
                 let columns = count * l.group_offset(1) / l.subs;
                 let next_columns = columns as isize - (tiles.len() - 1) as isize * next_tile;
-                // Groups before the last are whole blocks, and so are these sub-blocks.
-                let at = |v, width| acts.block(v, width, first, first / l.block_subs);
-                for (v, width) in acts.blocks(vectors.clone()) {
-                    let acts = at(v, width);
-                    // SAFETY: `k` exists, so the processor has its features; there are
-                    // `(count, width)` runs of 32 codes, and a table for each.
-                    unsafe { (k.build)(acts.codes, width * count, tables.as_mut_ptr()) };
-                    let x = TableActs {
-                        vectors: width,
-                        tables: tables.as_ptr(),
-                        scales: acts.scales,
+                build(
+                    k,
+                    l,
+                    acts,
+                    first..first + count,
+                    vectors.clone(),
+                    tables,
+                    scales,
+                );
+                let x = TableActs {
+                    vectors: n,
+                    tables: tables.as_ptr(),
+                    scales: scales.as_ptr(),
+                };
+                for (i, t) in tiles.clone().enumerate() {
+                    let ahead = if t + 1 < tiles.end {
+                        next_tile
+                    } else {
+                        next_columns
                     };
-                    for (i, t) in tiles.clone().enumerate() {
-                        let ahead = if t + 1 < tiles.end {
-                            next_tile
-                        } else {
-                            next_columns
-                        };
-                        let tile = self.tile(t).as_ptr();
-                        let out = sums.row(i * n + v - vectors.start);
-                        // SAFETY: as above; the tile has this layout, the tables and activations
-                        // are those of its sub-blocks from `first` on, and each vector has a row of
-                        // sums.
-                        unsafe { (k.multiply)(l, first, count, tile, x, ahead, out) };
-                    }
+                    let tile = self.tile(t).as_ptr();
+                    let out = sums.row(i * n);
+                    // SAFETY: `k` exists, so the processor has its features; the tile has this
+                    // layout, the tables and activations are those of its sub-blocks from `first`
+                    // on, and each vector has a row of sums.
+                    unsafe { (k.multiply)(l, first, count, tile, x, ahead, out) };
                 }
             }
             sums.end_part(0..tiles.len() * n);
@@ -97,6 +103,36 @@ impl Tiles {
         for (i, t) in tiles.enumerate() {
             // SAFETY: tasks write disjoint tiles or vectors.
             unsafe { self.store_sums(out, vectors.clone(), t, &sums, i * n) };
+        }
+    }
+}
+
+/// Builds the tables of these sub-blocks, which are whole blocks of activations, `(subs, vectors,
+/// TABLE_WORDS)`, and copies the scales, `(blocks, vectors)`.
+fn build(
+    k: &Tables,
+    l: &Layout,
+    acts: &Int8,
+    subs: Range<usize>,
+    vectors: Range<usize>,
+    tables: &mut [i16],
+    scales: &mut [f32],
+) {
+    let n = vectors.len();
+    // Groups before the last are whole blocks.
+    let blocks = subs.start / l.block_subs..subs.end.div_ceil(l.block_subs);
+    for (v, width) in acts.blocks(vectors.clone()) {
+        let v_in_panel = v - vectors.start;
+        for (i, sub) in subs.clone().enumerate() {
+            let codes = acts.sub_codes(v, width, sub);
+            let tables = &mut tables[(i * n + v_in_panel) * TABLE_WORDS..][..width * TABLE_WORDS];
+            // SAFETY: `k` exists, so the processor has its features; there are `width` runs of 32
+            // codes, and a table for each.
+            unsafe { (k.build)(codes.as_ptr(), width, tables.as_mut_ptr()) };
+        }
+        for (i, block) in blocks.clone().enumerate() {
+            let scales = &mut scales[i * n + v_in_panel..][..width];
+            scales.copy_from_slice(acts.block_scales(v, width, block));
         }
     }
 }
