@@ -232,10 +232,10 @@ impl VectorPass<'_> {
                     index[s][half] = shifted
                         .map(|shifted| _mm512_ternarylogic_epi32::<0xEA>(shifted, nibble, odd));
                     let at = place.codes.wrapping_offset(self.ahead + 64 * half as isize);
-                    _mm_prefetch::<_MM_HINT_T0>(at.cast());
+                    _mm_prefetch::<_MM_HINT_T1>(at.cast());
                 }
                 scale[s] = scales(self.l, place.tail);
-                _mm_prefetch::<_MM_HINT_T0>(place.tail.wrapping_offset(self.ahead).cast());
+                _mm_prefetch::<_MM_HINT_T1>(place.tail.wrapping_offset(self.ahead).cast());
             }
             let few = Few { index, scale };
             let mut sums = self.look_up::<N, STAGE>(&few, 0);
