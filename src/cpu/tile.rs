@@ -143,6 +143,8 @@ pub type TablesFn = unsafe fn(&Layout, usize, usize, *const u8, TableActs, isize
 /// many vectors and many tiles: the same bits as [`Int8Fn`], faster.
 #[derive(Clone, Copy)]
 pub struct Tables {
+    /// The fewest vectors for which they pay.
+    pub min_vectors: usize,
     /// Builds the tables.
     pub build: BuildFn,
     /// Multiplies with them.

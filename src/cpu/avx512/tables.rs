@@ -21,8 +21,13 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-/// The functions for a kernel set.
-pub(super) const KERNELS: Tables = Tables { build, multiply };
+/// The functions for a kernel set. Fewer than eight vectors have only been measured on Zen 4
+/// ([`super::zen4`]).
+pub(super) const KERNELS: Tables = Tables {
+    min_vectors: 8,
+    build,
+    multiply,
+};
 
 /// Bytes of a vector.
 #[repr(align(64))]
@@ -211,9 +216,8 @@ impl VectorPass<'_> {
     #[inline(always)]
     unsafe fn process<const N: usize, const STAGE: u8>(&mut self, places: [Place; N]) {
         let vectors = self.x.vectors;
-        // SAFETY: 1-bit sub-blocks are two vectors; tables, scales and corrections are as in the
-        // contract; `out` is `(vectors, 32)`, and vectors are at most TABLE_VECTORS. Prefetches may use
-        // any address.
+        // SAFETY: 1-bit sub-blocks are two vectors; tables and scales are as in the contract; `out`
+        // is `(vectors, 32)`, and vectors are at most TABLE_VECTORS. Prefetches may use any address.
         unsafe {
             let odd = _mm512_set1_epi32(16 << 16);
             let nibble = _mm512_set1_epi16(15);

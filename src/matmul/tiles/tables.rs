@@ -21,18 +21,14 @@ const TABLES: usize = 4 * TABLE_VECTORS;
 /// The size of the tables in floats.
 const TABLE_FLOATS: usize = TABLES * TABLE_WORDS / 2;
 
-/// The fewest vectors for which tables pay: two took 183 µs instead of 209 by dot products, four 303
-/// instead of 378, seven 479 instead of 664 (4096 × 4096 from memory, Zen 4).
-const MIN_VECTORS: usize = 2;
-
 /// The fewest tiles for which tables pay: building them costs as much as two tiles. 1 in tests, for
 /// every shape.
 const MIN_TILES: usize = if cfg!(test) { 1 } else { 16 };
 
 /// The table kernels for `n` vectors, if the set has them and they pay.
 pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Tables> {
-    let pay = l.bits == Bits::One && n >= MIN_VECTORS && l.tiles() >= MIN_TILES;
-    k.tables().filter(|_| pay)
+    let pay = l.bits == Bits::One && l.tiles() >= MIN_TILES;
+    (k.tables()).filter(|tables| pay && n >= tables.min_vectors)
 }
 
 /// Floats of scratch that a task needs.
