@@ -135,6 +135,7 @@ unsafe fn multiply(
         ahead,
         kept: &mut kept.0,
         out,
+        zero: hidden_zero(),
     };
     let mut left = count;
     // SAFETY: the caller upholds this contract: `left` sub-blocks follow, in whole blocks, and the
@@ -206,6 +207,7 @@ struct VectorPass<'a> {
     /// Written by `OPEN`.
     kept: &'a mut [MaybeUninit<i16>; TABLE_VECTORS * 64],
     out: *mut f32,
+    zero: usize,
 }
 
 impl VectorPass<'_> {
@@ -322,7 +324,7 @@ impl VectorPass<'_> {
             let blocks = if STAGE == EACH { 0..N } else { N - 1..N };
             for (block, s) in blocks.enumerate() {
                 let x = self.x.scales.add(block * self.x.vectors + v);
-                let x = [x, same_address(x)];
+                let x = [x, x.add(self.zero)];
                 for half in 0..2 {
                     let sum = _mm512_madd_epi16(sums[block][half], one);
                     let scale = _mm512_mul_ps(few.scale[s][half], _mm512_set1_ps(*x[half]));
@@ -341,12 +343,13 @@ struct Few<const N: usize> {
     scale: [[__m512; 2]; N],
 }
 
-/// The address, which the compiler cannot tell is the same: two uses of a value are then two
-/// memory operands, instead of a broadcast into a register, which occupies a pipe that products
-/// need (see [`super::zen4`]).
+/// 0, which the compiler does not know. The value at an address and the value at this offset from it
+/// are two memory operands, where two uses of one value would be a broadcast into a register, which
+/// occupies a pipe that products need (see [`super::zen4`]).
 #[inline(always)]
-fn same_address(mut at: *const f32) -> *const f32 {
+fn hidden_zero() -> usize {
+    let mut zero = 0;
     // SAFETY: there is no instruction.
-    unsafe { asm!("/* {} */", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
-    at
+    unsafe { asm!("/* {} */", inout(reg) zero, options(pure, nomem, nostack, preserves_flags)) };
+    zero
 }
