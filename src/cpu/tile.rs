@@ -140,7 +140,7 @@ pub struct TableActs {
 pub type TablesFn = unsafe fn(&Layout, usize, usize, *const u8, TableActs, isize, *mut f32);
 
 /// 1-bit weights with int8 activations, by tables of the possible sums of groups of columns, for
-/// many vectors and many tiles: the same bits as [`Int8Fn`], faster.
+/// several vectors and many tiles: the same bits as [`Int8Fn`], faster.
 #[derive(Clone, Copy)]
 pub struct Tables {
     /// The fewest vectors for which they pay.

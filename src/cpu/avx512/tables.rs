@@ -1,5 +1,5 @@
-//! 1-bit weights, int8 activations and many vectors, by tables: the sums of four columns are looked
-//! up, 32 per instruction.
+//! 1-bit weights, int8 activations and several vectors, by tables: the sums of four columns are
+//! looked up, 32 per instruction.
 //!
 //! `vpermw` selects 32 words from a table of 32. A 1-bit dword (see [`crate::cpu::layout`]) is two
 //! words of 16 bits: four times four columns of one row in the even words, four times four others

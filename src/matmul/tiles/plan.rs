@@ -96,8 +96,8 @@ impl Plan {
     }
 
     /// A plan for `n` vectors by tables. A task is a panel of vectors, whose tables are built once,
-    /// and as many tiles as L2 has room for the accumulators of; fewer only where threads would be
-    /// idle, or to even out panels of unequal size.
+    /// and as many tiles as L2 has room for the accumulators of. Several threads have four tasks
+    /// each, as above, of fewer tiles; with a single panel only as long as tasks stay large.
     pub fn for_tables(l: &Layout, n: usize, threads: usize) -> Plan {
         let panel = TABLE_VECTORS.min(n);
         let chunks = if threads == 1 { 1 } else { 4 * threads };

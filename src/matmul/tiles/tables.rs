@@ -1,7 +1,8 @@
-//! Products of 1-bit matrices with many int8 vectors by tables: see [`crate::cpu::tile::Tables`].
+//! Products of 1-bit matrices with several int8 vectors by tables: see [`crate::cpu::tile::Tables`].
 //!
-//! The loops are interchanged compared with dot products: the tables of a panel of vectors and 128
-//! columns stay in L1 while a run of tiles passes, whose float32 accumulators stay in L2.
+//! The loops are interchanged compared with dot products: the tables of a panel of vectors stay in
+//! L1 while a run of tiles passes, whose float32 accumulators stay in L2. They are those of 128
+//! columns, or of more with fewer vectors, so that there is time to prefetch the next tile.
 
 use super::Tiles;
 use super::plan::Plan;
@@ -17,6 +18,10 @@ use std::ops::Range;
 /// The most tables, of a sub-block and a vector, that exist at once: 24 KiB. A multiple of four per
 /// vector, and so of every block of activations.
 const TABLES: usize = 4 * TABLE_VECTORS;
+
+/// The most sub-blocks whose tables exist at once: fewer in tests, so that rows
+/// have several parts.
+const MAX_SUBS: usize = if cfg!(test) { 4 } else { TABLES };
 
 /// The size of the tables in floats.
 const TABLE_FLOATS: usize = TABLES * TABLE_WORDS / 2;
@@ -56,7 +61,7 @@ impl Tiles {
         let n = vectors.len();
         let mut sums = Sums::new(sums, tiles.len() * n, acts.digits());
         sums.clear();
-        let subs = TABLES / n / 4 * 4;
+        let subs = (TABLES / n / 4 * 4).min(MAX_SUBS);
         let next_tile = l.tile_bytes() as isize;
         for part in parts(l, acts.digits()) {
             let part = sub_blocks(l, &part);
