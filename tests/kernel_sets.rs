@@ -113,6 +113,20 @@ fn one_bit() {
     alike(MANY, Bits::One, 32);
 }
 
+/// Tables of several blocks of activations at once.
+#[test]
+fn one_bit_and_few_vectors() {
+    let few = Extent { vectors: 7, ..MANY };
+    alike(few, Bits::One, 128);
+}
+
+/// The same with a scale per row.
+#[test]
+fn one_bit_and_whole_rows() {
+    let few = Extent { vectors: 7, ..MANY };
+    alike(few, Bits::One, 0);
+}
+
 #[test]
 fn one_bit_and_one_vector() {
     alike(ONE, Bits::One, 64);

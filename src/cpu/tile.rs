@@ -117,6 +117,11 @@ pub const TABLE_WORDS: usize = 128;
 /// The most vectors of [`TableActs`].
 pub const TABLE_VECTORS: usize = 24;
 
+// Panels of that many begin where a block of interleaved vectors does, and hold all digits of a
+// float32 vector.
+const _: () = assert!(TABLE_VECTORS.is_multiple_of(INT8_WIDTHS[0]));
+const _: () = assert!(TABLE_VECTORS.is_multiple_of(DIGITS));
+
 /// Builds tables: `(codes, count, tables)`; `codes` is `(count, 32)`, `tables`
 /// `(count, TABLE_WORDS)`, aligned to 64 bytes. The contents are private to the two functions of
 /// [`Tables`].
@@ -166,8 +171,6 @@ pub struct LookupActs {
     pub tables: *const u8,
     /// `(blocks)`.
     pub scales: *const f32,
-    /// `(blocks)`.
-    pub corrections: *const i32,
 }
 
 /// The weights that a kernel reads, and those that the caller needs next.

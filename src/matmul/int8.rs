@@ -352,7 +352,6 @@ impl Int8 {
         LookupActs {
             tables: tables[sub * LOOKUP_BYTES..].as_ptr(),
             scales: self.scales[block..].as_ptr(),
-            corrections: self.corrections[block..].as_ptr(),
         }
     }
 

@@ -10,13 +10,15 @@
 //! for 16 rows × 32 columns, where dot products take 21. Building the tables costs as much as one
 //! tile.
 //!
-//! Sums are of doubled bits, as in [`super::int8`]: the same integers, followed by the same order
-//! of float32 sums.
+//! Tables hold sums of activations whose signs are the weights (1-bit codes stand for -1 and +1):
+//! the integers that [`super::int8`] obtains with corrections, followed by the same order of
+//! float32 sums.
 
-use super::{prefetch, scales_of_half};
+use super::{hidden_zero, prefetch, scales_of_half};
 use crate::cpu::layout::{Layout, SUB_COLS};
 use crate::cpu::tile::{LOOKUP_BYTES, LookupActs, Lookups, Stream};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// The functions for a kernel set.
 pub(super) const KERNELS: Lookups = Lookups { build, multiply };
@@ -45,16 +47,16 @@ static COLUMNS: [[Bytes; 2]; NIBBLES] = {
     all
 };
 
-/// Twice the lower two bits of the eight indices below 8; then twice the upper two bits of these,
-/// and of the other eight.
-static BITS: [Bytes; 3] = {
+/// -1 or 1 for each of the lower two bits of the eight indices below 8; then for the upper two bits
+/// of these, and of the other eight.
+static SIGNS: [Bytes; 3] = {
     let mut all = [const { Bytes([0; 64]) }; 3];
     let mut i = 0;
     while i < 3 * 64 {
         let (which, byte) = (i / 64, i % 64);
         let index = byte / 2 % 8 + if which == 2 { 8 } else { 0 };
         let shift = byte % 2 + if which == 0 { 0 } else { 2 };
-        all[which].0[byte] = 2 * ((index >> shift) & 1) as u8;
+        all[which].0[byte] = if (index >> shift) & 1 == 1 { 1 } else { 0xFF };
         i += 1;
     }
     all
@@ -71,18 +73,24 @@ unsafe fn build(codes: *const i8, count: usize, tables: *mut u8) {
     unsafe {
         let vector = |bytes: &Bytes| _mm512_load_si512(bytes.0.as_ptr().cast());
         let lowest = _mm512_set1_epi16(127);
+        // Codes become unsigned by adding 128, for the instruction that multiplies by signs.
+        let offset = _mm512_set1_epi8(-128);
+        let signs = [0, 1, 2].map(|which: usize| vector(&SIGNS[which]));
+        let of_offset = [0, 1, 2].map(|which: usize| _mm512_maddubs_epi16(offset, signs[which]));
+        let of_few = _mm512_add_epi16(of_offset[0], of_offset[1]);
+        let of_many = _mm512_add_epi16(of_offset[0], of_offset[2]);
         for i in 0..count {
             let code = _mm256_loadu_si256(codes.add(i * SUB_COLS).cast());
-            let code = _mm512_broadcast_i64x4(code);
+            let code = _mm512_xor_si512(_mm512_broadcast_i64x4(code), offset);
             for (nibble, [lower, upper]) in COLUMNS.iter().enumerate() {
                 let lower = _mm512_permutexvar_epi8(vector(lower), code);
                 let upper = _mm512_permutexvar_epi8(vector(upper), code);
-                let lower = _mm512_maddubs_epi16(vector(&BITS[0]), lower);
+                let lower = _mm512_maddubs_epi16(lower, signs[0]);
                 // Sums of the indices below 8 of each j, and of the others.
-                let few = _mm512_maddubs_epi16(vector(&BITS[1]), upper);
-                let few = _mm512_add_epi16(lower, few);
-                let many = _mm512_maddubs_epi16(vector(&BITS[2]), upper);
-                let many = _mm512_add_epi16(lower, many);
+                let few = _mm512_add_epi16(lower, _mm512_maddubs_epi16(upper, signs[1]));
+                let few = _mm512_sub_epi16(few, of_few);
+                let many = _mm512_add_epi16(lower, _mm512_maddubs_epi16(upper, signs[2]));
+                let many = _mm512_sub_epi16(many, of_many);
                 let low = _mm512_packus_epi16(
                     _mm512_and_si512(few, lowest),
                     _mm512_and_si512(many, lowest),
@@ -110,12 +118,11 @@ unsafe fn multiply(
     x: LookupActs,
     out: *mut f32,
 ) {
-    let mut p = stream.at;
     let group_bytes = l.group_offset(1);
     // After the last group, data continues at `next`. Prefetches are redirected there for whole
     // groups at a time, so that a few may fall just before `next`.
     let bytes = l.group_offset(first + count).min(l.tile_bytes()) - l.group_offset(first);
-    let gap = (stream.next as isize).wrapping_sub(p.wrapping_add(bytes) as isize);
+    let gap = (stream.next as isize).wrapping_sub(stream.at.wrapping_add(bytes) as isize);
     let last = first + count;
     let inside = |ahead: usize| last - count.min(ahead.div_ceil(group_bytes));
     let (near, far) = (PREFETCH_DISTANCE as isize, stream.l2_distance as isize);
@@ -129,67 +136,111 @@ unsafe fn multiply(
         (a..b, near, farther),
         (b..last, near.wrapping_add(gap), farther),
     ];
-    let LookupActs {
-        mut tables,
-        mut scales,
-        mut corrections,
-    } = x;
-    // SAFETY: every pointer advances through what the contract describes, in its order: the
-    // sub-blocks of a group, which are two vectors each, its tail, the next group; four vectors of
-    // tables per sub-block; a scale and a correction per block. `out` is 32 floats, aligned.
-    // Prefetches may use any address.
+    // SAFETY: the caller upholds this contract: `out` is 32 floats, aligned, and the stretches are
+    // the groups of the weights and the activations, in order.
     unsafe {
-        let nibble = _mm512_set1_epi8(15);
-        let table_of_byte = _mm512_set1_epi32(0x3020_1000);
-        let ones = _mm512_set1_epi8(1);
-        let high_unit = _mm512_set1_epi8(-128);
-        let mut f = [_mm512_load_ps(out), _mm512_load_ps(out.add(16))];
+        let mut pass = Pass {
+            l,
+            p: stream.at,
+            x,
+            zero: hidden_zero(),
+            f: [_mm512_load_ps(out), _mm512_load_ps(out.add(16))],
+        };
         for (groups, near, far) in stretches {
+            match l.subs {
+                1 => pass.groups::<true>(groups, near, far),
+                _ => pass.groups::<false>(groups, near, far),
+            }
+        }
+        let f = pass.f;
+        _mm512_store_ps(out, f[0]);
+        _mm512_store_ps(out.add(16), f[1]);
+    }
+}
+
+/// Where the product of a tile has got to.
+struct Pass<'a> {
+    l: &'a Layout,
+    /// The next group.
+    p: *const u8,
+    /// From the next group on.
+    x: LookupActs,
+    zero: usize,
+    f: [__m512; 2],
+}
+
+impl Pass<'_> {
+    /// Multiplies some groups; if `ONE`, each of them is a single sub-block.
+    ///
+    /// # Safety
+    /// As [`multiply`]; the groups are those that come next.
+    #[inline(always)]
+    unsafe fn groups<const ONE: bool>(&mut self, groups: Range<usize>, near: isize, far: isize) {
+        let l = self.l;
+        let mut p = self.p;
+        let mut x = self.x;
+        let mut f = self.f;
+        // SAFETY: every pointer advances through what the contract describes, in its order: the
+        // sub-blocks of a group, which are two vectors each, its tail, the next group; four vectors
+        // of tables per sub-block; a scale per block. Prefetches may use any address.
+        unsafe {
             for g in groups {
-                let mut subs = l.group_subs(g);
+                let mut subs = if ONE { 1 } else { l.group_subs(g) };
                 let tail = p.add(subs * l.sub_bytes());
                 while subs > 0 {
-                    let block = subs.min(l.block_subs);
+                    let block = if ONE { 1 } else { subs.min(l.block_subs) };
                     subs -= block;
-                    let mut sums = [_mm512_set1_epi32(*corrections); 2];
+                    let mut sums = [_mm512_setzero_si512(); 2];
                     for _ in 0..block {
-                        let table =
-                            [0, 1, 2, 3].map(|i| _mm512_load_si512(tables.add(64 * i).cast()));
+                        let tables = [0, 1, 2, 3];
+                        let tables = tables.map(|i| _mm512_load_si512(x.tables.add(64 * i).cast()));
                         for half in 0..2 {
-                            let v = _mm512_load_si512(p.add(64 * half).cast());
                             let at = p.wrapping_add(64 * half);
                             prefetch(at.wrapping_offset(near), at.wrapping_offset(far));
-                            // v & nibble | table
-                            let index =
-                                |v| _mm512_ternarylogic_epi32::<0xEA>(v, nibble, table_of_byte);
-                            let (first, second) = (index(v), index(_mm512_srli_epi16::<4>(v)));
-                            let low = _mm512_add_epi8(
-                                _mm512_permutexvar_epi8(first, table[0]),
-                                _mm512_permutexvar_epi8(second, table[2]),
-                            );
-                            let high = _mm512_add_epi8(
-                                _mm512_permutexvar_epi8(first, table[1]),
-                                _mm512_permutexvar_epi8(second, table[3]),
-                            );
-                            let sum = _mm512_dpbusd_epi32(sums[half], low, ones);
-                            sums[half] = _mm512_dpbusd_epi32(sum, high_unit, high);
+                            let codes = _mm512_load_si512(at.cast());
+                            sums[half] = look_up(codes, &tables, sums[half]);
                         }
                         p = p.add(l.sub_bytes());
-                        tables = tables.add(LOOKUP_BYTES);
+                        x.tables = x.tables.add(LOOKUP_BYTES);
                     }
-                    let x = _mm512_set1_ps(*scales);
+                    let scales = [x.scales, x.scales.add(self.zero)];
                     for half in 0..2 {
-                        let scale = _mm512_mul_ps(scales_of_half(l, tail, half), x);
+                        let by = _mm512_set1_ps(*scales[half]);
+                        let scale = _mm512_mul_ps(scales_of_half(l, tail, half), by);
                         f[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[half]), scale, f[half]);
                     }
-                    scales = scales.add(1);
-                    corrections = corrections.add(1);
+                    x.scales = x.scales.add(1);
                 }
                 prefetch(p.wrapping_offset(near), p.wrapping_offset(far));
                 p = p.add(l.tail_bytes());
             }
         }
-        _mm512_store_ps(out, f[0]);
-        _mm512_store_ps(out.add(16), f[1]);
+        (self.p, self.x, self.f) = (p, x, f);
+    }
+}
+
+/// Adds the products of 16 rows × 32 columns to `sums`.
+///
+/// # Safety
+/// AVX-512 BW, VNNI and VBMI.
+#[inline(always)]
+unsafe fn look_up(codes: __m512i, tables: &[__m512i; 4], sums: __m512i) -> __m512i {
+    // SAFETY: the caller upholds this contract.
+    unsafe {
+        let nibble = _mm512_set1_epi8(15);
+        let table_of_byte = _mm512_set1_epi32(0x3020_1000);
+        // v & nibble | table
+        let index = |v| _mm512_ternarylogic_epi32::<0xEA>(v, nibble, table_of_byte);
+        let (first, second) = (index(codes), index(_mm512_srli_epi16::<4>(codes)));
+        let low = _mm512_add_epi8(
+            _mm512_permutexvar_epi8(first, tables[0]),
+            _mm512_permutexvar_epi8(second, tables[2]),
+        );
+        let high = _mm512_add_epi8(
+            _mm512_permutexvar_epi8(first, tables[1]),
+            _mm512_permutexvar_epi8(second, tables[3]),
+        );
+        let sums = _mm512_dpbusd_epi32(sums, low, _mm512_set1_epi8(1));
+        _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(-128), high)
     }
 }

@@ -30,6 +30,7 @@ pub(in crate::cpu) use self::zen4::ZEN4_WITHOUT_TABLES;
 use super::dispatch::Core;
 use super::layout::{Layout, ScaleKind, ZeroKind};
 use super::tile::TileKernels;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Byte dot products.
@@ -274,4 +275,15 @@ unsafe fn ice_sign<const V: usize>(
 ) {
     // SAFETY: the caller upholds this contract.
     unsafe { sign::tile::<Vpopcntdq, V>(l, tile, x, l2_distance, out) }
+}
+
+/// 0, which the compiler does not know. The value at an address and the value at this offset from it
+/// are two memory operands, where two uses of one value would be a broadcast into a register, which
+/// occupies a pipe that products need (see [`zen4`]).
+#[inline(always)]
+fn hidden_zero() -> usize {
+    let mut zero = 0;
+    // SAFETY: there is no instruction.
+    unsafe { asm!("/* {} */", inout(reg) zero, options(pure, nomem, nostack, preserves_flags)) };
+    zero
 }

@@ -14,15 +14,14 @@
 //! the integers that [`super::int8`] obtains with corrections, followed by the same order of
 //! float32 sums.
 
-use super::scales;
+use super::{hidden_zero, scales};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
 use crate::cpu::tile::{TABLE_VECTORS, TABLE_WORDS, TableActs, Tables};
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-/// The functions for a kernel set. Fewer than eight vectors have only been measured on Zen 4
-/// ([`super::zen4`]).
+/// The functions for a kernel set. They have only been measured on Zen 4, whose set takes them for
+/// fewer vectors ([`super::zen4`]).
 pub(super) const KERNELS: Tables = Tables {
     min_vectors: 8,
     build,
@@ -111,8 +110,8 @@ struct PartialSums([MaybeUninit<i16>; TABLE_VECTORS * 64]);
 /// The contract of [`crate::cpu::tile::TablesFn`].
 ///
 /// # Safety
-/// AVX-512 with VNNI; what the contract says.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni")]
+/// AVX-512; what the contract says.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")]
 unsafe fn multiply(
     l: &Layout,
     first: usize,
@@ -341,15 +340,4 @@ impl VectorPass<'_> {
 struct Few<const N: usize> {
     index: [[[__m512i; 4]; 2]; N],
     scale: [[__m512; 2]; N],
-}
-
-/// 0, which the compiler does not know. The value at an address and the value at this offset from it
-/// are two memory operands, where two uses of one value would be a broadcast into a register, which
-/// occupies a pipe that products need (see [`super::zen4`]).
-#[inline(always)]
-fn hidden_zero() -> usize {
-    let mut zero = 0;
-    // SAFETY: there is no instruction.
-    unsafe { asm!("/* {} */", inout(reg) zero, options(pure, nomem, nostack, preserves_flags)) };
-    zero
 }

@@ -260,7 +260,7 @@ impl Int8Path {
         if let Some(k) = lookups::select(k, l, n, threads) {
             return Int8Path::Lookups(k);
         }
-        if let Some(k) = tables::select(k, l, n) {
+        if let Some(k) = tables::select(k, l, n, threads) {
             return Int8Path::Tables(k);
         }
         match pairs::select(k, l, n).and_then(|k| k.int8()) {

@@ -38,10 +38,8 @@ pub fn max_direct_vectors(k: &TileKernels, l: &Layout) -> usize {
 /// The most tiles of a task with many float32 vectors.
 const MAX_UNPACKED_TILES: usize = 16;
 
-/// The fewest tiles of a task by tables if all tasks have the same vectors, unless threads would be
-/// idle: building the tables costs as much as two tiles. Two threads took 801 µs instead of 865 for
-/// 24 vectors, 4096 × 4096, and 138 instead of 187 with 512 × 4096 (Zen 4).
-const MIN_TABLE_TILES: usize = 32;
+/// What building the tables of a task costs, in tiles.
+const TABLES_COST: usize = 2;
 
 /// The most tiles of a task by tables: 384 KiB of accumulators for 24 int8 vectors, and 256 KiB of
 /// totals if these are digits.
@@ -96,21 +94,28 @@ impl Plan {
     }
 
     /// A plan for `n` vectors by tables. A task is a panel of vectors, whose tables are built once,
-    /// and as many tiles as L2 has room for the accumulators of. Several threads have four tasks
-    /// each, as above, of fewer tiles; with a single panel only as long as tasks stay large.
+    /// and as many tiles as L2 has room for the accumulators of.
+    ///
+    /// Several threads get the number of tasks with which the busiest one has the least to do, and
+    /// a quarter of a task more for interruptions: fewer, larger tasks than above, as each builds
+    /// tables. Two threads took 801 µs instead of 865 for 24 vectors, 4096 × 4096, with four tasks
+    /// instead of eight, and 138 instead of 187 with 512 × 4096 and two (Zen 4).
     pub fn for_tables(l: &Layout, n: usize, threads: usize) -> Plan {
         let panel = TABLE_VECTORS.min(n);
-        let chunks = if threads == 1 { 1 } else { 4 * threads };
-        let runs = match n.div_ceil(panel) {
-            1 => chunks.min(l.tiles() / MIN_TABLE_TILES).max(threads),
-            panels => chunks.div_ceil(panels),
-        };
-        Plan {
+        let plan = |runs: usize| Plan {
             tiles: l.tiles(),
-            tiles_per_task: l.tiles().div_ceil(runs).min(MAX_TABLE_TILES),
+            tiles_per_task: l.tiles().div_ceil(runs),
             vectors: n,
             panel,
-        }
+        };
+        let quarters = |plan: &Plan| {
+            let tiles = plan.tiles_per_task;
+            4 * plan.tasks().div_ceil(threads) * (tiles + TABLES_COST) + tiles
+        };
+        let fewest = l.tiles().div_ceil(MAX_TABLE_TILES);
+        let most = if threads == 1 { 1 } else { 4 * threads };
+        let plans = (fewest..=most.max(fewest)).map(plan);
+        plans.min_by_key(quarters).expect("at least one")
     }
 
     /// Limits the tiles of a task so that their float64 sums stay in L2.
@@ -175,5 +180,41 @@ impl Scratch {
             f: Aligned::zeros(at_a_time * plan.panel * TILE_ROWS, "sums")?,
             sum: memory::filled(plan.tiles_per_task * plan.panel * TILE_ROWS, 0.0, "sums")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Bits, CodesBuf, ScalesBuf, Shape};
+
+    /// The busiest thread has at most a quarter more to do, tables included, than if the tiles were
+    /// shared evenly.
+    #[test]
+    fn tasks_by_tables_are_balanced() {
+        let codes = CodesBuf {
+            shape: Shape::new(1, 32, 32),
+            bits: Bits::One,
+            bytes: vec![0; 4],
+            scales: ScalesBuf::F32(vec![1.0]),
+            zero_points: None,
+        };
+        let mut l = Layout::new(&codes.as_codes()).expect("not empty");
+        for threads in 1..=16 {
+            for tiles in 32 * threads..600 {
+                l.shape.rows = tiles * TILE_ROWS;
+                for n in [2, 24, 25, 50, 512] {
+                    let plan = Plan::for_tables(&l, n, threads);
+                    assert!(plan.tiles_per_task <= MAX_TABLE_TILES);
+                    let busiest =
+                        plan.tasks().div_ceil(threads) * (plan.tiles_per_task + TABLES_COST);
+                    let evenly = (tiles * n.div_ceil(plan.panel)).div_ceil(threads);
+                    assert!(
+                        4 * busiest <= 5 * evenly,
+                        "{threads} threads, {tiles} tiles, {n} vectors: {busiest}, not {evenly}"
+                    );
+                }
+            }
+        }
     }
 }
