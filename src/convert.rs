@@ -104,8 +104,8 @@ impl Target<'_> {
 /// Converts a model.
 ///
 /// Weights that are already quantised are taken as stored, code by code, unless the options ask for
-/// another width. When `cancelled` becomes true, the conversion ends at the next tensor. An error,
-/// or the end of the process at any moment, leaves the previous model or the new one.
+/// another width. When `cancelled` becomes true, the conversion ends at the next tensor, and while
+/// it calibrates within one. An error, or the end of the process at any moment, leaves the previous model or the new one.
 ///
 /// A tokenizer's files have fixed names, so the folder may contain different ones only for the
 /// model that is replaced, see [`refuse`].
@@ -121,7 +121,7 @@ pub fn convert(
     source: &Source,
     target: Target<'_>,
     options: &WeightOptions,
-    calibration: Option<&mut Calibration>,
+    calibration: Option<&mut Calibration<'_>>,
     progress: &mut dyn FnMut(Progress<'_>),
     cancelled: &AtomicBool,
 ) -> Result<Report> {
@@ -145,7 +145,7 @@ pub fn convert(
         norms,
         said,
     } = tensors.write(&mut writer, calibration, &mut steps)?;
-    steps.go_on("nothing was changed")?;
+    steps.go_on(UNCHANGED)?;
     (steps.progress)(Progress::Writing);
     let weights: usize = matrices.iter().map(|m| m.rows * m.cols).sum();
     let bytes: usize = matrices.iter().map(|m| m.bytes).sum();
@@ -194,6 +194,9 @@ fn looked_at(
     Ok(agreement)
 }
 
+/// What a conversion leaves that ends early.
+const UNCHANGED: &str = "nothing was changed";
+
 /// The callbacks of the caller, which report progress and may cancel.
 struct Steps<'a> {
     progress: &'a mut dyn FnMut(Progress<'_>),
@@ -201,6 +204,12 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
+    /// Why the conversion ends before anything is put in place: `e`, unless that is because it was
+    /// cancelled.
+    fn reason(&self, e: Error) -> Error {
+        self.go_on(UNCHANGED).err().unwrap_or(e)
+    }
+
     /// `ERR_STATE` if it was cancelled, with what is left on disk.
     fn go_on(&self, left: &str) -> Result<()> {
         match self.cancelled.load(Ordering::Relaxed) {
@@ -232,7 +241,7 @@ impl Tensors<'_> {
     fn write(
         &self,
         writer: &mut ManifestWriter,
-        mut calibration: Option<&mut Calibration>,
+        mut calibration: Option<&mut Calibration<'_>>,
         steps: &mut Steps<'_>,
     ) -> Result<Written> {
         let specs = self.source.tensors();
@@ -247,7 +256,7 @@ impl Tensors<'_> {
             None => self.options.method,
         };
         for spec in &specs {
-            steps.go_on("nothing was changed")?;
+            steps.go_on(UNCHANGED)?;
             (steps.progress)(Progress::Tensor {
                 name: &spec.name,
                 weights: elements(&spec.shape),
@@ -261,7 +270,10 @@ impl Tensors<'_> {
             }
             let view = self.source.matrix(&spec.name)?;
             let known = match &mut calibration {
-                Some(calibration) => calibration.known(self.rt, &spec.name)?,
+                Some(calibration) => {
+                    let known = calibration.known(self.rt, &spec.name);
+                    known.map_err(|e| steps.reason(e))?
+                }
                 None => Known::Nothing,
             };
             let stored = match known {
@@ -276,9 +288,11 @@ impl Tensors<'_> {
                 options: &options,
                 method,
                 known,
+                cancelled: steps.cancelled,
             };
-            let (converted, norms, said) =
-                one.write(writer, view).map_err(|e| e.within(&spec.name))?;
+            let (converted, norms, said) = one
+                .write(writer, view)
+                .map_err(|e| steps.reason(e.within(&spec.name)))?;
             self.source.forget(&spec.name);
             written.norms.add(norms);
             written.said.push(said);
@@ -299,6 +313,7 @@ struct Matrix<'a> {
     options: &'a WeightOptions,
     method: Method,
     known: Known<'a>,
+    cancelled: &'a AtomicBool,
 }
 
 /// The name of the method for codes taken as stored.
@@ -408,7 +423,7 @@ impl Matrix<'_> {
                 ));
             }
             Known::Inputs(hessian) => {
-                made = calibrate::quantize(self.rt, w, shape, &spec, hessian)?;
+                made = calibrate::quantize(self.rt, w, shape, &spec, hessian, self.cancelled)?;
                 made.as_codes()
             }
             Known::Nothing => {

@@ -16,9 +16,11 @@
 //! immediately; the effect of a block's changes on all columns is one product of the library,
 //! `g -= changes H[block]`, for all rows together.
 
+use std::sync::atomic::AtomicBool;
+
 use half::f16;
 
-use super::Hessian;
+use super::{Hessian, go_on};
 use crate::error::{Error, Result};
 use crate::matmul::Weights;
 use crate::memory;
@@ -43,13 +45,15 @@ const TASK_ELEMENTS: usize = 1 << 13;
 /// Scales are stored as by the search; `spec.method` is ignored.
 ///
 /// # Errors
-/// Those of [`weights::quantize`]; `ERR_LENGTH` if the Hessian has another width.
+/// Those of [`weights::quantize`]; `ERR_LENGTH` if the Hessian has another width; `ERR_STATE` once
+/// `cancelled` is true.
 pub fn quantize(
     rt: &Runtime,
     w: &[f32],
     shape: Shape,
     spec: &Spec,
     hessian: &Hessian,
+    cancelled: &AtomicBool,
 ) -> Result<CodesBuf> {
     let Shape { rows, cols, .. } = shape;
     if hessian.cols() != cols {
@@ -72,7 +76,7 @@ pub fn quantize(
     for first in (0..rows).step_by(band) {
         let n = band.min(rows - first);
         let w = &w[first * cols..][..n * cols];
-        Band::new(&h, first, w, &codes)?.descend(rt, &moments, &mut codes)?;
+        Band::new(&h, first, w, &codes)?.descend(rt, &moments, &mut codes, cancelled)?;
     }
     Ok(codes)
 }
@@ -123,7 +127,13 @@ impl<'a> Band<'a> {
         })
     }
 
-    fn descend(mut self, rt: &Runtime, moments: &Weights, codes: &mut CodesBuf) -> Result<()> {
+    fn descend(
+        mut self,
+        rt: &Runtime,
+        moments: &Weights,
+        codes: &mut CodesBuf,
+        cancelled: &AtomicBool,
+    ) -> Result<()> {
         let Shape { cols, .. } = self.shape;
         let n = self.rows.len();
         for (row, out) in self.rows.iter().zip(self.change.chunks_exact_mut(cols)) {
@@ -134,6 +144,7 @@ impl<'a> Band<'a> {
             let mut moved = false;
             let mut start = 0;
             while start < self.shape.groups {
+                go_on(cancelled)?;
                 let mut end = start + 1;
                 while end < self.shape.groups
                     && self.shape.group_columns(end).end - self.shape.group_columns(start).start
@@ -363,6 +374,9 @@ mod tests {
     use crate::runtime::Config;
     use crate::testing::Random;
 
+    /// Of a call that nobody cancels.
+    static RUNS: AtomicBool = AtomicBool::new(false);
+
     fn runtime(threads: usize) -> Runtime {
         let config = Config {
             threads,
@@ -430,7 +444,7 @@ mod tests {
                         let what = format!("{rows} {cols} {group} {n} {bits:?} {symmetric}");
                         let searched = spec(bits, symmetric, Method::Search);
                         let before = weights::quantize(&rt, &w, shape, &searched).unwrap();
-                        let after = quantize(&rt, &w, shape, &searched, &hessian).unwrap();
+                        let after = quantize(&rt, &w, shape, &searched, &hessian, &RUNS).unwrap();
                         let (before, after) = (error(&w, &before, &h), error(&w, &after, &h));
                         // Rounding of the gradient, relative to the error of quantising all weights
                         // to zero.
@@ -456,7 +470,11 @@ mod tests {
             let s = spec(bits, true, Method::Search);
             let shape = Shape::new(rows, cols, 32);
             let before = error(&w, &weights::quantize(&rt, &w, shape, &s).unwrap(), &h);
-            let after = error(&w, &quantize(&rt, &w, shape, &s, &hessian).unwrap(), &h);
+            let after = error(
+                &w,
+                &quantize(&rt, &w, shape, &s, &hessian, &RUNS).unwrap(),
+                &h,
+            );
             assert!(after < 0.6 * before, "{bits:?}: {after}, searched {before}");
         }
     }
@@ -472,7 +490,7 @@ mod tests {
             let mut hessian = Hessian::new(cols).unwrap();
             hessian.add(&rt, &x).unwrap();
             let s = spec(Bits::Two, false, Method::Search);
-            quantize(&rt, &w, Shape::new(rows, cols, 16), &s, &hessian).unwrap()
+            quantize(&rt, &w, Shape::new(rows, cols, 16), &s, &hessian, &RUNS).unwrap()
         };
         assert_eq!(made(1), made(3));
     }
@@ -485,7 +503,7 @@ mod tests {
             for bits in Bits::ALL {
                 let s = spec(bits, false, Method::Nearest);
                 let hessian = Hessian::new(cols).unwrap();
-                let q = quantize(&rt, &w, Shape::new(rows, cols, 32), &s, &hessian).unwrap();
+                let q = quantize(&rt, &w, Shape::new(rows, cols, 32), &s, &hessian, &RUNS).unwrap();
                 let mut row = vec![1.0; cols];
                 for r in 0..rows {
                     q.as_codes().dequantize_row(r, &mut row);
@@ -501,7 +519,7 @@ mod tests {
         let hessian = Hessian::new(3).unwrap();
         let s = spec(Bits::Four, true, Method::Search);
         let message = |w: &[f32], shape| {
-            let e = quantize(&rt, w, shape, &s, &hessian).unwrap_err();
+            let e = quantize(&rt, w, shape, &s, &hessian, &RUNS).unwrap_err();
             e.to_string()
         };
         let wrong = message(&[1.0; 8], Shape::new(2, 4, 2));

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use super::Hessian;
 use super::tune::{Tuned, tune};
+use super::{Hessian, go_on};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::source::{Role, Source};
@@ -27,7 +28,11 @@ const MOST_BYTES: usize = 3 << 30;
 const MOST_FLOATS: usize = 1 << 29;
 
 /// A model and a text that it reads, for the second moments of the inputs of its matrices.
-pub struct Calibration {
+///
+/// Once `cancelled` is true, what it does ends with `ERR_STATE` at the next window of the text or
+/// step of tuning.
+pub struct Calibration<'a> {
+    pub(super) cancelled: &'a AtomicBool,
     model: Arc<Model>,
     /// Windows of tokens: `(windows, window)`.
     ids: Vec<u32>,
@@ -51,14 +56,19 @@ pub enum Known<'a> {
     Codes(&'a CodesBuf),
 }
 
-impl Calibration {
+impl<'a> Calibration<'a> {
     /// Opens the model of `source` for reading `text`, with float weights as float32, or as 8-bit
     /// codes if the model is large.
     ///
     /// # Errors
     /// Those of [`Model::open`]; `ERR_UNSUPPORTED` if it has no tokenizer; `ERR_RANGE` if the text
     /// has fewer tokens than a window.
-    pub fn new(rt: &Runtime, source: &Source, text: &str) -> Result<Calibration> {
+    pub fn new(
+        rt: &Runtime,
+        source: &Source,
+        text: &str,
+        cancelled: &'a AtomicBool,
+    ) -> Result<Calibration<'a>> {
         let matrices: Vec<_> = source
             .tensors()
             .into_iter()
@@ -85,6 +95,7 @@ impl Calibration {
             }
         }
         Ok(Calibration {
+            cancelled,
             model: Arc::new(model),
             ids,
             window,
@@ -95,9 +106,9 @@ impl Calibration {
     }
 
     /// Quantises the model by the options and tunes scales and norms in the given number of steps,
-    /// each of which is reported to `progress`. Afterwards [`Calibration::known`] and
-    /// [`Calibration::norm`] return the result. Returns the mean divergence from the unquantised
-    /// model at the beginning and at the end, in nats per token.
+    /// each of which is reported to `progress`. Returns the mean divergence from the unquantised
+    /// model before and after, in nats per token over the same part of the text. If it is lower
+    /// afterwards, [`Calibration::known`] and [`Calibration::norm`] then return the result.
     ///
     /// # Errors
     /// `ERR_UNSUPPORTED` for a model with more than 67 million weights or other than a plain Llama,
@@ -111,9 +122,9 @@ impl Calibration {
         progress: &mut dyn FnMut(usize),
     ) -> Result<(f64, f64)> {
         let tuned = tune(rt, source, self, options, steps, progress)?;
-        let divergence = tuned.divergence;
-        self.tuned = Some(tuned);
-        Ok(divergence)
+        let (before, after) = tuned.divergence;
+        self.tuned = (after < before).then_some(tuned);
+        Ok((before, after))
     }
 
     /// The information for quantising a matrix, by its canonical name.
@@ -135,8 +146,8 @@ impl Calibration {
             .map_or(Known::Nothing, Known::Inputs))
     }
 
-    /// The tuned values `(hidden)` of a norm, by its canonical name; `None` before
-    /// [`Calibration::tune`].
+    /// The tuned values `(hidden)` of a norm, by its canonical name; `None` if
+    /// [`Calibration::tune`] has not improved it.
     pub fn norm(&self, name: &str) -> Option<&[f32]> {
         let norm = self.tuned.as_ref()?.vectors.get(name)?;
         Some(norm)
@@ -177,16 +188,18 @@ impl Calibration {
 
     /// Reads the text to gather the inputs from `at` on.
     fn gather(&mut self, rt: &Runtime, at: usize) -> Result<()> {
+        // Frees the previous ones first.
         self.hessians.clear();
+        let mut hessians = HashMap::new();
         let mut bytes = 0usize;
         for (key, cols) in &self.inputs[at..] {
             bytes = bytes.saturating_add(cols.saturating_mul(*cols).saturating_mul(4));
-            if bytes > MOST_BYTES && !self.hessians.is_empty() {
+            if bytes > MOST_BYTES && !hessians.is_empty() {
                 break;
             }
-            self.hessians.insert(key.clone(), Hessian::new(*cols)?);
+            hessians.insert(key.clone(), Hessian::new(*cols)?);
         }
-        let output = self.hessians.contains_key(OUTPUT) || self.hessians.contains_key(EMBEDDING);
+        let output = hessians.contains_key(OUTPUT) || hessians.contains_key(EMBEDDING);
         let options = SessionOptions {
             context: Some(self.window),
             ..SessionOptions::default()
@@ -196,13 +209,10 @@ impl Calibration {
         let len = if output { self.window * vocabulary } else { 0 };
         let mut logits = memory::filled(len, 0.0, "the logits of a window")?;
         let mut seen = Seen {
-            wanted: self
-                .hessians
-                .keys()
-                .map(|k| (k.clone(), Vec::new()))
-                .collect(),
+            wanted: hessians.keys().map(|k| (k.clone(), Vec::new())).collect(),
         };
         for ids in self.ids.chunks_exact(self.window) {
+            go_on(self.cancelled)?;
             session.rewind(rt, 0)?;
             let wanted = match output {
                 true => Logits::All(&mut logits),
@@ -211,12 +221,13 @@ impl Calibration {
             session.eval_observed(rt, ids, wanted, Some(&mut seen))?;
             // Not in the observer, where the threads are busy with the model.
             for (key, x) in &mut seen.wanted {
-                if let Some(hessian) = self.hessians.get_mut(key) {
+                if let Some(hessian) = hessians.get_mut(key) {
                     hessian.add(rt, x)?;
                 }
                 x.clear();
             }
         }
+        self.hessians = hessians;
         Ok(())
     }
 }

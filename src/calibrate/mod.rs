@@ -28,9 +28,21 @@ mod gather;
 mod hessian;
 mod tune;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+
 pub use descent::quantize;
 pub use gather::{Calibration, Known};
 pub use hessian::Hessian;
+
+/// `ERR_STATE` once it is cancelled.
+fn go_on(cancelled: &AtomicBool) -> Result<()> {
+    match cancelled.load(Ordering::Relaxed) {
+        true => Err(Error::state("the calibration was cancelled")),
+        false => Ok(()),
+    }
+}
 
 #[cfg(test)]
 mod tests;

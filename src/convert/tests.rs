@@ -79,6 +79,7 @@ fn cancelled_at_every_step() {
 #[test]
 fn the_method_that_a_manifest_names() {
     let rt = Runtime::new(Config::default()).unwrap();
+    let runs = AtomicBool::new(false);
     let text = "one two three four five six seven eight nine ten ".repeat(40);
     for (model, width, calibrated, method) in [
         (STORIES, Some(Width::Codes(Bits::Two)), false, "search"),
@@ -88,7 +89,8 @@ fn the_method_that_a_manifest_names() {
         (DEMO, Some(Width::Codes(Bits::Four)), true, "calibrated"),
     ] {
         let source = Source::open(Path::new(model), true).unwrap();
-        let mut calibration = calibrated.then(|| Calibration::new(&rt, &source, &text).unwrap());
+        let mut calibration =
+            calibrated.then(|| Calibration::new(&rt, &source, &text, &runs).unwrap());
         let options = WeightOptions {
             width,
             method: Method::Search,

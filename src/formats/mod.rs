@@ -26,7 +26,7 @@ mod save;
 
 pub use bytes::FileBytes;
 pub use matrix::{CodesView, FloatValues, FloatsView, MatrixRef, MatrixView};
-pub use save::{Companion, ManifestWriter, amend, has_arrays, save_manifest, sha256};
+pub use save::{Companion, ManifestWriter, amend, has_arrays, save_manifest, sha256, unfinished};
 
 use std::borrow::Cow;
 use std::path::Path;

@@ -5,9 +5,11 @@
 //! bytes.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::io::{self, BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::rc::Rc;
 
 use flate2::Crc;
 use flate2::read::DeflateDecoder;
@@ -162,12 +164,27 @@ fn crc32(bytes: &[u8]) -> u32 {
     crc.sum()
 }
 
-/// Writes an .npz array by array.
-pub(super) struct Writer<W: Write + Seek>(ZipWriter<W>);
+/// Writes an .npz array by array. If it is dropped before [`Writer::finish`], or once a write has
+/// failed, nothing more is written.
+pub(super) struct Writer<W: Write + Seek> {
+    /// `None` once it is finished.
+    zip: Option<ZipWriter<Ending<W>>>,
+    ended: Rc<Cell<bool>>,
+}
 
 impl<W: Write + Seek> Writer<W> {
     pub fn new(to: W) -> Writer<W> {
-        Writer(ZipWriter::new(to))
+        let ended = Rc::new(Cell::new(false));
+        let to = Ending {
+            to,
+            ended: ended.clone(),
+            at: 0,
+            len: 0,
+        };
+        Writer {
+            zip: Some(ZipWriter::new(to)),
+            ended,
+        }
     }
 
     /// Adds an array of `shape`; `write` writes its elements, row-major.
@@ -188,17 +205,158 @@ impl<W: Write + Seek> Writer<W> {
             // The header is a multiple of 64 bytes long, so the elements after it are aligned too.
             .with_alignment(64)
             .large_file(bytes as u64 + header.len() as u64 > u64::from(u32::MAX));
-        self.0.start_file(format!("{key}.npy"), options)?;
+        let zip = self.zip.as_mut().expect("not finished");
+        zip.start_file(format!("{key}.npy"), options)?;
         // Buffered: scales are written two bytes at a time, and the archive computes its checksum
         // per write.
-        let mut elements = BufWriter::with_capacity(1 << 16, &mut self.0);
+        let mut elements = BufWriter::with_capacity(1 << 16, zip);
         elements.write_all(&header)?;
         write(&mut elements)?;
         elements.flush()
     }
 
     /// Writes the directory of the archive.
-    pub fn finish(self) -> io::Result<W> {
-        Ok(self.0.finish()?)
+    pub fn finish(mut self) -> io::Result<W> {
+        let zip = self.zip.take().expect("not finished");
+        let to = zip.finish()?.to;
+        match self.ended.get() {
+            true => Err(io::Error::other("a write failed before")),
+            false => Ok(to),
+        }
+    }
+}
+
+impl<W: Write + Seek> Drop for Writer<W> {
+    fn drop(&mut self) {
+        self.ended.set(true);
+    }
+}
+
+/// What is written to `to`, until that fails or is ended: from then on everything succeeds, and only
+/// the position changes. A `ZipWriter` that is dropped completes its archive, and if the disk is
+/// full prints that on the stderr of the process.
+struct Ending<W> {
+    to: W,
+    ended: Rc<Cell<bool>>,
+    at: u64,
+    len: u64,
+}
+
+impl<W> Ending<W> {
+    /// The result of a call, unless nothing is written any more.
+    fn unless_ended<T>(
+        &mut self,
+        call: impl FnOnce(&mut W) -> io::Result<T>,
+    ) -> io::Result<Option<T>> {
+        if self.ended.get() {
+            return Ok(None);
+        }
+        let done = call(&mut self.to);
+        // An interrupted call is made again.
+        let again = |e: &io::Error| e.kind() == io::ErrorKind::Interrupted;
+        if done.as_ref().is_err_and(|e| !again(e)) {
+            self.ended.set(true);
+        }
+        done.map(Some)
+    }
+}
+
+impl<W: Write> Write for Ending<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.unless_ended(|to| to.write(bytes))?;
+        let written = written.unwrap_or(bytes.len());
+        self.at += written as u64;
+        self.len = self.len.max(self.at);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.unless_ended(Write::flush).map(|_| ())
+    }
+}
+
+impl<W: Seek> Seek for Ending<W> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.at = match (self.unless_ended(|w| w.seek(to))?, to) {
+            (Some(at), _) | (None, SeekFrom::Start(at)) => at,
+            // A write that failed may have been one before the end, which is where a `ZipWriter`
+            // expects to be.
+            (None, _) => self.len,
+        };
+        Ok(self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file on a disk with room for so many bytes; counts what it is asked to write beyond them.
+    #[derive(Default)]
+    struct Disk {
+        file: io::Cursor<Vec<u8>>,
+        room: usize,
+        refused: Rc<Cell<usize>>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.file.position() as usize + bytes.len() > self.room {
+                self.refused.set(self.refused.get() + 1);
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.file.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Disk {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.file.seek(to)
+        }
+    }
+
+    /// Wherever the disk is full, there is one error, and nothing is attempted after it.
+    #[test]
+    fn a_full_disk() {
+        let mut room = 0;
+        loop {
+            let refused = Rc::new(Cell::new(0));
+            let mut writer = Writer::new(Disk {
+                room,
+                refused: refused.clone(),
+                ..Disk::default()
+            });
+            let array = writer.array("a", Dtype::F32, &[4], |to| to.write_all(&[0; 16]));
+            let failed = array.is_err();
+            let finished = writer.finish();
+            assert!(!failed || finished.is_err(), "{room}");
+            assert_eq!(refused.get(), usize::from(finished.is_err()), "{room}");
+            if finished.is_ok() {
+                break;
+            }
+            room += 1;
+        }
+        assert!(room > 100);
+    }
+
+    #[test]
+    fn what_is_dropped_is_not_completed() {
+        let refused = Rc::new(Cell::new(0));
+        let room = 1 << 10;
+        let mut writer = Writer::new(Disk {
+            room,
+            refused: refused.clone(),
+            ..Disk::default()
+        });
+        let array = writer.array("a", Dtype::F32, &[64], |to| to.write_all(&[0; 256]));
+        array.unwrap();
+        let zip = writer.zip.as_mut().unwrap();
+        zip.set_raw_comment(vec![0; 2 * room].into());
+        drop(writer);
+        assert_eq!(refused.get(), 0);
     }
 }

@@ -99,7 +99,7 @@ impl ManifestWriter {
     pub fn create(path: &Path) -> Result<ManifestWriter> {
         let target = Target::of(path)?;
         let turn = target.take_turn()?;
-        let temporary = target.beside(&format!(".{}.npz.tmp", target.name));
+        let temporary = target.temporary_arrays();
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(true);
         let file = file
@@ -241,6 +241,14 @@ impl Drop for ManifestWriter {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// What [`ManifestWriter`] leaves if the process ends while it writes arrays for this manifest.
+///
+/// # Errors
+/// `ERR_RANGE` for a path that does not end in `.json`.
+pub fn unfinished(manifest: &Path) -> Result<PathBuf> {
+    Ok(Target::of(manifest)?.temporary_arrays())
 }
 
 /// Adds keys to the object `field` of a finished manifest; the arrays are unchanged.
@@ -426,6 +434,11 @@ impl Target {
             Change::Put(staged) => self.place(staged),
             Change::Remove(path) => remove(path),
         })
+    }
+
+    /// The npz while it is written.
+    fn temporary_arrays(&self) -> PathBuf {
+        self.beside(&format!(".{}.npz.tmp", self.name))
     }
 
     fn temporary_companions(&self) -> PathBuf {

@@ -7,6 +7,25 @@ use serde_json::Value;
 
 use super::{apl_ffi, command, fails, succeeds};
 
+/// Letters are letters, whatever the alphabet: two such models do not get the same name.
+#[test]
+fn names_of_other_alphabets() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    for name in ["模型", "Модель 2"] {
+        let source = folder.path().join(name);
+        fs::create_dir(&source).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories");
+            fs::copy(from.join(file), source.join(file)).unwrap();
+        }
+        let [source, out] = [&source, &out].map(|path| path.to_str().unwrap());
+        succeeds(&["convert", source, "--method", "nearest", "--out", out]);
+    }
+    assert!(out.join("模型.json").is_file());
+    assert!(out.join("модель-2.json").is_file());
+}
+
 #[test]
 fn options_that_would_change_nothing() {
     let folder = tempfile::tempdir().unwrap();

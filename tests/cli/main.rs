@@ -180,6 +180,13 @@ fn a_conversion_and_a_look_at_it() {
     assert!(bench["first_token_s"].as_f64().unwrap() > 0.0);
     assert!(bench["llama.cpp"].is_null());
 
+    // An older manifest has no sha256; the arrays have checksums all the same.
+    let manifest = Path::new(out).join("stories.json");
+    let mut older: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    older["model"].as_object_mut().unwrap().remove("sha256");
+    fs::write(&manifest, older.to_string()).unwrap();
+    succeeds(&["inspect", out, "--verify"]);
+
     // A damaged array is found by --verify, and named.
     let damaged = fs::read_dir(out)
         .unwrap()

@@ -1,7 +1,7 @@
 //! `apl-ffi run`: its arguments, how Ctrl-C ends it, and what becomes of output that nobody takes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{apl_ffi, command, fails, succeeds};
@@ -242,6 +242,98 @@ mod interrupted {
         assert_eq!(code, Some(130), "{said}");
         // On a line of its own where it already waits for one, which it does a moment after the prompt.
         assert_eq!(said.trim_start(), "apl-ffi: interrupted\n");
+    }
+
+    /// A conversion that takes long, because it reads a text first, and the file that it writes to.
+    fn calibrated(folder: &Path) -> (Vec<String>, PathBuf) {
+        let text = folder.join("text.txt");
+        fs::write(
+            &text,
+            "Once upon a time there was a girl who had a dog. ".repeat(8000),
+        )
+        .unwrap();
+        let out = folder.join("out");
+        let words = ["convert", "models/stories", "--bits", "4", "--calibrate"];
+        let words =
+            words
+                .into_iter()
+                .chain([text.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+        (
+            words.map(str::to_owned).collect(),
+            out.join(".stories.npz.tmp"),
+        )
+    }
+
+    fn wait_for(path: &Path) {
+        let begun = Instant::now();
+        while !path.exists() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "{}",
+                path.display()
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn while_it_calibrates() {
+        let folder = tempfile::tempdir().unwrap();
+        let (words, unfinished) = calibrated(folder.path());
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let child = spawn(&words);
+        wait_for(&unfinished);
+        interrupt(&child);
+        let (code, said) = end(child);
+        assert_eq!(code, Some(130), "{said}");
+        assert_eq!(said, "apl-ffi: interrupted: nothing was changed\n");
+        assert!(!folder.path().join("out").exists());
+    }
+
+    #[test]
+    fn twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let (words, unfinished) = calibrated(folder.path());
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        for _ in 0..10 {
+            let child = spawn(&words);
+            wait_for(&unfinished);
+            interrupt(&child);
+            thread::sleep(Duration::from_millis(1));
+            interrupt(&child);
+            let (code, said) = end(child);
+            assert_eq!(code, Some(130), "{said}");
+            assert!(!folder.path().join("out").exists(), "{said}");
+        }
+    }
+
+    /// As `nohup` starts it.
+    #[test]
+    fn by_a_signal_that_it_ignores() {
+        use std::os::unix::process::CommandExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let (words, unfinished) = calibrated(folder.path());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apl-ffi"));
+        command.args(&words).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let ignore = || {
+            // SAFETY: the action is no handler.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            Ok(())
+        };
+        // SAFETY: the call is one that may be made between fork and exec.
+        let command = unsafe { command.pre_exec(ignore) };
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for(&unfinished);
+        // SAFETY: as in `interrupt`.
+        unsafe { libc::kill(child.id() as i32, libc::SIGHUP) };
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
     }
 
     #[test]

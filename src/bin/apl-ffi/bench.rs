@@ -65,6 +65,19 @@ struct Round {
 
 /// Runs the rounds and prints their medians, in tokens a second; the page has every round.
 pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
+    if let Some(page) = &a.html {
+        // Before anything is measured.
+        let folder = page.parent().filter(|f| !f.as_os_str().is_empty());
+        if page.is_dir() || folder.is_some_and(|f| !f.is_dir()) {
+            return Err(Failure::new(
+                3,
+                format!(
+                    "{} cannot be written: expected a file in a folder that exists",
+                    page.display()
+                ),
+            ));
+        }
+    }
     let begun = Instant::now();
     let how = run::Opening {
         width: a.bits,
@@ -112,14 +125,14 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         }),
     };
     let json = report.to_json(rt, a, &model, &shape);
-    if let Some(path) = &a.html {
-        std::fs::write(path, bench_page::page(&json))
-            .map_err(|e| Failure::new(3, format!("{} cannot be written: {e}", path.display())))?;
-    }
     if a.json {
         say!("{json:#}")?;
     } else {
         report.print(rt, a, &model, &shape)?;
+    }
+    if let Some(path) = &a.html {
+        std::fs::write(path, bench_page::page(&json))
+            .map_err(|e| Failure::new(3, format!("{} cannot be written: {e}", path.display())))?;
     }
     Ok(())
 }
@@ -190,7 +203,7 @@ impl Report {
             rt.isa().name()
         )?;
         say!(
-            "weights {} ({:.2} bits a weight, scales included), peak memory {}",
+            "weights {} ({:.2} bits a weight in memory, with scales and padding), peak memory {}",
             bytes(all),
             bits_a_weight(model),
             peak_memory().map_or("unknown".into(), bytes)

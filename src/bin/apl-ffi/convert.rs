@@ -11,6 +11,7 @@ use indicatif::ProgressBar;
 use apl_ffi::calibrate::Calibration;
 use apl_ffi::convert::{Progress, Target};
 use apl_ffi::error::Status;
+use apl_ffi::formats::unfinished;
 use apl_ffi::model::source::Source;
 use apl_ffi::options::{WeightOptions, Width};
 use apl_ffi::quant::Method;
@@ -104,6 +105,11 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     }
     // Nothing was written so far, and Ctrl-C just ended the process.
     terminal::watch_interrupts()?;
+    let new = out.ancestors().take_while(|folder| !folder.exists());
+    let new = new.filter(|folder| !folder.as_os_str().is_empty());
+    let mut leavings = vec![unfinished(&target.manifest())?];
+    leavings.extend(new.map(Path::to_owned));
+    terminal::removed_at_exit(leavings);
     let mut shown: Option<ProgressBar> = None;
     let mut before = 0;
     let mut progress = |step: Progress<'_>| match (&shown, step) {
@@ -152,15 +158,16 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
 }
 
 /// Opens the model for reading the calibration text.
-fn calibration(rt: &Runtime, source: &Source, path: &Path) -> Result<Calibration, Failure> {
-    Ok(Calibration::new(rt, source, &input::text(path, None)?)?)
+fn calibration(rt: &Runtime, source: &Source, path: &Path) -> Outcome<Calibration<'static>> {
+    let text = input::text(path, None)?;
+    Ok(Calibration::new(rt, source, &text, &INTERRUPTED)?)
 }
 
 /// Tunes, with a bar.
 fn tune(
     rt: &Runtime,
     source: &Source,
-    calibration: &mut Calibration,
+    calibration: &mut Calibration<'_>,
     options: &WeightOptions,
     steps: usize,
 ) -> Outcome {
@@ -173,9 +180,14 @@ fn tune(
     });
     bar.finish_and_clear();
     let (before, after) = told?;
-    eprintln!(
-        "tuned: {before:.3} nats a token from the unquantised model at first, {after:.3} at last"
-    );
+    let gone =
+        format!("{before:.4} nats a token from the unquantised model before, {after:.4} after");
+    match after < before {
+        true => eprintln!("tuned: {gone}"),
+        false => eprintln!(
+            "not tuned, because that made it worse, {gone}: try more steps; at 4 and 8 bits there is little to gain"
+        ),
+    }
     Ok(())
 }
 
@@ -194,7 +206,7 @@ fn name_of(source: &str) -> String {
     let safe: String = last
         .chars()
         .map(|c| {
-            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            if c.is_alphanumeric() || "-_.".contains(c) {
                 c
             } else {
                 '-'

@@ -101,11 +101,13 @@ impl From<Error> for Failure {
 pub type Outcome<T = ()> = Result<T, Failure>;
 
 fn main() -> ExitCode {
-    // `apl-ffi models | head` ends quietly, as other programs do; Rust's runtime ignores the signal.
+    // `apl-ffi models | head` ends quietly, as other programs do; Rust's runtime ignores the signal. What is larger than the limit
+    // of `ulimit -f` gives an error, as a full disk does.
     #[cfg(unix)]
-    // SAFETY: the default action is no handler of ours, and there is one thread yet.
+    // SAFETY: these actions are no handlers of ours, and there is one thread yet.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
     let cli = Cli::parse();
     match perform(&Machine::new(cli.threads), &cli.verb) {

@@ -26,11 +26,10 @@ pub fn run(machine: &Machine, _: &Arguments) -> Outcome {
         "Five steps: this machine, a conversion, a look inside, a validation, a story. Esc leaves at any time.\n"
     )?;
     step(machine, "info", &[], &[])?;
-    let stories = "models/stories";
-    let shipped = match catalogue::local(stories) {
-        Ok(_) => stories,
-        Err(_) => "demo",
-    };
+    // One with float weights, which can be validated; an installation may have the demonstration only.
+    let mut with_floats = ["models/stories", "stories"].into_iter();
+    let shipped = with_floats.find(|model| catalogue::local(model).is_ok());
+    let shipped = shipped.unwrap_or("demo");
     let source = Text::new("Which model? A folder, a .gguf file, OWNER/NAME, or a short name:")
         .with_default(shipped)
         .prompt()

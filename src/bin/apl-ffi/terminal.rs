@@ -1,7 +1,9 @@
 //! What the verbs share when they speak to people.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, BufRead, Write, stdin, stdout};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,6 +21,9 @@ pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Whether the user is asked for a line: nothing runs that would end by itself.
 static ASKING: AtomicBool = AtomicBool::new(false);
 
+/// What the process would leave unfinished.
+static LEAVINGS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
 /// What ends the call that runs.
 static RUNNING: Mutex<Option<Canceller>> = Mutex::new(None);
 
@@ -32,13 +37,54 @@ pub fn watch_interrupts() -> Outcome {
     let noted = || {
         if INTERRUPTED.swap(true, Ordering::SeqCst) || ASKING.load(Ordering::SeqCst) {
             eprintln!("\napl-ffi: {}", interruption().message);
+            remove_leavings();
             std::process::exit(130);
         }
         // Here the next signal is waited for.
         let _ = thread::Builder::new().spawn(cancel);
     };
+    #[cfg(unix)]
+    let ignored = ignored();
     ctrlc::set_handler(noted)
-        .map_err(|e| Failure::new(1, format!("signals cannot be watched: {e}")))
+        .map_err(|e| Failure::new(1, format!("signals cannot be watched: {e}")))?;
+    #[cfg(unix)]
+    for signal in ignored {
+        // SAFETY: this action is no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    Ok(())
+}
+
+/// The signals that would end the process and that it was started without, as by `nohup`: these
+/// remain ignored.
+#[cfg(unix)]
+fn ignored() -> Vec<libc::c_int> {
+    let is_ignored = |signal: &libc::c_int| {
+        // SAFETY: zeros are an action; the call writes that of a signal that exists.
+        let action = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(*signal, std::ptr::null(), &mut action);
+            action
+        };
+        action.sa_sigaction == libc::SIG_IGN
+    };
+    let ending = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+    ending.into_iter().filter(is_ignored).collect()
+}
+
+/// From now on, when the process ends at a signal, these files are removed, and folders that are
+/// empty; the innermost come first.
+pub fn removed_at_exit(leavings: Vec<PathBuf>) {
+    if let Ok(mut all) = LEAVINGS.lock() {
+        *all = leavings;
+    }
+}
+
+fn remove_leavings() {
+    let Ok(all) = LEAVINGS.lock() else { return };
+    for path in &*all {
+        let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+    }
 }
 
 /// Ends the call that runs. A call that is about to begin would not hear of it, so that it is told again and again: the process

@@ -14,7 +14,7 @@ use std::f64::consts::PI;
 
 use half::f16;
 
-use super::Calibration;
+use super::{Calibration, go_on};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::source::{Role, Source};
@@ -31,6 +31,9 @@ const MOST_WEIGHTS: usize = 1 << 26;
 /// Windows per step.
 const BATCH: usize = 4;
 
+/// The most windows that are read to measure the divergence, spread evenly over the text.
+const MEASURED: usize = 32;
+
 /// Adam's learning rates: the most that a step changes a scale, relative to the mean magnitude in
 /// its matrix; and a norm.
 const SCALE_RATE: f32 = 0.015;
@@ -40,7 +43,7 @@ const NORM_RATE: f32 = 0.004;
 pub(super) struct Tuned {
     pub matrices: HashMap<String, CodesBuf>,
     pub vectors: HashMap<String, Vec<f32>>,
-    /// The mean divergence, in nats per token, over the first and the last eighth of the steps.
+    /// The mean divergence, in nats per token, before and after, over the same windows.
     pub divergence: (f64, f64),
 }
 
@@ -53,7 +56,7 @@ pub(super) struct Tuned {
 pub(super) fn tune(
     rt: &Runtime,
     source: &Source,
-    calibration: &mut Calibration,
+    calibration: &mut Calibration<'_>,
     options: &WeightOptions,
     steps: usize,
     progress: &mut dyn FnMut(usize),
@@ -97,6 +100,7 @@ pub(super) fn tune(
     };
     let network = Network::new(source.architecture(), calibration.window(), &index)?;
 
+    let cancelled = calibration.cancelled;
     let mut teacher = memory::with_capacity(specs.len(), "tensors")?;
     let mut tensors = memory::with_capacity(specs.len(), "tensors")?;
     for spec in &specs {
@@ -123,7 +127,7 @@ pub(super) fn tune(
             },
         );
         let codes = match calibration.hessian(rt, spec.0)? {
-            Some(hessian) => super::quantize(rt, &w, shape, &spec.1, hessian)?,
+            Some(hessian) => super::quantize(rt, &w, shape, &spec.1, hessian, cancelled)?,
             None => weights::quantize(rt, &w, shape, &spec.1)?,
         };
         tensors.push(Tensor::matrix(codes)?);
@@ -136,15 +140,17 @@ pub(super) fn tune(
         student: tensors.iter().map(Tensor::values).collect(),
         tensors,
     };
-    let divergence = tuner.run(calibration, steps, progress)?;
+    let before = tuner.divergence(calibration)?;
+    tuner.run(calibration, steps, progress)?;
+    tuner.round()?;
     let mut tuned = Tuned {
         matrices: HashMap::new(),
         vectors: HashMap::new(),
-        divergence,
+        divergence: (before, tuner.divergence(calibration)?),
     };
     for (tensor, spec) in tuner.tensors.into_iter().zip(specs) {
         match tensor.codes {
-            Some(codes) => drop(tuned.matrices.insert(spec.name, kept(codes, &tensor.free))),
+            Some(codes) => drop(tuned.matrices.insert(spec.name, codes)),
             None => drop(tuned.vectors.insert(spec.name, tensor.free)),
         }
     }
@@ -282,22 +288,15 @@ struct Tuner<'a> {
 impl Tuner<'_> {
     fn run(
         &mut self,
-        calibration: &Calibration,
+        calibration: &Calibration<'_>,
         steps: usize,
         progress: &mut dyn FnMut(usize),
-    ) -> Result<(f64, f64)> {
+    ) -> Result<()> {
         let mut windows = calibration.windows().cycle();
-        let eighth = steps.div_ceil(8).max(1);
-        let (mut first, mut last) = (0.0, 0.0);
         for step in 1..=steps {
+            go_on(calibration.cancelled)?;
             let batch: Vec<_> = windows.by_ref().take(BATCH).collect();
-            let (loss, gradients) = self.gradients(&batch)?;
-            if step <= eighth {
-                first += loss / eighth as f64;
-            }
-            if step > steps - eighth {
-                last += loss / eighth as f64;
-            }
+            let gradients = self.gradients(&batch)?;
             let part = 0.5 * (1.0 + (PI * (step - 1) as f64 / steps as f64).cos());
             for (i, tensor) in self.tensors.iter_mut().enumerate() {
                 tensor.step(&tensor.gradient(&gradients[i]), step, part as f32);
@@ -305,12 +304,42 @@ impl Tuner<'_> {
             }
             progress(step);
         }
-        Ok((first, last))
+        Ok(())
     }
 
-    /// The mean divergence over some windows, and the gradients of all tensors.
-    fn gradients(&self, batch: &[&[u32]]) -> Result<(f64, Vec<Vec<f32>>)> {
-        let mut parts: Vec<_> = batch.iter().map(|_| (0.0, Vec::new())).collect();
+    /// Makes the scales those that can be stored.
+    fn round(&mut self) -> Result<()> {
+        for (tensor, student) in self.tensors.iter_mut().zip(&mut self.student) {
+            if let Some(codes) = tensor.codes.take() {
+                *tensor = Tensor::matrix(kept(codes, &tensor.free))?;
+                *student = tensor.values();
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean divergence of the predictions from the unquantised model's, in nats per token.
+    fn divergence(&self, calibration: &Calibration<'_>) -> Result<f64> {
+        let windows: Vec<_> = calibration.windows().collect();
+        let taken = windows.len().min(MEASURED);
+        let mut parts = vec![0.0; taken];
+        let ids = (0..taken).map(|i| windows[i * windows.len() / taken]);
+        let tasks = ids.zip(&mut parts).collect();
+        self.rt
+            .pool()
+            .try_for_each(tasks, |(ids, part): (_, &mut f64)| {
+                go_on(calibration.cancelled)?;
+                let wanted = self.network.forward(&self.teacher, ids).logits;
+                let found = self.network.forward(&self.student, ids).logits;
+                *part = divergence(&wanted, &found, ids.len(), |_, _| {});
+                Ok::<(), Error>(())
+            })?;
+        Ok(parts.iter().sum::<f64>() / calibration.window() as f64 / taken as f64)
+    }
+
+    /// The gradients of the mean divergence over some windows, of all tensors.
+    fn gradients(&self, batch: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let mut parts: Vec<_> = batch.iter().map(|_| Vec::new()).collect();
         let tasks = batch.iter().zip(parts.iter_mut()).collect();
         self.rt.pool().try_for_each(tasks, |(ids, part)| {
             *part = self.window(ids, batch.len());
@@ -318,44 +347,50 @@ impl Tuner<'_> {
         })?;
         // In the order of the windows, whichever threads processed them.
         let mut parts = parts.into_iter();
-        let Some((mut loss, mut sum)) = parts.next() else {
-            return Ok((0.0, Vec::new()));
+        let Some(mut sum) = parts.next() else {
+            return Ok(Vec::new());
         };
-        for (more, gradients) in parts {
-            loss += more;
+        for gradients in parts {
             for (sum, d) in sum.iter_mut().zip(&gradients) {
                 sum.iter_mut().zip(d).for_each(|(s, d)| *s += d);
             }
         }
-        Ok((loss, sum))
+        Ok(sum)
     }
 
-    /// The contribution of a window to the divergence, in nats per token, and to the gradients, in
-    /// a batch of this size.
-    fn window(&self, ids: &[u32], batch: usize) -> (f64, Vec<Vec<f32>>) {
+    /// The contribution of a window to the gradients, in a batch of this size.
+    fn window(&self, ids: &[u32], batch: usize) -> Vec<Vec<f32>> {
         let wanted = self.network.forward(&self.teacher, ids).logits;
         let trace = self.network.forward(&self.student, ids);
-        let vocabulary = wanted.len() / ids.len();
         let share = 1.0 / (ids.len() * batch) as f64;
-        let mut loss = 0.0;
         // `d/dlogits Σ p (ln p - ln q)` is `q - p`.
         let mut d = Vec::with_capacity(trace.logits.len());
-        let places = wanted.chunks_exact(vocabulary);
-        for (wanted, found) in places.zip(trace.logits.chunks_exact(vocabulary)) {
-            let (p_sum, q_sum) = (log_sum_exp(wanted), log_sum_exp(found));
-            for (&wanted, &found) in wanted.iter().zip(found) {
-                let log_p = f64::from(wanted) - p_sum;
-                let log_q = f64::from(found) - q_sum;
-                let p = log_p.exp();
-                loss += share * p * (log_p - log_q);
-                d.push((share * (log_q.exp() - p)) as f32);
-            }
-        }
+        divergence(&wanted, &trace.logits, ids.len(), |p, q| {
+            d.push((share * (q - p)) as f32);
+        });
         let mut gradients: Vec<_> = self.student.iter().map(|w| vec![0.0; w.len()]).collect();
         self.network
             .backward(&self.student, ids, &trace, &d, &mut gradients);
-        (loss, gradients)
+        gradients
     }
+}
+
+/// `Σ p (ln p - ln q)` of the probabilities `p` and `q` that the logits `(places, vocabulary)` of
+/// two models give; `each` gets every pair of probabilities, in their order.
+fn divergence(wanted: &[f32], found: &[f32], places: usize, mut each: impl FnMut(f64, f64)) -> f64 {
+    let vocabulary = wanted.len() / places;
+    let mut sum = 0.0;
+    let found = found.chunks_exact(vocabulary);
+    for (wanted, found) in wanted.chunks_exact(vocabulary).zip(found) {
+        let (p_sum, q_sum) = (log_sum_exp(wanted), log_sum_exp(found));
+        for (&wanted, &found) in wanted.iter().zip(found) {
+            let (log_p, log_q) = (f64::from(wanted) - p_sum, f64::from(found) - q_sum);
+            let p = log_p.exp();
+            sum += p * (log_p - log_q);
+            each(p, log_q.exp());
+        }
+    }
+    sum
 }
 
 #[cfg(test)]
