@@ -292,7 +292,7 @@ impl Tensors<'_> {
             };
             let (converted, norms, said) = one
                 .write(writer, view)
-                .map_err(|e| steps.reason(e.within(&spec.name)))?;
+                .map_err(|e| steps.reason(self.source.within(e.within(&spec.name))))?;
             self.source.forget(&spec.name);
             written.norms.add(norms);
             written.said.push(said);

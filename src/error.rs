@@ -1,6 +1,8 @@
 //! The error type of the library: a status of the C ABI and a message.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 
 /// The result of a call, with its number in the C ABI.
 ///
@@ -55,8 +57,33 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// files, which may have megabytes.
 const MOST_BYTES: usize = 2048;
 
-/// A message without its middle, if it is too long: beginning and end are what the library says.
+/// A message on one line. Names from files are quoted in it, and a terminal obeys the control
+/// characters of whatever is printed: these are escaped, and so are those that reorder a text.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match obeyed(c) {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// A message on one line, without its middle if it is too long: beginning and end are what the
+/// library says.
 fn abridged(message: String) -> String {
+    let message = match printable(&message) {
+        Cow::Borrowed(_) => message,
+        Cow::Owned(escaped) => escaped,
+    };
     if message.len() <= MOST_BYTES {
         return message;
     }
@@ -114,6 +141,18 @@ impl Error {
         }
     }
 
+    /// The same failure, with the file that it is about before the message, unless that begins with
+    /// it: readers name a file where they open it, and callers where they read on.
+    #[must_use]
+    pub fn in_file(self, path: &Path) -> Error {
+        let name = path.display().to_string();
+        let named = self.message.strip_prefix(&*printable(&name));
+        match named.is_some_and(|rest| rest.starts_with([':', ' ', '/'])) {
+            true => self,
+            false => self.within(name),
+        }
+    }
+
     /// The status.
     pub fn status(&self) -> Status {
         self.status
@@ -145,5 +184,24 @@ mod tests {
         assert!(e.message().starts_with("the file éé"));
         assert!(e.message().ends_with("éé is no name"));
         assert_eq!(Error::format("short").message(), "short");
+    }
+
+    #[test]
+    fn a_message_is_one_line_that_no_terminal_obeys() {
+        let e = Error::format("é\u{1b}[31m\r\n\u{202e}").within("a\tb");
+        assert_eq!(e.message(), "a\\tb: é\\u{1b}[31m\\r\\n\\u{202e}");
+        assert_eq!(e.clone().within("x").message(), format!("x: {e}"));
+    }
+
+    #[test]
+    fn a_file_is_named_once() {
+        let path = Path::new("m\n.gguf");
+        let e = Error::format("x is missing").in_file(path);
+        assert_eq!(e.message(), "m\\n.gguf: x is missing");
+        assert_eq!(e.clone().in_file(path), e);
+        assert_eq!(
+            e.in_file(Path::new("m")).message(),
+            "m: m\\n.gguf: x is missing"
+        );
     }
 }

@@ -87,14 +87,15 @@ pub(super) fn compared(
 /// read; `ERR_IO`; `ERR_MEMORY`.
 pub fn verify(source: &Source, next: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     if let WeightFile::Manifest(manifest) = source.weights() {
-        manifest.verify()?;
+        manifest.verify().map_err(|e| source.within(e))?;
     }
     for spec in source.tensors() {
         next(&spec.name)?;
         match spec.role {
             Role::Vector => drop(source.vector(&spec.name)?),
             Role::Matrix => {
-                finite(&source.matrix(&spec.name)?).map_err(|e| e.within(&spec.name))?
+                finite(&source.matrix(&spec.name)?)
+                    .map_err(|e| source.within(e.within(&spec.name)))?;
             }
         }
         source.forget(&spec.name);

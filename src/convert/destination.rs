@@ -48,6 +48,9 @@ pub(super) fn check(source: &Source, target: Target<'_>, companions: &[Companion
     if !out.exists() {
         return Ok(());
     }
+    if !out.is_dir() {
+        return refused("is a file, expected a folder".to_owned());
+    }
     if source.kind() != "gguf" && is_same(out, source.folder()) {
         return refused("is the folder of the source".to_owned());
     }

@@ -46,6 +46,14 @@ impl GgmlType {
         TYPES.iter().find(|t| t.id == id)
     }
 
+    /// The names of the types whose weights can be read.
+    pub fn supported() -> String {
+        let read = TYPES
+            .iter()
+            .filter(|t| !matches!(t.content, Content::Other));
+        read.map(|t| t.name).collect::<Vec<_>>().join(", ")
+    }
+
     const fn plain(id: u32, name: &'static str, bytes: usize, content: Content) -> GgmlType {
         GgmlType {
             id,

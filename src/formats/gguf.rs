@@ -4,6 +4,7 @@
 //! bounds, overlap. `ggml_blocks` defines the contents of the blocks.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
 
 use super::bytes::{FileBytes, numbers};
@@ -12,7 +13,7 @@ use super::ggml_blocks::{Content, GgmlType};
 use super::matrix::{FloatValues, FloatsView, MatrixView};
 use super::{Stored, limits};
 use crate::error::{Error, Result};
-use crate::memory;
+use crate::{members, memory};
 
 /// An opened GGUF file.
 pub struct Gguf {
@@ -37,6 +38,19 @@ pub enum Value {
     Text(String),
     /// Left in the file, because a vocabulary has hundreds of thousands of elements.
     Array(Array),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Unsigned(n) => n.fmt(f),
+            Value::Signed(n) => n.fmt(f),
+            Value::Float(x) => x.fmt(f),
+            Value::Bool(b) => b.fmt(f),
+            Value::Text(text) => write!(f, "\"{}\"", members::abridged(text)),
+            Value::Array(array) => write!(f, "an array of {}", array.len),
+        }
+    }
 }
 
 /// An array in the metadata, checked to be complete.
@@ -171,6 +185,7 @@ impl Gguf {
         Some(Stored {
             kind: tensor.kind.name,
             codes: matches!(tensor.kind.content, Content::Codes(_)),
+            supported: !matches!(tensor.kind.content, Content::Other),
             bytes: tensor.data.len(),
         })
     }
@@ -208,7 +223,7 @@ impl Gguf {
                 Value::Float(v) => v,
                 other => {
                     return Err(Error::format(format!(
-                        "an array with {other:?}, numbers were expected"
+                        "an array with {other}, numbers were expected"
                     )));
                 }
             });
@@ -236,8 +251,9 @@ impl Gguf {
             }
             Content::Other => {
                 return Err(Error::unsupported(format!(
-                    "tensors of type {}",
-                    tensor.kind.name
+                    "the type {} is unsupported; supported are {}",
+                    tensor.kind.name,
+                    GgmlType::supported()
                 )));
             }
         };
@@ -313,8 +329,12 @@ fn read_extent(c: &mut Cursor<'_>) -> Result<(Vec<usize>, &'static GgmlType, u64
     let row = shape[0];
     shape.reverse();
     let id = c.u32("the type of a tensor")?;
-    let kind = GgmlType::of(id)
-        .ok_or_else(|| Error::unsupported(format!("tensor type {id}, which is not known")))?;
+    let kind = GgmlType::of(id).ok_or_else(|| {
+        Error::unsupported(format!(
+            "the type {id} is unknown; supported are {}",
+            GgmlType::supported()
+        ))
+    })?;
     if !row.is_multiple_of(kind.weights) {
         return Err(Error::format(format!(
             "rows of {row} weights, {} has blocks of {}",
@@ -340,7 +360,7 @@ fn alignment(metadata: &HashMap<String, Value>) -> Result<u64> {
             Ok(a)
         }
         Some(other) => Err(Error::format(format!(
-            "general.alignment is {other:?}, expected a power of two from 8 to {}",
+            "general.alignment is {other}, expected a power of two from 8 to {}",
             limits::GGUF_ALIGNMENT
         ))),
     }

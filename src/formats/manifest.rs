@@ -204,7 +204,7 @@ impl Manifest {
         match npz.sha256() {
             found if found == expected => Ok(()),
             found => Err(Error::format(format!(
-                "the npz has the sha256 {found}, the manifest says {expected}"
+                "its npz has the sha256 {found}, the manifest says {expected}"
             ))),
         }
     }

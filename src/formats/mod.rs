@@ -56,6 +56,8 @@ pub struct Stored<'a> {
     pub kind: &'a str,
     /// Whether its codes are taken as stored; otherwise readers return floats.
     pub codes: bool,
+    /// Whether its weights can be read.
+    pub supported: bool,
     /// Its size in the file.
     pub bytes: usize,
 }

@@ -7,7 +7,7 @@ use super::cursor::Cursor;
 use super::limits;
 use super::matrix::{FloatValues, ScalesView};
 use crate::error::{Error, Result};
-use crate::memory;
+use crate::{members, memory};
 
 /// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +187,10 @@ impl Header {
     /// Parses the header, a Python dictionary, in the only form that NumPy writes: three quoted
     /// keys, a string, a boolean and a tuple of integers, in any order.
     fn parse(text: &str) -> Result<Header> {
-        let malformed = || Error::format(format!("the .npy header is malformed: {}", text.trim()));
+        let malformed = || {
+            let shown = members::abridged(text.trim());
+            Error::format(format!("the .npy header is malformed: {shown}"))
+        };
         let inner = text
             .trim()
             .strip_prefix('{')

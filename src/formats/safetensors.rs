@@ -36,6 +36,9 @@ struct Description {
     data_offsets: [u64; 2],
 }
 
+/// The types whose weights are read.
+const SUPPORTED: [&str; 3] = ["F32", "F16", "BF16"];
+
 /// Bytes per element, for the types whose size is known.
 fn element_bytes(dtype: &str) -> Option<usize> {
     match dtype {
@@ -122,6 +125,7 @@ impl SafeTensors {
         Some(Stored {
             kind: &tensor.dtype,
             codes: false,
+            supported: SUPPORTED.contains(&tensor.dtype.as_str()),
             bytes: tensor.data.len(),
         })
     }
@@ -140,7 +144,8 @@ impl SafeTensors {
             "BF16" => FloatValues::BF16(numbers(data)?),
             other => {
                 return Err(Error::unsupported(format!(
-                    "tensors of type {other}; F32, F16 and BF16 are read"
+                    "the type {other} is unsupported; supported are {}",
+                    SUPPORTED.join(", ")
                 )));
             }
         };
@@ -153,8 +158,13 @@ impl Description {
     fn locate(self, start: usize, room: u64) -> Result<Tensor> {
         let [begin, end] = self.data_offsets;
         let Dimensions(shape) = self.shape;
-        let each = element_bytes(&self.dtype)
-            .ok_or_else(|| Error::unsupported(format!("element type {:?}", self.dtype)))?;
+        let each = element_bytes(&self.dtype).ok_or_else(|| {
+            Error::unsupported(format!(
+                "the type {:?} is unknown; supported are {}",
+                self.dtype,
+                SUPPORTED.join(", ")
+            ))
+        })?;
         if begin > end || end > room {
             return Err(Error::format(format!(
                 "its data is at {begin} to {end}, the file has {room} bytes of data"

@@ -97,12 +97,13 @@ impl Tensors for FromDisk<'_> {
             let view = self.source.matrix(name)?;
             let options = weights::options_for(self.source.stored(name)?, self.options);
             weights::from_view(self.rt, view, &options, home)
+                .map_err(|e| self.source.within(e.within(name)))
         };
         let made = self.room.place(make);
         // Each tensor is read once. If its pages of the file stayed mapped in, a model would take
         // twice the memory.
         self.source.forget(name);
-        made.map_err(|e| e.within(name))
+        made
     }
 
     fn begin(&self, layer: Option<usize>) -> Result<()> {

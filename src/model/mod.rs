@@ -34,7 +34,7 @@ pub use options::{ModelOptions, Precision, Sampling, SessionOptions};
 pub(crate) use session::not_finite;
 pub use session::{Session, Step};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -58,6 +58,8 @@ pub struct Model {
     floats: bool,
     sampling: Result<Sampling>,
     kind: &'static str,
+    /// What it was opened from; `None`: made in memory.
+    path: Option<PathBuf>,
     placement: Placement,
 }
 
@@ -89,7 +91,7 @@ impl Model {
     ) -> Result<Model> {
         let source = Source::open(path, options.weights.mmap)?;
         let architecture = source.architecture().clone();
-        check_heads(&architecture)?;
+        check_heads(&architecture).map_err(|e| source.within(e))?;
         let context = options.context.unwrap_or(architecture.context);
         if context > architecture.context {
             return Err(Error::config(format!(
@@ -115,7 +117,7 @@ impl Model {
             room: Room::new(rt, &architecture, context, devices)?,
         };
         let mut parameters =
-            Parameters::load(&architecture, &tensors).map_err(|e| e.within(path.display()))?;
+            Parameters::load(&architecture, &tensors).map_err(|e| source.within(e))?;
         let placement = match devices {
             true => Placement::of(rt, &architecture, &mut parameters),
             false => Ok(Placement::Host("it was opened for the CPU".to_owned())),
@@ -132,6 +134,7 @@ impl Model {
             context,
             floats,
             kind: source.kind(),
+            path: Some(path.to_owned()),
         })
     }
 
@@ -155,6 +158,7 @@ impl Model {
             parameters,
             tokenizer: None,
             kind: "memory",
+            path: None,
         })
     }
 
@@ -186,7 +190,11 @@ impl Model {
     }
 
     fn no_tokenizer(&self) -> Error {
-        Error::unsupported("the model has no tokenizer: only ids go in and out of it")
+        let e = Error::unsupported("the model has no tokenizer: only ids go in and out of it");
+        match &self.path {
+            Some(path) => e.in_file(path),
+            None => e,
+        }
     }
 
     /// The bytes of all matrices, and of those that every token is multiplied by: an embedding that
@@ -257,7 +265,8 @@ pub fn open_tokenizer(source: &Source) -> Result<Option<Tokenizer>> {
         }
         TokenizerSource::Folder(_) => Ok(None),
         TokenizerSource::Gguf(file) if file.metadata("tokenizer.ggml.model").is_some() => {
-            Tokenizer::from_gguf(file).map(Some)
+            let read = Tokenizer::from_gguf(file).map_err(|e| source.within(e));
+            read.map(Some)
         }
         TokenizerSource::Gguf(_) => Ok(None),
     }

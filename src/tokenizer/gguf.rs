@@ -299,7 +299,7 @@ fn text<'a>(file: &'a Gguf, name: &str) -> Result<Option<&'a str>> {
         None => Ok(None),
         Some(gguf::Value::Text(text)) => Ok(Some(text)),
         Some(other) => Err(Error::format(format!(
-            "{} is {other:?}, expected text",
+            "{} is {other}, expected text",
             key(name)
         ))),
     }
@@ -310,7 +310,7 @@ fn array<'a>(file: &'a Gguf, name: &str) -> Result<Option<&'a gguf::Array>> {
         None => Ok(None),
         Some(gguf::Value::Array(array)) => Ok(Some(array)),
         Some(other) => Err(Error::format(format!(
-            "{} is {other:?}, expected an array",
+            "{} is {other}, expected an array",
             key(name)
         ))),
     }
@@ -321,7 +321,7 @@ fn id(file: &Gguf, name: &str) -> Result<Option<u32>> {
         None => Ok(None),
         Some(&gguf::Value::Unsigned(id)) if u32::try_from(id).is_ok() => Ok(Some(id as u32)),
         Some(other) => Err(Error::format(format!(
-            "{} is {other:?}, expected the number of a token",
+            "{} is {other}, expected the number of a token",
             key(name)
         ))),
     }

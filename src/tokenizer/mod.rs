@@ -77,7 +77,7 @@ impl Tokenizer {
     /// `ERR_IO`, `ERR_FORMAT`, `ERR_UNSUPPORTED` for an unknown kind of tokenizer.
     pub fn from_folder(folder: &Path) -> Result<Tokenizer> {
         let (engine, special) = hf::read(folder)?;
-        Tokenizer::new(engine, special)
+        Tokenizer::new(engine, special).map_err(|e| e.in_file(&folder.join("tokenizer.json")))
     }
 
     /// From the text of a `tokenizer.json` alone, without special tokens or a chat template.
@@ -103,7 +103,7 @@ impl Tokenizer {
         for id in special.bos.iter().chain(&special.ends) {
             if *id >= len {
                 return Err(Error::format(format!(
-                    "special token {id}, the vocabulary has {len}"
+                    "special token {id}, the vocabulary has {len} tokens"
                 )));
             }
         }

@@ -58,7 +58,7 @@ impl Subject {
         text: &str,
     ) -> Result<Subject> {
         let source = Source::open(reference, true)?;
-        let within = |e: Error| e.within(reference.display());
+        let within = |e: Error| source.within(e);
         unquantised(&source, reference)?;
         let floats = Network::read(rt, &source).map_err(within)?;
         let tokenizer =
@@ -269,11 +269,11 @@ fn unquantised(source: &Source, path: &Path) -> Result<()> {
 /// `ERR_CONFIG` if it is itself quantised, `ERR_UNSUPPORTED` if it is too large, not a plain Llama,
 /// or without a tokenizer; those of the files.
 pub fn accepts(source: &Source) -> Result<()> {
-    Network::accepts(source)?;
+    Network::accepts(source).map_err(|e| source.within(e))?;
     unquantised(source, source.path())?;
     match open_tokenizer(source)? {
         Some(_) => Ok(()),
-        None => Err(Error::unsupported(NO_TOKENIZER)),
+        None => Err(source.within(Error::unsupported(NO_TOKENIZER))),
     }
 }
 
@@ -313,5 +313,6 @@ fn stored(
             "none of its matrices is quantised: give it alone, without --reference".into(),
         ));
     }
-    Ok((all, Network::read(rt, source)?))
+    let network = Network::read(rt, source).map_err(|e| source.within(e))?;
+    Ok((all, network))
 }

@@ -35,7 +35,7 @@ fn a_prompt_on_stdin_or_in_a_file() {
     }
     let expected = succeeds(&with(&["One day"]));
     assert!(expected.starts_with("One day"), "{expected}");
-    for stdin in ["One day", "One day\n", "One day\r\n"] {
+    for stdin in ["One day", "One day\n", "One day\r\n", "\u{feff}One day"] {
         assert_eq!(told(&RUN, stdin.as_bytes()), expected);
     }
     assert_eq!(told(&with(&["-"]), b"One day"), expected);
@@ -94,4 +94,53 @@ fn bytes_that_are_no_text() {
         succeeds(&[&text[..], &[bytes]].concat())
     };
     assert_eq!(perplexity("201"), perplexity("200"));
+}
+
+/// Lines of a conversation are texts as well.
+#[test]
+fn a_line_that_is_no_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = super::running::chatting(folder.path(), "{{ messages[0].content }}");
+    let lines = folder.path().join("lines");
+    fs::write(&lines, b"a\xffb\n").unwrap();
+    let output = command(&["run", &model, "--chat"])
+        .stdin(fs::File::open(lines).unwrap())
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(
+        error,
+        "apl-ffi: a line of stdin is not UTF-8 text: the byte at offset 1 is wrong\n"
+    );
+}
+
+/// Reading ends where a device does not.
+#[cfg(unix)]
+#[test]
+fn texts_without_an_end() {
+    let stdin = |arguments: &[&str]| {
+        let output = command(arguments)
+            .stdin(fs::File::open("/dev/zero").unwrap())
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(4), "{error}");
+        error
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let model = super::running::chatting(folder.path(), "{{ messages[0].content }}");
+    let most = "has more than 64 MiB, expected a text of at most that\n";
+    assert_eq!(stdin(&["run", "demo"]), format!("apl-ffi: stdin {most}"));
+    assert_eq!(
+        stdin(&["run", &model, "--chat"]),
+        format!("apl-ffi: a line of stdin {most}")
+    );
+    for arguments in [
+        &["run", "demo", "--file", "/dev/zero"][..],
+        &["perplexity", "demo", "/dev/zero"],
+    ] {
+        assert_eq!(fails(4, arguments), format!("apl-ffi: /dev/zero {most}"));
+    }
 }

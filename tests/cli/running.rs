@@ -28,7 +28,7 @@ fn sampling_outside_its_domain() {
 }
 
 /// The demonstration with this chat template.
-fn chatting(folder: &Path, template: &str) -> String {
+pub fn chatting(folder: &Path, template: &str) -> String {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     for entry in fs::read_dir(demo).unwrap().map(Result::unwrap) {
         fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
@@ -80,9 +80,17 @@ fn prompts_and_the_context() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(
         error.starts_with("apl-ffi: the prompt has ")
-            && error.ends_with(" tokens, the context 50\n"),
+            && error.ends_with(
+                " tokens, the context 50; give a larger --context, up to 512, or a shorter prompt\n"
+            ),
         "{error}"
     );
+    let error = fails(2, &["run", "demo", &"one ".repeat(600)]);
+    let most = "the context 512, the most of this model; give a shorter prompt\n";
+    assert!(error.ends_with(most), "{error}");
+    let error = fails(2, &["run", "demo", "One", "--context", "513"]);
+    let most = "apl-ffi: --context is 513, expected at most 512, that of the model\n";
+    assert_eq!(error, most);
     succeeds(&["run", "demo", "One day", "--context", "50"]);
     // Nothing is begun that cannot be ended: this model has no tokenizer.
     let folder = tempfile::tempdir().unwrap();
@@ -90,6 +98,9 @@ fn prompts_and_the_context() {
     fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     let output = apl_ffi(&["run", &model, "One"]);
     assert!(!output.status.success() && output.stdout.is_empty());
+    let error = String::from_utf8(output.stderr).unwrap();
+    let said = format!("apl-ffi: {model}: the model has no tokenizer");
+    assert!(error.starts_with(&said), "{error}");
 }
 
 #[test]
@@ -228,19 +239,23 @@ mod interrupted {
     fn while_it_asks() {
         let folder = tempfile::tempdir().unwrap();
         let model = chatting(folder.path(), "{{ messages[0].content }}");
-        let mut child = spawn(&["run", &model, "--chat"]);
-        let mut prompt = [0; 2];
-        child
-            .stdout
-            .as_mut()
-            .unwrap()
-            .read_exact(&mut prompt)
-            .unwrap();
-        assert_eq!(&prompt, b"> ");
+        let mut child = spawn(&["run", &model, "Hello", "--chat", "-n", "1", "-q"]);
+        // The end of the answer, after which it asks. No prompt is shown where nobody types.
+        let (mut answer, mut byte) = (Vec::new(), [0]);
+        while byte != *b"\n" {
+            child
+                .stdout
+                .as_mut()
+                .unwrap()
+                .read_exact(&mut byte)
+                .unwrap();
+            answer.extend(byte);
+        }
+        assert!(!answer.contains(&b'>'), "{answer:?}");
         interrupt(&child);
         let (code, said) = end(child);
         assert_eq!(code, Some(130), "{said}");
-        // On a line of its own where it already waits for one, which it does a moment after the prompt.
+        // On a line of its own where it already waits for one, which it does a moment after the answer.
         assert_eq!(said.trim_start(), "apl-ffi: interrupted\n");
     }
 

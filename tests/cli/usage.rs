@@ -12,6 +12,13 @@ fn counts_outside_their_domain() {
         (&["run", "demo", "One", "-n", "-1"][..], "0 or more"),
         (&["run", "demo", "One", "--top-k", "-1"], "0 or more"),
         (&["run", "demo", "One", "--context", "0"], "1 or more"),
+        (&["run", "demo", "--seed", "-1"], "an integer from 0 to "),
+        (&["run", "demo", "--bits", "-4"], "expected 1, 2, 4 or 8; "),
+        (&["validate", "--bits", "-4"], "expected 1, 2, 4 or 8"),
+        (
+            &["convert", "models/stories", "--bits", "-4"],
+            "expected 1, 2, 4 or 8; ",
+        ),
         (&["convert", "models/stories", "--group", "-1"], "0 or more"),
         (&["validate", "--group", "-1"], "0 or more"),
         (
@@ -121,6 +128,34 @@ fn a_folder_with_a_gguf_file() {
             && error.contains("name one"),
         "{error}"
     );
+}
+
+/// What is nearly a model: the message names the file and says what would be one.
+#[test]
+fn files_that_are_no_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let whole = include_bytes!("../../models/demo/stories.json");
+    for (text, why) in [
+        (&whole[..whole.len() / 2], "EOF while parsing "),
+        (&[], "EOF while parsing a value at line 1 column 0"),
+    ] {
+        fs::write(path("m.json"), text).unwrap();
+        let error = fails(4, &["inspect", folder.path().to_str().unwrap()]);
+        let said = format!(
+            "apl-ffi: {}: not valid JSON, expected a manifest: {why}",
+            path("m.json")
+        );
+        assert!(error.starts_with(&said), "{error}");
+    }
+    let error = fails(4, &["inspect", "models/stories/config.json"]);
+    assert!(error.contains("give the folder that holds both"), "{error}");
+    let file = path("m.json");
+    let error = fails(2, &["convert", "models/stories", "--out", &file]);
+    assert!(error.contains("is a file, expected a folder"), "{error}");
+    let below = path("m.json/below");
+    let error = fails(3, &["convert", "models/stories", "--out", &below]);
+    assert!(error.contains("below cannot be made: "), "{error}");
 }
 
 #[test]

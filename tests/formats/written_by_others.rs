@@ -155,7 +155,7 @@ fn what_is_not_a_matrix_is_refused() {
         (
             &tensors,
             "ids",
-            "ids: tensors of type I64; F32, F16 and BF16 are read",
+            "ids: the type I64 is unsupported; supported are F32, F16, BF16",
         ),
     ] {
         let file = open(path, true).unwrap();

@@ -47,6 +47,12 @@ pub fn count(text: &str) -> Result<usize, String> {
         .map_err(|_| "expected an integer, 0 or more".to_owned())
 }
 
+/// What random numbers begin with.
+pub fn seed(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("expected an integer from 0 to {}", u64::MAX))
+}
+
 /// A number of things, of which there has to be one.
 pub fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {

@@ -40,7 +40,7 @@ pub struct Arguments {
     rounds: usize,
     /// Quantise weights to this many bits while loading; 16 and 32 keep floats. Without it, converted models and weights already in a
     /// format this library supports stay as they are, quantised types of more than 4 bits become 8 bits, and all others 4.
-    #[arg(long, value_parser = width)]
+    #[arg(long, allow_negative_numbers = true, value_parser = width)]
     bits: Option<Width>,
     /// How products take their inputs.
     #[arg(long, value_enum, default_value_t = Inputs::Int8)]

@@ -31,7 +31,7 @@ pub struct Arguments {
     window: Option<usize>,
     /// Quantise the weights of the model to this many bits while loading. Without it the model is compared as it is: codes as they
     /// are, all others as the floats that they stand for.
-    #[arg(long, value_parser = width)]
+    #[arg(long, allow_negative_numbers = true, value_parser = width)]
     bits: Option<Width>,
     /// How products of the model take their inputs.
     #[arg(long, value_enum, default_value_t = Inputs::F32)]

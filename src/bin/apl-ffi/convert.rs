@@ -32,7 +32,7 @@ pub struct Arguments {
     pub source: String,
     /// Bits per weight: 1, 2, 4 or 8; 16 and 32 store floats. Without it, weights already in a format this library supports are
     /// copied unchanged, quantised types of more than 4 bits become 8 bits, and all others 4.
-    #[arg(long, value_parser = width)]
+    #[arg(long, allow_negative_numbers = true, value_parser = width)]
     pub bits: Option<Width>,
     /// Weights that share a scale; 0: a whole row. [default: 32]
     #[arg(long, allow_negative_numbers = true, value_parser = count)]
@@ -50,7 +50,7 @@ pub struct Arguments {
     pub calibrate: Option<PathBuf>,
     /// After calibrating, tune the scales and norms of all matrices together in this many steps (120 were enough for 260,000
     /// weights): for models of a few million weights, at 1 and 2 bits above all.
-    #[arg(long, value_name = "STEPS", requires = "calibrate", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "STEPS", requires = "calibrate", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     tune: Option<u32>,
     /// The folder to write to. [default: models/NAME] A folder holding a model with a different tokenizer is refused, unless that
     /// is its only model and is being replaced; so is a folder in the Hugging Face layout.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use clap::Args;
 use serde_json::{Value, json};
 
+use apl_ffi::error::printable;
 use apl_ffi::formats::{FloatValues, MatrixView, WeightFile};
 use apl_ffi::model::source::{Role, Source, TensorSpec, architecture_to_json};
 
@@ -79,7 +80,7 @@ pub fn run(a: &Arguments) -> Outcome {
     }
     say!(
         "{} ({}, {}): {} layers of {}, {} heads ({} for keys), vocabulary {}, context {}",
-        source.path().display(),
+        printable(&source.path().display().to_string()),
         source.kind(),
         architecture.family.name(),
         architecture.layers,

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use apl_ffi::error::{Error, Status};
+use apl_ffi::error::{Error, Status, printable};
 use apl_ffi::runtime::{Config, Runtime};
 
 /// Quantised language models (1, 2, 4, 8 bits) from the command line: convert, inspect, run, measure.
@@ -80,7 +80,7 @@ impl Failure {
     fn new(code: u8, message: impl Into<String>) -> Failure {
         Failure {
             code,
-            message: message.into(),
+            message: printable(&message.into()).into_owned(),
         }
     }
 }

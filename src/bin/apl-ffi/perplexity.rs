@@ -33,7 +33,7 @@ pub struct Arguments {
     bytes: Option<usize>,
     /// Quantise weights to this many bits while loading. Without it the file is measured as it is: codes as they are, all others
     /// as the floats that they stand for.
-    #[arg(long, value_parser = width)]
+    #[arg(long, allow_negative_numbers = true, value_parser = width)]
     bits: Option<Width>,
     /// How products take their inputs.
     #[arg(long, value_enum, default_value_t = Inputs::F32)]

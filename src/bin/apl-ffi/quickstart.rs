@@ -100,7 +100,10 @@ fn step(
     say!("\n$ apl-ffi {}", shown.join(" "))?;
     let words = words.iter().map(String::as_str);
     let parsed = Cli::try_parse_from(["apl-ffi"].into_iter().chain(words));
-    let cli = parsed.map_err(|e| Failure::new(2, e.to_string()))?;
+    let cli = parsed.map_err(|e| Failure {
+        code: 2,
+        message: e.to_string(),
+    })?;
     perform(machine, &cli.verb)
 }
 

@@ -15,7 +15,7 @@ use apl_ffi::options::{WeightOptions, Width};
 use apl_ffi::quant::Bits;
 use apl_ffi::runtime::Runtime;
 
-use crate::arguments::{Inputs, count, positive, width};
+use crate::arguments::{Inputs, count, positive, seed, width};
 use crate::terminal::{
     ask, counted, ends_at_interrupt, interrupted, interruption, say, say_now, watch_interrupts,
 };
@@ -61,12 +61,12 @@ pub struct Arguments {
     #[arg(long, allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
     /// Of the random numbers: the same seed gives the same text.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
     pub seed: u64,
     /// Quantise weights to this many bits while loading: 1, 2, 4, 8; 16 and 32 keep floats. Without it, converted models and weights
     /// already in a format this library supports stay as they are; of all others, types of more than 4 bits (Q5_0, Q6_K …) become 8
     /// bits, and floats and the rest (Hugging Face, F16, Q3_K …) 4 bits.
-    #[arg(long, value_parser = width)]
+    #[arg(long, allow_negative_numbers = true, value_parser = width)]
     pub bits: Option<Width>,
     /// How products take their inputs.
     #[arg(long, value_enum, default_value_t = Inputs::Int8)]
@@ -128,7 +128,13 @@ pub fn open(rt: &Runtime, model: &str, how: &Opening) -> Outcome<Arc<Model>> {
         Err(e) if e.status() == Status::Range && how.width != Some(Width::F16) => {
             Err(Failure::new(4, e.message()))
         }
-        opened => Ok(Arc::new(opened?)),
+        Err(e) => Err(
+            match e.message().strip_prefix("options has \"context\": ") {
+                Some(found) => Failure::new(2, format!("--context is {found}")),
+                None => e.into(),
+            },
+        ),
+        Ok(opened) => Ok(Arc::new(opened)),
     }
 }
 
@@ -196,7 +202,10 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         sampling: sampling(a, model.sampling()?),
         ..SessionOptions::default()
     };
-    let mut session = Session::new(rt, model.clone(), &options)?;
+    let mut session = Session::new(rt, model.clone(), &options).map_err(|e| match e.status() {
+        Status::Memory => Failure::new(1, format!("{}; give a smaller --context", e.message())),
+        _ => e.into(),
+    })?;
     ends_at_interrupt(session.canceller());
     watch_interrupts()?;
     if a.chat {
@@ -241,17 +250,22 @@ fn prompt(a: &Arguments) -> Outcome<String> {
 
 /// Whether the session has room for a prompt.
 fn fits(ids: &[u32], session: &Session) -> Outcome {
-    match ids.len() > session.context() {
-        false => Ok(()),
-        true => Err(Failure::new(
-            2,
-            format!(
-                "the prompt has {}, the context {}",
-                counted(ids.len(), "token"),
-                session.context()
-            ),
-        )),
+    let context = session.context();
+    if ids.len() <= context {
+        return Ok(());
     }
+    let most = session.model().architecture().context;
+    let advice = match most > context {
+        true => format!("; give a larger --context, up to {most}, or a shorter prompt"),
+        false => ", the most of this model; give a shorter prompt".to_owned(),
+    };
+    Err(Failure::new(
+        2,
+        format!(
+            "the prompt has {}, the context {context}{advice}",
+            counted(ids.len(), "token")
+        ),
+    ))
 }
 
 /// What the arguments ask of the sampler, and where they are silent what is advised.

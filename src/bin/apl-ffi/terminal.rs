@@ -1,8 +1,9 @@
 //! What the verbs share when they speak to people.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs;
-use std::io::{self, BufRead, Write, stdin, stdout};
+use std::io::{self, IsTerminal, Write, stdin, stdout};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,9 +12,10 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use apl_ffi::error::printable;
 use apl_ffi::model::Canceller;
 
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, input};
 
 /// Becomes true at Ctrl-C.
 pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -115,19 +117,19 @@ pub fn interruption() -> Failure {
     Failure::new(130, "interrupted")
 }
 
-/// Asks for a line; without one, at the end of the input, it is empty.
+/// Asks for a line; without one, at the end of the input, it is empty. Only people are prompted.
 pub fn ask(prompt: &str) -> Outcome<String> {
-    say_now(prompt)?;
+    if stdin().is_terminal() && stdout().is_terminal() {
+        say_now(prompt)?;
+    }
     // A signal does not end a read: its handler ends the process.
     ASKING.store(true, Ordering::SeqCst);
     if interrupted() {
         return Err(interruption());
     }
-    let mut line = String::new();
-    let read = stdin().lock().read_line(&mut line);
+    let line = input::line();
     ASKING.store(false, Ordering::SeqCst);
-    read.map_err(|e| Failure::new(3, format!("the terminal cannot be read: {e}")))?;
-    Ok(line)
+    line
 }
 
 /// Prints on stdout, and fails where that cannot be written.
@@ -180,6 +182,11 @@ pub fn counted(n: usize, thing: &str) -> String {
 
 /// A table: columns as wide as their widest cell, all but the first aligned to the right.
 pub fn table(rows: &[Vec<String>]) -> Outcome {
+    // Cells have names of files and from files.
+    let rows: Vec<Vec<Cow<'_, str>>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| {
         rows.iter()
@@ -189,7 +196,7 @@ pub fn table(rows: &[Vec<String>]) -> Outcome {
             .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in rows {
+    for row in &rows {
         let cells = row.iter().enumerate().map(|(c, cell)| {
             let pad = " ".repeat(widths[c] - cell.chars().count());
             if c == 0 {

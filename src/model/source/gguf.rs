@@ -22,12 +22,7 @@ impl Keys<'_> {
     fn wrong(&self, key: &str, expected: &str) -> Error {
         let found = match self.get(key) {
             None => "missing".to_owned(),
-            Some(Value::Array(array)) => format!("an array of {}", array.len),
-            Some(Value::Text(text)) => format!("{:?}", text.chars().take(60).collect::<String>()),
-            Some(Value::Bool(b)) => b.to_string(),
-            Some(Value::Unsigned(n)) => n.to_string(),
-            Some(Value::Signed(n)) => n.to_string(),
-            Some(Value::Float(x)) => x.to_string(),
+            Some(value) => value.to_string(),
         };
         Error::format(format!(
             "{}.{key} is {found}, expected {expected}",

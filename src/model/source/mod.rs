@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 pub use manifest::to_json as architecture_to_json;
 pub use names::{Role, TensorSpec};
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::architecture::Architecture;
@@ -99,6 +100,12 @@ impl Source {
     }
 
     fn open_file(path: &Path, mmap: bool) -> Result<Source> {
+        if path.file_name().is_some_and(|name| name == "config.json") && path.is_file() {
+            return Err(Error::unsupported(
+                "the description of a model without its weights: give the folder that holds both",
+            )
+            .in_file(path));
+        }
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let weights = formats::open(path, mmap)?;
         let architecture = match &weights {
@@ -180,7 +187,14 @@ impl Source {
     /// # Errors
     /// Those of [`WeightFile::matrix`].
     pub fn matrix(&self, name: &str) -> Result<MatrixView<'_>> {
-        self.weights.matrix(&self.stored_name(name)?)
+        let stored = self.stored_name(name)?;
+        self.weights.matrix(&stored).map_err(|e| self.within(e))
+    }
+
+    /// A failure with the file that has the weights before the message, unless that names it.
+    #[must_use]
+    pub fn within(&self, e: Error) -> Error {
+        e.in_file(&self.path)
     }
 
     /// The width of a matrix by its canonical name, if it is quantised in a format whose codes are
@@ -210,16 +224,17 @@ impl Source {
         view.row(0, &mut out);
         match out.iter().position(|v| !v.is_finite()) {
             None => Ok(out),
-            Some(i) => Err(not_finite(format!(
+            Some(i) => Err(self.within(not_finite(format!(
                 "{name}: element {i} is {}, expected a finite number",
                 out[i]
-            ))),
+            )))),
         }
     }
 
     /// A norm or a bias by its canonical name, as stored in the file.
     pub fn vector_view(&self, name: &str) -> Result<MatrixView<'_>> {
-        self.weights.vector(&self.stored_name(name)?)
+        let stored = self.stored_name(name)?;
+        self.weights.vector(&stored).map_err(|e| self.within(e))
     }
 
     /// Releases the memory of a tensor, by its canonical name; see [`WeightFile::forget`].
@@ -234,7 +249,8 @@ impl Source {
     /// # Errors
     /// Those of [`WeightFile::stored`].
     pub fn stored(&self, name: &str) -> Result<Option<Stored<'_>>> {
-        self.weights.stored(&self.stored_name(name)?)
+        let stored = self.stored_name(name)?;
+        self.weights.stored(&stored).map_err(|e| self.within(e))
     }
 
     /// The relative error of a matrix, by its canonical name, as measured by its conversion; `None`
@@ -254,12 +270,17 @@ impl Source {
     /// by default, if that is not the usual default.
     ///
     /// # Errors
-    /// Those of [`WeightFile::matrix`].
+    /// Those of [`WeightFile::matrix`]; among them `ERR_UNSUPPORTED` for a type that cannot be read.
     pub fn float_types(&self) -> Result<Vec<(String, Option<Bits>)>> {
         let mut types: Vec<(String, Option<Bits>)> = Vec::new();
         for spec in self.tensors().iter().filter(|s| s.role == Role::Matrix) {
             let (kind, width) = match self.stored(&spec.name)? {
                 Some(stored) if stored.codes => continue,
+                Some(stored) if !stored.supported => {
+                    // Which fails, and says what is supported.
+                    self.matrix(&spec.name)?;
+                    continue;
+                }
                 Some(stored) => (stored.kind, stored.width()),
                 None => match self.matrix(&spec.name)? {
                     MatrixView::Codes(_) => continue,
@@ -420,12 +441,26 @@ fn only_model(folder: &Path) -> Result<PathBuf> {
     }
     match &files_in(folder, |name| name.ends_with(".gguf"))?[..] {
         [one] => Ok(one.clone()),
-        [] => Err(Error::format(format!(
-            "{} has neither a config.json nor a manifest nor a .gguf file",
-            folder.display()
-        ))),
+        [] => Err(damaged(folder)?.unwrap_or_else(|| {
+            Error::format(format!(
+                "{} has neither a config.json nor a manifest nor a .gguf file",
+                folder.display()
+            ))
+        })),
         [a, b, ..] => several(".gguf files", a, b),
     }
+}
+
+/// What is wrong with a `.json` file of a folder that may have been its manifest.
+fn damaged(folder: &Path) -> Result<Option<Error>> {
+    let files = files_in(folder, |name| name.ends_with(".json"))?;
+    Ok(files.iter().find_map(|path| {
+        let small = fs::metadata(path).is_ok_and(|m| m.len() <= limits::JSON_BYTES);
+        let text = small.then(|| fs::read(path).ok())??;
+        let why = serde_json::from_slice::<IgnoredAny>(&text).err()?;
+        let why = Error::format(format!("not valid JSON, expected a manifest: {why}"));
+        Some(why.in_file(path))
+    }))
 }
 
 /// The files of a folder whose names are `wanted`, sorted.

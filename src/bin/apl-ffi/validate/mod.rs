@@ -56,7 +56,7 @@ pub struct Arguments {
     #[arg(long)]
     text: Option<PathBuf>,
     /// Bits a code: 1, 2, 4, 8.
-    #[arg(long, value_delimiter = ',', value_parser = codes, default_values = ["1", "2", "4", "8"])]
+    #[arg(long, allow_negative_numbers = true, value_delimiter = ',', value_parser = codes, default_values = ["1", "2", "4", "8"])]
     bits: Vec<Bits>,
     /// Weights that share a scale; 0: a whole row.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 32], allow_negative_numbers = true, value_parser = count)]
