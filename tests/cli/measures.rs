@@ -146,3 +146,73 @@ fn logits_that_are_no_numbers() {
     // The message does not continue the line of the prompt.
     assert_eq!(apl_ffi(&["run", model, "Once"]).stdout, b"Once\n");
 }
+
+/// The keys in docs/json.md, in the first table of each command's section, are those that it prints.
+#[test]
+fn keys_of_json_as_documented() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let text = "models/stories/README.md";
+    let commands: [&[&str]; 7] = [
+        &["inspect", "demo"],
+        &["convert", "models/demo", "--out", out],
+        &["compare", "demo", "models/stories", "--text", text],
+        &["perplexity", "demo", text, "--window", "64"],
+        &["bench", "--prompt", "4", "--tokens", "2", "--rounds", "1"],
+        &["models"],
+        &["info"],
+    ];
+    let documented = include_str!("../../docs/json.md");
+    for command in commands {
+        let printed = json(command);
+        let object = printed.get(0).unwrap_or(&printed).as_object().unwrap();
+        let heading = format!("\n## `apl-ffi {}`\n", command[0]);
+        let (_, section) = documented.split_once(&heading).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let names = |line: &str| -> Vec<String> {
+            let cell = line.split('|').nth(1).unwrap_or("");
+            cell.split('`')
+                .skip(1)
+                .step_by(2)
+                .map(String::from)
+                .collect()
+        };
+        let mut expected: Vec<String> = section.lines().flat_map(names).collect();
+        let mut found: Vec<String> = object.keys().cloned().collect();
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected, "{command:?}");
+    }
+}
+
+/// Nothing is told of weights of a type that is not read but that, once, with the file and what is read.
+#[test]
+fn types_that_are_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories");
+    for entry in fs::read_dir(stories).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let weights = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    for i in 8..header - 5 {
+        if &bytes[i..i + 5] == b"\"F16\"" {
+            bytes[i + 1] = b'I';
+        }
+    }
+    fs::write(&weights, bytes).unwrap();
+    let model = folder.path().to_str().unwrap();
+    let out = folder.path().join("out");
+    let convert = ["convert", model, "--out", out.to_str().unwrap()];
+    for arguments in [&["run", model, "One"][..], &convert] {
+        let error = fails(4, arguments);
+        let named = format!("apl-ffi: {}: ", weights.display());
+        assert!(error.starts_with(&named), "{error}");
+        assert!(
+            error.ends_with(": the type I16 is unsupported; supported are F32, F16, BF16\n"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}

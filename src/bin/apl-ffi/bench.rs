@@ -45,7 +45,7 @@ pub struct Arguments {
     /// How products take their inputs.
     #[arg(long, value_enum, default_value_t = Inputs::Int8)]
     activations: Inputs,
-    /// As JSON.
+    /// As JSON; docs/json.md says what its keys mean.
     #[arg(long)]
     json: bool,
     /// Also a page with plots of every round, written to this file.

@@ -13,7 +13,7 @@ use crate::{Failure, Outcome, shell};
 /// List the models that have a short name, with their size and licence.
 #[derive(Args)]
 pub struct Arguments {
-    /// As JSON.
+    /// As JSON; docs/json.md says what its keys mean.
     #[arg(long)]
     json: bool,
 }

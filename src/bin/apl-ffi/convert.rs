@@ -56,7 +56,7 @@ pub struct Arguments {
     /// is its only model and is being replaced; so is a folder in the Hugging Face layout.
     #[arg(long)]
     out: Option<PathBuf>,
-    /// The report as JSON on stdout.
+    /// The report as JSON on stdout; docs/json.md says what its keys mean.
     #[arg(long)]
     json: bool,
 }

@@ -12,7 +12,7 @@ use crate::terminal::say;
 /// Show what this build is, and what it uses on this machine.
 #[derive(Args)]
 pub struct Arguments {
-    /// As JSON.
+    /// As JSON; docs/json.md says what its keys mean.
     #[arg(long)]
     json: bool,
 }

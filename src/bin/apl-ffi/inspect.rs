@@ -20,7 +20,7 @@ pub struct Arguments {
     /// Read everything: every tensor has to be finite, and what has a sha256 and checksums has to be as these say.
     #[arg(long)]
     verify: bool,
-    /// As JSON.
+    /// As JSON; docs/json.md says what its keys mean.
     #[arg(long)]
     json: bool,
 }

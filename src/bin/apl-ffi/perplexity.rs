@@ -38,7 +38,7 @@ pub struct Arguments {
     /// How products take their inputs.
     #[arg(long, value_enum, default_value_t = Inputs::F32)]
     activations: Inputs,
-    /// As JSON.
+    /// As JSON; docs/json.md says what its keys mean.
     #[arg(long)]
     json: bool,
 }
