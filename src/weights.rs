@@ -156,14 +156,16 @@ pub fn open(
     home: Home<'_>,
 ) -> Result<Weights> {
     let file = formats::open(path, options.mmap)?;
-    let is_vector = file.shape(name)?.is_some_and(|shape| shape.len() == 1);
-    let found = if is_vector {
-        file.vector(name)?
-    } else {
-        file.matrix(name)?
+    let read = || {
+        let is_vector = file.shape(name)?.is_some_and(|shape| shape.len() == 1);
+        let found = match is_vector {
+            true => file.vector(name)?,
+            false => file.matrix(name)?,
+        };
+        Ok((found, file.stored(name)?))
     };
-    let options = options_for(file.stored(name)?, options);
-    from_view(rt, found, &options, home)
+    let (found, stored) = read().map_err(|e: Error| e.in_file(path))?;
+    from_view(rt, found, &options_for(stored, options), home)
 }
 
 /// The options for weights stored like this: for some GGUF types the default width differs.

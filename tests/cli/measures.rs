@@ -171,11 +171,8 @@ fn keys_of_json_as_documented() {
         let section = section.split("\n## ").next().unwrap();
         let names = |line: &str| -> Vec<String> {
             let cell = line.split('|').nth(1).unwrap_or("");
-            cell.split('`')
-                .skip(1)
-                .step_by(2)
-                .map(String::from)
-                .collect()
+            let spans = cell.split('`').skip(1).step_by(2);
+            spans.map(|key| key.trim_matches('"').into()).collect()
         };
         let mut expected: Vec<String> = section.lines().flat_map(names).collect();
         let mut found: Vec<String> = object.keys().cloned().collect();
