@@ -193,6 +193,7 @@ static void misaligned_handle(struct arguments *a) { a->handle = MISALIGNED(int3
 static void y_is_x(struct arguments *a) { a->x = y; }
 static void scale_infinite(struct arguments *a) { (void)a, scales[1] = INFINITY; }
 static void scale_nan(struct arguments *a) { (void)a, scales[5] = NAN; }
+static void weight_infinite(struct arguments *a) { (void)a, scales[1] = 3e38f; }
 static void zero_point_16(struct arguments *a) { (void)a, zero_points[2] = 16; }
 static void zero_point_negative(struct arguments *a) { (void)a, zero_points[0] = -1; }
 static void code_16(struct arguments *a) { (void)a, codes[100] = 16; }
@@ -247,6 +248,7 @@ static const struct fault {
     {zero_point_16, APL_FFI_ERR_RANGE, "zero_points[2] is 16", CODES},
     {zero_point_negative, APL_FFI_ERR_RANGE, "zero_points[0] is -1", CODES},
     {code_16, APL_FFI_ERR_RANGE, "codes[100] is 16", CODES},
+    {weight_infinite, APL_FFI_ERR_RANGE, "the weight at row 0, column 35 is inf", CODES},
 };
 enum { FUNCTIONS = sizeof functions / sizeof *functions, FAULTS = sizeof faults / sizeof *faults };
 

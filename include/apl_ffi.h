@@ -594,7 +594,8 @@ int32_t apl_weights_dequantize(int32_t handle, float *w, int64_t w_len);
  *
  * `path`, `name`: text. The .npz is in place before the manifest that refers to it, so an
  * interruption leaves either the old file or the new one. Whatever the manifest held before is
- * replaced. `apl_weights_open` reads it back.
+ * replaced. `apl_weights_open` reads it back; float weights (bits 16, 32) become codes again unless
+ * its options have their bits.
  *
  * Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json or has
  * more than 64 KiB; `name` is empty, has more than 1024 bytes, or has control characters); ERR_IO;
@@ -704,8 +705,8 @@ int32_t apl_model_tokenize(int32_t model, const char *text, int32_t add_bos, int
  * token, the template writes it.
  *
  * Templates are programs written by whoever made the model, so they are limited: to 64 KiB, to
- * 400,000 steps, and to an output of 64 MiB. Memory that a template uses without writing it is not
- * limited.
+ * 400,000 steps, to an output of 64 MiB, and to reading and setting attributes of namespaces.
+ * Memory that a template uses without writing it is not limited.
  *
  * Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_ENCODING;
  * ERR_CONFIG (`messages` is not of this form, or the template refuses it); ERR_LENGTH

@@ -2,6 +2,7 @@
 
 use super::args::{Arg, Arrays, Factor, Input, Length, arg, count, one_of};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::quant::{Bits, Codes, Packing, Per, ScaleValues, Shape, packed_row_bytes};
 
 /// The widths of codes that are unsigned integers.
@@ -127,7 +128,8 @@ impl CodeInputs {
     /// Reads and checks the contents of the arrays.
     ///
     /// # Errors
-    /// `ERR_RANGE`: a scale that is not finite, a zero point or an unpacked code out of range.
+    /// `ERR_RANGE`: a scale that is not finite, a zero point or an unpacked code out of range, a
+    /// weight that is not finite; `ERR_MEMORY`.
     ///
     /// # Safety
     /// `Arrays::check` passed; the contract of `abi`; `'a` ends before the call does.
@@ -151,7 +153,7 @@ impl CodeInputs {
         if packing == Packing::Bytes {
             within("codes", bytes, |c| c <= bits.max_code(), max)?;
         }
-        Ok(Codes {
+        let codes = Codes {
             // Without columns there may be no scales; group 1 makes G = 0.
             shape: if shape.cols == 0 {
                 Shape::new(shape.rows, 0, 1)
@@ -168,8 +170,38 @@ impl CodeInputs {
                 [] => None,
                 some => shape.per(some.len()).map(|per| (some, per)),
             },
-        })
+        };
+        finite_weights(&codes)?;
+        Ok(codes)
     }
+}
+
+/// Refuses codes whose weights are beyond float32.
+///
+/// # Errors
+/// `ERR_RANGE`, naming the first; `ERR_MEMORY`.
+fn finite_weights(codes: &Codes<'_>) -> Result<()> {
+    let ScaleValues::F32(scales) = codes.scales else {
+        return Ok(());
+    };
+    if codes.shape.per(scales.len()).is_none() {
+        return Ok(());
+    }
+    // The largest magnitude of a code minus a zero point.
+    let most = f32::MAX / f32::from(codes.bits.max_code().max(1));
+    if first_outside(scales, |s| s.abs() <= most).is_none() {
+        return Ok(());
+    }
+    let mut row = memory::filled(codes.shape.cols, 0.0, "a row of weights")?;
+    for r in 0..codes.shape.rows {
+        codes.dequantize_row(r, &mut row);
+        if let Some((c, w)) = first_outside(&row, f32::is_finite) {
+            return Err(Error::range(format!(
+                "the weight at row {r}, column {c} is {w}, expected a scale and a code whose product is finite"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses values that are not finite.

@@ -231,7 +231,8 @@ pub unsafe extern "C" fn apl_weights_dequantize(handle: i32, w: *mut f32, w_len:
 ///
 /// `path`, `name`: text. The .npz is in place before the manifest that refers to it, so an
 /// interruption leaves either the old file or the new one. Whatever the manifest held before is
-/// replaced. `apl_weights_open` reads it back.
+/// replaced. `apl_weights_open` reads it back; float weights (bits 16, 32) become codes again unless
+/// its options have their bits.
 ///
 /// Returns: OK; ERR_HANDLE; ERR_ENCODING; ERR_NULL; ERR_RANGE (`path` does not end in .json or has
 /// more than 64 KiB; `name` is empty, has more than 1024 bytes, or has control characters); ERR_IO;

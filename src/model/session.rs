@@ -223,7 +223,7 @@ impl Session {
         self.feed(rt, ids, position + ids.len(), logits, observer)?;
         let at_start = self.at_start();
         if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
-            pieces.pass_over(tokenizer, at_start);
+            pieces.pass_over(tokenizer, at_start, position);
         }
         Ok(())
     }
@@ -394,7 +394,7 @@ impl Session {
         }
         let pieces = self.pieces.as_mut().expect("there is a tokenizer");
         let tokenizer = self.model.tokenizer.as_ref().expect("as above");
-        pieces.push(tokenizer, id);
+        pieces.push(tokenizer, id, length - 1);
         Ok(Step {
             id: Some(id),
             piece: pieces.take(room),
@@ -403,7 +403,8 @@ impl Session {
     }
 
     /// Keeps the first `position` tokens; the latest logits are then those of the last of them. If
-    /// a sliding window has overwritten positions that they attend to, all of them are re-fed.
+    /// a sliding window has overwritten positions that they attend to, all of them are re-fed. Of
+    /// the text that is held back, that of the tokens kept remains.
     ///
     /// # Errors
     /// `ERR_RANGE` beyond the tokens fed so far; `ERR_STATE` if the call was cancelled. Then
@@ -461,7 +462,7 @@ impl Session {
         }
         let at_start = self.at_start();
         if let (Some(pieces), Some(tokenizer)) = (&mut self.pieces, &self.model.tokenizer) {
-            pieces.restart(tokenizer, at_start);
+            pieces.rewind(tokenizer, at_start, position);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
+use super::namespaces;
 use crate::error::{Error, Result};
 use crate::runtime::quietly;
 use crate::signals::Blocked;
@@ -68,6 +69,7 @@ impl Template {
 
     pub(super) fn render(&self, messages: &Messages) -> Result<String> {
         check_depth(&self.text)?;
+        namespaces::check(&self.text)?;
         on_a_deep_stack(|| self.render_here(&messages.0))?
     }
 
@@ -93,6 +95,9 @@ impl Template {
         environment.add_function("strftime_now", |format: String| today(&format));
         environment.add_filter("tojson", to_json);
         environment.add_filter("indent", indent);
+        // They take any amount of memory in one step.
+        environment.remove_filter("batch");
+        environment.remove_filter("slice");
         // Their output for nested lists grows with the square of the depth.
         environment.remove_filter("pprint");
         environment.remove_global("debug");
@@ -100,7 +105,7 @@ impl Template {
             .add_template("chat", &self.text)
             .map_err(|e| Error::format(format!("the chat template is malformed: {e}")))?;
         let template = environment.get_template("chat");
-        let mut text = Bounded(Vec::new());
+        let mut text = Bounded::default();
         let rendered = template.and_then(|t| {
             let context = context! {
                 messages => minijinja::Value::from_serialize(messages),
@@ -110,9 +115,18 @@ impl Template {
             };
             t.render_captured_to(context, &mut text).map(|_| ())
         });
+        let full = text.full;
         rendered
             .and_then(|()| text.finish())
-            .map_err(|e| Error::config(format!("the chat template refuses the messages: {e}")))
+            .map_err(|e| match e.kind() {
+                ErrorKind::OutOfFuel => {
+                    Error::unsupported(format!("a chat template of more than {FUEL} steps"))
+                }
+                _ if full => Error::unsupported(format!(
+                    "a chat template that writes more than {MOST_TEXT} bytes"
+                )),
+                _ => Error::config(format!("the chat template refuses the messages: {e}")),
+            })
     }
 }
 
@@ -144,16 +158,22 @@ fn check_depth(template: &str) -> Result<()> {
 }
 
 /// Output of a template, or a part of it.
-struct Bounded(Vec<u8>);
+#[derive(Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    /// Whether there was more of it.
+    full: bool,
+}
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > MOST_TEXT - self.0.len() {
+        if bytes.len() > MOST_TEXT - self.bytes.len() {
+            self.full = true;
             return Err(io::Error::other(format!(
                 "more than {MOST_TEXT} bytes of text"
             )));
         }
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -164,7 +184,7 @@ impl io::Write for Bounded {
 
 impl Bounded {
     fn finish(self) -> std::result::Result<String, JinjaError> {
-        String::from_utf8(self.0)
+        String::from_utf8(self.bytes)
             .map_err(|e| JinjaError::new(ErrorKind::BadSerialization, e.to_string()))
     }
 }
@@ -217,7 +237,7 @@ fn on_a_deep_stack<T: Send>(body: impl FnOnce() -> T + Send) -> Result<T> {
 /// escaped that JSON requires.
 fn to_json(value: minijinja::Value, options: Kwargs) -> std::result::Result<String, JinjaError> {
     let indent: Option<usize> = options.get("indent")?;
-    let mut text = Bounded(Vec::new());
+    let mut text = Bounded::default();
     let blanks = vec![b' '; indent.unwrap_or(0).min(64)];
     let written = match indent {
         None => value.serialize(&mut Serializer::with_formatter(&mut text, Python)),

@@ -15,6 +15,7 @@
 mod chat;
 mod gguf;
 mod hf;
+mod namespaces;
 mod pieces;
 mod vocabulary;
 
@@ -218,7 +219,7 @@ impl Tokenizer {
                     self.vocabulary.len() - 1
                 )));
             }
-            pieces.push(self, id);
+            pieces.push(self, id, i);
             text.push_str(pieces.take(usize::MAX));
         }
         pieces.finish();

@@ -7,6 +7,8 @@ use super::Tokenizer;
 /// Bytes are added token by token ([`Pieces::push`]) and returned as text ([`Pieces::take`]); the
 /// concatenation of the returned texts is the text of all tokens. Bytes that can never become a
 /// character are returned as U+FFFD.
+///
+/// A *place* is a number of tokens of the sequence, including those whose text is not wanted.
 pub struct Pieces {
     /// Bytes added and not yet returned, after the `sent` ones.
     held: Vec<u8>,
@@ -16,7 +18,23 @@ pub struct Pieces {
     whole: usize,
     /// Whether the next token is the first one, whose leading space is not part of the text.
     strip: bool,
+    /// The number of bytes returned so far.
+    returned: usize,
+    /// The first place with the present state.
+    now: usize,
+    /// The state at earlier places where something was held, in order.
+    marks: Vec<Mark>,
     scratch: Vec<u8>,
+}
+
+/// What is needed to go back to a place.
+struct Mark {
+    place: usize,
+    /// The number of bytes of whole characters up to there, returned or not.
+    whole: usize,
+    /// The bytes of an incomplete character after them.
+    tail: [u8; 3],
+    tail_len: usize,
 }
 
 impl Pieces {
@@ -26,27 +44,54 @@ impl Pieces {
             sent: 0,
             whole: 0,
             strip,
+            returned: 0,
+            now: 0,
+            marks: Vec::new(),
             scratch: Vec::with_capacity(256),
         }
     }
 
-    /// Notes that tokens come in between whose text is not wanted. Bytes held so far come before
+    /// Notes that tokens whose text is not wanted follow at `place`. Bytes held so far come before
     /// the text of what follows; an incomplete character stays incomplete. `at_start` is as for
     /// [`Tokenizer::pieces`].
-    pub fn pass_over(&mut self, tokenizer: &Tokenizer, at_start: bool) {
+    pub fn pass_over(&mut self, tokenizer: &Tokenizer, at_start: bool, place: usize) {
+        self.mark(place);
         self.finish();
+        self.mark(place + 1);
+        self.now = place + 1;
         self.strip = at_start && tokenizer.vocabulary.strips_first_space();
     }
 
-    /// Discards the bytes held; `at_start` is as for [`Tokenizer::pieces`].
-    pub fn restart(&mut self, tokenizer: &Tokenizer, at_start: bool) {
-        self.held.clear();
+    /// Goes back to an earlier place: of the bytes held, those of the tokens up to there remain,
+    /// including those of a character that later tokens completed. `at_start` is as for
+    /// [`Tokenizer::pieces`].
+    pub fn rewind(&mut self, tokenizer: &Tokenizer, at_start: bool, place: usize) {
+        self.strip = at_start && tokenizer.vocabulary.strips_first_space();
+        if place >= self.now {
+            return;
+        }
+        self.now = place;
+        self.held.drain(..self.sent);
         (self.sent, self.whole) = (0, 0);
-        self.strip = at_start && tokenizer.vocabulary.strips_first_space();
+        let kept = self.marks.partition_point(|mark| mark.place <= place);
+        self.marks.truncate(kept);
+        match self.marks.last() {
+            // Nothing was held there, nor has been since an earlier place with this mark.
+            None => self.held.clear(),
+            Some(mark) => {
+                self.whole = mark.whole.saturating_sub(self.returned);
+                self.held.truncate(self.whole);
+                if mark.place == place {
+                    self.held.extend_from_slice(&mark.tail[..mark.tail_len]);
+                    self.returned = self.returned.min(mark.whole);
+                }
+            }
+        }
     }
 
-    /// Adds a token.
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) {
+    /// Adds the token that follows at `place`.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32, place: usize) {
+        self.mark(place);
         let mut bytes = tokenizer.bytes(id);
         if self.strip && !bytes.is_empty() {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
@@ -77,12 +122,32 @@ impl Pieces {
         };
         self.sent = len;
         self.whole -= len;
+        self.returned += len;
         std::str::from_utf8(&self.held[..len]).expect("cut where a character ends")
     }
 
     /// Whether there is no text to return.
     pub fn is_empty(&self) -> bool {
         self.whole == 0
+    }
+
+    /// Notes the state at a place, if anything is held there; a token follows.
+    fn mark(&mut self, place: usize) {
+        self.now = place + 1;
+        let before = self.marks.partition_point(|mark| mark.place < place);
+        self.marks.truncate(before);
+        let tail = &self.held[self.sent + self.whole..];
+        if self.whole == 0 && tail.is_empty() {
+            return;
+        }
+        let mut mark = Mark {
+            place,
+            whole: self.returned + self.whole,
+            tail: [0; 3],
+            tail_len: tail.len(),
+        };
+        mark.tail[..tail.len()].copy_from_slice(tail);
+        self.marks.push(mark);
     }
 
     fn whole_text(&self) -> &str {

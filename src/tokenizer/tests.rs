@@ -133,8 +133,8 @@ fn pieces_are_whole_characters_and_together_the_text() {
         for room in [1, 3, 4, 7, usize::MAX] {
             let mut pieces = tokenizer.pieces(true);
             let mut text = String::new();
-            for &id in &ids {
-                pieces.push(&tokenizer, id);
+            for (place, &id) in ids.iter().enumerate() {
+                pieces.push(&tokenizer, id, place);
                 let piece = pieces.take(room);
                 assert!(piece.len() <= room);
                 text.push_str(piece);
@@ -145,6 +145,57 @@ fn pieces_are_whole_characters_and_together_the_text() {
             }
             assert_eq!(text, whole, "room {room}");
         }
+    }
+}
+
+/// After going back, what is returned continues the text of the tokens kept: from where the returned
+/// text ended, or from the end of their whole characters if that comes first.
+#[test]
+fn pieces_go_back() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories");
+    let tokenizer = Tokenizer::from_folder(&folder).unwrap();
+    let mut random = crate::testing::Random::new(8);
+    let mut below = |n: usize| (random.next() % n as u64) as usize;
+    let bytes: Vec<u32> = "é€😀x y"
+        .bytes()
+        .map(|b| {
+            let is_it = |id: &u32| tokenizer.bytes(*id) == [b];
+            (0..tokenizer.vocabulary() as u32).find(is_it).unwrap()
+        })
+        .collect();
+    for _ in 0..3000 {
+        let room = [0, 1, 3, 4, usize::MAX][below(5)];
+        let mut pieces = tokenizer.pieces(true);
+        let mut ids = Vec::new();
+        // The number of bytes returned, and the text since the last time it went back.
+        let (mut returned, mut text) = (0, String::new());
+        let mut from = 0;
+        for _ in 0..below(4) {
+            for _ in 0..below(12) {
+                let at = below(bytes.len());
+                for &id in &bytes[at..bytes.len().min(at + below(4))] {
+                    pieces.push(&tokenizer, id, ids.len());
+                    ids.push(id);
+                    let piece = pieces.take(room);
+                    returned += piece.len();
+                    text.push_str(piece);
+                }
+            }
+            let place = below(ids.len() + 1);
+            ids.truncate(place);
+            pieces.rewind(&tokenizer, ids.is_empty(), place);
+            let mut all_at_once = tokenizer.pieces(true);
+            let mut whole = 0;
+            for (i, &id) in ids.iter().enumerate() {
+                all_at_once.push(&tokenizer, id, i);
+                whole += all_at_once.take(usize::MAX).len();
+            }
+            returned = returned.min(whole);
+            (from, text) = (returned, String::new());
+        }
+        pieces.finish();
+        text.push_str(pieces.take(usize::MAX));
+        assert_eq!(text, tokenizer.decode(&ids).unwrap()[from..], "{ids:?}");
     }
 }
 
@@ -395,7 +446,22 @@ fn hostile_chat_templates() {
         Ok("a\n  b  a\n b".to_owned())
     );
     let much = "{% for i in range(9999) %}{{ 'x' * 100000 }}{% endfor %}";
-    assert!(render(much.to_owned()).is_err());
+    let long = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
+    // These used to end the process: its stack, or its memory.
+    let itself = "{% set x = namespace() %}{% set x.a = x %}{{ x }}";
+    let huge = "{{ [1]|batch(100000000000)|list|length }}";
+    for (text, status) in [
+        (much, crate::error::Status::Unsupported),
+        (long, crate::error::Status::Unsupported),
+        (itself, crate::error::Status::Unsupported),
+        (huge, crate::error::Status::Config),
+    ] {
+        assert_eq!(
+            render(text.to_owned()).unwrap_err().status(),
+            status,
+            "{text}"
+        );
+    }
 }
 
 /// Compared with Jinja2; see tools/make_chat_references.py.
