@@ -104,8 +104,9 @@ impl Target<'_> {
 /// Converts a model.
 ///
 /// Weights that are already quantised are taken as stored, code by code, unless the options ask for
-/// another width. When `cancelled` becomes true, the conversion ends at the next tensor, and while
-/// it calibrates within one. An error, or the end of the process at any moment, leaves the previous model or the new one.
+/// another width. When `cancelled` becomes true, the conversion ends at the next tensor, and within
+/// one while it calibrates. An error, or the end of the process at any moment, leaves the previous
+/// model or the new one.
 ///
 /// A tokenizer's files have fixed names, so the folder may contain different ones only for the
 /// model that is replaced, see [`refuse`].

@@ -7,6 +7,7 @@
 //! | `vocabulary` | the bytes of each token |
 //! | `pieces` | the text of a growing sequence, whole characters at a time |
 //! | `chat` | the chat template of a model |
+//! | `namespaces` | refuses templates that could make cycles |
 //!
 //! Encoding is done by the `tokenizers` crate; the vocabulary of a GGUF file is converted to its
 //! format. Decoding uses a table of bytes that is built once, so that the text of one more token

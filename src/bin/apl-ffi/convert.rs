@@ -180,12 +180,12 @@ fn tune(
     });
     bar.finish_and_clear();
     let (before, after) = told?;
-    let gone =
+    let change =
         format!("{before:.4} nats a token from the unquantised model before, {after:.4} after");
     match after < before {
-        true => eprintln!("tuned: {gone}"),
+        true => eprintln!("tuned: {change}"),
         false => eprintln!(
-            "not tuned, because that made it worse, {gone}: try more steps; at 4 and 8 bits there is little to gain"
+            "the tuning is discarded, as it made the model worse: {change}; there is little to gain at 4 and 8 bits"
         ),
     }
     Ok(())
