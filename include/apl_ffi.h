@@ -414,9 +414,9 @@ int32_t apl_matmul_1bit_batch(const uint8_t *packed, int64_t packed_len, const f
  * The scalars are in another order than in `apl_quantize`: `bits` and `packing` follow the codes,
  * and `rows`, `cols` and `group` come last.
  *
- * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
- * zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH;
- * ERR_NULL; ERR_MEMORY. `y` is written on success only.
+ * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale or a
+ * weight that is not finite, a zero point or an unpacked code beyond 2^bits-1, misaligned or
+ * overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
  */
 int32_t apl_matmul_q(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
                      const float *scales, int64_t scales_len, const int32_t *zero_points,
@@ -473,9 +473,9 @@ int32_t apl_quantize(const float *w, int64_t w_len, int64_t rows, int64_t cols, 
  * 2^(bits-1). With 1 bit, `zero_points_len` must be 0. `group`: columns per scale, 0 for the whole
  * row. Output: `w` (rows, cols).
  *
- * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
- * zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH;
- * ERR_NULL; ERR_MEMORY. `w` is written on success only.
+ * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale or a
+ * weight that is not finite, a zero point or an unpacked code beyond 2^bits-1, misaligned or
+ * overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w` is written on success only.
  */
 int32_t apl_dequantize(const uint8_t *codes, int64_t codes_len, int32_t bits, int32_t packing,
                        const float *scales, int64_t scales_len, const int32_t *zero_points,
@@ -498,11 +498,11 @@ int32_t apl_dequantize(const uint8_t *codes, int64_t codes_len, int32_t bits, in
  *
  * Output: `handle`, to be freed with `apl_weights_free`.
  *
- * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
- * zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING;
- * ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY (of device memory only if CUDA is demanded:
- * otherwise the matrix stays on the CPU); ERR_BACKEND (the device failed); ERR_STATE (no handle is
- * left).
+ * Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale or a
+ * weight that is not finite, a zero point or an unpacked code beyond 2^bits-1, misaligned or
+ * overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY (of device
+ * memory only if CUDA is demanded: otherwise the matrix stays on the CPU); ERR_BACKEND (the device
+ * failed); ERR_STATE (no handle is left).
  */
 int32_t apl_weights_from_codes(const uint8_t *codes, int64_t codes_len, int32_t bits,
                                int32_t packing, const float *scales, int64_t scales_len,
@@ -738,7 +738,7 @@ int32_t apl_model_detokenize(int32_t model, const int32_t *ids, int32_t ids_len,
  * - `"top_k"`: 40 by default; 0 for all tokens;
  * - `"top_p"`: 0.95 by default;
  * - `"min_p"`: 0.05 by default;
- * - `"repeat_penalty"`: 1.0 by default, over the last 64 tokens;
+ * - `"repeat_penalty"`: 1.0 by default, from 0.1 to 10, over the last 64 tokens;
  * - `"seed"`: 0 by default; the same seed gives the same text;
  * - `"kv"`: the type of the KV cache, `"f16"` (default) or `"f32"`. If the model keeps float32
  *   weights, it is always `"f32"`.

@@ -101,9 +101,9 @@ pub unsafe extern "C" fn apl_matmul_1bit_batch(
 /// The scalars are in another order than in `apl_quantize`: `bits` and `packing` follow the codes,
 /// and `rows`, `cols` and `group` come last.
 ///
-/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
-/// zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH;
-/// ERR_NULL; ERR_MEMORY. `y` is written on success only.
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale or a
+/// weight that is not finite, a zero point or an unpacked code beyond 2^bits-1, misaligned or
+/// overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `y` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_matmul_q(
     codes: *const u8,

@@ -122,9 +122,9 @@ pub unsafe extern "C" fn apl_quantize(
 /// 2^(bits-1). With 1 bit, `zero_points_len` must be 0. `group`: columns per scale, 0 for the whole
 /// row. Output: `w` (rows, cols).
 ///
-/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
-/// zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_LENGTH;
-/// ERR_NULL; ERR_MEMORY. `w` is written on success only.
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale or a
+/// weight that is not finite, a zero point or an unpacked code beyond 2^bits-1, misaligned or
+/// overlapping arrays); ERR_LENGTH; ERR_NULL; ERR_MEMORY. `w` is written on success only.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_dequantize(
     codes: *const u8,

@@ -20,7 +20,7 @@ use crate::model::{Logits, Session, SessionOptions};
 /// - `"top_k"`: 40 by default; 0 for all tokens;
 /// - `"top_p"`: 0.95 by default;
 /// - `"min_p"`: 0.05 by default;
-/// - `"repeat_penalty"`: 1.0 by default, over the last 64 tokens;
+/// - `"repeat_penalty"`: 1.0 by default, from 0.1 to 10, over the last 64 tokens;
 /// - `"seed"`: 0 by default; the same seed gives the same text;
 /// - `"kv"`: the type of the KV cache, `"f16"` (default) or `"f32"`. If the model keeps float32
 ///   weights, it is always `"f32"`.

@@ -33,11 +33,11 @@ use crate::weights::{self, Floats, Home};
 ///
 /// Output: `handle`, to be freed with `apl_weights_free`.
 ///
-/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale that is not finite, a
-/// zero point or an unpacked code beyond 2^bits-1, misaligned or overlapping arrays); ERR_ENCODING;
-/// ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY (of device memory only if CUDA is demanded:
-/// otherwise the matrix stays on the CPU); ERR_BACKEND (the device failed); ERR_STATE (no handle is
-/// left).
+/// Returns: OK; ERR_RANGE (`bits`, `packing`, a negative dimension, a scale or a
+/// weight that is not finite, a zero point or an unpacked code beyond 2^bits-1, misaligned or
+/// overlapping arrays); ERR_ENCODING; ERR_CONFIG; ERR_LENGTH; ERR_NULL; ERR_MEMORY (of device
+/// memory only if CUDA is demanded: otherwise the matrix stays on the CPU); ERR_BACKEND (the device
+/// failed); ERR_STATE (no handle is left).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn apl_weights_from_codes(
     codes: *const u8,

@@ -111,7 +111,11 @@ impl Deref for FileBytes {
 
 /// `ERR_IO` for a path: what failed and the system's reason.
 pub(super) fn io_error(path: &Path, what: &str, e: &std::io::Error) -> Error {
-    Error::io(format!("{} {what}: {e}", path.display()))
+    let name = match path.as_os_str().is_empty() {
+        true => "a file without a name".to_owned(),
+        false => path.display().to_string(),
+    };
+    Error::io(format!("{name} {what}: {e}"))
 }
 
 /// Bytes viewed as little-endian numbers: in place if they are aligned, else copied.

@@ -98,6 +98,13 @@ impl ManifestWriter {
     /// `ERR_RANGE` for a path that does not end in `.json`; `ERR_IO`.
     pub fn create(path: &Path) -> Result<ManifestWriter> {
         let target = Target::of(path)?;
+        // Otherwise found out when everything else is in place.
+        if path.is_dir() {
+            return Err(Error::io(format!(
+                "{} is a folder, expected a file",
+                path.display()
+            )));
+        }
         let turn = target.take_turn()?;
         let temporary = target.temporary_arrays();
         let mut options = File::options();

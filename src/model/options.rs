@@ -171,7 +171,9 @@ impl SessionOptions {
             "repeat_penalty" => s.repeat_penalty = number(key, value)?,
             "seed" => {
                 let seed = value.as_u64();
-                s.seed = seed.ok_or_else(|| wrong_value(key, value, "an integer from 0"))?;
+                s.seed = seed.ok_or_else(|| {
+                    wrong_value(key, value, "an integer from 0 to 18446744073709551615")
+                })?;
             }
             "kv" => {
                 self.kv = Some(match value.as_str() {
@@ -326,7 +328,7 @@ mod tests {
             ),
             (
                 r#"{"seed":1.5}"#,
-                "options has \"seed\": 1.5, expected an integer from 0",
+                "options has \"seed\": 1.5, expected an integer from 0 to 18446744073709551615",
             ),
             (
                 r#"{"kv":"f8"}"#,

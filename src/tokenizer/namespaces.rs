@@ -1,9 +1,10 @@
 //! Refuses chat templates that could make a namespace contain itself.
 //!
-//! A namespace is the only value that a template can change. `{% set ns.a = [ns] %}` makes a cycle,
-//! on which the engine recurses until the stack ends: when it prints, compares or serialises it.
-//! Templates in use read and set attributes of a namespace, and do nothing else with it; so nothing
-//! else is accepted. A namespace then never becomes part of any value.
+//! A namespace is the only value whose contents a template can change and then use.
+//! `{% set ns.a = [ns] %}` makes a cycle, on which the engine recurses until the stack ends: when it
+//! prints, compares or serialises it. Templates in use read and set attributes of a namespace, and
+//! do nothing else with it; so nothing else is accepted. A namespace then never becomes part of any
+//! value.
 
 use crate::error::{Error, Result};
 
@@ -25,6 +26,11 @@ use Token::{End, Sign, Start, Text, Word};
 /// `ERR_UNSUPPORTED` for a template that uses a namespace other than to read and set attributes.
 pub(super) fn check(template: &str) -> Result<()> {
     let tokens = tokens(template);
+    // After `raw` the engine does not cut tags, so that `tokens` may not see what it sees.
+    let raw = tokens.windows(2).any(|pair| pair == [Start, Word("raw")]);
+    if raw && template.contains("namespace") {
+        return refused("namespace");
+    }
     let mut names = Vec::new();
     for (i, token) in tokens.iter().enumerate() {
         if *token != Word("namespace") || is_attribute(&tokens, i) {
@@ -45,8 +51,8 @@ pub(super) fn check(template: &str) -> Result<()> {
     }
     for (i, token) in tokens.iter().enumerate() {
         match (token, tokens.get(i + 1)) {
-            // In these, variables are attributes of other values, or what follows is no tag.
-            (Start, Some(Word("import" | "from" | "include" | "extends" | "raw"))) => {
+            // In these, variables are attributes of other values.
+            (Start, Some(Word("import" | "from" | "include" | "extends"))) => {
                 return refused(names[0]);
             }
             (Word(name), next) if names.contains(name) && !is_attribute(&tokens, i) => {
@@ -179,6 +185,7 @@ mod tests {
             "{% set ns = namespace() %}{{ ns['a'] }}{% if ns is defined and ns.a == 1 %}ns{% endif %}",
             "{% set ns = namespace(a={'b': {'c': 1}}) %}{{ {'d': {'e': message.ns}}  }} ns }}",
             "{% set ns = namespace(a='%}\\'') %}{{ message.namespace }}{{ f(ns=1) }}",
+            "{% raw %}{{ ' }}{% endraw %}{{ x }}",
         ] {
             assert_eq!(check(accepted), Ok(()), "{accepted}");
         }
@@ -216,6 +223,8 @@ mod tests {
             "{% with x = namespace() %}{% endwith %}",
             "{{ namespace() }}",
             "{% set x.a = namespace() %}",
+            "{% raw %}{{ ' {% endraw %}{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns }}",
+            "{%- raw %}{#{% endraw %}{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns }}",
         ] {
             assert!(check(refused).is_err(), "{refused}");
         }

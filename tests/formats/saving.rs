@@ -189,6 +189,27 @@ fn names_in(folder: &Path) -> BTreeSet<String> {
         .collect()
 }
 
+/// Nothing is left of what cannot be put in place.
+#[test]
+fn a_folder_in_the_place_of_a_manifest() {
+    let outer = folder("a_folder_in_the_place_of_a_manifest");
+    let path = outer.join("w.json");
+    std::fs::create_dir_all(&path).unwrap();
+    let values = FloatValues::F32(vec![1.0].into());
+    let view = FloatsView {
+        rows: 1,
+        cols: 1,
+        values,
+    };
+    let e = save_manifest(&path, NAME, &MatrixRef::Floats(view)).unwrap_err();
+    assert_eq!(e.status(), Status::Io);
+    assert!(
+        e.message().ends_with("w.json is a folder, expected a file"),
+        "{e}"
+    );
+    assert_eq!(outer.read_dir().unwrap().count(), 1);
+}
+
 #[test]
 fn saving_replaces_and_cleans_up() {
     let folder = folder("saving_replaces_and_cleans_up");

@@ -3,6 +3,7 @@
 mod options;
 mod told;
 
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -109,11 +110,12 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let new = new.filter(|folder| !folder.as_os_str().is_empty());
     let mut leavings = vec![unfinished(&target.manifest())?];
     leavings.extend(new.map(Path::to_owned));
-    terminal::removed_at_exit(leavings);
     let mut shown: Option<ProgressBar> = None;
     let mut before = 0;
     let mut progress = |step: Progress<'_>| match (&shown, step) {
         (_, Progress::Begin { weights, .. }) => {
+            // Only now are these its own: before, it waits for other writers in the folder.
+            terminal::removed_at_exit(mem::take(&mut leavings));
             shown = Some(bar(
                 weights,
                 "{prefix:>9} {bar:30} {percent:>3}% {elapsed:>4} {wide_msg}",
@@ -145,6 +147,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         &mut progress,
         &INTERRUPTED,
     );
+    terminal::removed_at_exit(Vec::new());
     if let Some(bar) = &shown {
         bar.finish_and_clear();
     }
@@ -185,7 +188,7 @@ fn tune(
     match after < before {
         true => eprintln!("tuned: {change}"),
         false => eprintln!(
-            "the tuning is discarded, as it made the model worse: {change}; there is little to gain at 4 and 8 bits"
+            "the tuning is discarded, as it did not make the model better: {change}; there is little to gain at 4 and 8 bits"
         ),
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs;
-use std::io::{self, IsTerminal, Write, stdin, stdout};
+use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,8 +38,9 @@ pub fn watch_interrupts() -> Outcome {
     }
     let noted = || {
         if INTERRUPTED.swap(true, Ordering::SeqCst) || ASKING.load(Ordering::SeqCst) {
-            eprintln!("\napl-ffi: {}", interruption().message);
             remove_leavings();
+            // A terminal that is gone cannot be told.
+            let _ = writeln!(stderr(), "\napl-ffi: {}", interruption().message);
             std::process::exit(130);
         }
         // Here the next signal is waited for.
