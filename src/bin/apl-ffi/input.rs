@@ -6,13 +6,20 @@ use std::path::Path;
 
 use crate::{Failure, Outcome};
 
-/// The most bytes of a text: far more than any context, and reading ends where a device or a pipe does not.
+/// The most bytes of a text that is not a file on a disk: far more than any context, and reading ends where a device or a pipe
+/// does not.
 const MOST: usize = 64 << 20;
 
 /// The text of a file, or of so many of its first bytes; a character that these cut is left out.
 pub fn text(path: &Path, most: Option<usize>) -> Outcome<String> {
     let name = path.display().to_string();
-    let read = File::open(path).and_then(|file| limited(file, most.unwrap_or(MOST)));
+    let read = File::open(path).and_then(|file| {
+        let all = match file.metadata()?.is_file() {
+            true => usize::MAX,
+            false => MOST,
+        };
+        limited(file, most.unwrap_or(all))
+    });
     let (bytes, cut) = read.map_err(|e| Failure::new(3, format!("{name} cannot be read: {e}")))?;
     if cut && most.is_none() {
         return Err(too_long(&name));
