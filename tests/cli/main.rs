@@ -327,6 +327,26 @@ fn a_calibrated_conversion() {
     assert_eq!(error.lines().count(), 1, "{error}");
 }
 
+/// A command that a signal interrupts, whatever this process was told to ignore: a shell starts what runs in the background without
+/// Ctrl-C, and the command respects that.
+#[cfg(unix)]
+fn interruptible(arguments: &[&str]) -> Command {
+    use std::os::unix::process::CommandExt;
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_apl-ffi"));
+    command
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let default = || {
+        // SAFETY: the default action is no handler.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: the call is one that may be made between fork and exec.
+    unsafe { command.pre_exec(default) };
+    command
+}
+
 /// Ctrl-C is answered between two tensors: the exit code says so, and the folder is as it was.
 #[cfg(unix)]
 #[test]
@@ -338,9 +358,7 @@ fn interrupted_while_converting() {
     // Milliseconds at which the signal came too early, and too late; how soon that is depends on what else the machine does.
     let (mut early, mut late, mut answered) = (0.0, 400.0, 0);
     for attempt in 1..80 {
-        let child = Command::new(env!("CARGO_BIN_EXE_apl-ffi"))
-            .args(["convert", "models/stories", "--bits", "4", "--out", out])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+        let child = interruptible(&["convert", "models/stories", "--bits", "4", "--out", out])
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::piped())
             .spawn()

@@ -174,11 +174,10 @@ mod interrupted {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::interruptible;
 
     fn spawn(arguments: &[&str]) -> Child {
-        Command::new(env!("CARGO_BIN_EXE_apl-ffi"))
-            .args(arguments)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+        interruptible(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
