@@ -29,6 +29,7 @@ pub use matrix::{CodesView, FloatValues, FloatsView, MatrixRef, MatrixView};
 pub use save::{Companion, ManifestWriter, amend, has_arrays, save_manifest, sha256, unfinished};
 
 use std::borrow::Cow;
+use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result, Status};
@@ -79,15 +80,23 @@ impl Stored<'_> {
 /// `ERR_UNSUPPORTED` for an unknown version, `ERR_MEMORY`.
 pub fn open(path: &Path, mmap: bool) -> Result<WeightFile> {
     // A writer may replace both files after the manifest has been read and before its npz is
-    // opened.
-    let mut tries = 3;
+    // opened, and others after it: as long as the manifest is another one, it is opened again.
+    let mut before = None;
     loop {
-        tries -= 1;
         match open_once(path, mmap) {
-            Err(e) if e.status() == Status::Io && tries > 0 => {}
+            Err(e) if e.status() == Status::Io => match small_text(path) {
+                Some(now) if before.as_ref() != Some(&now) => before = Some(now),
+                _ => return Err(e),
+            },
             outcome => return outcome,
         }
     }
+}
+
+/// The bytes of a file that may be a manifest.
+fn small_text(path: &Path) -> Option<Vec<u8>> {
+    let small = fs::metadata(path).is_ok_and(|m| m.len() <= limits::JSON_BYTES);
+    small.then(|| fs::read(path).ok())?
 }
 
 fn open_once(path: &Path, mmap: bool) -> Result<WeightFile> {
