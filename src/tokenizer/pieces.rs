@@ -76,8 +76,8 @@ impl Pieces {
         let kept = self.marks.partition_point(|mark| mark.place <= place);
         self.marks.truncate(kept);
         match self.marks.last() {
-            // Nothing was held there, nor has been since an earlier place with this mark.
             None => self.held.clear(),
+            // If it is of an earlier place, nothing was held at this one that it does not have.
             Some(mark) => {
                 self.whole = mark.whole.saturating_sub(self.returned);
                 self.held.truncate(self.whole);
