@@ -140,6 +140,15 @@ impl Layout {
         })
     }
 
+    /// Whether groups are single sub-blocks, scales are float16, and there is one zero point: what
+    /// `quantize` makes in groups of 32, unless asymmetric.
+    pub fn plain(&self) -> bool {
+        self.subs == 1
+            && !self.short
+            && self.scale == ScaleKind::F16
+            && self.zero != ZeroKind::PerGroup
+    }
+
     /// Whether every code minus its zero point is in -128..=127.
     pub fn levels_fit_bytes(&self) -> bool {
         self.bits != Bits::Eight || self.zero == ZeroKind::Constant(128)

@@ -89,6 +89,11 @@ pub const fn halves_pay(bits: usize, vectors: usize) -> bool {
 /// while all vectors pass.
 pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Prefetch, *mut f32);
 
+/// int8, one vector and several consecutive tiles: `(tile, tiles, groups, activations, out)`, with
+/// the first of the tiles and the number of groups of each. Only for layouts that are
+/// [`Layout::plain`]. `out` is `(tiles, 32)`, overwritten. The same bits as [`Int8Fn`].
+pub type StreamFn = unsafe fn(*const u8, usize, usize, Int8Acts, *mut f32);
+
 /// float32, `V` vectors, fused dequantise: `(layout, tile, x, l2_distance, out)`. Prefetches into
 /// L2 at a distance of `l2_distance` bytes.
 pub type DirectFn = unsafe fn(&Layout, *const u8, *const f32, usize, *mut f32);
@@ -366,6 +371,7 @@ pub struct TileKernels {
     /// See [`TileKernels::max_direct_vectors`].
     pub(super) max_direct_vectors: [usize; 4],
     pub(super) int8: [[Int8Fn; INT8_WIDTHS.len()]; 4],
+    pub(super) streams: [Option<StreamFn>; 4],
     pub(super) direct: [[DirectFn; WIDTHS.len()]; 4],
     pub(super) unpack: [UnpackFn; 4],
     pub(super) panel: [PanelFn; WIDTHS.len()],
@@ -412,6 +418,12 @@ impl TileKernels {
     /// The int8 kernel for a bit width and a number of vectors.
     pub fn int8(&self, bits: Bits, width: usize) -> Int8Fn {
         self.int8[by_bits(bits)][by_width(&INT8_WIDTHS, width)]
+    }
+
+    /// The kernel for one int8 vector and several tiles, if there is a faster one than
+    /// [`TileKernels::int8`].
+    pub fn stream(&self, bits: Bits) -> Option<StreamFn> {
+        self.streams[by_bits(bits)]
     }
 
     /// Whether the int8 kernel for this many vectors makes two passes over a tile and prefetches

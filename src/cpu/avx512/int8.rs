@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 /// Whether columns `4k..4k + 4` of a sub-block are summed in the odd one of the two chains of a
 /// single vector: that is every other code of a byte. With `in_place`, the codes of this chain are
 /// not shifted, and are `2^bits` times too large.
-const fn in_odd_chain(bits: usize, in_place: bool, k: usize) -> bool {
+pub(super) const fn in_odd_chain(bits: usize, in_place: bool, k: usize) -> bool {
     match in_place && bits < 8 {
         true => k / bits % 2 == 1,
         false => k % 2 == 1,
@@ -49,6 +49,28 @@ pub(super) unsafe fn four_columns<const BITS: usize>(
             1 => _mm512_and_si512(right(v, p - 1), _mm512_set1_epi8(2)),
             _ => _mm512_and_si512(right(v, BITS * p), _mm512_set1_epi8(mask as i8)),
         }
+    }
+}
+
+/// The sum of the two chains of a single vector.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+pub(super) unsafe fn add_chains<const BITS: usize>(
+    even: __m512i,
+    odd: __m512i,
+    in_place: bool,
+) -> __m512i {
+    // SAFETY: the caller upholds this contract.
+    unsafe {
+        let (even, odd) = match BITS {
+            1 => (_mm512_add_epi32(even, even), odd),
+            2 => (even, _mm512_srai_epi32::<2>(odd)),
+            4 if in_place => (even, _mm512_srai_epi32::<4>(odd)),
+            _ => (even, odd),
+        };
+        _mm512_add_epi32(even, odd)
     }
 }
 
@@ -247,13 +269,7 @@ unsafe fn pass<
                 }
                 if V == 1 {
                     for (sum, odd) in sums[0].iter_mut().zip(odd) {
-                        let (even, odd) = match BITS {
-                            1 => (_mm512_add_epi32(*sum, *sum), odd),
-                            2 => (*sum, _mm512_srai_epi32::<2>(odd)),
-                            4 if in_place => (*sum, _mm512_srai_epi32::<4>(odd)),
-                            _ => (*sum, odd),
-                        };
-                        *sum = _mm512_add_epi32(even, odd);
+                        *sum = add_chains::<BITS>(*sum, odd, in_place);
                     }
                 }
                 let mut scale = [_mm512_setzero_ps(); HALVES];

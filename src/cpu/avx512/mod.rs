@@ -21,6 +21,7 @@ mod pairs;
 mod short;
 mod sign;
 mod split;
+mod stream;
 mod tables;
 mod zen4;
 

@@ -25,7 +25,7 @@
 //! much in float32; at 8 bits it made no difference.
 
 use super::levels::{Masked, Shuffled};
-use super::{Dot, Vnni, f32 as floats, int8, lookup, tables};
+use super::{Dot, Vnni, f32 as floats, int8, lookup, stream, tables};
 use crate::cpu::dispatch::Core;
 use crate::cpu::layout::{Layout, ZeroKind};
 use crate::cpu::tile::{Int8Acts, Prefetch, Tables, TileKernels};
@@ -41,6 +41,12 @@ pub(in crate::cpu) const ZEN4: TileKernels = TileKernels {
         by_int8_width!(dot_products, 2),
         by_int8_width!(dot_products, 4),
         by_int8_width!(dot_products, 8),
+    ],
+    streams: [
+        None,
+        Some(stream::multiply::<2>),
+        Some(stream::multiply::<4>),
+        Some(stream::multiply::<8>),
     ],
     direct: [
         by_width!(direct, 1),

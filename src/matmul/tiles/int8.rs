@@ -2,10 +2,10 @@
 
 use super::plan::{Part, Plan};
 use super::split::{Sums, parts};
-use super::{Tiles, amx, lookups, pairs, tables};
+use super::{Tiles, amx, lookups, pairs, stream, tables};
 use crate::cpu::l2_prefetch::SmallBatchKernel;
 use crate::cpu::layout::Layout;
-use crate::cpu::tile::{Amx, Lookups, PairsInt8, Prefetch, Tables, TileKernels};
+use crate::cpu::tile::{Amx, Lookups, PairsInt8, Prefetch, StreamFn, Tables, TileKernels};
 use crate::error::Result;
 use crate::matmul::activations::{Activations, Prescaled, all_finite, interleaved};
 use crate::matmul::int8::{Int8, Interleave};
@@ -231,6 +231,9 @@ impl<'a> Int8Run<'a> {
                     let l2_distance = kernels.l2_distance(SmallBatchKernel::Lookups, 1);
                     tiles.lookups_task(k, l2_distance, activations, part, sums, out);
                 }
+                Int8Path::Stream(k) => {
+                    tiles.stream_task(*k, activations, plan.task(task), sums.floats_mut(), out);
+                }
                 Int8Path::Tables(k) => tiles.tables_task(k, activations, plan, task, sums, out),
                 Int8Path::Pairs(k) => {
                     tiles.pairs_task(kernels, k, activations, plan.task(task), sums, out);
@@ -249,6 +252,7 @@ impl<'a> Int8Run<'a> {
 enum Int8Path {
     Amx(Amx),
     Lookups(Lookups),
+    Stream(StreamFn),
     Tables(Tables),
     Pairs(PairsInt8),
     Tiles,
@@ -259,6 +263,9 @@ impl Int8Path {
     fn best(k: &TileKernels, l: &Layout, n: usize, threads: usize) -> Int8Path {
         if let Some(k) = lookups::select(k, l, n, threads) {
             return Int8Path::Lookups(k);
+        }
+        if let Some(k) = stream::select(k, l, n) {
+            return Int8Path::Stream(k);
         }
         if let Some(k) = tables::select(k, l, n, threads) {
             return Int8Path::Tables(k);
@@ -274,7 +281,9 @@ impl Int8Path {
             Int8Path::Amx(_) => Plan::for_amx(l, n, threads, digits),
             Int8Path::Tables(_) => Plan::for_tables(l, n, threads),
             Int8Path::Pairs(_) => Plan::new(l, Activations::Int8, n, threads).in_pairs(),
-            Int8Path::Lookups(_) | Int8Path::Tiles => Plan::new(l, Activations::Int8, n, threads),
+            Int8Path::Lookups(_) | Int8Path::Stream(_) | Int8Path::Tiles => {
+                Plan::new(l, Activations::Int8, n, threads)
+            }
         }
     }
 
@@ -283,6 +292,7 @@ impl Int8Path {
         match self {
             Int8Path::Amx(_) => amx::scratch_floats(plan, digits),
             Int8Path::Lookups(_) => lookups::scratch_floats(plan),
+            Int8Path::Stream(_) => stream::scratch_floats(plan),
             Int8Path::Tables(_) => tables::scratch_floats(plan, digits),
             Int8Path::Pairs(_) => pairs::scratch_floats(plan, digits),
             Int8Path::Tiles => Sums::floats(plan.panel, digits),

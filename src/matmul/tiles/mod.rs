@@ -6,6 +6,7 @@ mod lookups;
 mod pairs;
 mod plan;
 mod split;
+mod stream;
 mod tables;
 
 pub use self::int8::MAX_MATRICES;
