@@ -30,24 +30,17 @@ impl Tiles {
         sums: &mut [f32],
         out: &Output<'_>,
     ) {
-        let groups = self.layout.shape.groups;
+        let (groups, bytes) = (self.layout.shape.groups, self.layout.tile_bytes());
         let x = acts.block(0, 1, 0, 0);
         for start in tiles.clone().step_by(RUN_TILES) {
             let tiles = start..tiles.end.min(start + RUN_TILES);
+            let weights = &self.buffer.as_slice()[start * bytes..tiles.end * bytes];
             let sums = &mut sums.as_chunks_mut::<TILE_ROWS>().0[..tiles.len()];
+            let to = sums.as_flattened_mut().as_mut_ptr();
             // SAFETY: a set that has the kernel exists, so the processor has its features; the
-            // tiles are contiguous and have this layout, which is plain and for which the
-            // activations were made; there are 32 sums per tile, aligned to cache lines.
-            unsafe {
-                let first = self.tile(start).as_ptr();
-                multiply(
-                    first,
-                    tiles.len(),
-                    groups,
-                    x,
-                    sums.as_flattened_mut().as_mut_ptr(),
-                );
-            }
+            // tiles have this layout, which is plain and for which the activations were made; there
+            // are 32 sums per tile, aligned to cache lines.
+            unsafe { multiply(weights.as_ptr(), tiles.len(), groups, x, to) };
             for (t, sums) in tiles.zip(&*sums) {
                 // SAFETY: tasks write disjoint tiles.
                 unsafe { self.store(out, 0, t, sums) };
