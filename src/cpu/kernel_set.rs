@@ -165,7 +165,7 @@ macro_rules! kernel_set {
                 short_round: by_width!(short_round),
                 quantize,
                 split: None,
-                streams: [None; 4],
+                stream: |_, _| None,
                 lookups: None,
                 tables: None,
                 pairs: None,

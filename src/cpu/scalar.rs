@@ -40,7 +40,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     short_round: by_width!(short_round),
     quantize,
     split: None,
-    streams: [None; 4],
+    stream: |_, _| None,
     lookups: None,
     tables: None,
     pairs: None,

@@ -89,9 +89,9 @@ pub const fn halves_pay(bits: usize, vectors: usize) -> bool {
 /// while all vectors pass.
 pub type Int8Fn = unsafe fn(&Layout, usize, usize, *const u8, Int8Acts, Prefetch, *mut f32);
 
-/// int8, one vector and several consecutive tiles: `(tile, tiles, groups, activations, out)`, with
+/// int8, `V` vectors and several consecutive tiles: `(tile, tiles, groups, activations, out)`, with
 /// the first of the tiles and the number of groups of each. Only for layouts that are
-/// [`Layout::plain`]. `out` is `(tiles, 32)`, overwritten. The same bits as [`Int8Fn`].
+/// [`Layout::plain`]. `out` is `(tiles, V, 32)`, overwritten. The same bits as [`Int8Fn`].
 pub type StreamFn = unsafe fn(*const u8, usize, usize, Int8Acts, *mut f32);
 
 /// float32, `V` vectors, fused dequantise: `(layout, tile, x, l2_distance, out)`. Prefetches into
@@ -164,10 +164,10 @@ pub struct Tables {
 /// Table bytes per sub-block of a vector: four tables of 64.
 pub const LOOKUP_BYTES: usize = 256;
 
-/// Builds the tables of one vector: `(codes, count, tables)`; `codes` is `(count, 32)`, `tables`
-/// `(count, LOOKUP_BYTES)`, aligned to 64 bytes. The contents are private to the two functions of
-/// [`Lookups`].
-pub type LookupBuildFn = unsafe fn(*const i8, usize, *mut u8);
+/// Builds the tables of one vector: `(codes, count, tables, next)`; `codes` is `(count, 32)`,
+/// `tables` `(count, LOOKUP_BYTES)`, aligned to 64 bytes. The contents are private to the two
+/// functions of [`Lookups`]. What will be read after that, from `next` on, is prefetched.
+pub type LookupBuildFn = unsafe fn(*const i8, usize, *mut u8, *const u8);
 
 /// Activations of one vector as tables.
 #[derive(Clone, Copy)]
@@ -371,7 +371,7 @@ pub struct TileKernels {
     /// See [`TileKernels::max_direct_vectors`].
     pub(super) max_direct_vectors: [usize; 4],
     pub(super) int8: [[Int8Fn; INT8_WIDTHS.len()]; 4],
-    pub(super) streams: [Option<StreamFn>; 4],
+    pub(super) stream: fn(Bits, usize) -> Option<StreamFn>,
     pub(super) direct: [[DirectFn; WIDTHS.len()]; 4],
     pub(super) unpack: [UnpackFn; 4],
     pub(super) panel: [PanelFn; WIDTHS.len()],
@@ -420,10 +420,10 @@ impl TileKernels {
         self.int8[by_bits(bits)][by_width(&INT8_WIDTHS, width)]
     }
 
-    /// The kernel for one int8 vector and several tiles, if there is a faster one than
+    /// The kernel for this many int8 vectors and several tiles, if there is a faster one than
     /// [`TileKernels::int8`].
-    pub fn stream(&self, bits: Bits) -> Option<StreamFn> {
-        self.streams[by_bits(bits)]
+    pub fn stream(&self, bits: Bits, vectors: usize) -> Option<StreamFn> {
+        (self.stream)(bits, vectors)
     }
 
     /// Whether the int8 kernel for this many vectors makes two passes over a tile and prefetches

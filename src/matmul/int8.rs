@@ -329,11 +329,11 @@ impl Int8 {
         fill_many(by, executor, l, order, x, to, &mut self.refused)
     }
 
-    /// Builds the tables of the only vector.
+    /// Builds the tables of the only vector; `weights` will be read then.
     ///
     /// # Errors
     /// `ERR_MEMORY`.
-    pub fn build_tables(&mut self, k: &Lookups) -> Result<()> {
+    pub fn build_tables(&mut self, k: &Lookups, weights: &[u8]) -> Result<()> {
         let subs = self.vector_codes / SUB_COLS;
         let floats = subs * LOOKUP_BYTES / size_of::<f32>();
         self.tables
@@ -341,7 +341,8 @@ impl Int8 {
         let codes = self.codes().as_ptr();
         // SAFETY: `k` exists, so the processor has its features; the vector has codes for that many
         // sub-blocks, for which there is room.
-        unsafe { (k.build)(codes, subs, self.tables.floats_mut().as_mut_ptr().cast()) };
+        let tables = self.tables.floats_mut().as_mut_ptr().cast();
+        unsafe { (k.build)(codes, subs, tables, weights.as_ptr()) };
         Ok(())
     }
 

@@ -68,7 +68,7 @@ static SIGNS: [Bytes; 3] = {
 /// AVX-512 BW and VBMI; `codes` `(count, 32)`, `tables` `(count, LOOKUP_BYTES)` aligned to 64
 /// bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
-unsafe fn build(codes: *const i8, count: usize, tables: *mut u8) {
+unsafe fn build(codes: *const i8, count: usize, tables: *mut u8, next: *const u8) {
     // SAFETY: the statics are vectors; the rest is guaranteed by the caller.
     unsafe {
         let vector = |bytes: &Bytes| _mm512_load_si512(bytes.0.as_ptr().cast());
@@ -80,6 +80,9 @@ unsafe fn build(codes: *const i8, count: usize, tables: *mut u8) {
         let of_few = _mm512_add_epi16(of_offset[0], of_offset[1]);
         let of_many = _mm512_add_epi16(of_offset[0], of_offset[2]);
         for i in 0..count {
+            for line in 4 * i..4 * (i + 1) {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast());
+            }
             let code = _mm256_loadu_si256(codes.add(i * SUB_COLS).cast());
             let code = _mm512_xor_si512(_mm512_broadcast_i64x4(code), offset);
             for (nibble, [lower, upper]) in COLUMNS.iter().enumerate() {

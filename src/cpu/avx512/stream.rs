@@ -23,45 +23,63 @@ const TAIL_BYTES: usize = 2 * TILE_ROWS;
 /// # Safety
 /// AVX-512 F, BW, VL, DQ and VNNI; what the contract says.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,avx512vnni")]
-pub(super) unsafe fn multiply<const BITS: usize>(
+pub(super) unsafe fn multiply<const BITS: usize, const V: usize>(
     tile: *const u8,
     tiles: usize,
     groups: usize,
     acts: Int8Acts,
     out: *mut f32,
 ) {
+    // A single vector has two chains per half, to hide the latency of the dot product.
+    let two_chains = V == 1;
     let mut p = tile;
     // SAFETY: `p` passes through the sub-blocks of a plain layout, each followed by its float16
-    // scales; there are 32 codes, a scale and a correction per group, and 32 floats per tile.
+    // scales; there are 32 codes, a scale and a correction per vector and group, and 32 floats per
+    // vector and tile.
     unsafe {
         for t in 0..tiles {
-            let mut f = [_mm512_setzero_ps(); 2];
+            let mut f = [[_mm512_setzero_ps(); 2]; V];
             for g in 0..groups {
-                let x = acts.codes.add(g * SUB_COLS);
-                let mut even = [_mm512_set1_epi32(*acts.corrections.add(g)); 2];
+                let x = acts.codes.add(g * V * SUB_COLS);
+                let mut sums = [[_mm512_setzero_si512(); 2]; V];
+                for v in 0..V {
+                    sums[v] = [_mm512_set1_epi32(*acts.corrections.add(g * V + v)); 2];
+                }
                 let mut odd = [_mm512_setzero_si512(); 2];
                 unroll!(K in 0..8 => {
-                    let four = _mm512_set1_epi32(x.add(4 * K).cast::<i32>().read_unaligned());
                     for half in 0..2 {
-                        let codes = four_columns::<BITS>(p, K, half, true);
-                        let chain = match in_odd_chain(BITS, true, K) {
-                            true => &mut odd[half],
-                            false => &mut even[half],
-                        };
-                        *chain = _mm512_dpbusd_epi32(*chain, codes, four);
+                        let codes = four_columns::<BITS>(p, K, half, two_chains);
+                        for v in 0..V {
+                            let four = x.add(v * SUB_COLS + 4 * K).cast::<i32>().read_unaligned();
+                            let chain = match two_chains && in_odd_chain(BITS, true, K) {
+                                true => &mut odd[half],
+                                false => &mut sums[v][half],
+                            };
+                            *chain = _mm512_dpbusd_epi32(*chain, codes, _mm512_set1_epi32(four));
+                        }
                     }
                 });
                 p = p.add(4 * SUB_COLS * BITS);
-                let by = _mm512_set1_ps(*acts.scales.add(g));
+                if two_chains {
+                    for half in 0..2 {
+                        sums[0][half] = add_chains::<BITS>(sums[0][half], odd[half], true);
+                    }
+                }
                 for half in 0..2 {
-                    let sum = _mm512_cvtepi32_ps(add_chains::<BITS>(even[half], odd[half], true));
                     let scale = _mm512_cvtph_ps(_mm256_load_si256(p.add(32 * half).cast()));
-                    f[half] = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale, by), f[half]);
+                    for v in 0..V {
+                        let scale =
+                            _mm512_mul_ps(scale, _mm512_set1_ps(*acts.scales.add(g * V + v)));
+                        let sum = _mm512_cvtepi32_ps(sums[v][half]);
+                        f[v][half] = _mm512_fmadd_ps(sum, scale, f[v][half]);
+                    }
                 }
                 p = p.add(TAIL_BYTES);
             }
-            for half in 0..2 {
-                _mm512_store_ps(out.add(t * TILE_ROWS + 16 * half), f[half]);
+            for v in 0..V {
+                for half in 0..2 {
+                    _mm512_store_ps(out.add((t * V + v) * TILE_ROWS + 16 * half), f[v][half]);
+                }
             }
         }
     }

@@ -30,7 +30,8 @@ use super::levels::{Masked, Shuffled};
 use super::{Dot, Vnni, f32 as floats, int8, lookup, stream, tables};
 use crate::cpu::dispatch::Core;
 use crate::cpu::layout::{Layout, ZeroKind};
-use crate::cpu::tile::{Int8Acts, Prefetch, Tables, TileKernels};
+use crate::cpu::tile::{Int8Acts, Prefetch, StreamFn, Tables, TileKernels};
+use crate::quant::Bits;
 use std::arch::x86_64::*;
 
 /// [`super::ICE_TABLES`] with the kernels of this module.
@@ -44,12 +45,7 @@ pub(in crate::cpu) const ZEN4: TileKernels = TileKernels {
         by_int8_width!(dot_products, 4),
         by_int8_width!(dot_products, 8),
     ],
-    streams: [
-        None,
-        Some(stream::multiply::<2>),
-        Some(stream::multiply::<4>),
-        Some(stream::multiply::<8>),
-    ],
+    stream,
     direct: [
         by_width!(direct, 1),
         by_width!(direct, 2),
@@ -76,6 +72,18 @@ pub(in crate::cpu) const ZEN4_WITHOUT_TABLES: TileKernels = TileKernels {
     tables: None,
     ..ZEN4
 };
+
+/// The kernels whose arithmetic takes less time than reading.
+fn stream(bits: Bits, vectors: usize) -> Option<StreamFn> {
+    match (bits, vectors) {
+        (Bits::Two, 1) => Some(stream::multiply::<2, 1>),
+        (Bits::Four, 1) => Some(stream::multiply::<4, 1>),
+        (Bits::Four, 2) => Some(stream::multiply::<4, 2>),
+        (Bits::Eight, 1) => Some(stream::multiply::<8, 1>),
+        (Bits::Eight, 2) => Some(stream::multiply::<8, 2>),
+        _ => None,
+    }
+}
 
 /// [`Vnni`] with split halves.
 struct SplitHalves;

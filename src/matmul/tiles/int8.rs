@@ -207,12 +207,15 @@ impl<'a> Int8Run<'a> {
             Some((first, plan, by, tiles, Output::new(y)))
         });
         let parts = &parts;
-        let looks_up = parts.iter().flatten().find_map(|(_, _, by, ..)| match by {
-            Int8Path::Lookups(k) => Some(k),
-            _ => None,
-        });
-        if let Some(k) = looks_up {
-            activations.build_tables(k)?;
+        let looks_up = parts
+            .iter()
+            .flatten()
+            .find_map(|(_, _, by, tiles, _)| match by {
+                Int8Path::Lookups(k) => Some((k, tiles.buffer.as_slice())),
+                _ => None,
+            });
+        if let Some((k, weights)) = looks_up {
+            activations.build_tables(k, weights)?;
         }
         let activations = &*activations;
         let scratch = parts.iter().flatten();
