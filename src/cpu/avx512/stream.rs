@@ -1,6 +1,6 @@
-//! int8 activations, one vector and several tiles: a stream of weights from memory.
+//! int8 activations, few vectors and several tiles: a stream of weights from memory.
 //!
-//! The arithmetic is that of [`super::int8`] for one vector, in loops of their own for
+//! The arithmetic is that of [`super::int8`] for as many vectors, in loops of their own for
 //! [`Layout::plain`] matrices. What differs is what surrounds it. A core reads fastest when nothing
 //! but the weights misses its L1 cache, so that the hardware prefetchers see a single stream. A
 //! kernel of one tile is called for each; where a tile and the activations exceed L1, the stack,
