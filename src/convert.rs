@@ -58,6 +58,8 @@ pub struct Report {
     /// The comparison with the source on [`SAMPLE`]; `None` without a tokenizer, and for a source
     /// that takes more than half of the available memory as float32, or 12 GiB.
     pub agreement: Option<Agreement>,
+    /// The manifest's description of the quantisation, an object; null if nothing is quantised.
+    pub quantization: Value,
 }
 
 /// A step that is reported while a conversion runs.
@@ -152,14 +154,16 @@ pub fn convert(
     let bytes: usize = matrices.iter().map(|m| m.bytes).sum();
     let mut report = Report {
         agreement: None,
+        quantization: Value::Null,
         manifest: target.manifest(),
         relative_error: norms.relative_error(),
         bits_a_weight: 8.0 * bytes as f64 / weights.max(1) as f64,
         matrices,
     };
     let (model, fields) = described(source, &report, said);
-    writer.finish(model, fields, &companions)?;
-    report.agreement = looked_at(rt, source, &report.manifest, &mut steps)?;
+    report.quantization = fields["quantization"].clone();
+    let sha256 = writer.finish(model, fields, &companions)?;
+    report.agreement = looked_at(rt, source, &report.manifest, &sha256, &mut steps)?;
     Ok(report)
 }
 
@@ -169,6 +173,7 @@ fn looked_at(
     rt: &Runtime,
     source: &Source,
     manifest: &Path,
+    sha256: &str,
     steps: &mut Steps<'_>,
 ) -> Result<Option<Agreement>> {
     (steps.progress)(Progress::Checking);
@@ -179,12 +184,13 @@ fn looked_at(
     let mut agreement = None;
     if check::is_compared(&source.tensors()) {
         (steps.progress)(Progress::Comparing);
-        agreement = check::compared(rt, source, manifest, steps.cancelled).map_err(|e| {
-            e.within(format_args!(
-                "{} is written, and compared with its source",
-                manifest.display()
-            ))
-        })?;
+        agreement =
+            check::compared(rt, source, manifest, sha256, steps.cancelled).map_err(|e| {
+                e.within(format_args!(
+                    "{} is written, and compared with its source",
+                    manifest.display()
+                ))
+            })?;
     }
     if agreement.is_none() {
         steps.go_on(&format!(

@@ -279,7 +279,7 @@ impl<'a> Row<'a> {
             let row = &own[j * width..][..width];
             let at = self.levels[c] + g[j] / (scale * row[j]);
             let level = match self.one_bit {
-                true => 1f32.copysign(at),
+                true => at.signum(),
                 false => at.round_ties_even().clamp(low, high),
             };
             let step = (level - self.levels[c]) * scale;

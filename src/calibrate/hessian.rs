@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::matmul::Weights;
 use crate::memory;
+use crate::model::not_finite;
 use crate::runtime::Runtime;
 
 /// `E[x x']` of the inputs `x` of a matrix with `cols` columns.
@@ -79,10 +80,16 @@ impl Hessian {
     /// The mean, with a fraction of the mean of its diagonal added to the diagonal. This makes it
     /// positive definite: errors along a direction that no input had cost little, but not nothing.
     /// `(cols, cols)`; the identity if there were no inputs, or all were 0.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT` if an input, or its square, was not finite; `ERR_MEMORY`.
     pub(super) fn damped(&self) -> Result<Vec<f32>> {
         let mut h = memory::with_capacity(self.sums.len(), "second moments")?;
         let diagonal = self.sums.iter().step_by(self.cols + 1);
         let trace: f64 = diagonal.map(|&d| f64::from(d)).sum();
+        if !trace.is_finite() {
+            return Err(not_finite("the squares of the activations for a text"));
+        }
         let mean = trace / self.cols.max(1) as f64;
         // The minimisation depends only on ratios, so values are scaled to where float32 is most
         // precise.
@@ -132,6 +139,17 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused() {
+        let rt = Runtime::new(Config::default()).unwrap();
+        for x in [[1.0, f32::INFINITY], [f32::NAN, 1.0], [1e30, 1.0]] {
+            let mut h = Hessian::new(2).unwrap();
+            h.add(&rt, &x).unwrap();
+            let e = h.damped().unwrap_err();
+            assert_eq!(e.status(), crate::error::Status::Format, "{e}");
         }
     }
 

@@ -41,12 +41,13 @@ pub(super) fn is_compared(specs: &[TensorSpec]) -> bool {
     floats <= most.clamp(ALWAYS_COMPARED, MOST_COMPARED)
 }
 
-/// Compares the result with its source, and records the outcome in the manifest. `None` without a
-/// tokenizer, and if it was cancelled.
+/// Compares the result with its source, and records the outcome in the manifest if that is still the
+/// one of the npz with this SHA-256. `None` without a tokenizer, and if it was cancelled.
 pub(super) fn compared(
     rt: &Runtime,
     source: &Source,
     manifest: &Path,
+    sha256: &str,
     cancelled: &AtomicBool,
 ) -> Result<Option<Agreement>> {
     // The result as written, whether floats or codes.
@@ -74,7 +75,7 @@ pub(super) fn compared(
     }
     let found = agreement(rt, &model, &reference, &ids, ids.len(), &mut |_, _| {})?;
     let more = Map::from_iter([("compared".to_owned(), found.to_json())]);
-    formats::amend(manifest, "accuracy", more)?;
+    formats::amend(manifest, sha256, "accuracy", more)?;
     Ok(Some(found))
 }
 

@@ -27,11 +27,19 @@ pub fn refuse(source: &Source, target: Target<'_>) -> Result<()> {
 }
 
 /// The files beside the manifest, from the tokenizer of the source.
+///
+/// # Errors
+/// Those of the tokenizer; `ERR_IO` if a writer has replaced the source since it was opened.
 pub(super) fn companions(source: &Source) -> Result<Vec<Companion>> {
     let texts = match open_tokenizer(source)? {
         Some(tokenizer) => tokenizer.texts(source.generation()?)?.map(Some),
         None => [const { None }; 3],
     };
+    if source.is_replaced() {
+        return Err(source.within(Error::io(
+            "it was replaced after it had been opened: convert it again",
+        )));
+    }
     let files = Tokenizer::FILES.into_iter().zip(texts);
     Ok(files.map(|(name, text)| Companion { name, text }).collect())
 }

@@ -1,3 +1,4 @@
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -75,6 +76,57 @@ fn cancelled_at_every_step() {
     }
 }
 
+/// A copy of a model's folder.
+fn copy_of(model: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for file in fs::read_dir(model).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    folder
+}
+
+/// What converting a model into a new folder gives; nothing is left there if it fails.
+fn refusal(source: &Source) -> crate::error::Error {
+    let rt = Runtime::new(Config::default()).unwrap();
+    let out = TempDir::new().unwrap();
+    let options = WeightOptions::default();
+    let (target, go_on) = (model_in(out.path()), AtomicBool::new(false));
+    let e = convert(&rt, source, target, &options, None, &mut |_| {}, &go_on).unwrap_err();
+    assert_eq!(out.path().read_dir().unwrap().count(), 0);
+    e
+}
+
+/// What could not be opened afterwards is not written.
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_model() {
+    let folder = copy_of(STORIES);
+    let path = folder.path().join("tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let added = r#""added_tokens":[{"id":512,"content":"<pad>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},"#;
+    fs::write(&path, text.replace(r#""added_tokens":["#, added)).unwrap();
+    let e = refusal(&Source::open(folder.path(), true).unwrap());
+    assert_eq!(e.status(), Status::Format);
+    let message = e.to_string();
+    assert!(
+        message.ends_with("the tokenizer has 513 tokens, the model 512"),
+        "{message}"
+    );
+}
+
+/// A source that was replaced would give the weights of one model and the tokenizer of another.
+#[test]
+fn a_source_that_was_replaced() {
+    let folder = copy_of(DEMO);
+    let source = Source::open(folder.path(), true).unwrap();
+    let manifest = folder.path().join("stories.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text + "\n").unwrap();
+    let e = refusal(&source);
+    assert_eq!(e.status(), Status::Io);
+    assert!(e.to_string().contains("replaced"), "{e}");
+}
+
 /// The manifest has the method by which codes were chosen, or that they were taken as stored.
 #[test]
 fn the_method_that_a_manifest_names() {
@@ -106,7 +158,7 @@ fn the_method_that_a_manifest_names() {
             &mut |_| {},
             &AtomicBool::new(false),
         );
-        let manifest = std::fs::read(report.unwrap().manifest).unwrap();
+        let manifest = fs::read(report.unwrap().manifest).unwrap();
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
         assert_eq!(
             manifest["quantization"]["method"], method,

@@ -22,6 +22,7 @@ use crate::quant::{Bits, Packing, Shape, packed_row_bytes};
 
 /// An opened manifest.
 pub struct Manifest {
+    text: Vec<u8>,
     folder: PathBuf,
     npz: Option<Npz>,
     sha256: Option<String>,
@@ -179,6 +180,7 @@ impl Manifest {
         let index = weights.iter().enumerate();
         let index = index.map(|(i, (name, _))| (name.clone(), i)).collect();
         Ok(Manifest {
+            text: memory::copied(bytes, "a manifest")?,
             folder: folder.to_owned(),
             npz,
             sha256: root.model.sha256,
@@ -188,6 +190,11 @@ impl Manifest {
             defaults: root.quantization,
             accuracy: root.accuracy,
         })
+    }
+
+    /// The text that was parsed.
+    pub fn text(&self) -> &[u8] {
+        &self.text
     }
 
     /// Reads the whole npz and checks its checksums and its SHA-256 in the manifest, which opening

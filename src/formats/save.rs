@@ -52,7 +52,7 @@ pub fn save_manifest(path: &Path, name: &str, matrix: &MatrixRef<'_>) -> Result<
     let mut writer = ManifestWriter::create(path)?;
     let quantization = writer.matrix(name, matrix, Map::new())?;
     let fields = Map::from_iter([("quantization".to_owned(), quantization)]);
-    writer.finish(Map::new(), fields, &[])
+    writer.finish(Map::new(), fields, &[]).map(drop)
 }
 
 /// A file beside a manifest that belongs to the same model.
@@ -184,7 +184,8 @@ impl ManifestWriter {
 
     /// Puts the npz, the companions and the manifest in place, in the order that the [module
     /// documentation](self) describes, and removes npz files that no manifest names any more.
-    /// `model` are further fields of the manifest's `model`, `fields` of the manifest itself.
+    /// `model` are further fields of the manifest's `model`, `fields` of the manifest itself. Returns
+    /// the SHA-256 of the npz.
     ///
     /// # Errors
     /// `ERR_IO`; the previous files are then still there, unless a renaming within the folder
@@ -194,7 +195,7 @@ impl ManifestWriter {
         mut model: Map<String, Value>,
         fields: Map<String, Value>,
         companions: &[Companion],
-    ) -> Result<()> {
+    ) -> Result<String> {
         let npz = self.npz.take().expect("not finished");
         let sealed = || -> io::Result<String> {
             let file = npz.finish()?.into_inner()?;
@@ -238,7 +239,7 @@ impl ManifestWriter {
             target.place(&target.stage_manifest(&self.path, &manifest)?)?;
         }
         target.remove_older(&npz, &self.path);
-        Ok(())
+        Ok(sha256)
     }
 }
 
@@ -258,11 +259,12 @@ pub fn unfinished(manifest: &Path) -> Result<PathBuf> {
     Ok(Target::of(manifest)?.temporary_arrays())
 }
 
-/// Adds keys to the object `field` of a finished manifest; the arrays are unchanged.
+/// Adds keys to the object `field` of the finished manifest of an npz, by its SHA-256; the arrays are
+/// unchanged. Does nothing if another model has replaced it.
 ///
 /// # Errors
 /// `ERR_IO`; `ERR_FORMAT` for a file that is not a manifest. The manifest is then unchanged.
-pub fn amend(path: &Path, field: &str, more: Map<String, Value>) -> Result<()> {
+pub fn amend(path: &Path, sha256: &str, field: &str, more: Map<String, Value>) -> Result<()> {
     let target = Target::of(path)?;
     let _turn = target.take_turn()?;
     let text = fs::read(path).map_err(|e| io_error(path, "cannot be read", &e))?;
@@ -270,6 +272,9 @@ pub fn amend(path: &Path, field: &str, more: Map<String, Value>) -> Result<()> {
         |why: String| Error::format(format!("{}: {why}, expected a manifest", path.display()));
     let mut manifest: Map<String, Value> =
         serde_json::from_slice(&text).map_err(|e| no_manifest(e.to_string()))?;
+    if manifest["model"]["sha256"] != sha256 {
+        return Ok(());
+    }
     let entry = manifest.entry(field).or_insert_with(|| json!({}));
     let Value::Object(entry) = entry else {
         return Err(no_manifest(format!("{field} is {entry}")));

@@ -339,9 +339,9 @@ impl Int8 {
         self.tables
             .at_least(floats, "tables of an activation vector")?;
         let codes = self.codes().as_ptr();
+        let tables = self.tables.floats_mut().as_mut_ptr().cast();
         // SAFETY: `k` exists, so the processor has its features; the vector has codes for that many
         // sub-blocks, for which there is room.
-        let tables = self.tables.floats_mut().as_mut_ptr().cast();
         unsafe { (k.build)(codes, subs, tables, weights.as_ptr()) };
         Ok(())
     }

@@ -267,6 +267,12 @@ impl Architecture {
                 self.head_dim
             ));
         }
+        if self.head_dim > MOST_HEAD_DIM {
+            return Err(Error::unsupported(format!(
+                "heads of {} elements, at most {MOST_HEAD_DIM} are supported",
+                self.head_dim
+            )));
+        }
         if self.layers > MOST_LAYERS {
             return wrong(format!(
                 "{} layers, at most {MOST_LAYERS} were expected",
@@ -310,6 +316,9 @@ impl Architecture {
         Ok(())
     }
 }
+
+/// The largest supported head width; models have 64 to 256.
+pub const MOST_HEAD_DIM: usize = 1024;
 
 /// Far above real models: the deepest have some 130 layers.
 const MOST_LAYERS: usize = 1 << 12;

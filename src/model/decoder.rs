@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::architecture::{Activation, Architecture};
+use super::architecture::{Activation, Architecture, MOST_HEAD_DIM};
 use super::attention::{Attention, Scratch};
 use super::cache::{self, Cache};
 use super::cancel::Cancellation;
@@ -436,6 +436,3 @@ struct Block {
     query: usize,
     kv: usize,
 }
-
-/// The largest supported head width; models have 64 to 256.
-pub const MOST_HEAD_DIM: usize = 1024;

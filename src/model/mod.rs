@@ -89,25 +89,14 @@ impl Model {
         options: &ModelOptions,
         devices: bool,
     ) -> Result<Model> {
-        let source = Source::open(path, options.weights.mmap)?;
+        let beside = |source: &Source| Ok((open_tokenizer(source)?, source.generation()?));
+        let (source, (tokenizer, advised)) = Source::open_with(path, options.weights.mmap, beside)?;
         let architecture = source.architecture().clone();
-        check_heads(&architecture).map_err(|e| source.within(e))?;
         let context = options.context.unwrap_or(architecture.context);
         if context > architecture.context {
             return Err(Error::config(format!(
                 "options has \"context\": {context}, expected at most {}, that of the model",
                 architecture.context
-            )));
-        }
-        let tokenizer = open_tokenizer(&source)?;
-        if let Some(tokenizer) = &tokenizer
-            && tokenizer.vocabulary() > architecture.vocabulary
-        {
-            return Err(Error::format(format!(
-                "{}: the tokenizer has {} tokens, the model {}",
-                path.display(),
-                tokenizer.vocabulary(),
-                architecture.vocabulary
             )));
         }
         let tensors = FromDisk {
@@ -124,7 +113,7 @@ impl Model {
         };
         let floats = parameters.embedding.bits() == 32;
         // Only advice, so an error in it is reported only to callers who ask for it.
-        let sampling = Sampling::advised(&source.generation()?);
+        let sampling = Sampling::advised(&advised);
         Ok(Model {
             sampling: sampling.map_err(|e| e.within(path.display())),
             placement: placement.map_err(|e| e.within(path.display()))?,
@@ -147,7 +136,6 @@ impl Model {
     /// If the shape of a tensor differs from that required by the architecture.
     pub fn new(architecture: Architecture, tensors: &dyn Tensors) -> Result<Model> {
         architecture.check()?;
-        check_heads(&architecture)?;
         let parameters = Parameters::load(&architecture, tensors)?;
         Ok(Model {
             context: architecture.context,
@@ -242,34 +230,28 @@ impl Model {
     }
 }
 
-/// `ERR_UNSUPPORTED` for heads that are too wide.
-fn check_heads(a: &Architecture) -> Result<()> {
-    if a.head_dim <= decoder::MOST_HEAD_DIM {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "heads of {} elements, at most {} are supported",
-        a.head_dim,
-        decoder::MOST_HEAD_DIM
-    )))
-}
-
 /// The tokenizer of a model, if its files have one.
 ///
 /// # Errors
-/// Those of [`Source::tokenizer`], [`Tokenizer::from_folder`] and [`Tokenizer::from_gguf`].
+/// Those of [`Source::tokenizer`], [`Tokenizer::from_folder`] and [`Tokenizer::from_gguf`];
+/// `ERR_FORMAT` for more tokens than the model has.
 pub fn open_tokenizer(source: &Source) -> Result<Option<Tokenizer>> {
-    match source.tokenizer()? {
+    let tokenizer = match source.tokenizer()? {
         TokenizerSource::Folder(folder) if folder.join("tokenizer.json").is_file() => {
-            Tokenizer::from_folder(folder).map(Some)
+            Tokenizer::from_folder(folder)?
         }
-        TokenizerSource::Folder(_) => Ok(None),
         TokenizerSource::Gguf(file) if file.metadata("tokenizer.ggml.model").is_some() => {
-            let read = Tokenizer::from_gguf(file).map_err(|e| source.within(e));
-            read.map(Some)
+            Tokenizer::from_gguf(file).map_err(|e| source.within(e))?
         }
-        TokenizerSource::Gguf(_) => Ok(None),
+        TokenizerSource::Folder(_) | TokenizerSource::Gguf(_) => return Ok(None),
+    };
+    let (tokens, vocabulary) = (tokenizer.vocabulary(), source.architecture().vocabulary);
+    if tokens > vocabulary {
+        return Err(source.within(Error::format(format!(
+            "the tokenizer has {tokens} tokens, the model {vocabulary}"
+        ))));
     }
+    Ok(Some(tokenizer))
 }
 
 #[cfg(test)]

@@ -57,12 +57,11 @@ impl Subject {
         model: Option<&Path>,
         text: &str,
     ) -> Result<Subject> {
-        let source = Source::open(reference, true)?;
+        let (source, tokenizer) = Source::open_with(reference, true, open_tokenizer)?;
         let within = |e: Error| source.within(e);
         unquantised(&source, reference)?;
         let floats = Network::read(rt, &source).map_err(within)?;
-        let tokenizer =
-            open_tokenizer(&source)?.ok_or_else(|| within(Error::unsupported(NO_TOKENIZER)))?;
+        let tokenizer = tokenizer.ok_or_else(|| within(Error::unsupported(NO_TOKENIZER)))?;
         let ids = tokenizer.encode(text, tokenizer.begins())?;
         if ids.len() < 2 || text.trim().is_empty() {
             return Err(Error::range(format!(

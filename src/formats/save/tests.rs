@@ -4,10 +4,10 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
-use serde_json::Map;
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{Companion, ManifestWriter};
+use super::{Companion, ManifestWriter, amend};
 use crate::error::{Error, Result};
 use crate::formats::{self, MatrixView, WeightFile};
 
@@ -64,7 +64,8 @@ fn write(folder: &Path, model: &Model) -> Result<()> {
         name,
         text: text.map(str::to_owned),
     };
-    writer.finish(Map::new(), Map::new(), &model.files.map(companion))
+    let files = model.files.map(companion);
+    writer.finish(Map::new(), Map::new(), &files).map(drop)
 }
 
 /// Whether what the manifest leads to is this model.
@@ -136,6 +137,25 @@ fn companions_that_are_gone_are_missed() {
     fs::write(&path, named).unwrap();
     let error = formats::open(&path, false).err().expect("they are gone");
     assert!(error.to_string().contains("gone"), "{error}");
+}
+
+/// What is measured of a model is not written into the manifest of another one.
+#[test]
+fn only_the_model_that_was_measured_is_amended() {
+    let folder = TempDir::new().unwrap();
+    write(folder.path(), &OLD).unwrap();
+    let path = folder.path().join("m.json");
+    let read = || -> Value { serde_json::from_slice(&fs::read(&path).unwrap()).unwrap() };
+    let before = read();
+    let sha256 = before["model"]["sha256"].as_str().unwrap();
+    let more = Map::from_iter([("perplexity".to_owned(), json!(2.5))]);
+    write(folder.path(), &NEW).unwrap();
+    let other = read();
+    amend(&path, sha256, "accuracy", more.clone()).unwrap();
+    assert_eq!(read(), other);
+    write(folder.path(), &OLD).unwrap();
+    amend(&path, sha256, "accuracy", more).unwrap();
+    assert_eq!(read()["accuracy"], json!({"perplexity": 2.5}));
 }
 
 /// The files of a folder except arrays, sorted.

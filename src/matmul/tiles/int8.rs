@@ -207,13 +207,10 @@ impl<'a> Int8Run<'a> {
             Some((first, plan, by, tiles, Output::new(y)))
         });
         let parts = &parts;
-        let looks_up = parts
-            .iter()
-            .flatten()
-            .find_map(|(_, _, by, tiles, _)| match by {
-                Int8Path::Lookups(k) => Some((k, tiles.buffer.as_slice())),
-                _ => None,
-            });
+        let looks_up = parts.iter().flatten().find_map(|(.., by, t, _)| match by {
+            Int8Path::Lookups(k) => Some((k, t.buffer.as_slice())),
+            _ => None,
+        });
         if let Some((k, weights)) = looks_up {
             activations.build_tables(k, weights)?;
         }

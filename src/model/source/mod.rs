@@ -80,6 +80,33 @@ impl Source {
         Ok(source)
     }
 
+    /// Opens a model, and what `read` reads of the files beside it. If a writer replaces the model
+    /// meanwhile, which may give files of two models, it is opened again.
+    ///
+    /// # Errors
+    /// Those of [`Source::open`] and of `read`.
+    pub fn open_with<T>(
+        path: &Path,
+        mmap: bool,
+        read: impl Fn(&Source) -> Result<T>,
+    ) -> Result<(Source, T)> {
+        loop {
+            let source = Source::open(path, mmap)?;
+            let beside = read(&source);
+            if !source.is_replaced() {
+                return Ok((source, beside?));
+            }
+        }
+    }
+
+    /// Whether a writer has replaced the manifest since it was opened.
+    pub fn is_replaced(&self) -> bool {
+        match &self.weights {
+            WeightFile::Manifest(file) => fs::read(&self.path).is_ok_and(|now| now != file.text()),
+            _ => false,
+        }
+    }
+
     fn open_folder(folder: &Path, mmap: bool) -> Result<Source> {
         let config = folder.join("config.json");
         if !config.is_file() {
@@ -110,7 +137,7 @@ impl Source {
         let weights = formats::open(path, mmap)?;
         let architecture = match &weights {
             WeightFile::Gguf(file) => gguf::architecture(file),
-            WeightFile::Manifest(_) => manifest::architecture(&FileBytes::open(path, mmap)?),
+            WeightFile::Manifest(file) => manifest::architecture(file.text()),
             WeightFile::SafeTensors(_) | WeightFile::Sharded(_) => Err(Error::unsupported(
                 "weights without a description of the model: give the folder that holds config.json as well",
             )),

@@ -198,6 +198,12 @@ fn configurations_that_are_wrong_say_what() {
             "a head has 3 elements, an even number was expected",
         ),
         (
+            "\"hidden_size\": 8",
+            "\"hidden_size\": 4096",
+            Status::Unsupported,
+            "heads of 2048 elements, at most 1024 are supported",
+        ),
+        (
             "1e-5",
             "-1",
             Status::Format,
@@ -739,4 +745,32 @@ fn real_models() {
         (b.hidden, b.intermediate, b.layers, b.tied, b.context),
         (128, 384, 2, true, 512)
     );
+}
+
+/// The files beside a manifest that is replaced while they are read are read again.
+#[test]
+fn a_model_that_is_replaced_while_it_is_opened() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    for file in fs::read_dir(demo).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let manifest = folder.path().join("stories.json");
+    let read = std::cell::Cell::new(0);
+    let (source, times) = Source::open_with(&manifest, true, |source| {
+        read.set(read.get() + 1);
+        if read.get() < 3 {
+            let text = fs::read_to_string(&manifest).unwrap();
+            fs::write(&manifest, text + "\n").unwrap();
+            // As readers fail that miss what was replaced.
+            return Err(Error::io("gone"));
+        }
+        assert!(!source.is_replaced());
+        Ok(read.get())
+    })
+    .unwrap();
+    assert_eq!((times, read.get()), (3, 3));
+    fs::remove_file(&manifest).unwrap();
+    assert!(!source.is_replaced());
 }

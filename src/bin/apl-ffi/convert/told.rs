@@ -103,10 +103,8 @@ fn to_json(a: &Arguments, report: &Report) -> Value {
         .iter()
         .map(|m| json!({"name": m.name, "shape": [m.rows, m.cols], "bits": m.bits, "bytes": m.bytes, "relative_error": m.relative_error}))
         .collect();
-    // As the manifest has it: of floats there is neither.
-    let written = std::fs::read(&report.manifest).unwrap_or_default();
-    let written: Value = serde_json::from_slice(&written).unwrap_or_default();
-    let quantization = &written["quantization"];
+    // Of floats there is neither.
+    let quantization = &report.quantization;
     json!({"source": a.source, "manifest": report.manifest, "group": quantization["group"], "method": quantization["method"],
            "bits_a_weight": report.bits_a_weight, "relative_error": report.relative_error,
            "compared": report.agreement.map(|a| a.to_json()), "matrices": matrices})

@@ -218,8 +218,13 @@ fn subject(rt: &Runtime, a: &Arguments) -> Outcome<Option<Subject>> {
 
 /// What a model is called in the report.
 fn name_of(path: &Path) -> String {
-    let stem = path.file_stem().unwrap_or(path.as_os_str());
-    stem.to_string_lossy().into_owned()
+    // A folder's name may contain dots: TinyLlama-1.1B.
+    let name = match path.is_dir() {
+        true => path.file_name(),
+        false => path.file_stem(),
+    };
+    let name = name.unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 fn unreadable(path: &Path, e: &std::io::Error) -> Failure {
