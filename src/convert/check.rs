@@ -41,8 +41,23 @@ pub(super) fn is_compared(specs: &[TensorSpec]) -> bool {
     floats <= most.clamp(ALWAYS_COMPARED, MOST_COMPARED)
 }
 
-/// Compares the result with its source, and records the outcome in the manifest if that is still the
-/// one of the npz with this SHA-256. `None` without a tokenizer, and if it was cancelled.
+/// Opens the result; `None` if the manifest is no longer that of the npz with this SHA-256, but of
+/// another conversion to the same target.
+///
+/// # Errors
+/// Those of [`Source::open`].
+pub(super) fn written(manifest: &Path, sha256: &str) -> Result<Option<Source>> {
+    let source = Source::open(manifest, true)?;
+    let ours = match source.weights() {
+        WeightFile::Manifest(file) => file.sha256() == Some(sha256),
+        _ => false,
+    };
+    Ok(ours.then_some(source))
+}
+
+/// Compares the result with its source, and records the outcome in the manifest. `None` without a
+/// tokenizer, if it was cancelled, and if the source was replaced, or the manifest, which is no
+/// longer that of the npz with this SHA-256.
 pub(super) fn compared(
     rt: &Runtime,
     source: &Source,
@@ -70,13 +85,13 @@ pub(super) fn compared(
         return Ok(None);
     }
     let reference = open(source.origin(), Some(Width::F32))?;
-    if cancelled.load(Ordering::Relaxed) {
+    if cancelled.load(Ordering::Relaxed) || source.is_replaced() {
         return Ok(None);
     }
     let found = agreement(rt, &model, &reference, &ids, ids.len(), &mut |_, _| {})?;
     let more = Map::from_iter([("compared".to_owned(), found.to_json())]);
-    formats::amend(manifest, sha256, "accuracy", more)?;
-    Ok(Some(found))
+    let amended = formats::amend(manifest, sha256, "accuracy", more)?;
+    Ok(amended.then_some(found))
 }
 
 /// Reads a whole model and checks that every tensor is readable and finite, and that the npz of a

@@ -31,16 +31,18 @@ pub fn refuse(source: &Source, target: Target<'_>) -> Result<()> {
 /// # Errors
 /// Those of the tokenizer; `ERR_IO` if a writer has replaced the source since it was opened.
 pub(super) fn companions(source: &Source) -> Result<Vec<Companion>> {
-    let texts = match open_tokenizer(source)? {
-        Some(tokenizer) => tokenizer.texts(source.generation()?)?.map(Some),
-        None => [const { None }; 3],
+    let read = || match open_tokenizer(source)? {
+        Some(tokenizer) => Ok(tokenizer.texts(source.generation()?)?.map(Some)),
+        None => Ok([const { None }; 3]),
     };
+    let texts: Result<_> = read();
+    // Looked at first: of a source that was replaced, the tokenizer may be missing or another.
     if source.is_replaced() {
         return Err(source.within(Error::io(
             "it was replaced after it had been opened: convert it again",
         )));
     }
-    let files = Tokenizer::FILES.into_iter().zip(texts);
+    let files = Tokenizer::FILES.into_iter().zip(texts?);
     Ok(files.map(|(name, text)| Companion { name, text }).collect())
 }
 

@@ -192,6 +192,11 @@ impl Manifest {
         })
     }
 
+    /// The SHA-256 of the npz, as the manifest has it.
+    pub fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
+    }
+
     /// The text that was parsed.
     pub fn text(&self) -> &[u8] {
         &self.text

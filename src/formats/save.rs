@@ -260,11 +260,11 @@ pub fn unfinished(manifest: &Path) -> Result<PathBuf> {
 }
 
 /// Adds keys to the object `field` of the finished manifest of an npz, by its SHA-256; the arrays are
-/// unchanged. Does nothing if another model has replaced it.
+/// unchanged. Does nothing, and returns false, if another model has replaced it.
 ///
 /// # Errors
 /// `ERR_IO`; `ERR_FORMAT` for a file that is not a manifest. The manifest is then unchanged.
-pub fn amend(path: &Path, sha256: &str, field: &str, more: Map<String, Value>) -> Result<()> {
+pub fn amend(path: &Path, sha256: &str, field: &str, more: Map<String, Value>) -> Result<bool> {
     let target = Target::of(path)?;
     let _turn = target.take_turn()?;
     let text = fs::read(path).map_err(|e| io_error(path, "cannot be read", &e))?;
@@ -272,8 +272,9 @@ pub fn amend(path: &Path, sha256: &str, field: &str, more: Map<String, Value>) -
         |why: String| Error::format(format!("{}: {why}, expected a manifest", path.display()));
     let mut manifest: Map<String, Value> =
         serde_json::from_slice(&text).map_err(|e| no_manifest(e.to_string()))?;
-    if manifest["model"]["sha256"] != sha256 {
-        return Ok(());
+    let found = manifest.get("model").and_then(|model| model.get("sha256"));
+    if found.and_then(Value::as_str) != Some(sha256) {
+        return Ok(false);
     }
     let entry = manifest.entry(field).or_insert_with(|| json!({}));
     let Value::Object(entry) = entry else {
@@ -281,7 +282,8 @@ pub fn amend(path: &Path, sha256: &str, field: &str, more: Map<String, Value>) -
     };
     entry.extend(more);
     let manifest = target.stage_manifest(path, &Value::Object(manifest))?;
-    target.place(&manifest)
+    target.place(&manifest)?;
+    Ok(true)
 }
 
 /// A file written under a temporary name, and removed unless it is put in place.

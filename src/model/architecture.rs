@@ -252,7 +252,7 @@ impl Architecture {
     /// Checks that the numbers are consistent.
     ///
     /// # Errors
-    /// `ERR_FORMAT`, naming the inconsistent ones.
+    /// `ERR_FORMAT`, naming the inconsistent ones; `ERR_UNSUPPORTED` for heads that are too wide.
     pub fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::format(what));
         if !self.heads.is_multiple_of(self.kv_heads) {

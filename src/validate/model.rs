@@ -57,7 +57,9 @@ impl Subject {
         model: Option<&Path>,
         text: &str,
     ) -> Result<Subject> {
-        let (source, tokenizer) = Source::open_with(reference, true, open_tokenizer)?;
+        let beside =
+            |source: &Source| Ok((open_tokenizer(source)?, formats::sha256(source.path()).ok()));
+        let (source, (tokenizer, sha256)) = Source::open_with(reference, true, beside)?;
         let within = |e: Error| source.within(e);
         unquantised(&source, reference)?;
         let floats = Network::read(rt, &source).map_err(within)?;
@@ -75,7 +77,7 @@ impl Subject {
         };
         Ok(Subject {
             name: name.to_owned(),
-            sha256: formats::sha256(source.path()).ok(),
+            sha256,
             floats,
             ids,
             stored,

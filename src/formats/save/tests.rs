@@ -151,10 +151,12 @@ fn only_the_model_that_was_measured_is_amended() {
     let more = Map::from_iter([("perplexity".to_owned(), json!(2.5))]);
     write(folder.path(), &NEW).unwrap();
     let other = read();
-    amend(&path, sha256, "accuracy", more.clone()).unwrap();
+    assert!(!amend(&path, sha256, "accuracy", more.clone()).unwrap());
     assert_eq!(read(), other);
+    fs::write(&path, "{}").unwrap();
+    assert!(!amend(&path, sha256, "accuracy", more.clone()).unwrap());
     write(folder.path(), &OLD).unwrap();
-    amend(&path, sha256, "accuracy", more).unwrap();
+    assert!(amend(&path, sha256, "accuracy", more).unwrap());
     assert_eq!(read()["accuracy"], json!({"perplexity": 2.5}));
 }
 

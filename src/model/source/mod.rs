@@ -99,10 +99,17 @@ impl Source {
         }
     }
 
-    /// Whether a writer has replaced the manifest since it was opened.
+    /// Whether a writer has replaced the manifest since it was opened, by that of another model: a
+    /// conversion adds to the accuracy of its own once it is in place.
     pub fn is_replaced(&self) -> bool {
+        let model = |text: &[u8]| {
+            let mut manifest: Map<String, Value> = serde_json::from_slice(text).ok()?;
+            manifest.remove("accuracy");
+            Some(manifest)
+        };
         match &self.weights {
-            WeightFile::Manifest(file) => fs::read(&self.path).is_ok_and(|now| now != file.text()),
+            WeightFile::Manifest(file) => fs::read(&self.path)
+                .is_ok_and(|now| now != file.text() && model(&now) != model(file.text())),
             _ => false,
         }
     }

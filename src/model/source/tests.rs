@@ -762,10 +762,19 @@ fn a_model_that_is_replaced_while_it_is_opened() {
         read.set(read.get() + 1);
         if read.get() < 3 {
             let text = fs::read_to_string(&manifest).unwrap();
-            fs::write(&manifest, text + "\n").unwrap();
+            let more = format!("{{\"version {}\": null,", read.get());
+            fs::write(&manifest, text.replacen('{', &more, 1)).unwrap();
             // As readers fail that miss what was replaced.
             return Err(Error::io("gone"));
         }
+        // The conversion compares what it has written with its source.
+        let WeightFile::Manifest(opened) = source.weights() else {
+            panic!("not a manifest");
+        };
+        let more = Map::from_iter([("perplexity".to_owned(), 2.5.into())]);
+        let amended = formats::amend(&manifest, opened.sha256().unwrap(), "accuracy", more);
+        assert!(amended.unwrap());
+        assert_ne!(fs::read(&manifest).unwrap(), opened.text());
         assert!(!source.is_replaced());
         Ok(read.get())
     })

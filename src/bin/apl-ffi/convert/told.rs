@@ -5,7 +5,6 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use apl_ffi::convert::Report;
-use apl_ffi::model::open_tokenizer;
 use apl_ffi::model::source::Source;
 use apl_ffi::validate;
 
@@ -44,7 +43,6 @@ pub fn tell(a: &Arguments, report: &Report, (source, path): (&Source, &Path)) ->
             m.relative_error, m.name
         ))
     )?;
-    let reads = open_tokenizer(source)?.is_some();
     match report.agreement {
         Some(c) => {
             say!(
@@ -61,27 +59,21 @@ pub fn tell(a: &Arguments, report: &Report, (source, path): (&Source, &Path)) ->
                 )?;
             }
         }
-        None if reads => {
-            say!("not compared with the source, which is large for this machine")?;
+        None if report.tokenizer => {
+            say!(
+                "not compared with the source, which is large for this machine, or was replaced meanwhile"
+            )?;
         }
         None => say!("not compared with the source, which has no tokenizer")?,
     }
-    say!(
-        "next: {}",
-        next(a, report, (source, path), reads).join(", ")
-    )
+    say!("next: {}", next(a, report, (source, path)).join(", "))
 }
 
-/// Commands that work with what was written: `reads` is whether it has a tokenizer.
-fn next(
-    a: &Arguments,
-    report: &Report,
-    (source, path): (&Source, &Path),
-    reads: bool,
-) -> Vec<String> {
+/// Commands that work with what was written.
+fn next(a: &Arguments, report: &Report, (source, path): (&Source, &Path)) -> Vec<String> {
     let manifest = report.manifest.to_string_lossy();
     let manifest = shell::path(&manifest);
-    if !reads {
+    if !report.tokenizer {
         return vec![format!("apl-ffi inspect {manifest} --verify")];
     }
     let reference = catalogue::name_of_fetched(&a.source, path);
