@@ -182,9 +182,7 @@ fn looked_at(
 ) -> Result<Option<Agreement>> {
     (steps.progress)(Progress::Checking);
     let unchecked = format!("{} is written, and was not checked", manifest.display());
-    let Some(written) = check::written(manifest, sha256)? else {
-        return Ok(None);
-    };
+    let written = check::written(manifest, sha256)?;
     check::verify(&written, &mut |_| steps.go_on(&unchecked))?;
     let mut agreement = None;
     if check::is_compared(&source.tensors()) {

@@ -4,10 +4,22 @@ use crate::quant::{Bits, Codes, CodesBuf, ScalesBuf, Shape, pack_row, packed_row
 use half::f16;
 use std::fmt::Display;
 use std::io::Write;
+use std::path::Path;
+use tempfile::TempDir;
 
 /// Says that a test could not do its work, where the test runner does not swallow it.
 pub fn skipped(why: impl Display) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
+/// A copy of a folder of files.
+pub fn copy_of(folder: impl AsRef<Path>) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    copy
 }
 
 /// A small generator (splitmix64): the same numbers everywhere.

@@ -41,18 +41,19 @@ pub(super) fn is_compared(specs: &[TensorSpec]) -> bool {
     floats <= most.clamp(ALWAYS_COMPARED, MOST_COMPARED)
 }
 
-/// Opens the result; `None` if the manifest is no longer that of the npz with this SHA-256, but of
-/// another conversion to the same target.
+/// Opens the result.
 ///
 /// # Errors
-/// Those of [`Source::open`].
-pub(super) fn written(manifest: &Path, sha256: &str) -> Result<Option<Source>> {
+/// Those of [`Source::open`]; `ERR_IO` if the manifest is no longer that of the npz with this
+/// SHA-256, but of another conversion to the same target.
+pub(super) fn written(manifest: &Path, sha256: &str) -> Result<Source> {
     let source = Source::open(manifest, true)?;
-    let ours = match source.weights() {
-        WeightFile::Manifest(file) => file.sha256() == Some(sha256),
-        _ => false,
-    };
-    Ok(ours.then_some(source))
+    match source.weights() {
+        WeightFile::Manifest(file) if file.sha256() == Some(sha256) => Ok(source),
+        _ => Err(source.within(Error::io(
+            "it was written, and replaced by another conversion before it was checked",
+        ))),
+    }
 }
 
 /// Compares the result with its source, and records the outcome in the manifest. `None` without a

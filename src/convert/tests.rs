@@ -13,6 +13,7 @@ use crate::model::source::{Role, Source, architecture_to_json};
 use crate::options::{WeightOptions, Width};
 use crate::quant::{Bits, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::{Config, Runtime};
+use crate::testing::copy_of;
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories");
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
@@ -76,16 +77,6 @@ fn cancelled_at_every_step() {
     }
 }
 
-/// A copy of a model's folder.
-fn copy_of(model: &str) -> TempDir {
-    let folder = TempDir::new().unwrap();
-    for file in fs::read_dir(model).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
-    }
-    folder
-}
-
 /// What converting a model into a new folder gives; nothing is left there if it fails.
 fn refusal(source: &Source) -> crate::error::Error {
     let rt = Runtime::new(Config::default()).unwrap();
@@ -131,6 +122,50 @@ fn a_source_that_was_replaced() {
     let e = refusal(&source);
     assert_eq!(e.status(), Status::Io);
     assert!(e.to_string().contains("replaced"), "{e}");
+}
+
+/// Of a result that another conversion has replaced, and against a source that was replaced, nothing
+/// is reported or recorded.
+#[test]
+fn what_is_replaced_is_not_measured() {
+    let rt = Runtime::new(Config::default()).unwrap();
+    let change = |manifest: &Path, from: &str, to: &str| {
+        let text = fs::read_to_string(manifest).unwrap();
+        assert!(text.contains(from));
+        fs::write(manifest, text.replacen(from, to, 1)).unwrap();
+    };
+    let converted = |at: fn(&Progress<'_>) -> bool, replaces_source: bool| {
+        let (folder, out) = (copy_of(DEMO), TempDir::new().unwrap());
+        let source = Source::open(folder.path(), true).unwrap();
+        let target = model_in(out.path());
+        let replaced = match replaces_source {
+            true => folder.path().join("stories.json"),
+            false => target.manifest(),
+        };
+        let mut progress = |step: Progress<'_>| {
+            if at(&step) {
+                change(&replaced, "\"sha256\": \"", "\"sha256\": \"0");
+            }
+        };
+        let (options, go_on) = (WeightOptions::default(), AtomicBool::new(false));
+        let report = convert(&rt, &source, target, &options, None, &mut progress, &go_on);
+        let written = fs::read(target.manifest()).unwrap();
+        let written: Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!(written["accuracy"]["compared"], Value::Null);
+        report
+    };
+    let checking: fn(&Progress<'_>) -> bool = |s| matches!(s, Progress::Checking);
+    let comparing: fn(&Progress<'_>) -> bool = |s| matches!(s, Progress::Comparing);
+    let e = converted(checking, false).unwrap_err();
+    assert_eq!(e.status(), Status::Io);
+    assert!(
+        e.to_string().contains("replaced by another conversion"),
+        "{e}"
+    );
+    for replaces_source in [false, true] {
+        let report = converted(comparing, replaces_source).unwrap();
+        assert!(report.tokenizer && report.agreement.is_none());
+    }
 }
 
 /// The manifest has the method by which codes were chosen, or that they were taken as stored.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::*;
 use crate::error::Status;
 use crate::runtime::Config;
-use crate::testing::skipped;
+use crate::testing::{copy_of, skipped};
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models")
@@ -327,11 +327,7 @@ fn what_a_session_refuses() {
 
 /// The test model with sliding windows, with a longer context.
 fn long_windows(name: &str, window: usize) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(data().join(name)).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
-    }
+    let folder = copy_of(data().join(name));
     let path = folder.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config["max_position_embeddings"] = 4096.into();

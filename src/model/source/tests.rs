@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::error::Status;
 use crate::model::architecture::{Activation, Family, Pairing, RopeScaling};
-use crate::testing::skipped;
+use crate::testing::{copy_of, skipped};
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models")
@@ -105,14 +105,8 @@ fn the_example_of_the_format() {
 /// contain.
 #[test]
 fn manifests_with_strange_accuracies() {
-    let folder = tempfile::tempdir().unwrap();
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    for entry in std::fs::read_dir(&demo)
-        .unwrap()
-        .map(std::result::Result::unwrap)
-    {
-        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
+    let folder = copy_of(&demo);
     let text = std::fs::read_to_string(demo.join("stories.json")).unwrap();
     let path = folder.path().join("stories.json");
     let matrix = "model.layers.0.mlp.up_proj.weight";
@@ -750,12 +744,7 @@ fn real_models() {
 /// The files beside a manifest that is replaced while they are read are read again.
 #[test]
 fn a_model_that_is_replaced_while_it_is_opened() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    for file in fs::read_dir(demo).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
-    }
+    let folder = copy_of(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"));
     let manifest = folder.path().join("stories.json");
     let read = std::cell::Cell::new(0);
     let (source, times) = Source::open_with(&manifest, true, |source| {
