@@ -204,6 +204,9 @@ pub struct Lookups {
     pub multiply: LookupFn,
 }
 
+/// The most sub-blocks that [`PairsInt8`] unpack at once: a multiple of every block of activations.
+pub const PAIR_SUBS: usize = 8;
+
 /// Sub-blocks of one tile unpacked to bytes.
 #[derive(Clone, Copy)]
 pub struct Bytes {
@@ -222,7 +225,7 @@ pub struct Bytes {
 pub type BytesFn = unsafe fn(&Layout, *const u8, usize, usize, Bytes);
 
 /// int8, `V` vectors and two tiles: `(layout, count, tiles, activations, ahead, out)`. Processes
-/// `count` sub-blocks, which form whole blocks of activations and with which the activations begin;
+/// `count` sub-blocks, at most [`PAIR_SUBS`], which form whole blocks of activations and with which the activations begin;
 /// the products are **added** to the `(V, 32)` of each tile. `ahead` says what to prefetch of each
 /// tile.
 pub type PairInt8Fn = unsafe fn(&Layout, usize, [Bytes; 2], Int8Acts, [Prefetch; 2], [*mut f32; 2]);
@@ -234,8 +237,16 @@ pub type PairF32Fn = unsafe fn([*const f32; 2], [*const f32; 2], usize, *const f
 /// loads are the bottleneck.
 #[derive(Clone, Copy)]
 pub struct Pairs {
-    pub(super) float: [PairF32Fn; WIDTHS.len()],
+    /// By bit width, the fewest vectors for which they pay.
+    pub(super) min_vectors: [usize; 4],
+    pub(super) float: Option<PairsF32>,
     pub(super) int8: Option<PairsInt8>,
+}
+
+/// The pair kernels for float32 activations.
+#[derive(Clone, Copy)]
+pub struct PairsF32 {
+    pub(super) float: [PairF32Fn; WIDTHS.len()],
 }
 
 /// The pair kernels for int8 activations.
@@ -246,14 +257,26 @@ pub struct PairsInt8 {
 }
 
 impl Pairs {
-    /// The float32 kernel for a number of vectors.
-    pub fn float(&self, width: usize) -> PairF32Fn {
-        self.float[by_width(&WIDTHS, width)]
+    /// The fewest vectors for which they pay.
+    pub fn min_vectors(&self, bits: Bits) -> usize {
+        self.min_vectors[by_bits(bits)]
+    }
+
+    /// The kernels for float32 activations, if this set has them.
+    pub fn float(&self) -> Option<PairsF32> {
+        self.float
     }
 
     /// The kernels for int8 activations, if this set has them.
     pub fn int8(&self) -> Option<PairsInt8> {
         self.int8
+    }
+}
+
+impl PairsF32 {
+    /// The kernel for a number of vectors.
+    pub fn float(&self, width: usize) -> PairF32Fn {
+        self.float[by_width(&WIDTHS, width)]
     }
 }
 

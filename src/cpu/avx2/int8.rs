@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 /// # Safety
 /// AVX2; `octet` points to the dwords `q = 0` of an octet in a sub-block of `BITS`.
 #[inline(always)]
-unsafe fn four_columns<const BITS: usize>(octet: *const u8, k: usize) -> __m256i {
+pub(super) unsafe fn four_columns<const BITS: usize>(octet: *const u8, k: usize) -> __m256i {
     let (q, p) = (k % BITS, k / BITS);
     // SAFETY: the dwords q of this octet lie in the sub-block, 32-byte aligned.
     unsafe {

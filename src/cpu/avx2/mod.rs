@@ -17,10 +17,12 @@
 mod activations;
 mod f32;
 mod int8;
+mod pairs;
 mod short;
 mod sign;
 
 use super::layout::{Layout, ScaleKind, TILE_ROWS, ZeroKind};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Octets of a tile.
@@ -112,15 +114,15 @@ impl Extensions for Base {
         // SAFETY: the caller guarantees AVX2.
         unsafe {
             if BITS < 8 {
-                let low = _mm256_add_epi16(sums.low, _mm256_maddubs_epi16(u, s));
+                let low = pin(_mm256_add_epi16(sums.low, _mm256_maddubs_epi16(u, s)));
                 return Int16Sums { low, ..sums };
             }
             let nibble = _mm256_set1_epi8(15);
             let low = _mm256_and_si256(u, nibble);
             let high = _mm256_and_si256(_mm256_srli_epi16::<4>(u), nibble);
             Int16Sums {
-                low: _mm256_add_epi16(sums.low, _mm256_maddubs_epi16(low, s)),
-                high: _mm256_add_epi16(sums.high, _mm256_maddubs_epi16(high, s)),
+                low: pin(_mm256_add_epi16(sums.low, _mm256_maddubs_epi16(low, s))),
+                high: pin(_mm256_add_epi16(sums.high, _mm256_maddubs_epi16(high, s))),
                 settled: sums.settled,
             }
         }
@@ -197,6 +199,17 @@ impl Extensions for Vnni {
     }
 }
 
+/// Computes a sum at this point of the program. The optimiser would reorder additions, which takes
+/// more registers than there are, and spill.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn pin(sum: __m256i) -> __m256i {
+    let mut sum = sum;
+    // SAFETY: there is no instruction.
+    unsafe { asm!("/* {} */", inout(ymm_reg) sum, options(pure, nomem, nostack, preserves_flags)) };
+    sum
+}
+
 /// The scales of an octet.
 ///
 /// # Safety
@@ -250,6 +263,13 @@ kernel_set! {
     /// [`BASE`] with AVX-VNNI.
     VNNI = BASE with vnni, Vnni, "avx2+vnni", "avx2,fma,f16c,popcnt,avxvnni"
 }
+
+/// [`BASE`] with weights unpacked for many int8 vectors.
+pub(in crate::cpu) const BASE_PAIRS: super::tile::TileKernels = super::tile::TileKernels {
+    name: "avx2+pairs",
+    pairs: Some(pairs::KERNELS),
+    ..BASE
+};
 
 /// [`BASE`] with the fused kernels for more vectors than pay: otherwise no test would cover them
 /// with that many.

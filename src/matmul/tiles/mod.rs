@@ -19,7 +19,7 @@ use super::tasks::{Output, run, run_chunks, run_with, threads_for};
 use super::workspace::Workspace;
 use crate::cpu::l2_prefetch::SmallBatchKernel;
 use crate::cpu::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use crate::cpu::tile::{FLUSH_SUBS, Pairs, TileKernels, WIDTHS};
+use crate::cpu::tile::{FLUSH_SUBS, PairsF32, TileKernels, WIDTHS};
 use crate::error::Result;
 use crate::memory;
 use crate::quant::{Codes, CodesBuf, ScalesBuf, pack_row, packed_row_bytes};
@@ -288,7 +288,7 @@ impl Tiles {
         let l = &self.layout;
         let threads = threads_for(executor, self.nanoseconds(n));
         let plan = Plan::new(l, Activations::F32, n, threads);
-        let pairs = pairs::select(kernels, l, n);
+        let pairs = pairs::select(kernels, l, n).and_then(|k| k.float());
         let out = Output::new(y);
         if n <= max_direct_vectors(kernels, l) && pairs.is_none() {
             let none = Workspace::sums(scratch, threads, 0)?;
@@ -398,7 +398,7 @@ impl Tiles {
     fn f32_task(
         &self,
         k: &TileKernels,
-        pairs: Option<Pairs>,
+        pairs: Option<PairsF32>,
         x: &[f32],
         (tiles, vectors): Part,
         scratch: &mut Scratch,

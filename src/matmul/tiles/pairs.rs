@@ -7,21 +7,14 @@ use super::Tiles;
 use super::plan::{Part, Plan};
 use super::split::{Sums, parts, sub_blocks};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
-use crate::cpu::tile::{Bytes, Pairs, PairsInt8, Prefetch, TileKernels, WIDTHS};
+use crate::cpu::tile::{Bytes, PAIR_SUBS, Pairs, PairsInt8, Prefetch, TileKernels};
 use crate::matmul::aligned::Aligned;
 use crate::matmul::int8::Int8;
 use crate::matmul::tasks::Output;
 
-/// Sub-blocks that are unpacked at once: a multiple of every block of activations.
-const UNPACKED_SUBS: usize = 8;
-
-/// The fewest vectors for which pairs pay: weights are unpacked for each panel, which 12 vectors do
-/// not earn back at 8 bits (0.8 times as fast as one tile at a time; Ice Lake).
-const MIN_VECTORS: usize = 2 * WIDTHS[0];
-
 /// The floats of a tile's unpacked sub-blocks: codes, scales and zero points.
-const CODES: usize = UNPACKED_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
-const ROWS: usize = UNPACKED_SUBS * TILE_ROWS;
+const CODES: usize = PAIR_SUBS * SUB_COLS * TILE_ROWS / size_of::<f32>();
+const ROWS: usize = PAIR_SUBS * TILE_ROWS;
 const SIDE: usize = CODES + 2 * ROWS;
 /// The kernels load and store whole lines of all of these, which follow each other from an aligned
 /// address on.
@@ -30,8 +23,8 @@ const _: () =
 
 /// The pair kernels for `n` vectors, if the set has them and they pay.
 pub fn select(k: &TileKernels, l: &Layout, n: usize) -> Option<Pairs> {
-    let pay = n >= MIN_VECTORS && l.tiles() > 1;
-    k.pairs().filter(|_| pay)
+    k.pairs()
+        .filter(|k| n >= k.min_vectors(l.bits) && l.tiles() > 1)
 }
 
 /// Floats of scratch that a task needs.
@@ -65,7 +58,7 @@ impl Tiles {
             }
         });
         let passes = acts.blocks(vectors.clone()).count();
-        let chunks = l.total_subs().div_ceil(UNPACKED_SUBS);
+        let chunks = l.total_subs().div_ceil(PAIR_SUBS);
         let digits = acts.digits();
         let mut tile = tiles.start;
         while tile + 2 <= tiles.end {
@@ -75,11 +68,11 @@ impl Tiles {
             let mut chunk = 0;
             for part in parts(l, digits) {
                 let part = sub_blocks(l, &part);
-                for first in part.clone().step_by(UNPACKED_SUBS) {
-                    let count = UNPACKED_SUBS.min(part.end - first);
+                for first in part.clone().step_by(PAIR_SUBS) {
+                    let count = PAIR_SUBS.min(part.end - first);
                     for (tile, side) in pair.into_iter().zip(sides) {
                         // SAFETY: `k` exists, so the processor has its features; the tile has these
-                        // sub-blocks, and a side has room for UNPACKED_SUBS of them, in whole
+                        // sub-blocks, and a side has room for PAIR_SUBS of them, in whole
                         // lines.
                         unsafe { pairs.bytes(l.bits)(l, tile, first, count, side) };
                     }
