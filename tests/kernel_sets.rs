@@ -94,7 +94,7 @@ fn alike(extent: Extent, bits: Bits, group: usize) {
         }
         let found = products(&m, a, &x);
         let order = |k: &TileKernels| match a {
-            Activations::F32 => (k.isa() == Isa::Scalar, k.split().is_some()),
+            Activations::F32 => (k.isa() == Isa::Scalar, k.splits(bits)),
             _ => (false, false),
         };
         for (i, (k, y)) in found.iter().enumerate() {

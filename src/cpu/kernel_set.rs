@@ -165,6 +165,7 @@ macro_rules! kernel_set {
                 short_round: by_width!(short_round),
                 quantize,
                 split: None,
+                max_split_bits: 8,
                 stream: |_, _| None,
                 lookups: None,
                 tables: None,

@@ -42,6 +42,7 @@ impl TileKernels {
                     #[cfg(test)]
                     (features.isa() >= Isa::Avx2, super::avx2::BASE_DIRECT),
                     (features.isa() >= Isa::Avx2, super::avx2::BASE_PAIRS),
+                    (features.isa() >= Isa::Avx2, super::avx2::BASE_TABLES),
                     (features.avx_vnni(), super::avx2::VNNI),
                     (avx512, super::avx512::BASE),
                     (avx512, super::avx512::BASE_PAIRS),

@@ -40,6 +40,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     short_round: by_width!(short_round),
     quantize,
     split: None,
+    max_split_bits: 0,
     stream: |_, _| None,
     lookups: None,
     tables: None,

@@ -404,6 +404,8 @@ pub struct TileKernels {
     pub(super) short_round: [RoundFn; WIDTHS.len()],
     pub(super) quantize: QuantizeFn,
     pub(super) split: Option<SplitFn>,
+    /// See [`TileKernels::splits`].
+    pub(super) max_split_bits: usize,
     pub(super) lookups: Option<Lookups>,
     pub(super) tables: Option<Tables>,
     pub(super) pairs: Option<Pairs>,
@@ -519,8 +521,14 @@ impl TileKernels {
         self.amx
     }
 
-    /// The function that splits float32 activations, if products with int8 activations are so much
-    /// faster that three of them are the best way to multiply float32 activations.
+    /// Whether products of matrices of this width with int8 activations are so much faster that three
+    /// of them are the best way to multiply float32 activations. [`TileKernels::split`] is then
+    /// present.
+    pub fn splits(&self, bits: Bits) -> bool {
+        self.split.is_some() && bits.get() <= self.max_split_bits
+    }
+
+    /// The function that splits float32 activations, if there is a width for which this pays.
     pub fn split(&self) -> Option<SplitFn> {
         self.split
     }

@@ -6,8 +6,8 @@
 //! sign of 1.0 instead. The order of summation, and with it every bit of the results, is that of
 //! AVX-512.
 
-use super::{OCTETS, prefetch, scales, zero_points};
-use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS};
+use super::{OCTETS, pin_ps, prefetch, scales, zero_points};
+use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::FLUSH_SUBS;
 use std::arch::x86_64::*;
 
@@ -51,6 +51,19 @@ impl Fields {
         unsafe { _mm256_set1_epi32(((127 + exponent) << 23) as i32) }
     }
 
+    /// The levels of column `col` of an octet, whose first dwords are at `octet`.
+    ///
+    /// # Safety
+    /// AVX2; `octet` points to the dwords `q = 0` of an octet in a sub-block of `BITS`.
+    #[inline(always)]
+    unsafe fn column<const BITS: usize>(&self, octet: *const u8, col: usize) -> __m256 {
+        // SAFETY: the dwords of this column lie in the sub-block, 32-byte aligned.
+        unsafe {
+            let dword = _mm256_load_si256(octet.add(128 * (col / 4 % BITS)).cast());
+            self.level::<BITS>(dword, col)
+        }
+    }
+
     /// The levels of column `col` of a sub-block, whose dword `q = (col / 4) % BITS` is `dword`.
     ///
     /// # Safety
@@ -77,22 +90,6 @@ impl Fields {
             let f = _mm256_or_si256(_mm256_and_si256(v, mask), Self::magic::<BITS>(place));
             _mm256_sub_ps(_mm256_castsi256_ps(f), self.base[place])
         }
-    }
-}
-
-/// The dwords of an octet of a sub-block, in the order of `q`.
-///
-/// # Safety
-/// AVX2; `sub` points to a sub-block of `BITS`.
-#[inline(always)]
-unsafe fn dwords<const BITS: usize>(sub: *const u8, octet: usize) -> [__m256i; BITS] {
-    // SAFETY: the octet of dwords q lies in the sub-block, 32-byte aligned.
-    unsafe {
-        let mut v = [_mm256_setzero_si256(); BITS];
-        for (q, v) in v.iter_mut().enumerate() {
-            *v = _mm256_load_si256(sub.add(128 * q + 32 * octet).cast());
-        }
-        v
     }
 }
 
@@ -149,12 +146,12 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
     // SAFETY: the caller upholds this contract.
     unsafe {
         match V {
-            1 => direct_by::<BITS, V, 1>(l, tile, x, l2_distance, out),
-            2 => direct_by::<BITS, V, 2>(l, tile, x, l2_distance, out),
+            1 => direct_by::<BITS, V, 1, 4>(l, tile, x, l2_distance, out),
+            2 => direct_by::<BITS, V, 2, 2>(l, tile, x, l2_distance, out),
             _ => {
                 for first in (0..V).step_by(4) {
                     let (x, out) = (x.add(first), out.add(first * TILE_ROWS));
-                    direct_by::<BITS, V, 4>(l, tile, x, l2_distance, out);
+                    direct_by::<BITS, V, 4, 1>(l, tile, x, l2_distance, out);
                 }
             }
         }
@@ -166,7 +163,7 @@ pub(super) unsafe fn direct<const BITS: usize, const V: usize>(
 /// # Safety
 /// As [`direct`], except that `x` and `out` begin with the first of the `VS` vectors.
 #[inline(always)]
-unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
+unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize, const OS: usize>(
     l: &Layout,
     tile: *const u8,
     x: *const f32,
@@ -193,26 +190,31 @@ unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
                     p.wrapping_add(l2_distance),
                     sub_bytes,
                 );
-                for o in 0..OCTETS {
-                    let w = dwords::<BITS>(p, o);
-                    let fields = Fields::new::<BITS>(zero_points(l, tail, o));
-                    let scale = scales(l, tail, o);
-                    let mut chains = [[zero; 2]; VS];
-                    unroll!(I in 0..16 => {
-                        const Q: usize = I / 4;
-                        let a = fields.level::<BITS>(w[Q % BITS], I);
-                        let b = fields.level::<BITS>(w[(Q + 4) % BITS], I + 16);
-                        for (v, chain) in chains.iter_mut().enumerate() {
-                            let at = x.add(I * V + v);
-                            chain[0] = _mm256_fmadd_ps(a, _mm256_set1_ps(*at), chain[0]);
-                            let at = at.add(16 * V);
-                            chain[1] = _mm256_fmadd_ps(b, _mm256_set1_ps(*at), chain[1]);
+                for octet in (0..OCTETS).step_by(OS) {
+                    let of_octets = |o: usize| Fields::new::<BITS>(zero_points(l, tail, octet + o));
+                    let mut fields = [of_octets(0); OS];
+                    if l.zero == ZeroKind::PerGroup {
+                        for (o, fields) in fields.iter_mut().enumerate().skip(1) {
+                            *fields = of_octets(o);
                         }
-                    });
-                    for (v, chain) in chains.into_iter().enumerate() {
-                        let f = &mut f[v][o];
-                        *f = _mm256_fmadd_ps(chain[0], scale, *f);
-                        *f = _mm256_fmadd_ps(chain[1], scale, *f);
+                    }
+                    let mut scale = [zero; OS];
+                    for (o, scale) in scale.iter_mut().enumerate() {
+                        *scale = scales(l, tail, octet + o);
+                    }
+                    let weights = p.add(32 * octet);
+                    for half in 0..2 {
+                        let x = x.add(half * SUB_COLS / 2 * V);
+                        let chains = match half {
+                            0 => chains::<BITS, V, VS, OS, 0>(weights, &fields, x),
+                            _ => chains::<BITS, V, VS, OS, 16>(weights, &fields, x),
+                        };
+                        for (o, chains) in chains.into_iter().enumerate() {
+                            for (v, chain) in chains.into_iter().enumerate() {
+                                let f = &mut f[v][octet + o];
+                                *f = _mm256_fmadd_ps(chain, scale[o], *f);
+                            }
+                        }
                     }
                 }
                 p = p.add(sub_bytes);
@@ -236,6 +238,43 @@ unsafe fn direct_by<const BITS: usize, const V: usize, const VS: usize>(
             flush(f, sum);
             store(sum, out.add(TILE_ROWS * v));
         }
+    }
+}
+
+/// The sums of 16 columns from `FROM` on of `OS` octets, for `VS` of the `V` vectors that `x`
+/// interleaves. The columns of a half need two masks and offsets, those of a sub-block four, for
+/// which there are no registers.
+///
+/// # Safety
+/// AVX2 and FMA; `octets` points to the first octet in a sub-block of `BITS`, `x` to column `FROM`.
+#[inline(always)]
+unsafe fn chains<
+    const BITS: usize,
+    const V: usize,
+    const VS: usize,
+    const OS: usize,
+    const FROM: usize,
+>(
+    octets: *const u8,
+    fields: &[Fields; OS],
+    x: *const f32,
+) -> [[__m256; VS]; OS] {
+    // SAFETY: the caller upholds this contract.
+    unsafe {
+        let mut chains = [[_mm256_setzero_ps(); VS]; OS];
+        unroll!(I in 0..16 => {
+            let mut xs = [_mm256_setzero_ps(); VS];
+            for (v, xs) in xs.iter_mut().enumerate() {
+                *xs = _mm256_set1_ps(*x.add(I * V + v));
+            }
+            for (o, chains) in chains.iter_mut().enumerate() {
+                let level = fields[o].column::<BITS>(octets.add(32 * o), FROM + I);
+                for (chain, x) in chains.iter_mut().zip(xs) {
+                    *chain = pin_ps(_mm256_fmadd_ps(level, x, *chain));
+                }
+            }
+        });
+        chains
     }
 }
 
@@ -266,13 +305,12 @@ pub(super) unsafe fn unpack<const BITS: usize>(
             for o in 0..OCTETS {
                 let out = levels.add(i * SUB_COLS * TILE_ROWS + 8 * o);
                 _mm256_storeu_ps(scales_out.add(i * TILE_ROWS + 8 * o), scales(l, tail, o));
-                let v = dwords::<BITS>(sub, o);
+                let octet = sub.add(32 * o);
                 let fields = Fields::new::<BITS>(zero_points(l, tail, o));
                 unroll!(I in 0..16 => {
-                    const Q: usize = I / 4;
-                    let w = fields.level::<BITS>(v[Q % BITS], I);
+                    let w = fields.column::<BITS>(octet, I);
                     _mm256_storeu_ps(out.add(I * TILE_ROWS), w);
-                    let w = fields.level::<BITS>(v[(Q + 4) % BITS], I + 16);
+                    let w = fields.column::<BITS>(octet, I + 16);
                     _mm256_storeu_ps(out.add((I + 16) * TILE_ROWS), w);
                 });
             }

@@ -51,7 +51,10 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
             12 | 8 | 4 if const { !(E::SPLITS_BYTES && BITS == 8) } => {
                 tile_in_passes::<E, BITS, V, 4, 2>(l, first, count, tile, acts, ahead, out)
             }
-            12 | 8 | 4 | 2 => {
+            6 | 3 if const { !(E::SPLITS_BYTES && BITS == 8) } => {
+                tile_in_passes::<E, BITS, V, 3, 2>(l, first, count, tile, acts, ahead, out)
+            }
+            12 | 8 | 6 | 4 | 2 => {
                 tile_in_passes::<E, BITS, V, 2, 2>(l, first, count, tile, acts, ahead, out)
             }
             _ if const { E::SPLITS_BYTES && BITS == 8 } => {

@@ -20,6 +20,8 @@ mod int8;
 mod pairs;
 mod short;
 mod sign;
+mod split;
+mod tables;
 
 use super::layout::{Layout, ScaleKind, TILE_ROWS, ZeroKind};
 use std::arch::asm;
@@ -43,7 +45,7 @@ trait Extensions {
     unsafe fn nothing() -> Self::Sums;
 
     /// Adds in each dword the four products of the bytes of `u`, codes of `BITS` (one bit: 0 or 2),
-    /// and the signed bytes of `s`, which are in -127..=127. At most one sub-block (8 calls) may be
+    /// and the signed bytes of `s`. At most one sub-block (8 calls) may be
     /// added before [`Extensions::settle`].
     ///
     /// # Safety
@@ -78,9 +80,9 @@ struct Vnni;
 /// addition per `vpmaddubsw` would double the work. A lane adds two products at a time, 16 per
 /// sub-block:
 ///
-/// - 4 bits: `16 * 15 * 127 = 30480`, one sub-block.
-/// - 2 bits: `16 * 3 * 127 = 6096`, four sub-blocks (24384).
-/// - 1 bit: `16 * 2 * 127 = 4064`, four sub-blocks.
+/// - 4 bits: `16 * 15 * 128 = 30720`, one sub-block.
+/// - 2 bits: `16 * 3 * 128 = 6144`, four sub-blocks (24576).
+/// - 1 bit: `16 * 2 * 128 = 4096`, four sub-blocks.
 /// - 8 bits: `vpmaddubsw` itself saturates at `2 * 255 * 127`. The two nibbles are summed
 ///   separately, each as at 4 bits.
 #[derive(Clone, Copy)]
@@ -210,6 +212,17 @@ fn pin(sum: __m256i) -> __m256i {
     sum
 }
 
+/// Computes a sum at this point of the program. The optimiser would reorder additions, which takes
+/// more registers than there are, and spill.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn pin_ps(sum: __m256) -> __m256 {
+    let mut sum = sum;
+    // SAFETY: there is no instruction.
+    unsafe { asm!("/* {} */", inout(ymm_reg) sum, options(pure, nomem, nostack, preserves_flags)) };
+    sum
+}
+
 /// The scales of an octet.
 ///
 /// # Safety
@@ -268,7 +281,17 @@ kernel_set! {
 pub(in crate::cpu) const BASE_PAIRS: super::tile::TileKernels = super::tile::TileKernels {
     name: "avx2+pairs",
     pairs: Some(pairs::KERNELS),
+    split: Some(split::split),
+    max_split_bits: 4,
     ..BASE
+};
+
+/// [`BASE_PAIRS`] with tables for 1-bit weights.
+pub(in crate::cpu) const BASE_TABLES: super::tile::TileKernels = super::tile::TileKernels {
+    name: "avx2+pairs+tables",
+    lookups: Some(tables::LOOKUPS),
+    tables: Some(tables::TABLES),
+    ..BASE_PAIRS
 };
 
 /// [`BASE`] with the fused kernels for more vectors than pay: otherwise no test would cover them

@@ -185,6 +185,7 @@ unsafe fn block<const BITS: usize, const V: usize>(
     unsafe {
         match V {
             12 | 8 | 4 => passes::<BITS, V, 4>(l, subs, at, octet),
+            6 | 3 => passes::<BITS, V, 3>(l, subs, at, octet),
             2 => passes::<BITS, V, 2>(l, subs, at, octet),
             _ => passes::<BITS, V, 1>(l, subs, at, octet),
         }

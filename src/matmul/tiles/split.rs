@@ -191,7 +191,7 @@ impl Tiles {
         mut products: [Product<'_>; MAX_MATRICES],
     ) -> Result<()> {
         let matrices = || products.iter().flatten().map(|(tiles, _)| *tiles);
-        let splits = |tiles: &Tiles| kernels.split().is_some() && tiles.split_pays();
+        let splits = |tiles: &Tiles| kernels.splits(tiles.layout.bits) && tiles.split_pays();
         if !matrices().all(splits) {
             return (products.iter_mut().flatten()).try_for_each(|(tiles, y)| {
                 if splits(tiles) {
