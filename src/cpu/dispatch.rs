@@ -55,8 +55,7 @@ impl fmt::Display for Isa {
 pub enum Core {
     /// Any other core. Measured: Ice Lake, Emerald Rapids.
     Other,
-    /// Zen 4 (and Zen 3, which has no AVX-512): 512-bit instructions execute as two passes of 256
-    /// bits.
+    /// Zen 4: 512-bit instructions execute as two passes of 256 bits. And Zen 3, which has AVX2 only.
     Zen4,
     /// Other AMD cores. Measured: Zen 5.
     Amd,

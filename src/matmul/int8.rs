@@ -30,7 +30,7 @@ impl Interleave {
     /// The order of [`crate::cpu::tile::Int8Acts`].
     pub fn of(k: &TileKernels) -> Interleave {
         Interleave {
-            // With the sixteen registers of AVX2, six vectors are slower than four and two.
+            // With the sixteen registers of AVX2, six vectors were slower than four and two.
             widths: match k.isa() {
                 Isa::Avx2 => &WIDTHS,
                 _ => &INT8_WIDTHS,

@@ -64,6 +64,35 @@ fn split_products_are_what_they_are_defined_to_be() {
     });
 }
 
+/// Sums of columns with the digit -128 are larger than those of any quantised activations: bytes of
+/// tables have to hold eight of them.
+#[test]
+fn the_largest_sums_of_digits_are_exact() {
+    let pool = Pool::new(1).unwrap();
+    // 64 * 65536 + 1 * 256 - 128
+    let element = 0x40_0080 as f32;
+    for k in TileKernels::variants() {
+        for bits in Bits::ALL {
+            for code in [0, 0xFF] {
+                let shape = Shape::new(33, 96, 32);
+                let mut m = random_codes(&mut Random::new(1), shape, bits, Kind::ALL[0]);
+                m.bytes.fill(code);
+                m.scales = ScalesBuf::F32(vec![0.25; 33 * 3]);
+                for n in [1, 5, 40] {
+                    let x = vec![element; n * 96];
+                    let y = run(&k, &tiles(&pool, &m), Activations::F32, &x, n, 1);
+                    let want = product(&m.as_codes(), &[element as f64; 96]);
+                    for (i, y) in y.iter().enumerate() {
+                        let name = format!("{} {bits:?} {code} {n} vectors", k.name());
+                        let (want, norms) = want[i % 33];
+                        assert!((*y as f64 - want).abs() <= 1e-6 * norms, "{name}: {y}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// What becomes of the element of a column.
 type Change = fn(usize, f32) -> f32;
 
