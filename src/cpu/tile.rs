@@ -225,9 +225,9 @@ pub struct Bytes {
 pub type BytesFn = unsafe fn(&Layout, *const u8, usize, usize, Bytes);
 
 /// int8, `V` vectors and two tiles: `(layout, count, tiles, activations, ahead, out)`. Processes
-/// `count` sub-blocks, at most [`PAIR_SUBS`], which form whole blocks of activations and with which the activations begin;
-/// the products are **added** to the `(V, 32)` of each tile. `ahead` says what to prefetch of each
-/// tile.
+/// `count` sub-blocks, at most [`PAIR_SUBS`], which form whole blocks of activations and with which
+/// the activations begin; the products are **added** to the `(V, 32)` of each tile. `ahead` says
+/// what to prefetch of each tile.
 pub type PairInt8Fn = unsafe fn(&Layout, usize, [Bytes; 2], Int8Acts, [Prefetch; 2], [*mut f32; 2]);
 
 /// float32, `V` vectors and two tiles: as [`PanelFn`], with levels, scales and sums per tile.
@@ -521,9 +521,9 @@ impl TileKernels {
         self.amx
     }
 
-    /// Whether products of matrices of this width with int8 activations are so much faster that three
-    /// of them are the best way to multiply float32 activations. [`TileKernels::split`] is then
-    /// present.
+    /// Whether products of matrices of this width with int8 activations are so much faster that
+    /// three of them are the best way to multiply float32 activations. [`TileKernels::split`] is
+    /// then present.
     pub fn splits(&self, bits: Bits) -> bool {
         self.split.is_some() && bits.get() <= self.max_split_bits
     }

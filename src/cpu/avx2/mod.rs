@@ -45,8 +45,8 @@ trait Extensions {
     unsafe fn nothing() -> Self::Sums;
 
     /// Adds in each dword the four products of the bytes of `u`, codes of `BITS` (one bit: 0 or 2),
-    /// and the signed bytes of `s`. At most one sub-block (8 calls) may be
-    /// added before [`Extensions::settle`].
+    /// and the signed bytes of `s`. At most one sub-block (8 calls) may be added before
+    /// [`Extensions::settle`].
     ///
     /// # Safety
     /// The processor has the extensions of the implementor.
@@ -212,8 +212,8 @@ fn pin(sum: __m256i) -> __m256i {
     sum
 }
 
-/// Computes a sum at this point of the program. The optimiser would reorder additions, which takes
-/// more registers than there are, and spill.
+/// As [`pin`]: the optimiser keeps the order of floating-point additions, but would compute later
+/// operands first.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn pin_ps(sum: __m256) -> __m256 {

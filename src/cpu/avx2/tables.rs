@@ -56,7 +56,8 @@ unsafe fn build_words(codes: *const i8, count: usize, tables: *mut i16) {
 /// A sum of four codes is in -512..=512. Its parts are in 0..32 and -16..16, except that 512 is 15
 /// and 32; in the first table it is 16 and 0. Eight low parts are then at most 255, and eight high
 /// parts -128 to 121. Tables have low parts less 16, and those of the upper nibbles have high parts
-/// and 1, so that both sums are signed bytes, and the sum is the low one plus 32 times the high one.
+/// and 1, so that both sums are signed bytes, and the sum is the low one plus 32 times the high
+/// one.
 ///
 /// # Safety
 /// AVX2; what the contract says.
@@ -116,8 +117,8 @@ unsafe fn build(codes: *const i8, count: usize, tables: *mut u8, next: *const u8
     }
 }
 
-/// The bytes of a 1-bit sub-block by their positions in dwords. In half `h` of a register, byte `4 *
-/// o + i` belongs to row `8 * o + 4 * h + i`.
+/// The bytes of a 1-bit sub-block by their positions in dwords. In half `h` of a register, byte
+/// `4 * o + i` belongs to row `8 * o + 4 * h + i`.
 ///
 /// # Safety
 /// AVX2; `sub` points to a 1-bit sub-block.
@@ -161,8 +162,8 @@ unsafe fn indices(sub: *const u8) -> [__m256i; 8] {
     all
 }
 
-/// The int16 sums of 32 columns, of octets 0 and 1 and of octets 2 and 3. In half `h` of a register,
-/// word `4 * o + i` belongs to row `4 * h + i` of an octet.
+/// The int16 sums of 32 columns, of octets 0 and 1 and of octets 2 and 3. In half `h` of a
+/// register, word `4 * o + i` belongs to row `4 * h + i` of octet `o` of the two.
 ///
 /// # Safety
 /// AVX2; `tables` are those of the sub-block of these indices.

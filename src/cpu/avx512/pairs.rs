@@ -20,8 +20,8 @@ const HALVES: usize = 4;
 /// For AVX-512 as on Skylake-X: float32 only, because without VNNI a byte dot product takes two
 /// multiplications above 4 bits.
 ///
-/// Weights are unpacked for each panel, which 12 vectors do not earn back at 8 bits (0.8 times as fast
-/// as one tile at a time; Ice Lake).
+/// Weights are unpacked for each panel, which 12 vectors do not earn back at 8 bits (0.8 times as
+/// fast as one tile at a time; Ice Lake).
 pub(super) const BASE: Pairs = Pairs {
     min_vectors: [2 * WIDTHS[0]; 4],
     float: Some(PairsF32 {
