@@ -116,7 +116,7 @@ pub type SignFn = unsafe fn(&Layout, *const u8, *const u32, usize, *mut f32);
 /// scale, as by [`crate::quant::quantize_block`] on each group, except for the sign of zero.
 pub type RoundFn = unsafe fn(&mut [f32], usize);
 
-/// Table entries (int16 sums) per sub-block and vector: four tables of 32.
+/// The size of the tables of a sub-block and vector, in words of 16 bits.
 pub const TABLE_WORDS: usize = 128;
 
 /// The most vectors of [`TableActs`].
@@ -161,7 +161,7 @@ pub struct Tables {
     pub multiply: TablesFn,
 }
 
-/// Table bytes per sub-block of a vector: four tables of 64.
+/// The size of the tables of a sub-block of a vector, in bytes.
 pub const LOOKUP_BYTES: usize = 256;
 
 /// Builds the tables of one vector: `(codes, count, tables, next)`; `codes` is `(count, 32)`,
@@ -234,7 +234,7 @@ pub type PairInt8Fn = unsafe fn(&Layout, usize, [Bytes; 2], Int8Acts, [Prefetch;
 pub type PairF32Fn = unsafe fn([*const f32; 2], [*const f32; 2], usize, *const f32, [*mut f32; 2]);
 
 /// Two tiles at a time, for many vectors: the same bits as [`Int8Fn`] and [`PanelFn`], faster where
-/// loads are the bottleneck.
+/// loads are the bottleneck, or where registers hold too few sums for unpacking once to wait.
 #[derive(Clone, Copy)]
 pub struct Pairs {
     /// By bit width, the fewest vectors for which they pay.

@@ -128,10 +128,10 @@ pub(super) unsafe fn store(sum: &[[__m256d; 2]; OCTETS], out: *mut f32) {
 /// and 528, 8 542 and 434. 1 bit: 2 853 and 666, 4 486 and 500, 8 492 and 421.
 pub(super) const MAX_DIRECT_VECTORS: [usize; 4] = [1, 1, 1, 4];
 
-/// One tile times `V` vectors, fused dequantise, in passes of four vectors: their eight chains, a
-/// level and an activation fill the sixteen registers. Processing the groups of four one after the
-/// other within each sub-block took 1.5 times as long for eight and twelve vectors: the compiler
-/// spilled the levels for the next four.
+/// One tile times `V` vectors, fused dequantise, in passes of at most four vectors: four chains at a
+/// time, of one vector and four octets, two and two, or four and one. Processing groups of four
+/// vectors one after the other within each sub-block took 1.5 times as long for eight and twelve:
+/// the compiler spilled the levels for the next four.
 ///
 /// # Safety
 /// The contract of [`crate::cpu::tile`]; AVX2, FMA and F16C.

@@ -45,9 +45,9 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     // SAFETY: the caller upholds this contract.
     unsafe {
         match V {
-            // Eight accumulator registers. With twelve the optimiser, which reorders the additions,
-            // spills: 12 vectors at 4 bits, weights in cache, ran at 127 instead of 178 Gop/s (with
-            // AVX-VNNI 165 instead of 212).
+            // Eight accumulator registers. Before sums were pinned, the optimiser spilled with
+            // twelve: 12 vectors at 4 bits, weights in cache, ran at 127 instead of 178 Gop/s (with
+            // AVX-VNNI, whose sums are not, 165 instead of 212).
             12 | 8 | 4 if const { !(E::SPLITS_BYTES && BITS == 8) } => {
                 tile_in_passes::<E, BITS, V, 4, 2>(l, first, count, tile, acts, ahead, out)
             }

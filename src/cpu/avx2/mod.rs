@@ -9,7 +9,8 @@
 //! vectors and rows, these kernels process a group in passes of a few octets × a few vectors and
 //! unpack the weights, which are then in L1, again in each pass.
 //!
-//! Two sets share one source: [`BASE`] needs AVX2, FMA, F16C and POPCNT, [`VNNI`] also AVX-VNNI.
+//! Two sets share the source of most kernels: [`BASE`] needs AVX2, FMA, F16C and POPCNT, [`VNNI`]
+//! also AVX-VNNI. [`BASE_PAIRS`] and [`BASE_TABLES`] add others to the former.
 //! The trait [`Extensions`] names what differs. The generic functions have no `target_feature` and
 //! are `inline(always)`, so that they are compiled with the features of the entry point that they
 //! are inlined into.

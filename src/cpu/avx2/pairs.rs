@@ -1,6 +1,6 @@
 //! Many int8 vectors, with weights unpacked to bytes beforehand.
 //!
-//! With sixteen registers, a pass over a sub-block takes at most six vectors and two octets, and
+//! With sixteen registers, a pass over a sub-block takes four vectors and two octets, and
 //! unpacking four columns of an octet costs as many instructions as multiplying them by one vector:
 //! many vectors unpack once instead. Above four bits, where `vpmaddubsw` would saturate, bytes and
 //! activations are extended to int16 and multiplied by `vpmaddwd`.

@@ -5,8 +5,8 @@
 //! [`crate::cpu::layout`]) is two nibbles of four columns each: once bytes `j` of all 32 rows are
 //! in one register, a nibble of each is an index. A sum does not fit a byte: its lowest five bits
 //! are looked up in one table and the rest in another, and the sums of all eight nibbles of a dword
-//! fit bytes again. 32 rows × 32 columns take 54 instructions for each vector, and 32 to arrange
-//! the bytes, where [`super::int8`] needs 84 for each, and 64 to unpack them.
+//! fit bytes again. 32 rows × 32 columns take 54 instructions for each vector, and 24 for the
+//! indices of all, where [`super::int8`] needs 80 for each, and 60 to unpack them for every four.
 //!
 //! Tables hold sums of activations whose signs are the weights (1-bit codes stand for -1 and +1):
 //! the integers that [`super::int8`] obtains with corrections, followed by the same order of
@@ -29,7 +29,7 @@ pub(super) const TABLES: Tables = Tables {
 
 /// The functions for one vector.
 pub(super) const LOOKUPS: Lookups = Lookups {
-    build,
+    build: build::<true>,
     multiply: multiply_one,
 };
 
@@ -47,22 +47,27 @@ const PREFETCH_DISTANCE: usize = 5 << 10;
 /// AVX2; what the contract says.
 #[target_feature(enable = "avx2")]
 unsafe fn build_words(codes: *const i8, count: usize, tables: *mut i16) {
-    // SAFETY: the caller upholds the contract, which differs in the type of the tables only.
-    unsafe { build(codes, count, tables.cast(), codes.cast()) };
+    // SAFETY: the caller upholds this contract; without prefetches the last argument is not used.
+    unsafe { build::<false>(codes, count, tables.cast(), codes.cast()) };
 }
 
 /// The contract of [`crate::cpu::tile::LookupBuildFn`].
 ///
-/// A sum of four codes is in -512..=512. Its parts are in 0..32 and -16..16, except that 512 is 15
-/// and 32; in the first table it is 16 and 0. Eight low parts are then at most 255, and eight high
-/// parts -128 to 121. Tables have low parts less 16, and those of the upper nibbles have high parts
-/// and 1, so that both sums are signed bytes, and the sum is the low one plus 32 times the high
-/// one.
+/// A sum of four codes is in -512..=512. Its low part is in 0..=31 and its high part in -16..=15,
+/// except that the parts of 512 are 32 and 15, and in the first table 0 and 16. Eight low parts are
+/// then at most 255 together, and eight high parts -128 to 121. Tables have low parts minus 16, and
+/// those of the upper nibbles have high parts plus 1, so that both sums are signed bytes, and the
+/// sum is the low one plus 32 times the high one.
 ///
 /// # Safety
 /// AVX2; what the contract says.
 #[target_feature(enable = "avx2")]
-unsafe fn build(codes: *const i8, count: usize, tables: *mut u8, next: *const u8) {
+unsafe fn build<const PREFETCH: bool>(
+    codes: *const i8,
+    count: usize,
+    tables: *mut u8,
+    next: *const u8,
+) {
     // -1 or 1 for the lower two bits of each of 16 indices, and for the upper two.
     let lower_signs = _mm256_set1_epi64x(0x0101_01FF_FF01_FFFF_u64.cast_signed());
     let upper_signs = _mm256_setr_epi64x(
@@ -80,7 +85,7 @@ unsafe fn build(codes: *const i8, count: usize, tables: *mut u8, next: *const u8
     for i in 0..count {
         // SAFETY: the caller upholds this contract; a prefetch may use any address.
         unsafe {
-            for line in 2 * i..2 * (i + 1) {
+            for line in 2 * i..2 * (i + usize::from(PREFETCH)) {
                 _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast());
             }
             for nibble in 0..2 {
@@ -204,7 +209,7 @@ fn octets(sums: [__m256i; 2]) -> [__m256i; OCTETS] {
 }
 
 /// Integer sums of the sub-blocks of a block so far, and its scales.
-#[repr(align(64))]
+#[repr(C, align(64))]
 struct Scratch {
     sums: [MaybeUninit<[i16; TILE_ROWS]>; TABLE_VECTORS],
     scales: [f32; TILE_ROWS],
@@ -294,7 +299,8 @@ unsafe fn vectors<const FIRST: bool, const LAST: bool>(
             if LAST {
                 let by = _mm256_set1_ps(*x.scales.add(v));
                 for (o, sum) in octets(sums).into_iter().enumerate() {
-                    let scale = _mm256_mul_ps(by, _mm256_load_ps(&raw const scratch.scales[8 * o]));
+                    let scale = _mm256_load_ps(scratch.scales.as_ptr().add(8 * o));
+                    let scale = _mm256_mul_ps(by, scale);
                     let to = out.add(v * TILE_ROWS + 8 * o);
                     let f = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, _mm256_load_ps(to));
                     _mm256_store_ps(to, f);
@@ -360,9 +366,8 @@ unsafe fn multiply_one(
                 }
                 x.scales = x.scales.add(1);
             }
-            for distance in [PREFETCH_DISTANCE, stream.l2_distance] {
-                _mm_prefetch::<_MM_HINT_T1>(ahead(p, distance).cast());
-            }
+            _mm_prefetch::<_MM_HINT_T0>(ahead(p, PREFETCH_DISTANCE).cast());
+            _mm_prefetch::<_MM_HINT_T1>(ahead(p, stream.l2_distance).cast());
             p = p.add(l.tail_bytes());
         }
         for (o, f) in f.into_iter().enumerate() {
