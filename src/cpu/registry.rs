@@ -62,10 +62,10 @@ impl TileKernels {
                 .map(|(_, k)| k),
             );
             // Sets meant for this core come last. With AVX2 those with pairs and tables are meant for
-            // all cores, and have only been measured on Zen 3. With AVX-512, tables: on Zen 4 `vpermw`
-            // leaves issue slots for the additions, and on Zen 5 it should (not measured); on an Intel
-            // core with the same features tables were slower (422 Gop/s against 472). Pairs were slower
-            // on Zen 4 (see `avx512/zen4.rs`).
+            // all cores, and have only been measured on Zen 3. With AVX-512, tables: on Zen 4
+            // `vpermw` leaves issue slots for the additions, and on Zen 5 it should (not measured);
+            // on an Intel core with the same features tables were slower (422 Gop/s against 472).
+            // Pairs were slower on Zen 4 (see `avx512/zen4.rs`).
             let core = features.core();
             all.sort_by_key(|k| (k.isa, k.cores.contains(&core)));
             for k in all.iter_mut().filter(|k| k.isa != Isa::Scalar) {

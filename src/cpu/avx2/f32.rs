@@ -128,8 +128,8 @@ pub(super) unsafe fn store(sum: &[[__m256d; 2]; OCTETS], out: *mut f32) {
 /// and 528, 8 542 and 434. 1 bit: 2 853 and 666, 4 486 and 500, 8 492 and 421.
 pub(super) const MAX_DIRECT_VECTORS: [usize; 4] = [1, 1, 1, 4];
 
-/// One tile times `V` vectors, fused dequantise, in passes of at most four vectors: four chains at a
-/// time, of one vector and four octets, two and two, or four and one. Processing groups of four
+/// One tile times `V` vectors, fused dequantise, in passes of at most four vectors: four chains at
+/// a time, of one vector and four octets, two and two, or four and one. Processing groups of four
 /// vectors one after the other within each sub-block took 1.5 times as long for eight and twelve:
 /// the compiler spilled the levels for the next four.
 ///
