@@ -8,7 +8,7 @@ use self::short::{direct as short_direct, round as short_round, unpack as short_
 use super::dispatch::{Core, Isa};
 use super::l2_prefetch::L2Prefetch;
 use super::layout::{Layout, SUB_COLS, ScaleKind, TILE_ROWS, ZeroKind};
-use super::tile::{FLUSH_SUBS, Int8Acts, Prefetch, TileKernels};
+use super::tile::{FLUSH_SUBS, Int8Acts, L1_DISTANCE, Prefetch, TileKernels};
 use crate::quant::{Bits, quantize_block};
 use half::f16;
 
@@ -16,6 +16,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     name: "scalar",
     isa: Isa::Scalar,
     cores: Core::ALL,
+    l1_distance: L1_DISTANCE,
     l2_prefetch: L2Prefetch::Never,
     splits_halves: false,
     // 1 to 12 vectors took as long with unpacking (4 bits).

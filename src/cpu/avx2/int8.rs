@@ -1,6 +1,6 @@
 //! int8 activations: exact int32 sums within each block, float32 across the blocks.
 
-use super::{Extensions, OCTETS, prefetch, scales, zero_points};
+use super::{Extensions, OCTETS, one_vector, prefetch, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Int8Acts, Prefetch};
 use std::arch::x86_64::*;
@@ -57,8 +57,8 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
             12 | 8 | 6 | 4 | 2 => {
                 tile_in_passes::<E, BITS, V, 2, 2>(l, first, count, tile, acts, ahead, out)
             }
-            _ if const { E::SPLITS_BYTES && BITS == 8 } => {
-                tile_in_passes::<E, BITS, V, 1, 2>(l, first, count, tile, acts, ahead, out)
+            _ if const { E::SPLITS_BYTES } => {
+                one_vector::tile::<BITS>(l, first, count, tile, acts, ahead, out)
             }
             _ => tile_in_passes::<E, BITS, V, 1, 4>(l, first, count, tile, acts, ahead, out),
         }

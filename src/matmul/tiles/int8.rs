@@ -109,7 +109,7 @@ impl Tiles {
                         } else if passes == 1 {
                             Prefetch {
                                 at: (tile.as_ptr())
-                                    .wrapping_add(l.group_offset(first) + INT8_PREFETCH_DISTANCE),
+                                    .wrapping_add(l.group_offset(first) + k.l1_distance()),
                                 lines,
                                 l2_distance: k.l2_distance(SmallBatchKernel::Int8(l.bits), width),
                             }
@@ -310,10 +310,3 @@ impl Int8Path {
 /// panel of activations, these come from L3 in any case. Smaller in tests, so that a tile has
 /// several parts.
 const CACHED_BYTES: usize = if cfg!(test) { 8 << 10 } else { 128 << 10 };
-
-/// The prefetch distance in bytes, with one pass over the weights.
-///
-/// One thread on Zen 5, 4096 × 4096 from memory, medians of alternating runs alongside other work,
-/// µs at 1, 2, 4 and 8 bits: 3 KB 111, 192, 335 and 637; 4 KB 113, 171, 292 and 589; 5 KB 99, 164,
-/// 291 and 561; 6 KB 99, 160, 303 and 588.
-const INT8_PREFETCH_DISTANCE: usize = 5 << 10;
