@@ -48,7 +48,8 @@
  * Text is UTF-8 and ends with NUL. A function that fills a buffer of `capacity` bytes writes at
  * most that many, the NUL included; it always writes the NUL if capacity > 0, and never splits a
  * character. It returns the length in bytes of the whole text, excluding the NUL, so a call with
- * capacity 0 asks for the length.
+ * capacity 0 asks for the length. (Not with apl_session_next, which always goes on by a token, and
+ * returns the length of what it has written.)
  *
  * `config` and `options` are JSON objects of at most 64 KiB; NULL, "" and "{}" are the defaults.
  * An unknown key, a key that comes twice, or a value outside its domain is ERR_CONFIG.
@@ -705,8 +706,9 @@ int32_t apl_model_tokenize(int32_t model, const char *text, int32_t add_bos, int
  * token, the template writes it.
  *
  * Templates are programs written by whoever made the model, so they are limited: to 64 KiB, to
- * 400,000 steps, to an output of 64 MiB, and to reading and setting attributes of namespaces.
- * Memory that a template uses without writing it is not limited.
+ * 400,000 steps, to an output of 64 MiB, to reading and setting attributes of namespaces, and to
+ * multiplying (repeating) literal strings. Memory that a template uses without writing it, and the
+ * time of a step over a long list, are not limited.
  *
  * Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_ENCODING;
  * ERR_CONFIG (`messages` is not of this form, or the template refuses it); ERR_LENGTH
@@ -808,8 +810,10 @@ int32_t apl_session_info(int32_t session, char *json, int32_t capacity);
 /**
  * Cancels the call that another thread is running on a session.
  *
- * That call returns ERR_STATE and has fed nothing. This function does not wait for it, and does
- * nothing if no call is running.
+ * That call returns ERR_STATE and has fed nothing, unless it has passed the last check for
+ * cancellation, one of which precedes every layer and the output matrix (on a device, every block of
+ * tokens); then it ends normally, and a caller that loops needs a flag of its own. This function does
+ * not wait for it, and does nothing if no call is running.
  *
  * Returns: OK; ERR_HANDLE.
  */

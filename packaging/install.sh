@@ -4,10 +4,23 @@
 # INCLUDEDIR, DESTDIR and RELEASE, the folder of the built library and program.
 set -eu
 
+for folder in "$PREFIX" "$LIBDIR" "$INCLUDEDIR"; do
+  case $folder in
+    /*) ;;
+    *)
+      echo "install: '$folder' is not an absolute path, which the installed files need" >&2
+      exit 1
+      ;;
+  esac
+done
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 abi=$(sed -n 's/^#define APL_FFI_ABI_VERSION //p' include/apl_ffi.h)
 real=libapl_ffi.so.$version
 soname=libapl_ffi.so.$abi
+if ! grep -aqF "$soname" "$RELEASE/libapl_ffi.so" || ! grep -aqF "$version" "$RELEASE/libapl_ffi.so"; then
+  echo "install: $RELEASE/libapl_ffi.so is not version $version with ABI $abi; run make build" >&2
+  exit 1
+fi
 # The header's folder for CMake: relative to the library's folder (lib -> .., lib/x86_64-linux-gnu
 # -> ../..) if both are under the prefix, else absolute.
 case $LIBDIR:$INCLUDEDIR in
@@ -25,11 +38,17 @@ ln -sf "$real" "$lib/$soname"
 ln -sf "$soname" "$lib/libapl_ffi.so"
 install -m 644 include/apl_ffi.h "$DESTDIR$INCLUDEDIR/apl_ffi.h"
 
+# A text in the replacement of sed's s|…|…|.
+escaped() {
+  printf '%s' "$1" | sed 's/[&|\\]/\\&/g'
+}
+
 fill() {
-  sed -e "s|@prefix@|$PREFIX|g" -e "s|@libdir@|$LIBDIR|g" -e "s|@includedir@|$INCLUDEDIR|g" \
+  sed -e "s|@prefix@|$(escaped "$PREFIX")|g" -e "s|@libdir@|$(escaped "$LIBDIR")|g" \
+      -e "s|@includedir@|$(escaped "$INCLUDEDIR")|g" \
       -e "s|@version@|$version|g" -e "s|@major@|${version%%.*}|g" \
       -e "s|@minor@|$(printf '%s' "$version" | cut -d. -f2)|g" \
-      -e "s|@file@|$real|g" -e "s|@soname@|$soname|g" -e "s|@include@|$include|g" \
+      -e "s|@file@|$real|g" -e "s|@soname@|$soname|g" -e "s|@include@|$(escaped "$include")|g" \
       "packaging/$1.in" > "$2/$1"
   chmod 644 "$2/$1"
 }

@@ -140,8 +140,9 @@ pub unsafe extern "C" fn apl_model_tokenize(
 /// token, the template writes it.
 ///
 /// Templates are programs written by whoever made the model, so they are limited: to 64 KiB, to
-/// 400,000 steps, to an output of 64 MiB, and to reading and setting attributes of namespaces.
-/// Memory that a template uses without writing it is not limited.
+/// 400,000 steps, to an output of 64 MiB, to reading and setting attributes of namespaces, and to
+/// multiplying (repeating) literal strings. Memory that a template uses without writing it, and the
+/// time of a step over a long list, are not limited.
 ///
 /// Returns: the length in bytes of the whole text, excluding the NUL; ERR_HANDLE; ERR_ENCODING;
 /// ERR_CONFIG (`messages` is not of this form, or the template refuses it); ERR_LENGTH

@@ -138,7 +138,8 @@ impl Kind {
         }
         let name = path.file_name()?.to_str()?;
         if bytes.trim_ascii_start().starts_with(b"{") || name.ends_with(".json") {
-            let is_index = name.ends_with(".index.json") || json::has_key(bytes, "weight_map");
+            let is_index = json::has_key(bytes, "weight_map")
+                || name.ends_with(".index.json") && !json::has_key(bytes, "format_version");
             return Some(if is_index {
                 Kind::Index
             } else {

@@ -255,6 +255,18 @@ impl Architecture {
     /// `ERR_FORMAT`, naming the inconsistent ones; `ERR_UNSUPPORTED` for heads that are too wide.
     pub fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::format(what));
+        if self.vocabulary == 0 || self.vocabulary > MOST_VOCABULARY {
+            return wrong(format!(
+                "a vocabulary of {}, expected 1 to {MOST_VOCABULARY}",
+                self.vocabulary
+            ));
+        }
+        if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
+            return wrong(format!(
+                "the epsilon of norms is {}, expected a float32 above 0",
+                self.norm_eps
+            ));
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return wrong(format!(
                 "{} query heads cannot share {} key/value heads",
@@ -325,3 +337,6 @@ const MOST_LAYERS: usize = 1 << 12;
 
 /// Elements of all heads together; far above real models.
 const MOST_WIDTH: usize = 1 << 24;
+
+/// The most tokens of a vocabulary.
+const MOST_VOCABULARY: usize = 1 << 24;

@@ -127,6 +127,7 @@ impl Pass<'_> {
             let at = i * BLOCK;
             self.block(s, first + at, length, block)?;
             let n = block.len();
+            self.cancellation.check()?;
             match &mut logits {
                 Logits::All(out) => {
                     let out = &mut out[at * vocabulary..(at + n) * vocabulary];

@@ -112,6 +112,9 @@ impl Template {
                 bos_token => self.bos,
                 eos_token => self.eos,
                 add_generation_prompt => true,
+                // None, as in `transformers`, whose templates may ask `is not none`.
+                tools => (),
+                documents => (),
             };
             t.render_captured_to(context, &mut text).map(|_| ())
         });

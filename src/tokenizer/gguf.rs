@@ -152,7 +152,7 @@ pub(super) fn read(file: &Gguf) -> Result<(Engine, Special)> {
         Some(&gguf::Value::Bool(wanted)) => wanted,
         _ => begins,
     };
-    for key in ["eos_token_id", "eot_token_id"] {
+    for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
         if let Some(id) = id(file, key)?
             && !special.ends.contains(&id)
         {

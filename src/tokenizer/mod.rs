@@ -55,9 +55,10 @@ struct Special {
 }
 
 /// Tokens that end a turn in the chat formats of known models, whatever the files say.
-const TURN_ENDS: [&str; 6] = [
+const TURN_ENDS: [&str; 7] = [
     "<|im_end|>",
     "<|eot_id|>",
+    "<|eom_id|>",
     "<|end_of_text|>",
     "<|endoftext|>",
     "<end_of_turn>",

@@ -1,10 +1,13 @@
-//! Refuses chat templates that could make a namespace contain itself.
+//! Refuses chat templates that could make a namespace contain itself, or repeat a list.
 //!
 //! A namespace is the only value whose contents a template can change and then use.
 //! `{% set ns.a = [ns] %}` makes a cycle, on which the engine recurses until the stack ends: when it
 //! prints, compares or serialises it. Templates in use read and set attributes of a namespace, and
 //! do nothing else with it; so nothing else is accepted. A namespace then never becomes part of any
 //! value.
+//!
+//! `[] * 1000000000000000` is a list that the engine makes as it goes through it, which is one of the
+//! steps that it counts. So `*` only repeats literal strings, whose length the engine limits.
 
 use crate::error::{Error, Result};
 
@@ -23,13 +26,19 @@ enum Token<'a> {
 use Token::{End, Sign, Start, Text, Word};
 
 /// # Errors
-/// `ERR_UNSUPPORTED` for a template that uses a namespace other than to read and set attributes.
+/// `ERR_UNSUPPORTED` for a template that uses a namespace other than to read and set attributes, or
+/// multiplies anything but a literal string.
 pub(super) fn check(template: &str) -> Result<()> {
     let tokens = tokens(template);
     // After `raw` the engine does not cut tags, so that `tokens` may not see what it sees.
     let raw = tokens.windows(2).any(|pair| pair == [Start, Word("raw")]);
     if raw && template.contains("namespace") {
         return refused("namespace");
+    }
+    if raw && template.contains('*') || (0..tokens.len()).any(|i| may_repeat_list(&tokens, i)) {
+        return Err(Error::unsupported(
+            "a chat template that multiplies (*) anything but a literal string",
+        ));
     }
     let mut names = Vec::new();
     for (i, token) in tokens.iter().enumerate() {
@@ -71,6 +80,20 @@ fn refused(name: &str) -> Result<()> {
     Err(Error::unsupported(format!(
         "a chat template that uses {name}, a namespace, other than to read and set its attributes"
     )))
+}
+
+/// Whether token `i` multiplies, and neither factor is a literal string.
+fn may_repeat_list(tokens: &[Token<'_>], i: usize) -> bool {
+    if tokens[i] != Sign(b'*') {
+        return false;
+    }
+    // Filters, attributes and calls come before products.
+    let right = match tokens[i + 1..] {
+        [Text, Sign(b'|' | b'.' | b'[' | b'('), ..] => false,
+        [Text, ..] => true,
+        _ => false,
+    };
+    !right && !matches!(tokens[..i], [.., Text])
 }
 
 fn is_attribute(tokens: &[Token<'_>], i: usize) -> bool {

@@ -423,6 +423,7 @@ fn hostile_chat_templates() {
     for text in rendered.unwrap() {
         text.unwrap();
     }
+    assert_eq!(render("{{ tools is none }}".to_owned()).unwrap(), "True");
     let nested = |end: &str| {
         format!(
             "{{% set ns = namespace(x=1) %}}{{% for i in range(20000) %}}{{% set ns.x = [ns.x] %}}{{% endfor %}}{end}"
@@ -450,10 +451,21 @@ fn hostile_chat_templates() {
     // These used to end the process: its stack, or its memory.
     let itself = "{% set x = namespace() %}{% set x.a = x %}{{ x }}";
     let huge = "{{ [1]|batch(100000000000)|list|length }}";
+    // And these would not have ended.
+    let many = "{% for x in [] * 1000000000000000 %}{% endfor %}";
+    let member = "{{ 2 in [1] * 1000000000000000 }}";
+    let letters = "{% for x in 1000000000000000 * ''|list %}{% endfor %}";
+    assert_eq!(
+        render("{{ 'ab' * 2 }}{{ 2 * 'ab' }}".to_owned()).unwrap(),
+        "abababab"
+    );
     for (text, status) in [
         (much, crate::error::Status::Unsupported),
         (long, crate::error::Status::Unsupported),
         (itself, crate::error::Status::Unsupported),
+        (many, crate::error::Status::Unsupported),
+        (member, crate::error::Status::Unsupported),
+        (letters, crate::error::Status::Unsupported),
         (huge, crate::error::Status::Config),
     ] {
         assert_eq!(

@@ -16,6 +16,9 @@ const SHARDED: (&str, &str) = ("some/sharded", "model-00001-of-00001.safetensors
 /// The file that breaks off when it is first sent, after so many bytes.
 const BROKEN: (&str, usize) = ("model.safetensors", 5000);
 
+/// A repository with a commit between a download and the next.
+const MOVING: &str = "some/moving";
+
 /// Answers as the hub does until the process ends, and tells of every file that was asked for from a byte on.
 fn hub() -> (String, Receiver<(String, usize)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -58,6 +61,11 @@ fn answer(
     let repository = [parts.next(), parts.next()]
         .map(Option::unwrap_or_default)
         .join("/");
+    // One that moves on to another commit when a download has broken off.
+    let commit = match repository.trim_start_matches('/') {
+        MOVING if *broken => "later",
+        _ => "main",
+    };
     let status = match repository.trim_start_matches('/') {
         "some/gated" => "401 Unauthorized",
         "some/private" => "403 Forbidden",
@@ -79,7 +87,7 @@ fn answer(
         };
         let names = ["config.json", "tokenizer.json"].into_iter().chain(weights);
         let siblings: Vec<Value> = names.map(|n| json!({"rfilename": n})).collect();
-        let list = json!({"sha": "main", "siblings": siblings}).to_string();
+        let list = json!({"sha": commit, "siblings": siblings}).to_string();
         return write!(
             stream,
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{list}",
@@ -98,7 +106,7 @@ fn answer(
     write!(
         stream,
         "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {first}-{}/{}\r\nETag: \"{name}\"\r\n\
-         x-repo-commit: main\r\nConnection: close\r\n\r\n",
+         x-repo-commit: {commit}\r\nConnection: close\r\n\r\n",
         end - first,
         end - 1,
         bytes.len()
@@ -156,6 +164,20 @@ fn a_download_that_breaks_off_goes_on_where_it_stopped() {
         .map(|(_, first)| first)
         .collect();
     assert_eq!(asked, [0, BROKEN.1]);
+}
+
+#[test]
+fn a_download_that_goes_on_after_a_commit_mixes_nothing() {
+    let (hub, _told) = hub();
+    let home = tempfile::tempdir().unwrap();
+    assert_eq!(convert(&hub, home.path(), MOVING).status.code(), Some(5));
+    let second = convert(&hub, home.path(), MOVING);
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert!(second.status.success(), "{error}");
+    let snapshots = home.path().join("hub/models--some--moving/snapshots/later");
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        assert!(snapshots.join(name).is_file(), "{name}");
+    }
 }
 
 /// Without a network, by the name that it was downloaded by, and as the conversion itself suggests.

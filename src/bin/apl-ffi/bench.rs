@@ -14,7 +14,7 @@ use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{Inputs, positive, width};
 use crate::peer::{self, Peer};
-use crate::terminal::{bar, bytes, counted, say, table};
+use crate::terminal::{bar, bytes, counted, note, say, table};
 use crate::{Failure, Outcome, bench_page, catalogue, run};
 
 /// Measure a model on this machine: size, memory, time to the first token, tokens a second of prompt and of text.
@@ -102,7 +102,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
             match found.round(&path, shape.prompt, shape.text, shape.threads) {
                 Ok(round) => peers.push(round),
                 Err(why) => {
-                    progress.suspend(|| eprintln!("llama-bench is left out: {why}"));
+                    progress.suspend(|| note!("llama-bench is left out: {why}"));
                     peer = None;
                     peers.clear();
                 }

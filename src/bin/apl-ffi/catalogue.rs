@@ -1,5 +1,6 @@
 //! Models by name: where they are on this machine, or on the hub.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -285,7 +286,7 @@ fn folders() -> Vec<PathBuf> {
 }
 
 /// A model that comes with the project, or that was converted into a folder of models.
-fn shipped(name: &str) -> Option<PathBuf> {
+pub fn shipped(name: &str) -> Option<PathBuf> {
     if name.is_empty() || name.contains(['/', '\\']) {
         return None;
     }
@@ -293,10 +294,14 @@ fn shipped(name: &str) -> Option<PathBuf> {
     paths.find(|p| p.is_dir())
 }
 
+/// Whether the cache of downloads has a place.
+fn has_cache() -> bool {
+    std::env::var_os("HF_HOME").is_some() || std::env::home_dir().is_some()
+}
+
 /// The folder of a repository in the cache of downloads, if something of its weights is there: opening it tells what is not.
 fn downloaded(repository: &str) -> Option<PathBuf> {
-    // The cache has no place then.
-    if std::env::var_os("HF_HOME").is_none() && std::env::home_dir().is_none() {
+    if !has_cache() {
         return None;
     }
     let cache = Cache::from_env().model(repository.to_owned());
@@ -309,6 +314,12 @@ fn downloaded(repository: &str) -> Option<PathBuf> {
 
 /// Fetches what a model needs; files that are here already, or partly, are not fetched again.
 fn download(repository: &str) -> Outcome<PathBuf> {
+    if !has_cache() {
+        return Err(Failure::new(
+            3,
+            "there is no folder for downloads, because there is no home folder; set HF_HOME to one",
+        ));
+    }
     let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty());
     let mut builder = ApiBuilder::from_env().with_progress(true);
     if token.is_some() {
@@ -317,7 +328,7 @@ fn download(repository: &str) -> Outcome<PathBuf> {
     let api = builder.build().map_err(|e| refused(repository, &e))?;
     let api = api.model(repository.to_owned());
     let list = api.info().map_err(|e| refused(repository, &e))?;
-    let names: Vec<String> = list.siblings.into_iter().map(|s| s.rfilename).collect();
+    let names: Vec<String> = list.siblings.iter().map(|s| s.rfilename.clone()).collect();
     let wanted = |name: &str| {
         !name.contains('/')
             && (name.ends_with(".safetensors")
@@ -333,7 +344,11 @@ fn download(repository: &str) -> Outcome<PathBuf> {
     }
     let mut folder = None;
     for name in names.iter().filter(|n| wanted(n)) {
-        let path = fetch(&api, repository, name)?;
+        let mut path = fetch(&api, repository, name)?;
+        // What is here already may be of an earlier commit, if a download broke off.
+        if path.parent().and_then(Path::file_name) != Some(OsStr::new(&list.sha)) {
+            path = api.download(name).map_err(|e| refused(repository, &e))?;
+        }
         if name == "config.json" {
             folder = path.parent().map(Path::to_owned);
         }

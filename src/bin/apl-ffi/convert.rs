@@ -19,7 +19,7 @@ use apl_ffi::quant::Method;
 use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{count, width};
-use crate::terminal::{self, INTERRUPTED, bar};
+use crate::terminal::{self, INTERRUPTED, bar, note};
 use crate::{Failure, Outcome, catalogue, input};
 
 /// Convert a model: download it if need be, quantise, write a manifest and its npz, check what was written.
@@ -186,8 +186,8 @@ fn tune(
     let change =
         format!("{before:.4} nats a token from the unquantised model before, {after:.4} after");
     match after < before {
-        true => eprintln!("tuned: {change}"),
-        false => eprintln!(
+        true => note!("tuned: {change}"),
+        false => note!(
             "the tuning is discarded, as it did not make the model better: {change}; there is little to gain at 4 and 8 bits"
         ),
     }

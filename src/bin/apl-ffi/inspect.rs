@@ -73,7 +73,7 @@ pub fn run(a: &Arguments) -> Outcome {
             .collect();
         say!(
             "{:#}",
-            json!({"path": source.path(), "format": source.kind(), "family": architecture.family.name(), "architecture": architecture_to_json(architecture),
+            json!({"path": source.path().to_string_lossy(), "format": source.kind(), "family": architecture.family.name(), "architecture": architecture_to_json(architecture),
                    "weights": weights, "bytes": total, "verified": a.verify, "accuracy": accuracy, "tensors": list})
         )?;
         return Ok(());

@@ -113,7 +113,7 @@ fn main() -> ExitCode {
     match perform(&Machine::new(cli.threads), &cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("apl-ffi: {}", failure.message);
+            terminal::note!("apl-ffi: {}", failure.message);
             ExitCode::from(failure.code)
         }
     }

@@ -17,7 +17,8 @@ use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{Inputs, count, positive, seed, width};
 use crate::terminal::{
-    ask, counted, ends_at_interrupt, interrupted, interruption, say, say_now, watch_interrupts,
+    ask, counted, ends_at_interrupt, interrupted, interruption, note, say, say_now,
+    watch_interrupts,
 };
 use crate::{Failure, Outcome, catalogue, input};
 
@@ -165,7 +166,7 @@ fn keep_or_tell(path: &Path, options: &mut WeightOptions) -> Outcome {
             continue;
         }
         let floats = of_these.iter().all(|t| ["F32", "F16", "BF16"].contains(t));
-        eprintln!(
+        note!(
             "{} weights {} to {} bits; --bits 32 keeps them",
             of_these.join(", "),
             if floats { "quantised" } else { "requantised" },
@@ -228,7 +229,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     say!()?;
     let figures = told?;
     if !a.quiet {
-        eprintln!("[opened in {:.2} s; {figures}]", opened.as_secs_f64());
+        note!("[opened in {:.2} s; {figures}]", opened.as_secs_f64());
     }
     Ok(())
 }
@@ -355,7 +356,7 @@ fn chat(rt: &Runtime, session: &mut Session, a: &Arguments, mut line: String) ->
         say!()?;
         let figures = told?;
         if !a.quiet {
-            eprintln!("[{figures}]");
+            note!("[{figures}]");
         }
         if session.position() == session.context() {
             return full(session);
@@ -368,7 +369,7 @@ fn chat(rt: &Runtime, session: &mut Session, a: &Arguments, mut line: String) ->
 
 /// The end of a conversation that nothing more can be said in.
 fn full(session: &Session) -> Outcome {
-    eprintln!(
+    note!(
         "the context of {} is full: the conversation ends here",
         counted(session.context(), "token")
     );

@@ -148,6 +148,16 @@ fn unwritten(e: io::Error) -> Failure {
     Failure::new(3, format!("the output cannot be written: {e}"))
 }
 
+/// Prints a line on stderr: `eprintln!` that does not panic where it cannot, since what was done is worth
+/// more than a note about it.
+macro_rules! note {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+pub(crate) use note;
+
 /// Prints a line on stdout: `println!` that gives an `Outcome` where the other panics.
 macro_rules! say {
     () => { $crate::terminal::print(format_args!("\n")) };

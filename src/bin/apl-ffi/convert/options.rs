@@ -72,7 +72,7 @@ pub fn check_beside(a: &Arguments, source: &Source) -> Outcome {
             ),
         ));
     }
-    eprintln!(
+    crate::terminal::note!(
         "{copied} of {matrices} matrices are quantised already and are copied as they are: {idle} holds for the others"
     );
     Ok(())

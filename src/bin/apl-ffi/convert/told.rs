@@ -97,7 +97,7 @@ fn to_json(a: &Arguments, report: &Report) -> Value {
         .collect();
     // Of floats there is neither.
     let quantization = &report.quantization;
-    json!({"source": a.source, "manifest": report.manifest, "group": quantization["group"], "method": quantization["method"],
+    json!({"source": a.source, "manifest": report.manifest.to_string_lossy(), "group": quantization["group"], "method": quantization["method"],
            "bits_a_weight": report.bits_a_weight, "relative_error": report.relative_error,
            "compared": report.agreement.map(|a| a.to_json()), "matrices": matrices})
 }

@@ -17,7 +17,7 @@ use apl_ffi::validate::{
 };
 
 use crate::arguments::{codes, count};
-use crate::terminal::{bar, say, table};
+use crate::terminal::{bar, note, say, table};
 use crate::{Failure, Outcome, catalogue, input};
 
 /// What PyTorch found, as it is committed.
@@ -196,8 +196,8 @@ fn subject(rt: &Runtime, a: &Arguments) -> Outcome<Option<Subject>> {
     };
     let Some(model) = &a.model else {
         // What is shipped; where it was left out, the rest is validated all the same.
-        let Ok(path) = catalogue::local("stories") else {
-            eprintln!("no model is validated: models/stories is not here, give a MODEL");
+        let Some(path) = catalogue::shipped("stories") else {
+            note!("no model is validated: models/stories is not here, give a MODEL");
             return Ok(None);
         };
         return Ok(Some(Subject::open(rt, "stories", &path, None, &text)?));
