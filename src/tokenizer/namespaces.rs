@@ -20,10 +20,12 @@ enum Token<'a> {
     Word(&'a str),
     /// A string.
     Text,
+    /// The digits of a number.
+    Digits,
     Sign(u8),
 }
 
-use Token::{End, Sign, Start, Text, Word};
+use Token::{Digits, End, Sign, Start, Text, Word};
 
 /// # Errors
 /// `ERR_UNSUPPORTED` for a template that uses a namespace other than to read and set attributes, or
@@ -180,7 +182,7 @@ fn first_token(text: &str) -> (Option<Token<'_>>, &str) {
         [b'0'..=b'9', ..] => {
             let digits = |c: &u8| c.is_ascii_digit();
             let len = bytes.iter().take_while(|c| digits(c)).count();
-            (Some(Text), of(len).1)
+            (Some(Digits), of(len).1)
         }
         [b'a'..=b'z' | b'A'..=b'Z' | b'_', ..] => {
             let letters = |c: &u8| c.is_ascii_alphanumeric() || *c == b'_';
