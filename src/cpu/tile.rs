@@ -73,7 +73,8 @@ pub struct Prefetch {
     pub at: *const u8,
     /// Cache lines to prefetch at each sub-block.
     pub lines: usize,
-    /// As for [`DirectFn`]; used by kernels of up to four vectors, with AVX2 of any number.
+    /// As for [`DirectFn`]; used by kernels of up to four vectors, with AVX2 of any number but one
+    /// (of one with AVX-VNNI).
     pub l2_distance: usize,
 }
 
