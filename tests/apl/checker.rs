@@ -154,8 +154,7 @@ pub fn structure_faults(text: &str) -> Vec<String> {
 }
 
 /// System names that the source may use: those of the interpreter that are used on purpose.
-const SYSTEM: &str =
-    "⎕ ⎕IO ⎕ML ⎕NA ⎕NC ⎕EX ⎕DR ⎕TID ⎕SIGNAL ⎕DMX ⎕JSON ⎕NS ⎕NL ⎕R ⎕NQ ⎕WG ⎕NINFO ⎕NPARTS ⎕THIS ⎕UCS";
+const SYSTEM: &str = "⎕ ⎕IO ⎕ML ⎕NA ⎕NC ⎕EX ⎕DR ⎕TID ⎕SIGNAL ⎕DMX ⎕JSON ⎕NS ⎕NL ⎕R ⎕NQ ⎕WG ⎕NINFO ⎕NPARTS ⎕THIS ⎕UCS";
 
 /// What Tatin puts beside a package.
 const FOREIGN: &str = "TatinVars";
