@@ -61,6 +61,7 @@ def outside_quotes(line, change):
 
 
 def stand_ins(line):
+    line = line.replace("{0::11 Event'the options cannot be written as JSON' ⋄ ⍬⊣1 ⎕JSON ⍵}⍵", "⍬")
     line = line.replace("9=⎕NC'⍵'", "0").replace("Literals 1 ⎕JSON ⍵", "''").replace("3=⎕NC'apl_ffi_ready'", "1")
     line = re.sub(r"^(\s*):If 0=⎕NC'\w+' ⋄ .* ⋄ :EndIf$", "", line)
     line = line.replace("3=⎕NC'apl_ffi_cleanup'", "1").replace("apl_ffi_cleanup", "apl_ffi_cleanup ⍬")
