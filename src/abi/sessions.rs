@@ -178,9 +178,9 @@ pub unsafe extern "C" fn apl_session_info(session: i32, json: *mut c_char, capac
 /// Cancels the call that another thread is running on a session.
 ///
 /// That call returns ERR_STATE and has fed nothing, unless it has passed the last check for
-/// cancellation, one of which precedes every layer and the output matrix (on a device, every block of
-/// tokens); then it ends normally, and a caller that loops needs a flag of its own. This function does
-/// not wait for it, and does nothing if no call is running.
+/// cancellation, one of which precedes every layer and the output matrix (on a device, every block
+/// of tokens); then it ends normally, and a caller that loops needs a flag of its own. This
+/// function does not wait for it, and does nothing if no call is running.
 ///
 /// Returns: OK; ERR_HANDLE.
 #[unsafe(no_mangle)]

@@ -62,9 +62,9 @@ fn answer(
         .map(Option::unwrap_or_default)
         .join("/");
     // One that moves on to another commit when a download has broken off.
-    let commit = match repository.trim_start_matches('/') {
-        MOVING if *broken => "later",
-        _ => "main",
+    let commit = match path.contains(MOVING) && *broken {
+        true => "later",
+        false => "main",
     };
     let status = match repository.trim_start_matches('/') {
         "some/gated" => "401 Unauthorized",
