@@ -152,7 +152,7 @@ macro_rules! kernel_set {
                 name: $name,
                 isa: $crate::cpu::Isa::$isa,
                 cores: $crate::cpu::Core::ALL,
-                l1_distance: $crate::cpu::tile::L1_DISTANCE,
+                one_vector_distance: $crate::cpu::tile::L1_DISTANCE,
                 l2_prefetch: $crate::cpu::l2_prefetch::L2Prefetch::Never,
                 splits_halves: false,
                 max_direct_vectors: super::f32::MAX_DIRECT_VECTORS,

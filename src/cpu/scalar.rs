@@ -16,7 +16,7 @@ pub(super) const KERNELS: TileKernels = TileKernels {
     name: "scalar",
     isa: Isa::Scalar,
     cores: Core::ALL,
-    l1_distance: L1_DISTANCE,
+    one_vector_distance: L1_DISTANCE,
     l2_prefetch: L2Prefetch::Never,
     splits_halves: false,
     // 1 to 12 vectors took as long with unpacking (4 bits).

@@ -78,7 +78,7 @@ pub struct Prefetch {
     pub l2_distance: usize,
 }
 
-/// [`TileKernels::l1_distance`] of most sets.
+/// [`TileKernels::l1_distance`] unless a set has another for one vector.
 ///
 /// One thread on Zen 5, 4096 × 4096 from memory, medians of alternating runs alongside other work,
 /// µs at 1, 2, 4 and 8 bits: 3 KB 111, 192, 335 and 637; 4 KB 113, 171, 292 and 589; 5 KB 99, 164,
@@ -396,8 +396,8 @@ pub struct TileKernels {
         expect(dead_code, reason = "they have the scalar set only")
     )]
     pub(super) cores: &'static [Core],
-    /// See [`TileKernels::l1_distance`].
-    pub(super) l1_distance: usize,
+    /// [`TileKernels::l1_distance`] for one vector.
+    pub(super) one_vector_distance: usize,
     pub(super) l2_prefetch: L2Prefetch,
     /// Whether int8 kernels process the two halves of a tile separately where [`halves_pay`].
     pub(super) splits_halves: bool,
@@ -444,10 +444,13 @@ impl TileKernels {
         self.isa
     }
 
-    /// The distance in bytes at which an int8 kernel should prefetch into L1 where weights are read
-    /// once.
-    pub fn l1_distance(&self) -> usize {
-        self.l1_distance
+    /// The distance in bytes at which the int8 kernel for a number of vectors should prefetch into L1
+    /// where weights are read once.
+    pub fn l1_distance(&self, width: usize) -> usize {
+        match width {
+            1 => self.one_vector_distance,
+            _ => L1_DISTANCE,
+        }
     }
 
     /// The distance in bytes at which a small-batch kernel should prefetch into L2: see

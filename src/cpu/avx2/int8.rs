@@ -1,6 +1,6 @@
 //! int8 activations: exact int32 sums within each block, float32 across the blocks.
 
-use super::{Extensions, OCTETS, one_vector, prefetch, scales, zero_points};
+use super::{Extensions, OCTETS, in_order, prefetch, scales, zero_points};
 use crate::cpu::layout::{Layout, SUB_COLS, TILE_ROWS, ZeroKind};
 use crate::cpu::tile::{Int8Acts, Prefetch};
 use std::arch::x86_64::*;
@@ -45,6 +45,14 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
     // SAFETY: the caller upholds this contract.
     unsafe {
         match V {
+            // Order matters less for four vectors, most of whose time is not spent waiting for memory;
+            // with several sub-blocks per block it still does.
+            4 if const { E::SPLITS_BYTES && BITS == 8 } && l.block_subs > 1 => {
+                in_order::tile::<BITS, V>(l, first, count, tile, acts, ahead, out)
+            }
+            1 | 2 if const { E::SPLITS_BYTES } => {
+                in_order::tile::<BITS, V>(l, first, count, tile, acts, ahead, out)
+            }
             // Eight accumulator registers. Before sums were pinned, the optimiser spilled with
             // twelve: 12 vectors at 4 bits, weights in cache, ran at 127 instead of 178 Gop/s (with
             // AVX-VNNI, whose sums are not, 165 instead of 212).
@@ -56,9 +64,6 @@ pub(super) unsafe fn tile<E: Extensions, const BITS: usize, const V: usize>(
             }
             12 | 8 | 6 | 4 | 2 => {
                 tile_in_passes::<E, BITS, V, 2, 2>(l, first, count, tile, acts, ahead, out)
-            }
-            _ if const { E::SPLITS_BYTES } => {
-                one_vector::tile::<BITS>(l, first, count, tile, acts, ahead, out)
             }
             _ => tile_in_passes::<E, BITS, V, 1, 4>(l, first, count, tile, acts, ahead, out),
         }

@@ -17,8 +17,8 @@
 
 mod activations;
 mod f32;
+mod in_order;
 mod int8;
-mod one_vector;
 mod pairs;
 mod short;
 mod sign;
@@ -282,9 +282,9 @@ kernel_set! {
 /// [`BASE`] with weights unpacked for many int8 vectors.
 pub(in crate::cpu) const BASE_PAIRS: super::tile::TileKernels = super::tile::TileKernels {
     name: "avx2+pairs",
-    // One vector, 4096 × 4096 from memory, µs with 1.5 and 5 KB: 1098 and 1238 at 8 bits; with groups
-    // of 128, 1037 and 1140 at 8 bits, 584 and 605 at 4.
-    l1_distance: 1536,
+    // 4096 × 4096 from memory on Zen 3, µs with 1.5 and 5 KB: 1098 and 1238 at 8 bits; with groups of
+    // 128, 1037 and 1140 at 8 bits, 584 and 605 at 4. With two vectors there was no difference.
+    one_vector_distance: 1536,
     pairs: Some(pairs::KERNELS),
     split: Some(split::split),
     max_split_bits: 4,

@@ -266,7 +266,7 @@ unsafe fn multiply_bytes<const BITS: usize, const V: usize, const VS: usize>(
             let w = at.bytes.codes.add(s * SUB_COLS * TILE_ROWS + 32 * octet);
             let x = at.x.codes.add((s * V + v) * SUB_COLS);
             unroll!(K in 0..8 => {
-                let w = [0, 1].map(|o: usize| _mm256_load_si256(w.add(128 * K + 32 * o).cast()));
+                let w = two_octets(w.add(128 * K));
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let four = x.add(i * SUB_COLS + 4 * K).cast::<i32>().read_unaligned();
                     let four = _mm256_set1_epi32(four);
@@ -295,6 +295,21 @@ unsafe fn multiply_bytes<const BITS: usize, const V: usize, const VS: usize>(
     }
 }
 
+/// The bytes of four columns of an octet of rows, and of the next octet.
+///
+/// # Safety
+/// AVX2; `w` points to 64 bytes aligned to 32.
+#[inline(always)]
+unsafe fn two_octets(w: *const u8) -> [__m256i; 2] {
+    // SAFETY: the caller upholds this contract.
+    unsafe {
+        [
+            _mm256_load_si256(w.cast()),
+            _mm256_load_si256(w.add(32).cast()),
+        ]
+    }
+}
+
 /// The integer sums of a block by `vpmaddwd`.
 ///
 /// # Safety
@@ -312,15 +327,17 @@ unsafe fn multiply_words<const V: usize, const VS: usize>(
         let low = _mm256_set1_epi16(0xFF);
         let mut sums = [[_mm256_setzero_si256(); 2]; VS];
         for (i, sums) in sums.iter_mut().enumerate() {
-            *sums = [0, 1].map(|o: usize| correction(l, at, octet + o, v + i));
+            for (o, sum) in sums.iter_mut().enumerate() {
+                *sum = correction(l, at, octet + o, v + i);
+            }
         }
         for s in 0..subs {
             let w = at.bytes.codes.add(s * SUB_COLS * TILE_ROWS + 32 * octet);
             let x = at.words.add((s * V + v) * SUB_COLS);
             unroll!(K in 0..8 => {
-                let w = [0, 1].map(|o: usize| _mm256_load_si256(w.add(128 * K + 32 * o).cast()));
-                let even = w.map(|w| _mm256_and_si256(w, low));
-                let odd = w.map(|w| _mm256_srli_epi16::<8>(w));
+                let [a, b] = two_octets(w.add(128 * K));
+                let even = [_mm256_and_si256(a, low), _mm256_and_si256(b, low)];
+                let odd = [_mm256_srli_epi16::<8>(a), _mm256_srli_epi16::<8>(b)];
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let x = x.add(i * SUB_COLS + 2 * K);
                     for (w, x) in [(even, x), (odd, x.add(SUB_COLS / 2))] {

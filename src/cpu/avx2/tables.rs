@@ -337,7 +337,10 @@ unsafe fn multiply_one(
     // its tail; there are tables for each sub-block, a scale per block, and 32 sums. Prefetches may
     // use any address.
     unsafe {
-        let mut f = [0, 8, 16, 24].map(|row: usize| _mm256_load_ps(out.add(row)));
+        let mut f = [_mm256_setzero_ps(); OCTETS];
+        for (o, f) in f.iter_mut().enumerate() {
+            *f = _mm256_load_ps(out.add(8 * o));
+        }
         for g in first..first + count {
             let mut subs = l.group_subs(g);
             let tail = p.add(subs * l.sub_bytes());

@@ -59,7 +59,11 @@ unsafe fn levels<const BITS: usize>(
         // them.
         unsafe {
             let (sub, tail) = (tile.add(sub), tile.add(tail));
-            let zero = zero_points(l, tail).map(|z| _mm512_shuffle_epi8(z, four_times));
+            let [zero, of_other_half] = zero_points(l, tail);
+            let zero = [
+                _mm512_shuffle_epi8(zero, four_times),
+                _mm512_shuffle_epi8(of_other_half, four_times),
+            ];
             let codes = to.codes.add(i * SUB);
             unroll!(K in 0..8 => {
                 for half in 0..2 {

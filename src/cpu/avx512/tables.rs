@@ -73,19 +73,22 @@ static SIGNS: [Bytes; 2] = {
 unsafe fn build(codes: *const i8, count: usize, tables: *mut i16) {
     // SAFETY: the statics are vectors; the rest is guaranteed by the caller.
     unsafe {
+        let load = |bytes: &Bytes| _mm512_load_si512(bytes.0.as_ptr().cast());
         // Codes become unsigned by adding 128, for the instruction that multiplies by signs.
         let offset = _mm512_set1_epi8(-128);
-        let signs = [0, 1].map(|pair: usize| _mm512_load_si512(SIGNS[pair].0.as_ptr().cast()));
-        let [lower, upper] = signs.map(|signs| _mm512_maddubs_epi16(offset, signs));
-        let of_offsets = _mm512_add_epi16(lower, upper);
+        let signs = [load(&SIGNS[0]), load(&SIGNS[1])];
+        let of_offsets = _mm512_add_epi16(
+            _mm512_maddubs_epi16(offset, signs[0]),
+            _mm512_maddubs_epi16(offset, signs[1]),
+        );
         for i in 0..count {
             let code = _mm256_loadu_si256(codes.add(i * SUB_COLS).cast());
             let code = _mm512_xor_si512(_mm512_broadcast_i64x4(code), offset);
             for (n, columns) in COLUMNS.iter().enumerate() {
-                let [lower, upper] = [0, 1].map(|pair: usize| {
-                    let columns = _mm512_load_si512(columns[pair].0.as_ptr().cast());
-                    _mm512_maddubs_epi16(_mm512_permutexvar_epi8(columns, code), signs[pair])
-                });
+                let lower = _mm512_permutexvar_epi8(load(&columns[0]), code);
+                let lower = _mm512_maddubs_epi16(lower, signs[0]);
+                let upper = _mm512_permutexvar_epi8(load(&columns[1]), code);
+                let upper = _mm512_maddubs_epi16(upper, signs[1]);
                 let sums = _mm512_sub_epi16(_mm512_add_epi16(lower, upper), of_offsets);
                 let table = tables.add(i * TABLE_WORDS + 32 * n);
                 _mm512_store_si512(table.cast(), sums);
@@ -233,9 +236,10 @@ impl VectorPass<'_> {
                         _mm512_srli_epi16::<8>(v),
                         _mm512_srli_epi16::<12>(v),
                     ];
-                    // shifted & nibble | odd
-                    index[s][half] = shifted
-                        .map(|shifted| _mm512_ternarylogic_epi32::<0xEA>(shifted, nibble, odd));
+                    for (index, shifted) in index[s][half].iter_mut().zip(shifted) {
+                        // shifted & nibble | odd
+                        *index = _mm512_ternarylogic_epi32::<0xEA>(shifted, nibble, odd);
+                    }
                     let at = place.codes.wrapping_offset(self.ahead + 64 * half as isize);
                     _mm_prefetch::<_MM_HINT_T1>(at.cast());
                 }

@@ -109,7 +109,7 @@ impl Tiles {
                         } else if passes == 1 {
                             Prefetch {
                                 at: (tile.as_ptr())
-                                    .wrapping_add(l.group_offset(first) + k.l1_distance()),
+                                    .wrapping_add(l.group_offset(first) + k.l1_distance(width)),
                                 lines,
                                 l2_distance: k.l2_distance(SmallBatchKernel::Int8(l.bits), width),
                             }
