@@ -124,3 +124,22 @@ fn it_needs_nothing_but_the_system_and_stays_loaded() {
     let flags = all(DT_FLAGS_1).next().map_or(0, |d| d.d_val.get(endian));
     assert_eq!(flags & DF_1_NODELETE.0, DF_1_NODELETE.0);
 }
+
+/// An intrinsic that is called has been left in a function without its features, such as a closure
+/// for `array::map`, and its kernel takes a multiple of the time.
+#[cfg(all(target_os = "linux", target_arch = "x86_64", not(debug_assertions)))]
+#[test]
+fn every_intrinsic_is_inlined() {
+    use object::{Object, ObjectSymbol};
+    let bytes = library();
+    let file = object::File::parse(&*bytes).unwrap();
+    let names: Vec<&str> = file.symbols().map(|s| s.name().unwrap()).collect();
+    assert!(
+        names.iter().any(|name| name.contains("avx2")),
+        "there are no symbols"
+    );
+    let called: Vec<_> = (names.into_iter())
+        .filter(|name| name.contains("core_arch") && name.contains("__mm"))
+        .collect();
+    assert!(called.is_empty(), "{called:#?}");
+}
