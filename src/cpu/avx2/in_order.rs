@@ -235,7 +235,7 @@ unsafe fn bytes_of_one(
         let high = low.add(SUB_COLS);
         let mut sums = [[_mm256_setzero_si256(); 2]; OCTETS];
         unroll!(K in 0..8 => {
-            if let Some(ahead) = ahead.as_deref_mut() {
+            if let Some(ahead) = &mut ahead {
                 ahead.line();
                 ahead.line();
             }
