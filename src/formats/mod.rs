@@ -304,6 +304,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kinds_of_json() {
+        let manifest = br#"{"format_version": 2, "weights": {}}"#;
+        let index = br#"{"weight_map": {}}"#;
+        let kind = |bytes: &[u8], name: &str| Kind::of(bytes, Path::new(name));
+        for name in ["model.json", "model.safetensors.index.json"] {
+            assert!(
+                matches!(kind(manifest, name), Some(Kind::Manifest)),
+                "{name}"
+            );
+            assert!(matches!(kind(index, name), Some(Kind::Index)), "{name}");
+        }
+        // Too damaged to tell.
+        assert!(matches!(kind(b"{", "model.json"), Some(Kind::Manifest)));
+        let damaged = kind(b"{", "model.safetensors.index.json");
+        assert!(matches!(damaged, Some(Kind::Index)));
+    }
+
+    #[test]
     fn near_names() {
         let names = [
             "blk.0.attn_q.weight",

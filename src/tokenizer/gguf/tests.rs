@@ -117,6 +117,24 @@ fn who_begins_with_a_token_for_that() {
 
 /// As in llama.cpp: llama_cpp 0.3.36 gave the same ids for 182 texts and each of these names.
 #[test]
+fn what_ends_a_turn() {
+    let ends = |file: File| {
+        let tokenizer = file.open().unwrap();
+        (0..5)
+            .filter(|&id| tokenizer.is_end(id))
+            .collect::<Vec<_>>()
+    };
+    // By its text, whatever the file says.
+    let file = sentence_piece_of(&["<s>", "</s>", "<|eom_id|>", "stop", "a"]);
+    assert_eq!(ends(file.id("eos_token_id", 1)), [1, 2]);
+    let file = sentence_piece_of(&["<s>", "</s>", "stop", "wait", "a"])
+        .id("eos_token_id", 1)
+        .id("eot_token_id", 2)
+        .id("eom_token_id", 3);
+    assert_eq!(ends(file), [1, 2, 3]);
+}
+
+#[test]
 fn words_are_cut_as_llama_cpp_cuts_them() {
     let merges = ["Ġ 1", "1 2", "12 3", "123 4", ". .", "x ."];
     let tokens = ["Ġ1", "12", "123", "1234", "..", "x.", "hello"];
