@@ -5,7 +5,8 @@
 //! with several sub-blocks per block. The sums of two vectors (of one at 8 bits) fit the registers for
 //! all four octets, so that these kernels read in order, and prefetch the same number of lines beside
 //! every step. µs, 4096 × 4096 from memory on Zen 3, in parts and in order, one vector: 1398 and 959 at 8
-//! bits; with groups of 128, 1850 and 1025 at 8, 842 and 496 at 4. Two vectors then take as long as one.
+//! bits; with groups of 128, 1850 and 1025 at 8, 842 and 496 at 4. Two vectors take as long
+//! as one at 8 and 4 bits.
 
 use super::int8::four_columns;
 use super::{OCTETS, scales, zero_points};
@@ -20,7 +21,7 @@ struct Ahead {
     at: *const u8,
     /// Bytes for every 64 that are read: fewer where this is one of several passes over a tile, each
     /// of which prefetches its share. Three and five vectors, the last of which has a pass of its own,
-    /// took 1.2 to 1.5 times as long at 8 bits when that prefetched as much as it read.
+    /// took 1.3 to 1.4 times as long at 8 bits when that prefetched as much as it read.
     step: usize,
 }
 

@@ -115,7 +115,6 @@ fn who_begins_with_a_token_for_that() {
     }
 }
 
-/// As in llama.cpp: llama_cpp 0.3.36 gave the same ids for 182 texts and each of these names.
 #[test]
 fn what_ends_a_turn() {
     let ends = |file: File| {
@@ -134,6 +133,7 @@ fn what_ends_a_turn() {
     assert_eq!(ends(file), [1, 2, 3]);
 }
 
+/// As in llama.cpp: llama_cpp 0.3.36 gave the same ids for 182 texts and each of these names.
 #[test]
 fn words_are_cut_as_llama_cpp_cuts_them() {
     let merges = ["Ġ 1", "1 2", "12 3", "123 4", ". .", "x ."];
