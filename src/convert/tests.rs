@@ -10,6 +10,7 @@ use crate::calibrate::Calibration;
 use crate::error::{Result, Status};
 use crate::formats::{ManifestWriter, MatrixRef, MatrixView};
 use crate::model::source::{Role, Source, architecture_to_json};
+use crate::model::{Logits, Model, ModelOptions, Session, SessionOptions};
 use crate::options::{WeightOptions, Width};
 use crate::quant::{Bits, Method, ScalePrecision, Shape, Spec};
 use crate::runtime::{Config, Runtime};
@@ -88,14 +89,38 @@ fn refusal(source: &Source) -> crate::error::Error {
     e
 }
 
+/// Many models were given a token for padding, and no row for it.
+#[test]
+fn a_tokenizer_with_an_added_token_that_the_model_lacks() {
+    let rt = Runtime::new(Config::default()).unwrap();
+    let folder = copy_of(STORIES);
+    let path = folder.path().join("tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let added = r#""added_tokens":[{"id":512,"content":"<pad>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},"#;
+    fs::write(&path, text.replace(r#""added_tokens":["#, added)).unwrap();
+    let source = Source::open(folder.path(), true).unwrap();
+    let out = TempDir::new().unwrap();
+    let (target, go_on) = (model_in(out.path()), AtomicBool::new(false));
+    let options = WeightOptions::default();
+    let report = convert(&rt, &source, target, &options, None, &mut |_| {}, &go_on).unwrap();
+    assert!(report.agreement.is_some());
+    let model = Model::open(&rt, &report.manifest, &ModelOptions::default()).unwrap();
+    let ids = model.tokenizer().unwrap().encode("<pad>", None).unwrap();
+    assert_eq!(ids, [512]);
+    let mut session = Session::new(&rt, model.into(), &SessionOptions::default()).unwrap();
+    let e = session.eval(&rt, &ids, Logits::None).unwrap_err();
+    assert_eq!(e.to_string(), "ids[0] is 512, expected 0 to 511");
+}
+
 /// What could not be opened afterwards is not written.
 #[test]
 fn a_tokenizer_with_more_tokens_than_the_model() {
     let folder = copy_of(STORIES);
     let path = folder.path().join("tokenizer.json");
     let text = fs::read_to_string(&path).unwrap();
-    let added = r#""added_tokens":[{"id":512,"content":"<pad>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},"#;
-    fs::write(&path, text.replace(r#""added_tokens":["#, added)).unwrap();
+    let more = r#""vocab":{"more":512,"#;
+    assert_eq!(text.matches(r#""vocab":{"#).count(), 1);
+    fs::write(&path, text.replace(r#""vocab":{"#, more)).unwrap();
     let e = refusal(&Source::open(folder.path(), true).unwrap());
     assert_eq!(e.status(), Status::Format);
     let message = e.to_string();

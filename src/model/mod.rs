@@ -234,7 +234,7 @@ impl Model {
 ///
 /// # Errors
 /// Those of [`Source::tokenizer`], [`Tokenizer::from_folder`] and [`Tokenizer::from_gguf`];
-/// `ERR_FORMAT` for more tokens than the model has.
+/// those of [`Tokenizer::check_rows`].
 pub fn open_tokenizer(source: &Source) -> Result<Option<Tokenizer>> {
     let tokenizer = match source.tokenizer()? {
         TokenizerSource::Folder(folder) if folder.join("tokenizer.json").is_file() => {
@@ -245,12 +245,9 @@ pub fn open_tokenizer(source: &Source) -> Result<Option<Tokenizer>> {
         }
         TokenizerSource::Folder(_) | TokenizerSource::Gguf(_) => return Ok(None),
     };
-    let (tokens, vocabulary) = (tokenizer.vocabulary(), source.architecture().vocabulary);
-    if tokens > vocabulary {
-        return Err(source.within(Error::format(format!(
-            "the tokenizer has {tokens} tokens, the model {vocabulary}"
-        ))));
-    }
+    tokenizer
+        .check_rows(source.architecture().vocabulary)
+        .map_err(|e| source.within(e))?;
     Ok(Some(tokenizer))
 }
 

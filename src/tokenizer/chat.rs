@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use super::namespaces;
+use super::{namespaces, tags};
 use crate::error::{Error, Result};
 use crate::runtime::quietly;
 use crate::signals::Blocked;
@@ -101,11 +101,12 @@ impl Template {
         // Their output for nested lists grows with the square of the depth.
         environment.remove_filter("pprint");
         environment.remove_global("debug");
+        let text = tags::without_marks(&self.text);
         environment
-            .add_template("chat", &self.text)
+            .add_template("chat", &text)
             .map_err(|e| Error::format(format!("the chat template is malformed: {e}")))?;
         let template = environment.get_template("chat");
-        let mut text = Bounded::default();
+        let mut written = Bounded::default();
         let rendered = template.and_then(|t| {
             let context = context! {
                 messages => minijinja::Value::from_serialize(messages),
@@ -116,11 +117,11 @@ impl Template {
                 tools => (),
                 documents => (),
             };
-            t.render_captured_to(context, &mut text).map(|_| ())
+            t.render_captured_to(context, &mut written).map(|_| ())
         });
-        let full = text.full;
+        let full = written.full;
         rendered
-            .and_then(|()| text.finish())
+            .and_then(|()| written.finish())
             .map_err(|e| match e.kind() {
                 ErrorKind::OutOfFuel => {
                     Error::unsupported(format!("a chat template of more than {FUEL} steps"))

@@ -8,6 +8,7 @@
 //! | `pieces` | the text of a growing sequence, whole characters at a time |
 //! | `chat` | the chat template of a model |
 //! | `namespaces` | refuses templates that could make cycles |
+//! | `tags` | what stands in the tags of a template |
 //!
 //! Encoding is done by the `tokenizers` crate; the vocabulary of a GGUF file is converted to its
 //! format. Decoding uses a table of bytes that is built once, so that the text of one more token
@@ -18,6 +19,7 @@ mod gguf;
 mod hf;
 mod namespaces;
 mod pieces;
+mod tags;
 mod vocabulary;
 
 pub use chat::Messages;
@@ -102,14 +104,11 @@ impl Tokenizer {
 
     fn new(engine: tokenizers::Tokenizer, mut special: Special) -> Result<Tokenizer> {
         let vocabulary = Vocabulary::of(&engine)?;
-        let len = vocabulary.len() as u32;
-        for id in special.bos.iter().chain(&special.ends) {
-            if *id >= len {
-                return Err(Error::format(format!(
-                    "special token {id}, the vocabulary has {len} tokens"
-                )));
-            }
-        }
+        // Some files name tokens that were never added to the vocabulary. None of these is ever
+        // generated; `transformers` and llama.cpp pass over them too.
+        let is_known = |id: &u32| (*id as usize) < vocabulary.len();
+        special.bos = special.bos.filter(is_known);
+        special.ends.retain(is_known);
         for token in TURN_ENDS {
             if let Some(id) = engine.token_to_id(token)
                 && !special.ends.contains(&id)
@@ -170,6 +169,26 @@ impl Tokenizer {
     /// The number of tokens in the vocabulary, including added ones.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary.len()
+    }
+
+    /// Checks that a model with `rows` tokens can be this tokenizer's. Tokens that were added after
+    /// its training, as for padding, may be beyond them.
+    ///
+    /// # Errors
+    /// `ERR_FORMAT`.
+    pub fn check_rows(&self, rows: usize) -> Result<()> {
+        let trained = self.vocabulary.trained();
+        if trained > rows {
+            return Err(Error::format(format!(
+                "the tokenizer has {trained} tokens, the model {rows}"
+            )));
+        }
+        match self.begins() {
+            Some(first) if first as usize >= rows => Err(Error::format(format!(
+                "the tokenizer begins texts with token {first}, the model has {rows} tokens"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The beginning-of-sequence token, if the model has one.

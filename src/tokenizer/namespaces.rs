@@ -9,23 +9,9 @@
 //! `[] * 1000000000000000` is a list that the engine makes as it goes through it, which is one of the
 //! steps that it counts. So `*` only repeats literal strings, whose length the engine limits.
 
+use super::tags::Token::{self, End, Sign, Start, Text, Word};
+use super::tags::{balance, tokens};
 use crate::error::{Error, Result};
-
-#[derive(Clone, Copy, PartialEq)]
-enum Token<'a> {
-    /// The beginning of a tag.
-    Start,
-    /// Its end.
-    End,
-    Word(&'a str),
-    /// A string.
-    Text,
-    /// The digits of a number.
-    Digits,
-    Sign(u8),
-}
-
-use Token::{Digits, End, Sign, Start, Text, Word};
 
 /// # Errors
 /// `ERR_UNSUPPORTED` for a template that uses a namespace other than to read and set attributes, or
@@ -112,89 +98,6 @@ fn after_brackets<'t, 'a>(tokens: &'t [Token<'a>]) -> Option<&'t Token<'a>> {
         }
     }
     None
-}
-
-fn balance(token: Token<'_>) -> i32 {
-    match token {
-        Sign(b'(' | b'[' | b'{') => 1,
-        Sign(b')' | b']' | b'}') => -1,
-        _ => 0,
-    }
-}
-
-/// The tokens of all tags, cut as the engine cuts them: a tag ends where all brackets are closed.
-fn tokens(template: &str) -> Vec<Token<'_>> {
-    let mut all = Vec::new();
-    let mut rest = template;
-    while let Some((kind, inside)) = next_tag(rest) {
-        if kind == b'#' {
-            rest = inside.split_once("#}").map_or("", |(_, rest)| rest);
-            continue;
-        }
-        let end = if kind == b'%' { "%}" } else { "}}" };
-        all.push(Start);
-        rest = inside.strip_prefix(['-', '+']).unwrap_or(inside);
-        let mut open = 0;
-        while !rest.is_empty() {
-            rest = rest.trim_ascii_start();
-            let at_end = rest.strip_prefix(['-', '+']).unwrap_or(rest);
-            if let (0, Some(after)) = (open, at_end.strip_prefix(end).or(rest.strip_prefix(end))) {
-                rest = after;
-                break;
-            }
-            let (token, after) = first_token(rest);
-            open += token.map_or(0, balance);
-            all.extend(token);
-            rest = after;
-        }
-        all.push(End);
-    }
-    all
-}
-
-/// The second character of the next tag's beginning, and what follows it.
-fn next_tag(text: &str) -> Option<(u8, &str)> {
-    let pairs = text.as_bytes().windows(2);
-    let at = pairs
-        .into_iter()
-        .position(|pair| pair[0] == b'{' && b"{%#".contains(&pair[1]))?;
-    Some((text.as_bytes()[at + 1], &text[at + 2..]))
-}
-
-/// The token with which `text` begins, and what follows it.
-fn first_token(text: &str) -> (Option<Token<'_>>, &str) {
-    let bytes = text.as_bytes();
-    let of = |len: usize| (&text[..len], &text[len..]);
-    match bytes {
-        [] => (None, ""),
-        [quote @ (b'\'' | b'"'), inside @ ..] => {
-            let mut escaped = false;
-            let len = inside.iter().position(|&c| {
-                let ends = !escaped && c == *quote;
-                escaped = !escaped && c == b'\\';
-                ends
-            });
-            // A string without an end is malformed.
-            (Some(Text), len.map_or("", |len| &text[len + 2..]))
-        }
-        [b'=', b'=', ..] => (Some(Sign(b'~')), &text[2..]),
-        // A number ends before a letter, which begins a word of its own.
-        [b'0'..=b'9', ..] => {
-            let digits = |c: &u8| c.is_ascii_digit();
-            let len = bytes.iter().take_while(|c| digits(c)).count();
-            (Some(Digits), of(len).1)
-        }
-        [b'a'..=b'z' | b'A'..=b'Z' | b'_', ..] => {
-            let letters = |c: &u8| c.is_ascii_alphanumeric() || *c == b'_';
-            let len = bytes.iter().take_while(|c| letters(c)).count();
-            let (word, rest) = of(len);
-            (Some(Word(word)), rest)
-        }
-        [sign, ..] => {
-            let len = text.chars().next().map_or(1, char::len_utf8);
-            (Some(Sign(*sign)), of(len).1)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -156,28 +156,26 @@ impl Pieces {
 
     /// Finds the whole characters, and replaces bytes that can never become one.
     fn settle(&mut self, last: bool) {
-        let mut at = self.whole;
-        loop {
-            let e = match std::str::from_utf8(&self.held[at..]) {
-                Ok(_) => {
-                    at = self.held.len();
-                    break;
-                }
-                Err(e) => e,
+        self.scratch.clear();
+        self.scratch.extend_from_slice(&self.held[self.whole..]);
+        self.held.truncate(self.whole);
+        let mut rest = &self.scratch[..];
+        let incomplete = loop {
+            let Err(e) = std::str::from_utf8(rest) else {
+                self.held.extend_from_slice(rest);
+                break &[][..];
             };
-            at += e.valid_up_to();
-            let bad = match e.error_len() {
+            let (characters, wrong) = rest.split_at(e.valid_up_to());
+            self.held.extend_from_slice(characters);
+            let len = match e.error_len() {
                 Some(len) => len,
-                None if last => self.held.len() - at,
-                None => break,
+                None if last => wrong.len(),
+                None => break wrong,
             };
-            self.scratch.clear();
-            self.scratch.extend_from_slice(&self.held[at + bad..]);
-            self.held.truncate(at);
             self.held.extend_from_slice("\u{fffd}".as_bytes());
-            at = self.held.len();
-            self.held.extend_from_slice(&self.scratch);
-        }
-        self.whole = at;
+            rest = &wrong[len..];
+        };
+        self.whole = self.held.len();
+        self.held.extend_from_slice(incomplete);
     }
 }

@@ -351,6 +351,26 @@ fn who_begins_with_a_token_for_that() {
     assert_eq!(begins_with("null", r#"{"bos_token": "<s>"}"#, config), 1);
     assert_eq!(begins_with("null", "{}", config), 1);
     assert_eq!(begins_with("null", "{}", "{}"), 0);
+    // A token that was never added begins nothing.
+    let never = r#"{"bos_token_id": 3, "eos_token_id": [32000, 2]}"#;
+    assert_eq!(begins_with("null", "{}", never), 0);
+}
+
+/// Finding the characters of these bytes took time proportional to the square of their number.
+#[test]
+fn a_long_token_of_bytes_that_are_no_characters() {
+    let many = 200_000;
+    // U+00FF is the byte 0xff in the table of GPT-2.
+    let token = "\u{ff}".repeat(many);
+    let text = format!(
+        r#"{{"version": "1.0", "added_tokens": [], "decoder": {{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+        "use_regex": true}}, "model": {{"type": "BPE", "vocab": {{"{token}": 0, "a": 1}}, "merges": []}}}}"#
+    );
+    let tokenizer = Tokenizer::from_json(text.as_bytes()).unwrap();
+    let begun = std::time::Instant::now();
+    let decoded = tokenizer.decode(&[1, 0, 1]).unwrap();
+    assert_eq!(decoded, format!("a{}a", "\u{fffd}".repeat(many)));
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
 }
 
 const CHATML: &str = "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>' + '\n'}}{% endfor %}\
@@ -371,6 +391,8 @@ fn chat_templates() {
         template(mistral).render_text(messages).unwrap(),
         "<s>[INST]  Hi  [/INST]"
     );
+    let marked = "{% for m in messages %}{% generation %}{{ m.content }}\n{% endgeneration %}\n.{% endfor %}";
+    assert_eq!(template(marked).render_text(messages).unwrap(), " Hi \n.");
     let e = template(mistral)
         .render_text(r#"[{"role": "assistant", "content": "x"}]"#)
         .unwrap_err();

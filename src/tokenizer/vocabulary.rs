@@ -12,6 +12,8 @@ pub(super) struct Vocabulary {
     bytes: Vec<u8>,
     /// The offset of each token's bytes, and the end of the last one: `(tokens + 1)`
     starts: Vec<u32>,
+    /// The number of tokens up to the last one that was not added to the others.
+    trained: usize,
     strips_first_space: bool,
 }
 
@@ -40,6 +42,8 @@ impl Vocabulary {
             by_id[id as usize] = text;
         }
         let added = engine.get_added_tokens_decoder();
+        let was_trained = |id: &usize| !by_id[*id].is_empty() && !added.contains_key(&(*id as u32));
+        let trained = (0..len).rfind(was_trained).map_or(0, |id| id + 1);
         let letters = byte_letters();
         let (mut bytes, mut starts) = (Vec::new(), Vec::with_capacity(len + 1));
         let start = |bytes: &[u8]| {
@@ -66,6 +70,7 @@ impl Vocabulary {
         Ok(Vocabulary {
             bytes,
             starts,
+            trained,
             strips_first_space,
         })
     }
@@ -73,6 +78,12 @@ impl Vocabulary {
     /// The number of tokens.
     pub(super) fn len(&self) -> usize {
         self.starts.len() - 1
+    }
+
+    /// The number of tokens that the model must have: without those added after its training, as for
+    /// padding, that it may have no rows for.
+    pub(super) fn trained(&self) -> usize {
+        self.trained
     }
 
     /// Whether the space at the start of the first token is not part of the text.

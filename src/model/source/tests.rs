@@ -613,6 +613,23 @@ fn renamed(file: &[u8], from: &str, to: &str) -> Vec<u8> {
     file
 }
 
+/// Such a file was converted to a model that could not be opened.
+#[test]
+fn a_gguf_file_with_an_empty_vocabulary() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut file = std::fs::read(data().join("llama-linear.gguf")).unwrap();
+    let name = b"token_embd.weight";
+    let at = file.windows(name.len()).position(|w| w == name).unwrap() + name.len();
+    // Two dimensions: columns and rows.
+    assert_eq!(file[at..at + 4], 2u32.to_le_bytes());
+    file[at + 12..at + 20].fill(0);
+    std::fs::write(&path, file).unwrap();
+    let e = Source::open(&path, true).map(drop).unwrap_err();
+    assert_eq!(e.status(), Status::Format);
+    assert!(e.message().contains("a vocabulary of 0"), "{e}");
+}
+
 /// A GGUF file with a tensor that the computation does not include is refused: llama.cpp refuses or
 /// uses these tensors.
 #[test]

@@ -131,6 +131,13 @@ fn what_ends_a_turn() {
         .id("eot_token_id", 2)
         .id("eom_token_id", 3);
     assert_eq!(ends(file), [1, 2, 3]);
+    // Tokens that were never added are passed over.
+    let file = sentence_piece_of(&["<s>", "</s>", "a", "b", "c"])
+        .id("bos_token_id", 5)
+        .id("eos_token_id", 32000)
+        .id("eot_token_id", 4);
+    assert_eq!(file.open().unwrap().begins(), None);
+    assert_eq!(ends(file), [4]);
 }
 
 /// As in llama.cpp: llama_cpp 0.3.36 gave the same ids for 182 texts and each of these names.
