@@ -117,7 +117,7 @@ static TYPES: [GgmlType; 35] = [
     GgmlType::floats::<Iq4Nl>(20, "IQ4_NL"),
     GgmlType::other(21, "IQ3_S", 256, 110),
     GgmlType::other(22, "IQ2_S", 256, 82),
-    GgmlType::other(23, "IQ4_XS", 256, 136),
+    GgmlType::floats::<Iq4Xs>(23, "IQ4_XS"),
     GgmlType::plain(24, "I8", 1, Content::Other),
     GgmlType::plain(25, "I16", 2, Content::Other),
     GgmlType::plain(26, "I32", 4, Content::Other),
@@ -219,6 +219,9 @@ blocks! {
     Q2_0, 18 bytes { d: [u8; 2], qs: [u8; 16] }
     /// 32 weights that are indices into a table of 16 unevenly spaced levels; nibbles as in `Q4_0`.
     Iq4Nl, 18 bytes { d: [u8; 2], qs: [u8; 16] }
+    /// 256 such indices; the 6-bit scales of 8 sub-blocks, minus 32: the low four bits in nibbles of
+    /// `scales_l`, the high two in `scales_h`, each from the least significant on.
+    Iq4Xs, 136 bytes { d: [u8; 2], scales_h: [u8; 2], scales_l: [u8; 4], qs: [u8; 128] }
     /// 256 weights of -1, 0, 1 in base 3, five per byte (four in `qh`). The first is the most
     /// significant ternary digit of the byte taken as a fraction of 256.
     Tq1_0, 54 bytes { qs: [u8; 48], qh: [u8; 4], d: [u8; 2] }
@@ -375,16 +378,40 @@ impl FloatBlock for Q5_1 {
     }
 }
 
+/// The levels of `Iq4Nl` and `Iq4Xs`.
+const LEVELS: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
 impl FloatBlock for Iq4Nl {
     const WEIGHTS: usize = 32;
 
     fn weights(&self, out: &mut [f32]) {
-        const LEVELS: [i8; 16] = [
-            -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-        ];
         let d = half(self.d);
         for (o, q) in out.iter_mut().zip(unpacked::<32>(&self.qs, 16, 4)) {
             *o = d * f32::from(LEVELS[usize::from(q)]);
+        }
+    }
+}
+
+impl FloatBlock for Iq4Xs {
+    const WEIGHTS: usize = QK_K;
+
+    fn weights(&self, out: &mut [f32]) {
+        let d = half(self.d);
+        let high = u16::from_le_bytes(self.scales_h);
+        let qs = unpacked::<QK_K>(&self.qs, 16, 4);
+        for (j, (qs, out)) in qs
+            .chunks_exact(32)
+            .zip(out.chunks_exact_mut(32))
+            .enumerate()
+        {
+            let low = self.scales_l[j / 2] >> (j % 2 * 4) & 15;
+            let high = (high >> (2 * j) & 3) as u8;
+            let scale = d * (f32::from(low | high << 4) - 32.0);
+            for (o, q) in out.iter_mut().zip(qs) {
+                *o = scale * f32::from(LEVELS[usize::from(*q)]);
+            }
         }
     }
 }
