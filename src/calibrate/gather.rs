@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::tune::{Tuned, tune};
 use super::{Hessian, go_on};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::memory;
 use crate::model::source::{Role, Source};
 use crate::model::{Logits, Model, ModelOptions, Observer, Session, SessionOptions};
@@ -61,8 +61,8 @@ impl<'a> Calibration<'a> {
     /// codes if the model is large.
     ///
     /// # Errors
-    /// Those of [`Model::open`]; `ERR_UNSUPPORTED` if it has no tokenizer; `ERR_RANGE` if the text
-    /// has fewer tokens than a window.
+    /// Those of [`Model::open`], but `ERR_FORMAT` for weights that are not finite; `ERR_UNSUPPORTED`
+    /// if it has no tokenizer; `ERR_RANGE` if the text has fewer tokens than a window.
     pub fn new(
         rt: &Runtime,
         source: &Source,
@@ -80,7 +80,12 @@ impl<'a> Calibration<'a> {
             true => Width::F32,
             false => Width::Codes(Bits::Eight),
         });
-        let model = Model::open_on_cpu(rt, source.origin(), &options)?;
+        let model = Model::open_on_cpu(rt, source.origin(), &options);
+        let model = model.map_err(|e| match e.status() {
+            // Weights that are not finite: here they are not an argument, but those of a file.
+            Status::Range => Error::format(e.message()),
+            _ => e,
+        })?;
         let window = WINDOW.min(model.context());
         let ids = windows(&model, text, window)?;
         let tied = source.architecture().tied;

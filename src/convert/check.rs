@@ -120,13 +120,16 @@ pub fn verify(source: &Source, next: &mut dyn FnMut(&str) -> Result<()>) -> Resu
     Ok(())
 }
 
-/// `ERR_FORMAT` for a matrix with a weight that is not finite.
+/// `ERR_FORMAT` for a matrix with a weight that is not finite; `ERR_MEMORY`.
 pub(super) fn finite(view: &MatrixView<'_>) -> Result<()> {
-    match view {
-        MatrixView::Floats(view) if !view.is_finite() => Err(Error::format(
+    let is_finite = match view {
+        MatrixView::Floats(view) => view.is_finite(),
+        MatrixView::Codes(view) => view.is_finite()?,
+    };
+    match is_finite {
+        true => Ok(()),
+        false => Err(Error::format(
             "a weight is not finite, expected finite numbers",
         )),
-        // The scales of codes were checked when they were opened.
-        _ => Ok(()),
     }
 }

@@ -233,6 +233,27 @@ impl<'a> CodesView<'a> {
         })
     }
 
+    /// Whether every weight is finite as float32. Scales are, but a code times its scale may be too
+    /// large.
+    ///
+    /// # Errors
+    /// `ERR_MEMORY`.
+    pub fn is_finite(&self) -> Result<bool> {
+        let ScalesView::F32(scales) = &self.scales else {
+            return Ok(true);
+        };
+        let largest = scales.iter().fold(0f32, |most, s| most.max(s.abs()));
+        if (largest * f32::from(self.bits.max_code())).is_finite() {
+            return Ok(true);
+        }
+        let codes = self.as_codes();
+        let mut row = memory::filled(self.shape.cols, 0.0, "a row of weights")?;
+        Ok((0..self.shape.rows).all(|r| {
+            codes.dequantize_row(r, &mut row);
+            row.iter().all(|v| v.is_finite())
+        }))
+    }
+
     /// The matrix in the form that the rest of the library uses.
     pub fn as_codes(&self) -> Codes<'_> {
         Codes {
@@ -328,6 +349,25 @@ mod tests {
             let e = view(packing, bytes, scales, zero_points).unwrap_err();
             assert_eq!(e.message(), text);
         }
+    }
+
+    #[test]
+    fn products_of_finite_scales_may_be_infinite() {
+        let is_finite = |bytes: &[u8], scale: f32| {
+            let scales = [1.0, scale];
+            let view = CodesView::new(
+                Shape::new(2, 2, 2),
+                Bits::Eight,
+                Packing::Bytes,
+                bytes.into(),
+                ScalesView::F32((&scales[..]).into()),
+                None,
+            );
+            view.unwrap().is_finite().unwrap()
+        };
+        assert!(is_finite(&[0, 255, 0, 255], 1e36));
+        assert!(is_finite(&[0, 255, 127, 128], -3e38));
+        assert!(!is_finite(&[0, 255, 127, 131], 3e38));
     }
 
     #[test]

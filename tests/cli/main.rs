@@ -2,6 +2,8 @@
 
 #[cfg(unix)]
 mod beside;
+#[cfg(target_os = "linux")]
+mod conversing;
 mod conversions;
 mod downloads;
 mod folders;

@@ -118,6 +118,14 @@ fn weights_that_are_no_numbers() {
         &["perplexity", model, "README.md"],
         &["compare", model, "demo"],
         &["convert", model, "--out", out.to_str().unwrap()],
+        &[
+            "convert",
+            model,
+            "--out",
+            out.to_str().unwrap(),
+            "--calibrate",
+            "README.md",
+        ],
     ] {
         let error = fails(4, arguments);
         assert!(error.contains("finite"), "{error}");

@@ -166,6 +166,18 @@ fn output_that_cannot_be_written() {
     }
 }
 
+/// What was done is worth more than a note about it.
+#[cfg(target_os = "linux")]
+#[test]
+fn notes_that_cannot_be_written() {
+    let output = command(&["run", "demo", "One", "-n", "3"])
+        .stderr(fs::File::create("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{:?}", output.status);
+    assert!(output.stdout.starts_with(b"One"), "{:?}", output.stdout);
+}
+
 #[cfg(unix)]
 mod interrupted {
     use std::io::Read;

@@ -155,6 +155,7 @@ fn bad_input_is_one_line_and_an_exit_code() {
     let short = file("short", &committed[..5000]);
     let (empty, blank) = (file("empty.txt", b""), file("blank.txt", b" \n\n"));
     let taken = file("taken", b"");
+    let below = format!("{taken}/below");
     let plain = ["validate", "--out", out];
     for (code, arguments, said) in [
         (
@@ -207,6 +208,11 @@ fn bad_input_is_one_line_and_an_exit_code() {
         (
             3,
             &["--no-model", "--quick", "--out", &taken],
+            "is a file, expected a folder",
+        ),
+        (
+            3,
+            &["--no-model", "--quick", "--out", &below],
             "cannot be made",
         ),
     ] {

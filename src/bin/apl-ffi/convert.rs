@@ -19,7 +19,8 @@ use apl_ffi::quant::Method;
 use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{count, width};
-use crate::terminal::{self, INTERRUPTED, bar, note};
+use crate::interrupts::{self, INTERRUPTED};
+use crate::terminal::{bar, note};
 use crate::{Failure, Outcome, catalogue, input};
 
 /// Convert a model: download it if need be, quantise, write a manifest and its npz, check what was written.
@@ -105,7 +106,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         tune(rt, &source, calibration, &options, steps as usize)?;
     }
     // Nothing was written so far, and Ctrl-C just ended the process.
-    terminal::watch_interrupts()?;
+    interrupts::watch_interrupts()?;
     let new = out.ancestors().take_while(|folder| !folder.exists());
     let new = new.filter(|folder| !folder.as_os_str().is_empty());
     let mut leavings = vec![unfinished(&target.manifest())?];
@@ -115,7 +116,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let mut progress = |step: Progress<'_>| match (&shown, step) {
         (_, Progress::Begin { weights, .. }) => {
             // Only now are these its own: before, it waits for other writers in the folder.
-            terminal::removed_at_exit(mem::take(&mut leavings));
+            interrupts::removed_at_exit(mem::take(&mut leavings));
             shown = Some(bar(
                 weights,
                 "{prefix:>9} {bar:30} {percent:>3}% {elapsed:>4} {wide_msg}",
@@ -147,12 +148,12 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
         &mut progress,
         &INTERRUPTED,
     );
-    terminal::removed_at_exit(Vec::new());
+    interrupts::removed_at_exit(Vec::new());
     if let Some(bar) = &shown {
         bar.finish_and_clear();
     }
     let report = match report {
-        Err(e) if terminal::interrupted() && e.status() == Status::State => {
+        Err(e) if interrupts::interrupted() && e.status() == Status::State => {
             return Err(Failure::new(130, e.message().to_owned()));
         }
         report => report?,

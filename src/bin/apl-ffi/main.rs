@@ -9,6 +9,8 @@ mod convert;
 mod info;
 mod input;
 mod inspect;
+mod interrupts;
+mod lines;
 mod peer;
 mod perplexity;
 mod plot;
@@ -82,6 +84,11 @@ impl Failure {
             code,
             message: printable(&message.into()).into_owned(),
         }
+    }
+
+    /// Whether it is Ctrl-C.
+    fn is_interruption(&self) -> bool {
+        self.code == interrupts::CODE
     }
 }
 

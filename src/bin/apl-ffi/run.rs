@@ -1,12 +1,13 @@
 //! `apl-ffi run`
 
+mod chat;
+
 use std::io::{IsTerminal, stdin};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use serde_json::json;
 
 use apl_ffi::error::{Error, Status};
 use apl_ffi::model::source::Source;
@@ -16,10 +17,8 @@ use apl_ffi::quant::Bits;
 use apl_ffi::runtime::Runtime;
 
 use crate::arguments::{Inputs, count, positive, seed, width};
-use crate::terminal::{
-    ask, counted, ends_at_interrupt, interrupted, interruption, note, say, say_now,
-    watch_interrupts,
-};
+use crate::interrupts::{ends_at_interrupt, interrupted, interruption, watch_interrupts};
+use crate::terminal::{counted, note, say, say_now};
 use crate::{Failure, Outcome, catalogue, input};
 
 /// Let a model continue a text, or talk with it.
@@ -29,7 +28,7 @@ use crate::{Failure, Outcome, catalogue, input};
 #[command(after_help = "Examples:\n  \
                   apl-ffi run demo \"Once upon a time\"\n  \
                   apl-ffi run demo --temperature 0 -n 50 < prompt.txt\n  \
-                  apl-ffi run models/tiny --chat\n  \
+                  apl-ffi run models/tiny --chat --system \"You answer in rhymes.\"\n  \
                   apl-ffi run model.gguf --bits 8 --seed 7 \"The capital of France is\"")]
 pub struct Arguments {
     /// A manifest, a .gguf file, a folder, or `demo`.
@@ -40,9 +39,13 @@ pub struct Arguments {
     /// Read the text to continue from this file.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
-    /// A conversation, by the model's chat template. An empty line or Ctrl-D ends it.
+    /// A conversation, by the model's chat template. An empty line or Ctrl-D ends it. At a terminal, Ctrl-C ends an answer, and lines
+    /// are edited as in a shell: with the arrow keys, earlier ones too.
     #[arg(long)]
     pub chat: bool,
+    /// What the model is told before a conversation: who it is, how it answers. Not every chat template takes it.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
     /// The most tokens to generate.
     #[arg(long, short = 'n', default_value_t = 400, allow_negative_numbers = true, value_parser = count)]
     pub tokens: usize,
@@ -210,7 +213,7 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     ends_at_interrupt(session.canceller());
     watch_interrupts()?;
     if a.chat {
-        return chat(rt, &mut session, a, prompt);
+        return chat::hold(rt, &mut session, a, prompt);
     }
     let ids = tokenizer.encode(&prompt, tokenizer.begins())?;
     if ids.is_empty() {
@@ -312,66 +315,4 @@ fn tell(rt: &Runtime, session: &mut Session, ids: &[u32], most: usize) -> Outcom
         counted(generated, "token"),
         rate(generated, begun.elapsed())
     ))
-}
-
-/// Turns, each through the template over the whole conversation; only what is new is fed. It ends where the user ends it, and
-/// where the context is full.
-fn chat(rt: &Runtime, session: &mut Session, a: &Arguments, mut line: String) -> Outcome {
-    let model = session.model().clone();
-    let tokenizer = model.tokenizer()?;
-    let mut messages = Vec::new();
-    loop {
-        if line.is_empty() {
-            line = ask("> ")?;
-        }
-        let text = line.trim();
-        if text.is_empty() {
-            return Ok(());
-        }
-        messages.push(json!({"role": "user", "content": text}));
-        let ids = tokenizer.encode(&tokenizer.chat(&json!(messages).to_string())?, None)?;
-        if ids.is_empty() {
-            return Err(Failure::new(
-                4,
-                format!("the chat template of {} writes nothing", a.model),
-            ));
-        }
-        if messages.len() == 1 {
-            fits(&ids, session)?;
-        } else if ids.len() > session.context() {
-            return full(session);
-        }
-        let common = ids
-            .iter()
-            .zip(session.tokens())
-            .take_while(|(a, b)| a == b)
-            .count();
-        let common = common.min(ids.len() - 1);
-        if session.rewind(rt, common).is_err() {
-            session.rewind(rt, 0)?;
-        }
-        let from = session.position();
-        let before = ids.len();
-        let told = tell(rt, session, &ids[from..], a.tokens);
-        say!()?;
-        let figures = told?;
-        if !a.quiet {
-            note!("[{figures}]");
-        }
-        if session.position() == session.context() {
-            return full(session);
-        }
-        let answer = tokenizer.decode(&session.tokens()[before..])?;
-        messages.push(json!({"role": "assistant", "content": answer}));
-        line.clear();
-    }
-}
-
-/// The end of a conversation that nothing more can be said in.
-fn full(session: &Session) -> Outcome {
-    note!(
-        "the context of {} is full: the conversation ends here",
-        counted(session.context(), "token")
-    );
-    Ok(())
 }

@@ -61,7 +61,7 @@ pub fn tell(a: &Arguments, report: &Report, (source, path): (&Source, &Path)) ->
         }
         None if report.tokenizer => {
             say!(
-                "not compared with the source: it is large for this machine, or one of the two was replaced meanwhile"
+                "not compared with the source: it is large for this machine, its context is too short for a text, or one of the two was replaced meanwhile"
             )?;
         }
         None => say!("not compared with the source, which has no tokenizer")?,

@@ -100,8 +100,13 @@ pub fn run(rt: &Runtime, a: &Arguments) -> Outcome {
     let plan = plan(rt, a)?;
     let baselines = baselines(a)?;
     let subject = subject(rt, a)?;
-    std::fs::create_dir_all(&a.out)
-        .map_err(|e| Failure::new(3, format!("{} cannot be made: {e}", a.out.display())))?;
+    std::fs::create_dir_all(&a.out).map_err(|e| {
+        let why = match a.out.is_file() {
+            true => "is a file, expected a folder".to_owned(),
+            false => format!("cannot be made: {e}"),
+        };
+        Failure::new(3, format!("{} {why}", a.out.display()))
+    })?;
     let bar = bar(0, "{bar:30} {pos:>3}/{len} {elapsed:>4} {wide_msg}");
     let mut progress = |what: &str, done: usize, all: usize| {
         bar.set_length(all as u64);
