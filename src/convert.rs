@@ -135,12 +135,18 @@ pub fn convert(
     destination::check(source, target, &companions)?;
     let _made = destination::Made::folders(target.folder)?;
     let mut writer = ManifestWriter::create(&target.manifest())?;
-    // Checked again, now that other writers are locked out.
-    destination::check(source, target, &companions)?;
     let mut steps = Steps {
         progress,
         cancelled,
     };
+    // At once: from here on there is a file that a caller who ends the process has to remove.
+    let specs = source.tensors();
+    (steps.progress)(Progress::Begin {
+        tensors: specs.len(),
+        weights: specs.iter().map(|s| elements(&s.shape)).sum(),
+    });
+    // Checked again, now that other writers are locked out.
+    destination::check(source, target, &companions)?;
     let tensors = Tensors {
         rt,
         source,
@@ -257,18 +263,13 @@ impl Tensors<'_> {
         mut calibration: Option<&mut Calibration<'_>>,
         steps: &mut Steps<'_>,
     ) -> Result<Written> {
-        let specs = self.source.tensors();
-        (steps.progress)(Progress::Begin {
-            tensors: specs.len(),
-            weights: specs.iter().map(|s| elements(&s.shape)).sum(),
-        });
         let mut written = Written::default();
         // With a calibration, matrices without gathered inputs are quantised by the search.
         let method = match calibration {
             Some(_) => Method::Search,
             None => self.options.method,
         };
-        for spec in &specs {
+        for spec in &self.source.tensors() {
             steps.go_on(UNCHANGED)?;
             (steps.progress)(Progress::Tensor {
                 name: &spec.name,

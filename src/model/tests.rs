@@ -348,6 +348,22 @@ impl Observer for After {
     }
 }
 
+/// With many tokens, logits take as long as some layers do.
+#[test]
+fn a_call_is_cancelled_before_its_logits() {
+    let rt = runtime(r#"{"threads": 1}"#);
+    let model = open(&rt, &data().join("qwen3"), "");
+    let mut s = session(&rt, &model, "");
+    let mut logits = vec![7.0; 3 * model.architecture().vocabulary];
+    let last = 7 * model.architecture().layers - 1;
+    let mut after = After(last, s.canceller());
+    let wanted = Logits::All(&mut logits);
+    let e = s.eval_observed(&rt, &[1, 2, 3], wanted, Some(&mut after));
+    assert_eq!(e.unwrap_err().status(), Status::State);
+    assert_eq!((s.position(), after.0), (0, 0));
+    assert!(logits.iter().all(|l| *l == 7.0));
+}
+
 #[test]
 fn a_cancelled_call_leaves_what_a_window_sees() {
     let rt = runtime(r#"{"threads": 2}"#);

@@ -21,6 +21,9 @@ pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Whether the user is asked for a line: nothing runs that would end by itself.
 static ASKING: AtomicBool = AtomicBool::new(false);
 
+/// Whether lines are typed by a person who goes on after Ctrl-C.
+static GOES_ON: AtomicBool = AtomicBool::new(false);
+
 /// What the process would leave unfinished.
 static LEAVINGS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
@@ -28,14 +31,19 @@ static LEAVINGS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static RUNNING: Mutex<Option<Canceller>> = Mutex::new(None);
 
 /// From now on Ctrl-C is noted, and what runs ends by itself; a second one ends the process, and so does the first while the user
-/// is asked for a line.
+/// is asked for a line, unless it goes on after that ([`go_on_after_interrupts`]).
 pub fn watch_interrupts() -> Outcome {
     static WATCHED: AtomicBool = AtomicBool::new(false);
     if WATCHED.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
     let noted = || {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) || ASKING.load(Ordering::SeqCst) {
+        let asking = ASKING.load(Ordering::SeqCst);
+        if asking && GOES_ON.load(Ordering::SeqCst) && !is_terminated() {
+            // The key came a moment before the next question, and what it was to end has ended.
+            return;
+        }
+        if INTERRUPTED.swap(true, Ordering::SeqCst) || asking {
             remove_leavings();
             #[cfg(unix)]
             unix::restore_settings();
@@ -73,7 +81,7 @@ fn remove_leavings() {
 }
 
 /// Ends the call that runs. A call that is about to begin would not hear of it, so that it is told again and again: the process
-/// ends soon, or goes on by [`goes_on`].
+/// ends soon, or goes on by [`forget`].
 fn cancel() {
     while interrupted() {
         if let Ok(Some(canceller)) = RUNNING.lock().as_deref() {
@@ -95,11 +103,27 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
+/// From now on Ctrl-C does not end the process while the user is asked for a line.
+pub fn go_on_after_interrupts() {
+    GOES_ON.store(true, Ordering::SeqCst);
+}
+
+/// Whether a signal came that is not Ctrl-C.
+fn is_terminated() -> bool {
+    #[cfg(unix)]
+    {
+        // The handler of signals wakes who asks this before it notes which it was.
+        thread::sleep(Duration::from_millis(1));
+        unix::TERMINATED.load(Ordering::SeqCst)
+    }
+    #[cfg(not(unix))]
+    false
+}
+
 /// Forgets a Ctrl-C, which has ended what ran, where the user goes on after it; a process that something else than Ctrl-C is to end
 /// does not. Then [`ends_at_interrupt`] wants a session again.
-pub fn goes_on() -> bool {
-    #[cfg(unix)]
-    if unix::TERMINATED.load(Ordering::SeqCst) {
+pub fn forget() -> bool {
+    if is_terminated() {
         return false;
     }
     if let Ok(mut running) = RUNNING.lock() {

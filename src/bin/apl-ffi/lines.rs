@@ -5,7 +5,8 @@ use std::io::{IsTerminal, stdin, stdout};
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
 
-use crate::interrupts::{asking, interruption};
+use crate::interrupts::{asking, go_on_after_interrupts};
+use crate::terminal::note;
 use crate::{Failure, Outcome, input};
 
 pub enum Lines {
@@ -23,7 +24,10 @@ impl Lines {
         }
         let config = Config::builder().auto_add_history(true).build();
         match DefaultEditor::with_config(config) {
-            Ok(editor) => Lines::Typed(Box::new(editor)),
+            Ok(editor) => {
+                go_on_after_interrupts();
+                Lines::Typed(Box::new(editor))
+            }
             Err(_) => Lines::Given,
         }
     }
@@ -33,15 +37,17 @@ impl Lines {
         matches!(self, Lines::Typed(_))
     }
 
-    /// The next line; empty at the end of the input.
+    /// The next line; empty at the end of the input. Ctrl-C drops what is typed so far.
     pub fn next(&mut self, prompt: &str) -> Outcome<String> {
         asking(|| match self {
             Lines::Given => input::line(),
-            Lines::Typed(editor) => match editor.readline(prompt) {
-                Ok(line) => Ok(line),
-                Err(ReadlineError::Eof) => Ok(String::new()),
-                Err(ReadlineError::Interrupted) => Err(interruption()),
-                Err(e) => Err(Failure::new(3, format!("stdin cannot be read: {e}"))),
+            Lines::Typed(editor) => loop {
+                match editor.readline(prompt) {
+                    Ok(line) => return Ok(line),
+                    Err(ReadlineError::Eof) => return Ok(String::new()),
+                    Err(ReadlineError::Interrupted) => note!("[Ctrl-D ends the conversation]"),
+                    Err(e) => return Err(Failure::new(3, format!("stdin cannot be read: {e}"))),
+                }
             },
         })
     }

@@ -6,7 +6,7 @@ use apl_ffi::model::Session;
 use apl_ffi::runtime::Runtime;
 
 use super::{Arguments, fits, tell};
-use crate::interrupts::{ends_at_interrupt, goes_on};
+use crate::interrupts::{self, ends_at_interrupt};
 use crate::lines::Lines;
 use crate::terminal::{counted, note, say};
 use crate::{Failure, Outcome};
@@ -62,7 +62,7 @@ pub fn hold(rt: &Runtime, session: &mut Session, a: &Arguments, mut line: String
             Ok(figures) if a.quiet => drop(figures),
             Ok(figures) => note!("[{figures}]"),
             // Who types goes on from what there is of the answer.
-            Err(e) if e.is_interruption() && lines.are_typed() && goes_on() => {
+            Err(e) if e.is_interruption() && lines.are_typed() && interrupts::forget() => {
                 ends_at_interrupt(session.canceller());
                 note!("[stopped]");
             }
