@@ -79,6 +79,18 @@ struct Block {
     tail: *const u8,
     /// Activations of the block.
     acts: Int8Acts,
+    /// What a pass over several sub-blocks prefetches into L1.
+    ahead: *const u8,
+    /// Bytes of it beside every sub-block.
+    share: usize,
+}
+
+impl Block {
+    /// Whether the passes over several sub-blocks prefetch beside each of them, and not what comes
+    /// next all at once. See [`tile_in_passes`]; with AVX-VNNI this has not been measured.
+    const fn spreads<E: Extensions>() -> bool {
+        E::SPLITS_BYTES
+    }
 }
 
 /// One tile times `V` vectors, in passes of `VS` vectors × `OS` octets over each block.
@@ -104,6 +116,37 @@ unsafe fn tile_in_passes<
     ahead: Prefetch,
     out: *mut f32,
 ) {
+    // SAFETY: the caller upholds this contract.
+    unsafe {
+        // The common case of one sub-block, as a constant, needs no registers for settled sums.
+        match l.block_subs {
+            1 => blocks::<E, BITS, V, VS, OS, true>(l, first, count, tile, acts, ahead, out),
+            _ => blocks::<E, BITS, V, VS, OS, false>(l, first, count, tile, acts, ahead, out),
+        }
+    }
+}
+
+/// [`tile_in_passes`]; `SINGLE`: a block is one sub-block.
+///
+/// # Safety
+/// As [`tile_in_passes`].
+#[inline(always)]
+unsafe fn blocks<
+    E: Extensions,
+    const BITS: usize,
+    const V: usize,
+    const VS: usize,
+    const OS: usize,
+    const SINGLE: bool,
+>(
+    l: &Layout,
+    first: usize,
+    count: usize,
+    tile: *const u8,
+    acts: Int8Acts,
+    ahead: Prefetch,
+    out: *mut f32,
+) {
     debug_assert!(V.is_multiple_of(VS) && OCTETS.is_multiple_of(OS));
     let sub_bytes = 4 * SUB_COLS * BITS;
     let tail_bytes = l.tail_bytes();
@@ -117,30 +160,27 @@ unsafe fn tile_in_passes<
             let mut subs = l.group_subs(g);
             let tail = p.add(subs * sub_bytes);
             while subs > 0 {
-                let block_subs = subs.min(l.block_subs);
+                let block_subs = if SINGLE { 1 } else { subs.min(l.block_subs) };
                 subs -= block_subs;
-                // All lines of a block at once: spreading them over the columns of one vector's
-                // pass gained up to 15% from memory without AVX-VNNI and lost as much with it.
-                prefetch(
-                    next,
-                    p.wrapping_add(ahead.l2_distance),
-                    block_subs * ahead.lines * 64,
-                );
-                next = next.wrapping_add(block_subs * ahead.lines * 64);
-                let block = Block {
+                let bytes = block_subs * ahead.lines * 64;
+                if SINGLE || !Block::spreads::<E>() {
+                    // All lines of a block at once: spreading them over the columns of one vector's
+                    // pass gained up to 15% from memory without AVX-VNNI and lost as much with it.
+                    prefetch(next, p.wrapping_add(ahead.l2_distance), bytes);
+                }
+                let passes = (OCTETS / OS) * (V / VS);
+                let mut block = Block {
                     codes: p,
                     tail,
                     acts,
+                    ahead: next,
+                    share: ahead.lines * 64 / passes,
                 };
+                next = next.wrapping_add(bytes);
                 for octet in (0..OCTETS).step_by(OS) {
                     for v in (0..V).step_by(VS) {
-                        // The common case of one sub-block, as a constant, needs no registers for
-                        // settled sums.
-                        if block_subs == 1 {
-                            pass::<E, BITS, V, VS, OS>(l, &block, 1, octet, v, out);
-                        } else {
-                            pass::<E, BITS, V, VS, OS>(l, &block, block_subs, octet, v, out);
-                        }
+                        pass::<E, BITS, V, VS, OS, SINGLE>(l, &block, block_subs, octet, v, out);
+                        block.ahead = block.ahead.wrapping_add(block_subs * block.share);
                     }
                 }
                 p = p.add(block_subs * sub_bytes);
@@ -167,6 +207,7 @@ unsafe fn pass<
     const V: usize,
     const VS: usize,
     const OS: usize,
+    const SINGLE: bool,
 >(
     l: &Layout,
     block: &Block,
@@ -181,11 +222,18 @@ unsafe fn pass<
         let mut sums = [[E::nothing(); OS]; VS];
         let mut p = block.codes.add(32 * octet);
         let mut x = block.acts.codes.add(v * SUB_COLS);
-        for s in 0..count {
+        let mut ahead = block.ahead;
+        for s in 0..if SINGLE { 1 } else { count } {
             if s > 0 {
                 for sums in sums.as_flattened_mut() {
                     *sums = E::settle::<BITS>(*sums);
                 }
+            }
+            if !SINGLE && Block::spreads::<E>() {
+                for line in (0..block.share).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
+                }
+                ahead = ahead.wrapping_add(block.share);
             }
             unroll!(K in 0..8 => {
                 let mut w = [_mm256_setzero_si256(); OS];
