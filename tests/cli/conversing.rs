@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
-use super::command;
+use super::interruptible;
 use super::running::chatting;
 
 /// The longest that anything may take, on a busy machine too.
@@ -45,7 +45,7 @@ impl Terminal {
         // SAFETY: they were opened above, and each is owned once.
         let (outside, inside) = unsafe { (File::from_raw_fd(outside), File::from_raw_fd(inside)) };
         let standard = || Stdio::from(inside.try_clone().unwrap());
-        let child = command(&["run", &model, "--chat"])
+        let child = interruptible(&["run", &model, "--chat"])
             .args(more)
             .env("TERM", "xterm")
             .stdin(standard())
