@@ -73,8 +73,8 @@ pub struct Prefetch {
     pub at: *const u8,
     /// Cache lines to prefetch at each sub-block.
     pub lines: usize,
-    /// As for [`DirectFn`]; used by kernels of up to four vectors, with AVX2 of any number but one
-    /// (of one with AVX-VNNI).
+    /// As for [`DirectFn`]; used by kernels of up to four vectors, with AVX-VNNI of any number, with
+    /// AVX2 alone of three or more where a block is one sub-block.
     pub l2_distance: usize,
 }
 
